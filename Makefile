@@ -1,0 +1,39 @@
+# Every target makes its own environment: nothing has to be installed first but Python >= 3.10.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SEED ?= 0
+
+.PHONY: demo test check venv clean
+
+demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
+	$(BIN)/nrt demo --seed $(SEED)
+
+test: .venv/test  ## every test, with coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+check: .venv/check  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+venv: .venv/test .venv/check  ## .venv with everything
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	touch $@
+
+.venv/test: .venv/runtime
+	$(PIP) --editable '.[test]'
+	touch $@
+
+.venv/check: .venv/runtime
+	$(PIP) --editable '.[test,check]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,87 @@
+"""Callbacks that every training run has: signals, and numbers that went wrong."""
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class SignalCallback(TrainerCallback):
+    """SIGTERM and SIGINT save at the end of the step and leave; a second SIGINT leaves at once.
+
+    ``received`` is the signal's number, for the exit code (128 + it), or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        name = signal.Signals(number).name
+        print(f"{name}: saving at the end of this step, then leaving", file=sys.stderr, flush=True)
+
+
+class FiniteGuard(TrainerCallback):
+    """Drops an update whose gradient is not finite; the scheduler and the step counter go on.
+
+    After DDP's reduction every rank has the same gradient, so all ranks decide alike. ``skipped``
+    counts the updates.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = 0
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None
+        finite = [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
+        if finite and not torch.stack(finite).all():
+            self.skipped += 1
+            model.zero_grad(set_to_none=True)
+            print(
+                f"step {state.global_step + 1}: gradient not finite, update skipped "
+                f"({self.skipped} so far)",
+                file=sys.stderr,
+                flush=True,
+            )

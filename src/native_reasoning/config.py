@@ -1,0 +1,273 @@
+"""``NRTConfig``: transformers' ``TrainingArguments`` with our options, and recipes that fill it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from native_reasoning.errors import ConfigError, did_you_mean
+from native_reasoning.objective import Objective
+from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.presets import OBJECTIVE_FIELDS, preset_objective
+
+#: What a recipe may hold besides the fields of NRTConfig.
+RECIPE_KEYS = ("model", "data", "eval_data")
+
+
+@dataclass
+class NRTConfig(NRTOptions, TrainingArguments):
+    """All settings of a run: ours (options.py) and every one of ``TrainingArguments``.
+
+    The defaults below differ from transformers': the optimiser is the released NRT script's, every
+    step is logged, and nothing hides a loss that is not a number.
+
+    Raises ConfigError for a setting that cannot work.
+    """
+
+    learning_rate: float = 2e-6
+    adam_beta2: float = 0.95
+    weight_decay: float = 0.01
+    lr_scheduler_type: str = "constant_with_warmup"
+    warmup_steps: float = 0.1
+    logging_steps: float = 1
+    logging_nan_inf_filter: bool = False
+    save_steps: float = 100
+    save_total_limit: int | None = 2
+    remove_unused_columns: bool | None = False
+    report_to: str | list[str] | None = "none"
+    disable_tqdm: bool | None = True
+    data_seed: int | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model_init_kwargs, str):
+            self.model_init_kwargs = _json_object(self.model_init_kwargs, "model_init_kwargs")
+        check_options(self)
+        super().__post_init__()
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed
+        self._check_arguments()
+
+    def objective(self) -> Objective:
+        """The preset's objective with the settings that were given in its place."""
+        base = preset_objective(self.preset)
+        changed = {
+            name: getattr(self, name)
+            for name in OBJECTIVE_FIELDS
+            if name in OPTION_NAMES and getattr(self, name) is not None
+        }
+        return replace(base, **changed)
+
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps' worth of prompts sampled at once (M); each is trained on
+        ``num_iterations`` times."""
+        if self.steps_per_generation is None:
+            return 1
+        return self.steps_per_generation // self.gradient_accumulation_steps
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option of ours, and the training arguments that matter or were changed."""
+        values = {name: getattr(self, name) for name in OPTION_NAMES}
+        for f in fields(self):
+            if f.name in OPTION_NAMES or not f.init or f.name.startswith("gradient_checkpointing"):
+                continue
+            default = f.default if f.default is not MISSING else None
+            value = getattr(self, f.name)
+            if f.name in COMMON_ARGUMENTS or (value != default and _is_plain(value)):
+                values[f.name] = value.value if isinstance(value, Enum) else value
+        values["objective"] = asdict(self.objective())
+        return values
+
+    def _check_arguments(self) -> None:
+        """Arguments of transformers that cannot be combined with ours."""
+        if self.n_gpu > 1:
+            raise ConfigError(
+                f"{self.n_gpu} GPUs in one process",
+                why="transformers would use DataParallel, which gives wrong gradients here",
+                fix="accelerate launch -m native_reasoning.cli train ..., or CUDA_VISIBLE_DEVICES=0",
+            )
+        if self.enable_jit_checkpoint:
+            raise ConfigError(
+                "enable_jit_checkpoint is on",
+                why="it may save in the middle of an optimiser step, which cannot be resumed exactly",
+                fix="leave it off: SIGTERM already saves at the end of the step",
+            )
+        if self.num_iterations < 1 or self.steps_per_rollout() < 1 or (
+            self.steps_per_generation or 0
+        ) % self.gradient_accumulation_steps:
+            raise ConfigError(
+                f"steps_per_generation {self.steps_per_generation}, num_iterations "
+                f"{self.num_iterations}, gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps}",
+                why="a rollout covers a whole number of optimiser steps",
+                fix="make steps_per_generation a multiple of gradient_accumulation_steps",
+            )
+
+
+OPTION_NAMES = tuple(f.name for f in fields(NRTOptions))
+
+
+def check_options(options: NRTOptions) -> None:
+    """Choices and ranges of our own options. Raises ConfigError."""
+    for f in fields(NRTOptions):
+        value, choices = getattr(options, f.name), f.metadata["choices"]
+        if choices and value is not None and value not in choices:
+            raise ConfigError(
+                f"{f.name} is {value!r}{did_you_mean(str(value), choices)}",
+                why=f.metadata["help"],
+                fix=f"one of: {', '.join(choices)}",
+            )
+    for name, low, high in RANGES:
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise ConfigError(
+                f"{name} is {value}", why=f"it must be from {low:g} to {high:g}", fix=f"change {name}"
+            )
+    _check_objective(options)
+
+
+RANGES = (
+    ("num_generations", 1, 1e6),
+    ("max_prompt_length", 1, 1e7),
+    ("max_trace_length", 1, 1e7),
+    ("max_answer_length", 1, 1e7),
+    ("temperature", 1e-3, 100),
+    ("top_p", 1e-3, 1),
+    ("eval_samples", 1, 1e9),
+    ("eval_num_generations", 1, 1e6),
+    ("format_warmup_steps", 0, 1e9),
+    ("rollout_batch_size", 1, 1e9),
+    ("num_iterations", 1, 1e6),
+)
+
+
+def _check_objective(options: NRTOptions) -> None:
+    objective = NRTConfig.objective(options)  # type: ignore[arg-type]
+    compares = objective.centre != "none" or objective.scale != "none"
+    if objective.reward and compares and options.num_generations < 2:
+        raise ConfigError(
+            f"num_generations is {options.num_generations} with preset {options.preset!r}",
+            why="a trace is judged against the others of its question, so one alone teaches nothing",
+            fix="num_generations 8, or preset sft-think, which compares nothing",
+        )
+    if objective.clip == "relu" and objective.baseline == "none" and objective.reward:
+        raise ConfigError(
+            f"clip is 'relu' with preset {options.preset!r}, which has no baseline",
+            why="the clip is on R - R_base, and there is no R_base",
+            fix="clip none, or a preset whose baseline is 'current'",
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, list, dict, Enum))
+
+
+def _json_object(text: str, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{name} is {text!r}",
+            why="it is a JSON object of keyword arguments",
+            fix=f"""{name} '{{"dtype": "bfloat16"}}'""",
+        )
+    return value
+
+
+# -- Recipes ----------------------------------------------------------------------------------------
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A YAML recipe as a dictionary. Raises ConfigError if it is absent or not a mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"recipe {path} does not exist", why="it holds the settings", fix="check the path"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(
+            f"recipe {path} cannot be read: {' '.join(str(error).split())}",
+            why="a recipe is a YAML file of `setting: value` lines",
+            fix="mend it, or start from one in recipes/",
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"recipe {path} holds {type(values).__name__}, not settings",
+            why="a recipe is a YAML file of `setting: value` lines",
+            fix="start from one in recipes/",
+        )
+    if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
+        values = values["config"]
+    return {key: value for key, value in values.items() if key != "objective"}
+
+
+def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
+    """An NRTConfig from named settings whose values may still be text ("2e-6", "true").
+
+    Raises ConfigError for an unknown name, with the nearest known one, and for a value of the wrong
+    type.
+    """
+    by_name = {f.name: f for f in fields(NRTConfig) if f.init}
+    values: dict[str, Any] = {}
+    for raw_name, value in settings.items():
+        name = str(raw_name).replace("-", "_")
+        if name not in by_name:
+            known = [*by_name, *RECIPE_KEYS]
+            raise ConfigError(
+                f"unknown setting {raw_name!r}{did_you_mean(str(raw_name), known)}",
+                why="a setting that nothing reads would change nothing",
+                fix="nrt train --help lists ours; the others are transformers' TrainingArguments",
+            )
+        values[name] = coerce(name, value, str(by_name[name].type))
+    try:
+        return NRTConfig(**{**values, **fixed})
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            " ".join(str(error).split()), why="transformers refuses the setting", fix="change it"
+        ) from error
+
+
+def coerce(name: str, value: Any, annotation: str) -> Any:
+    """``value`` as the field's type has it: YAML reads 2e-6 as text. Raises ConfigError."""
+    if not isinstance(value, str):
+        return value
+    lowered = value.strip().lower()
+    if lowered in ("null", "none") and ("None" in annotation and "str" not in annotation):
+        return None
+    if "bool" in annotation and lowered in ("true", "false"):
+        return lowered == "true"
+    for kind in (int, float):
+        if kind.__name__ in annotation:
+            try:
+                return kind(value)
+            except ValueError:
+                pass
+    if "dict" in annotation and lowered.startswith("{"):
+        return _json_object(value, name)
+    if "str" in annotation or "Any" in annotation or "Strategy" in annotation:
+        return value
+    raise ConfigError(
+        f"{name} is {value!r}", why=f"it is {annotation_text(annotation)}", fix=f"change {name}"
+    )
+
+
+def annotation_text(annotation: str) -> str:
+    """A field's type in words, for messages."""
+    kind = annotation.replace("<class '", "").replace("'>", "").replace(" | None", "")
+    return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, kind)
+
+
+def model_dtype(config: NRTConfig) -> torch.dtype:
+    """The arithmetic of the forward pass: bfloat16 or float16 under autocast, else float32."""
+    if config.bf16:
+        return torch.bfloat16
+    return torch.float16 if config.fp16 else torch.float32

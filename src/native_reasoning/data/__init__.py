@@ -1,0 +1,30 @@
+"""Rows in any common shape -> validated examples; whatever is left out is counted and named.
+
+    source --(sources)--> rows --(shapes)--> prompt and answer --(loading)--> Examples + report
+
+``load_examples`` is the usual door; ``load_rows`` gives the raw rows it starts from.
+"""
+
+from native_reasoning.data.loading import load_examples
+from native_reasoning.data.report import (
+    DataReport,
+    Dropped,
+    Examples,
+    content_hash,
+    drop_examples,
+    with_dropped,
+)
+from native_reasoning.data.sources import Row, Rows, load_rows
+
+__all__ = [
+    "DataReport",
+    "Dropped",
+    "Examples",
+    "Row",
+    "Rows",
+    "content_hash",
+    "drop_examples",
+    "load_examples",
+    "load_rows",
+    "with_dropped",
+]

@@ -1,0 +1,195 @@
+"""Readers of one file: each yields ``(number, unit, value, problem)`` per row.
+
+``number`` is the line (JSON lines) or the row (everything else), from 1; ``problem`` is None or a
+reason of ``report.REASONS`` with a detail. Text files are UTF-8, with or without a byte-order mark.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from native_reasoning.errors import DataError
+
+RawRow = tuple[int, str, Any, tuple[str, str] | None]
+
+_FIELD_LIMIT = 2**31 - 1
+
+
+def text_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 file with their numbers; only a line feed ends a line.
+
+    Raises DataError naming line and byte where the file is not UTF-8.
+    """
+    offset = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError as error:
+                raise _not_utf8(name, number, offset + error.start, raw) from None
+            offset += len(raw)
+            yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _not_utf8(name: str, line: int, offset: int, raw: bytes) -> DataError:
+    utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+    encoding = "UTF-16" if utf16 else "WINDOWS-1252"
+    return DataError(
+        f"{name} is not UTF-8: line {line}, byte {offset} of the file",
+        why="its text would reach the model garbled",
+        fix=f"convert it, if it is {encoding}: iconv -f {encoding} -t UTF-8 {name} > fixed",
+    )
+
+
+def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
+    """One JSON value per line, blank lines skipped; a file that is one JSON list is read as such."""
+    first = next((text for _, text in text_lines(path, name) if text.strip()), "")
+    if first.lstrip().startswith("["):
+        try:
+            document = json.loads("".join(text for _, text in text_lines(path, name)))
+        except (ValueError, RecursionError):
+            document = None  # lines after all: the bad ones are named one by one
+        if isinstance(document, list):
+            yield from _document_rows(document)
+            return
+    yield from _line_rows(path, name)
+
+
+def _line_rows(path: Path, name: str) -> Iterator[RawRow]:
+    for number, text in text_lines(path, name):
+        if text.strip():
+            try:
+                yield number, "line", json.loads(text.rstrip()), None
+            except (ValueError, RecursionError) as error:
+                yield number, "line", None, ("broken_json", _json_problem(error))
+
+
+def _json_problem(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        line = f"line {error.lineno} " if error.lineno > 1 else ""
+        return f"{line}column {error.colno}: {error.msg}"
+    return str(error)
+
+
+def read_json(path: Path, name: str) -> Iterator[RawRow]:
+    """A list of objects, ``{"data": [...]}``, one object, or JSON lines under this suffix.
+
+    Raises DataError naming line and column when it is none of these.
+    """
+    text = "".join(text for _, text in text_lines(path, name))
+    if not text.strip():
+        return
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        lines = list(_line_rows(path, name))
+        if not any(isinstance(value, dict) for _, _, value, _ in lines):
+            raise DataError(
+                f"{name} is not valid JSON: {_json_problem(error)}",
+                why="a broken document has no rows that could be kept",
+                fix="write a list of objects, or one object per line in a .jsonl file",
+            ) from None
+        yield from lines
+        return
+    yield from _document_rows(document)
+
+
+def _document_rows(document: Any) -> Iterator[RawRow]:
+    if isinstance(document, dict) and isinstance(document.get("data"), list):
+        document = document["data"]
+    for number, value in enumerate(document if isinstance(document, list) else [document], start=1):
+        yield number, "row", value, None
+
+
+def read_csv(path: Path, name: str) -> Iterator[RawRow]:
+    """Rows under a header, every cell as the text that is written ("007" stays "007").
+
+    ``number`` counts the rows below the header. A row with more cells than the header is bad; one
+    with fewer lacks the last columns. Raises DataError when the header cannot be read.
+    """
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    limit = csv.field_size_limit(_FIELD_LIMIT)  # the default refuses cells over 128 KiB
+    try:
+        lines = (text for _, text in text_lines(path, name))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        header = _csv_header(reader, name)
+        number = 0
+        for fields, error in _csv_fields(reader):
+            if fields is None or fields:
+                number += 1
+                yield number, "row", *_csv_row(header, fields, error)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_header(reader: Any, name: str) -> list[str]:
+    try:
+        first = next((cells for cells in reader if any(map(str.strip, cells))), [])
+    except csv.Error as error:
+        raise _bad_header(name, str(error)) from None
+    header = [column.strip() for column in first]
+    twice = sorted({column for column in header if column and header.count(column) > 1})
+    if twice:
+        raise _bad_header(name, f"it names {', '.join(twice)} twice")
+    return header
+
+
+def _bad_header(name: str, problem: str) -> DataError:
+    return DataError(
+        f"the header of {name} cannot be used: {problem}",
+        why="the first row of a CSV file names its columns",
+        fix="correct the first row",
+    )
+
+
+def _csv_fields(reader: Any) -> Iterator[tuple[list[str] | None, str]]:
+    """The cells of each row, or None and what is wrong; the reader goes on after an error."""
+    while True:
+        try:
+            yield next(reader), ""
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield None, f"{error}, up to line {reader.line_num} of the file"
+
+
+def _csv_row(
+    header: list[str], fields: list[str] | None, error: str
+) -> tuple[dict[str, str] | None, tuple[str, str] | None]:
+    if fields is None:
+        return None, ("broken_csv", error)
+    if len(fields) > len(header):
+        return None, ("broken_csv", f"{len(fields)} cells under {len(header)} columns")
+    return dict(zip(header, fields, strict=False)), None
+
+
+def read_parquet(path: Path, name: str) -> Iterator[RawRow]:
+    """Rows of a Parquet file, a thousand in memory at a time. Raises DataError when broken."""
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield number, "row", value, None
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{name} cannot be read as Parquet after row {number}: {str(error).splitlines()[0]}",
+            why="the file is damaged or of another kind",
+            fix="write it anew, or give it the suffix of its kind",
+        ) from error
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[RawRow]]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+}

@@ -1,0 +1,258 @@
+"""A source of any kind -> its raw rows, one at a time, each with the place where it stands.
+
+One bad line among good ones is a row with a problem, and reading goes on; a source that cannot be
+read at all is a DataError. JSON lines, JSON and CSV are read by code of our own, because loaders
+that read a file in blocks give up the whole file for one broken line.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from native_reasoning.data.files import READERS
+from native_reasoning.errors import DataError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_SPLIT_NAME = re.compile(
+    r"(?:^|[_.-])(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE
+)
+_SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
+_METADATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One raw row. ``number`` counts from 1; ``place`` is for people: "line 7", "b.csv row 7".
+
+    ``problem`` is None, or a reason of ``report.REASONS`` and a detail: then there is no ``value``.
+    """
+
+    number: int
+    place: str
+    value: Any
+    problem: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one source, read as they are asked for, once.
+
+    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row".
+    """
+
+    source: str
+    unit: str
+    rows: Iterator[Row]
+
+
+def load_rows(source: object, *, split: str | None = None) -> Rows:
+    """Open a source.
+
+    ``source`` is a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), a folder of such files or
+    one written by ``save_to_disk``, a hub id (``owner/name`` or ``owner/name:config``), a
+    ``datasets.Dataset`` or ``DatasetDict``, or a list of dicts.
+
+    ``split`` picks one split of a hub id, a DatasetDict, or a folder whose file names say their
+    split (``train.jsonl``, ``test-00000-of-00001.parquet``). Without it a source with several
+    splits gives "train".
+
+    Raises DataError: at once when the source does not exist or has no such split; while reading,
+    when a file cannot be read at all.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _folder_rows(path, str(source), split)
+        if not path.exists() and _is_hub_id(str(source)):
+            return _hub_rows(str(source), split)
+        _refuse_split(split, str(source))
+        return _file_rows(path, str(source))
+    if isinstance(source, Sequence):
+        _refuse_split(split, "a list of rows")
+        return Rows("the list of rows", "row", _numbered(source))
+    return _dataset_rows(source, "the dataset", split)
+
+
+def _numbered(values: Iterable[Any]) -> Iterator[Row]:
+    for number, value in enumerate(values, start=1):
+        yield Row(number, f"row {number}", value)
+
+
+def _file_rows(path: Path, name: str) -> Rows:
+    reader = _reader(path, name)
+    unit = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "row"
+    return Rows(name, unit, _read(path, name, reader))
+
+
+def _read(path: Path, name: str, reader: Callable) -> Iterator[Row]:
+    try:
+        for number, unit, value, problem in reader(path, name):
+            yield Row(number, f"{unit} {number}", value, problem)
+    except OSError as error:
+        raise DataError(
+            f"{name} cannot be read: {error.strerror or error}",
+            why="no row of it was seen",
+            fix="check that the file is whole and that you may read it",
+        ) from error
+
+
+def _reader(path: Path, name: str) -> Callable:
+    """The reader for a file's suffix. Raises DataError: no such file, or an unknown suffix."""
+    if not path.exists():
+        raise _not_found(path, name)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            f"{name} is of no known kind ({path.suffix or 'no suffix'})",
+            why="the suffix says how a file is read",
+            fix=f"use one of {', '.join(READERS)}",
+        )
+    return reader
+
+
+def _not_found(path: Path, name: str) -> DataError:
+    parent = path.parent
+    near = []
+    if parent.is_dir():
+        near = difflib.get_close_matches(path.name, sorted(os.listdir(parent)), n=3, cutoff=0.5)
+    if near:
+        fix = f"did you mean {' or '.join(str(parent / other) for other in near)}?"
+    elif parent.is_dir():
+        fix = "check the path; a data set of the hub is named owner/name"
+    else:
+        fix = f"check the path: there is no folder {parent}"
+    return DataError(f"{name} does not exist", why="there is nothing to read", fix=fix)
+
+
+def _folder_rows(path: Path, name: str, split: str | None) -> Rows:
+    """All files of a folder in the order of their names, numbered through."""
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        import datasets
+
+        return _dataset_rows(datasets.load_from_disk(str(path)), name, split)
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in READERS
+        and file.name not in _METADATA
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if not files:
+        raise DataError(
+            f"the folder {name} holds no data file",
+            why="there is nothing to read",
+            fix=f"put files of one of these kinds there: {', '.join(READERS)}",
+        )
+    splits = {file: _split_of(file.relative_to(path)) for file in files}
+    names = {found for found in splits.values() if found is not None}
+    if split is not None or len(names) > 1:
+        wanted = _pick_split(split, sorted(names), name)
+        files = [file for file in files if splits[file] == wanted]
+        name = f"{name} [{wanted}]"
+    return Rows(name, "row", _chained(files, path))
+
+
+def _chained(files: list[Path], root: Path) -> Iterator[Row]:
+    number = 0
+    for file in files:
+        name = str(file.relative_to(root))
+        for row in _read(file, str(file), _reader(file, str(file))):
+            number += 1
+            yield Row(number, f"{name} {row.place}", row.value, row.problem)
+
+
+def _split_of(relative: Path) -> str | None:
+    """The split that a file's name says, else the nearest folder's; None when none says one."""
+    for part in (relative.stem, *reversed(relative.parts[:-1])):
+        match = _SPLIT_NAME.search(part)
+        if match:
+            return _same_split(match.group(1))
+    return None
+
+
+def _same_split(split: str) -> str:
+    return _SAME_SPLIT.get(split.lower(), split.lower())
+
+
+def _pick_split(split: str | None, names: Sequence[str], source: str) -> str:
+    """The split asked for, or the only one, or "train". Raises DataError when there is none."""
+    if split is None:
+        if len(names) == 1 or "train" in names:
+            return "train" if "train" in names else names[0]
+        raise DataError(
+            f"{source} has several splits and none is train: {', '.join(names)}",
+            why="rows for training and for testing must not be mixed",
+            fix=f"name the split: {names[0]}",
+        )
+    for name in names:
+        if split == name or _same_split(split) == _same_split(name):
+            return name
+    raise DataError(
+        f"split {split!r} not found in {source} (it has: {', '.join(names) or 'no named splits'})",
+        why="only the split asked for is read",
+        fix=f"name one of {', '.join(names)}" if names else "leave the split out",
+    )
+
+
+def _refuse_split(split: str | None, source: str) -> None:
+    if split is not None:
+        raise DataError(
+            f"split {split!r} was asked of {source}",
+            why="a single file or list has no splits",
+            fix="leave the split out, or give a folder, a hub id or a DatasetDict",
+        )
+
+
+def _is_hub_id(source: str) -> bool:
+    """Whether a name that is no path here reads as owner/name of the hub."""
+    suffix = Path(source).suffix.lower()
+    return (
+        bool(_HUB_ID.fullmatch(source))
+        and suffix not in READERS
+        and not Path(source).parent.is_dir()
+    )
+
+
+def _hub_rows(source: str, split: str | None) -> Rows:
+    """A data set of the hub through ``datasets`` (which keeps it in its cache)."""
+    import datasets
+
+    name, _, config = source.partition(":")
+    try:
+        if split is None:
+            split = _pick_split(
+                None, datasets.get_dataset_split_names(name, config or None), source
+            )
+        data = datasets.load_dataset(name, config or None, split=split)
+    except DataError:
+        raise
+    except Exception as error:  # the hub client raises many kinds; each means "could not load"
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{source} could not be loaded from the hub: {text[0]}",
+            why=f"{source} is no file here, so it was taken for a data set's name on the hub",
+            fix="check the name (owner/name or owner/name:config), the split and the network",
+        ) from error
+    return _dataset_rows(data, f"{source} [{split}]", None)
+
+
+def _dataset_rows(data: object, name: str, split: str | None) -> Rows:
+    """Rows of a ``datasets.Dataset``, or of one split of a ``DatasetDict``."""
+    import datasets
+
+    if isinstance(data, datasets.DatasetDict):
+        picked = _pick_split(split, [str(key) for key in data], name)
+        return _dataset_rows(data[picked], f"{name} [{picked}]", None)
+    if not isinstance(data, datasets.Dataset):
+        raise DataError(
+            f"{type(data).__name__} cannot be read as rows",
+            why="rows are counted and numbered, so their number must be known",
+            fix="give a path, a hub id, a datasets.Dataset or a list of dicts; "
+            "of a stream, list(stream.take(1000))",
+        )
+    _refuse_split(split, name)
+    return Rows(name, "row", _numbered(data.with_format(None)))

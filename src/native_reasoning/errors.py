@@ -1,0 +1,55 @@
+"""Errors that a user can act on: what happened, why it matters, what to do.
+
+::
+
+    NativeReasoningError(what, why=..., fix=...)
+    ├── ConfigError     (ValueError)    a setting, a preset or a recipe key
+    ├── DataError       (ValueError)    a file, a column or its rows
+    ├── TemplateError   (ValueError)    a tokenizer or a boundary
+    ├── PolicyError     (ValueError)    a model folder or its weights
+    └── RunError        (RuntimeError)  a run folder, or training that cannot go on
+
+Mistakes of ours are asserts, never one of these.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NativeReasoningError(Exception):
+    """Base class.
+
+    ``what`` says what happened, with the value; ``why`` says why it matters; ``fix`` says what to
+    do. ``str(error)`` has all three, one per line, as the command line prints them.
+    """
+
+    def __init__(self, what: str, *, why: str, fix: str) -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__(f"{what}\n  why: {why}\n  fix: {fix}")
+
+
+class ConfigError(NativeReasoningError, ValueError):
+    """A setting, a preset or a recipe key is wrong."""
+
+
+class DataError(NativeReasoningError, ValueError):
+    """A data file cannot be read, lacks a column, or has no usable row."""
+
+
+class TemplateError(NativeReasoningError, ValueError):
+    """A tokenizer cannot mark where the trace or the answer ends."""
+
+
+class PolicyError(NativeReasoningError, ValueError):
+    """A model cannot be loaded or is not a causal language model."""
+
+
+class RunError(NativeReasoningError, RuntimeError):
+    """A run folder is in the way, or training cannot go on."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``' (did you mean …?)'`` or nothing."""
+    near = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
+    near = near or difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,182 @@
+"""Held-out questions: accuracy with and without thinking, and what a trace does to the answer.
+
+Four answers per question: after sampled traces and after none, each decoded by sampling (at the
+training temperature: the policy itself) and greedily. The reference answer is scored after the
+sampled traces and after none; *uplift* is the difference, in nats per token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from native_reasoning.evaluate.metrics import (
+    Correctness,
+    accuracy,
+    bootstrap_interval,
+    exact_match,
+    majority,
+    token_f1,
+)
+from native_reasoning.rollout.engine import NoiseKey, Sampling
+from native_reasoning.rollout.hf import HFEngine, Sample, inference
+from native_reasoning.rollout.noise import EVALUATION
+from native_reasoning.scoring import pack, unpack
+from native_reasoning.template import Template
+from native_reasoning.types import PromptGroup, Traces
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """``samples`` traces per question (for maj@k), at ``temperature``; lengths in tokens."""
+
+    samples: int = 1
+    max_trace_length: int = 512
+    max_answer_length: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 32
+    share_prompts: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One question: what was answered, in text, and how the reference scored (nats per token).
+
+    ``answers`` and ``traces`` are the sampled ones (k of each); ``logps`` the mean log-probability
+    of a reference token after each of these traces.
+    """
+
+    row_id: int
+    question: str
+    reference: str
+    traces: tuple[str, ...]
+    trace_lengths: tuple[int, ...]
+    closed: tuple[bool, ...]
+    answers: tuple[str, ...]
+    answer_greedy: str
+    answer_no_think: str
+    answer_no_think_greedy: str
+    logps: tuple[float, ...]
+    logp_no_think: float
+
+
+class HeldOut:
+    """Evaluates groups on a model that ``install_scoring`` has prepared.
+
+    ``model`` is the unwrapped module; ``engine`` samples from the same weights.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, engine: HFEngine, template: Template, settings: EvalSettings
+    ) -> None:
+        self.model, self.engine, self.template, self.settings = model, engine, template, settings
+
+    def run(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
+        """One outcome per group, in order."""
+        size = self.settings.batch_size
+        cuts = range(0, len(groups), size)
+        return [outcome for i in cuts for outcome in self._chunk(groups[i : i + size])]
+
+    def _chunk(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
+        s = self.settings
+        sampled = Sampling(s.samples, s.max_trace_length, s.temperature, s.top_p)
+        greedy = Sampling(1, s.max_trace_length, 0.0)
+        key = NoiseKey(s.seed, 0, EVALUATION)
+        traces = self.engine.rollout(groups, sampled, key)
+        greedy_traces = self.engine.rollout(groups, greedy, key)
+        empty = [Traces((self.template.empty_trace(),), (True,)) for _ in groups]
+        after = self._answers(groups, traces, s.temperature, 1)
+        after_greedy = self._answers(groups, greedy_traces, 0.0, 2)
+        none = self._answers(groups, empty, s.temperature, 3)
+        none_greedy = self._answers(groups, empty, 0.0, 4)
+        packed = pack(groups, traces, self.template, self.model.device, share=s.share_prompts)
+        with inference(self.model):
+            logps = self.model(score=packed.batch)
+        outcomes = []
+        for i, scores in enumerate(unpack(packed, logps, self.template)):
+            group, example = groups[i], groups[i].example
+            outcomes.append(
+                Outcome(
+                    row_id=example.row_id,
+                    question=example.question,
+                    reference=example.answer,
+                    traces=tuple(self.template.text(ids) for ids in traces[i].ids),
+                    trace_lengths=traces[i].lengths,
+                    closed=traces[i].closed,
+                    answers=after[i],
+                    answer_greedy=after_greedy[i][0],
+                    answer_no_think=none[i][0],
+                    answer_no_think_greedy=none_greedy[i][0],
+                    logps=tuple(scores.answer.mean(-1).tolist()),
+                    logp_no_think=scores.baseline.mean().item(),
+                )
+            )
+            assert scores.answer.shape[1] == len(group.answer_ids)
+        return outcomes
+
+    def _answers(
+        self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, draw: int
+    ) -> list[tuple[str, ...]]:
+        """An answer after each trace, as text. ``draw`` keeps its random numbers apart."""
+        prompts, rows = [], []
+        for group, sampled in zip(groups, traces, strict=True):
+            for ids, closed in zip(sampled.ids, sampled.closed, strict=True):
+                prompts.append(self.template.answer_prompt(group.prompt_ids, ids, closed))
+                rows.append(group.example.row_id)
+        # the k answers of a question differ in their trace number k, coded into the random key's step
+        out: list[list[str]] = [[] for _ in groups]
+        widths = [len(t.ids) for t in traces]
+        sampling = Sampling(1, self.settings.max_answer_length, temperature, self.settings.top_p)
+        for k in range(max(widths)):
+            chosen = [sum(widths[:g]) + k for g in range(len(groups))]
+            key = NoiseKey(self.settings.seed, 1 + 8 * k + draw, EVALUATION)
+            samples = self.engine.sample(
+                [prompts[c] for c in chosen],
+                [rows[c] for c in chosen],
+                sampling,
+                key,
+                self.template.stop_answer,
+            )
+            for cell, (sample,) in zip(out, samples, strict=True):
+                cell.append(self._text(sample))
+        return [tuple(cell) for cell in out]
+
+    def _text(self, sample: Sample) -> str:
+        return self.template.text(sample.ids).strip()
+
+
+def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> dict[str, Any]:
+    """Means over questions, with 95 % bootstrap intervals as ``…_low`` and ``…_high``.
+
+    ``accuracy`` is the mean over a question's sampled answers; ``accuracy_maj`` of the most common.
+    """
+    values: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        values.setdefault(name, []).append(value)
+
+    for o in outcomes:
+        k = len(o.answers)
+        right = [correct(answer, o.reference) for answer in o.answers]
+        add("accuracy", sum(right) / k)
+        if k > 1:
+            add("accuracy_maj", correct(majority(o.answers), o.reference))
+        add("accuracy_greedy", correct(o.answer_greedy, o.reference))
+        add("accuracy_no_think", correct(o.answer_no_think, o.reference))
+        add("accuracy_no_think_greedy", correct(o.answer_no_think_greedy, o.reference))
+        add("exact_match", sum(exact_match(a, o.reference) for a in o.answers) / k)
+        add("token_f1", sum(token_f1(a, o.reference) for a in o.answers) / k)
+        add("answer_logp", sum(o.logps) / k)
+        add("answer_logp_no_think", o.logp_no_think)
+        add("uplift", sum(o.logps) / k - o.logp_no_think)
+        add("trace_length", sum(o.trace_lengths) / k)
+        add("closed", sum(o.closed) / k)
+    out: dict[str, Any] = {"questions": len(outcomes)}
+    for name, cells in values.items():
+        interval = bootstrap_interval(cells)
+        out[name] = interval.mean
+        out[f"{name}_low"], out[f"{name}_high"] = interval.low, interval.high
+    return out

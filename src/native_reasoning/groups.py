@@ -1,0 +1,142 @@
+"""Rows in token ids, and which rows each optimiser step takes.
+
+The schedule is a pure function of (number of rows, settings, step): no sampler keeps a position, so
+a resumed run needs none, and every rank knows the whole step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from native_reasoning.config import NRTConfig
+from native_reasoning.data import DataReport, Examples, with_dropped
+from native_reasoning.data.report import no_usable_row
+from native_reasoning.errors import DataError, TemplateError
+from native_reasoning.rollout.noise import ORDER, uniforms
+from native_reasoning.template import Template
+from native_reasoning.types import PromptGroup
+
+Rows = tuple[int | None, ...]
+
+
+def make_groups(
+    data: Examples, template: Template, config: NRTConfig
+) -> tuple[tuple[PromptGroup, ...], DataReport]:
+    """Every example in token ids, numbered anew, and the report with what did not fit.
+
+    Raises DataError if nothing is left, or, with ``config.strict``, at the first row that does not
+    fit.
+    """
+    kept: list[PromptGroup] = []
+    lines: dict[str, list[int]] = {}
+    for example in data.examples:
+        try:
+            group = template.group(example)
+        except TemplateError as error:
+            reason, detail = "refused_by_template", error.what
+        else:
+            reason, detail = _too_long(group, config)
+        if reason is None:
+            kept.append(replace(group, example=replace(example, row_id=len(kept))))
+        elif config.strict:
+            raise DataError(
+                f"{data.report.source} {data.report.unit} {example.line}: {detail}",
+                why="--strict refuses a file with a bad row",
+                fix="mend the row, or leave --strict out",
+            )
+        else:
+            lines.setdefault(reason, []).append(example.line)
+    report = data.report
+    for reason, numbers in lines.items():
+        report = with_dropped(report, reason, numbers)
+    if not kept:
+        raise no_usable_row(report)
+    return tuple(kept), report
+
+
+def _too_long(group: PromptGroup, config: NRTConfig) -> tuple[str | None, str]:
+    prompt, answer = len(group.prompt_ids), len(group.answer_ids)
+    if prompt > config.max_prompt_length:
+        return (
+            "too_long_prompt",
+            f"the prompt has {prompt} tokens, max_prompt_length is {config.max_prompt_length}",
+        )
+    if answer > config.max_answer_length:
+        return (
+            "too_long_answer",
+            f"the answer has {answer} tokens, max_answer_length is {config.max_answer_length}",
+        )
+    return None, ""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One optimiser step: its ``rows`` (None fills up the last step of an epoch), the step
+    ``rollout`` at which its traces are sampled, its place ``minibatch`` in that rollout, and
+    whether this is the rollout's first pass over it."""
+
+    rows: Rows
+    rollout: int
+    minibatch: int
+    first_pass: bool
+
+    @property
+    def prompts(self) -> int:
+        """Real prompts of the step, over all ranks."""
+        return sum(row is not None for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rows of every step: each epoch is a permutation of (seed, epoch), cut into mini-batches of
+    ``prompts`` rows; ``minibatches`` of them form one rollout, trained on ``passes`` times."""
+
+    rows: int
+    prompts: int
+    seed: int
+    minibatches: int = 1
+    passes: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return -(-self.rows // self.prompts) * self.passes
+
+    def step(self, step: int) -> PlannedStep:
+        """The plan of optimiser step ``step``, counted from 0."""
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        window = inside // (self.minibatches * self.passes)
+        place = inside - window * self.minibatches * self.passes
+        size = len(self._window(epoch, window))
+        first = step - place
+        return PlannedStep(
+            rows=self._window(epoch, window)[place % size],
+            rollout=first,
+            minibatch=place % size,
+            first_pass=place < size,
+        )
+
+    def rollout(self, step: int) -> list[Rows]:
+        """All mini-batches that are sampled at step ``step``, the first of its rollout."""
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        return self._window(epoch, inside // (self.minibatches * self.passes))
+
+    def _window(self, epoch: int, window: int) -> list[Rows]:
+        order: list[int | None] = [*_permutation(self.rows, self.seed, epoch)]
+        order += [None] * (-len(order) % self.prompts)
+        cuts = range(0, len(order), self.prompts)
+        batches = [tuple(order[i : i + self.prompts]) for i in cuts]
+        return batches[window * self.minibatches : (window + 1) * self.minibatches]
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(np.argsort(uniforms(seed, ORDER, epoch, 0, 0, count), kind="stable").tolist())
+
+
+def rank_share(rows: Sequence[int | None], rank: int, ranks: int, per_device: int) -> list[Rows]:
+    """The micro-batches of one rank: ``rows`` dealt out ``per_device`` at a time over the ranks."""
+    cuts = [tuple(rows[i : i + per_device]) for i in range(0, len(rows), per_device)]
+    return cuts[rank::ranks]

@@ -1,0 +1,113 @@
+"""``nrt demo``: four methods on the embedded base model, at equal optimiser steps, in about a minute.
+
+The base is measured on held-out problems of the *style shift* family (tasks.py), then trained from
+question–answer pairs alone. Same seed, same rows, same number of steps and, where traces are
+sampled, the same number of traces for each method.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from native_reasoning.config import NRTConfig
+from native_reasoning.errors import RunError
+from native_reasoning.evaluate.held_out import Outcome, summarise
+from native_reasoning.lab import base_path, make_rows
+from native_reasoning.trainer import NRTTrainer
+
+PRESETS = ("sft", "nrt-am-released", "nrt-logp-released", "nrt-ws")
+FAMILY, STEPS, QUESTIONS = "style_shift", 120, 500
+#: The seed of the held-out problems, the same in every demo.
+HELD_OUT_SEED = 1_000_003
+SHOWN = ("accuracy", "accuracy_no_think", "trace_length", "uplift")
+
+
+def run_demo(
+    seed: int = 0, out: str | None = None, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Trains every preset of ``PRESETS`` and returns what ``nrt demo --json`` prints.
+
+    ``out`` is a new folder for the runs, ``runs/demo`` (or ``-2``, …) by default; ``say`` gets a
+    line about each stage. Raises RunError if ``out`` exists.
+    """
+    began = time.perf_counter()
+    folder = _new_folder(out)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the model is too small to share out, and one thread is repeatable
+    try:
+        result: dict[str, Any] = {}
+        before: list[Outcome] = []
+        for preset in PRESETS:
+            trainer = _trainer(preset, seed, folder)
+            if not before:
+                say("measuring the base model")
+                before = trainer.outcomes(trainer.eval_groups)
+                result["base"] = _row(before)
+            say(f"training {preset}: {STEPS} steps")
+            started = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - started
+            after = trainer.outcomes(trainer.eval_groups)
+            trainer.save_model(str(folder / preset / "final"))
+            result[preset] = {**_row(after), "seconds": round(seconds, 1)}
+        result["samples"] = [_sample(*pair) for pair in zip(before[:3], after[:3], strict=True)]
+        result["seed"] = seed
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        result["run"] = str(folder)
+        return result
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _new_folder(out: str | None) -> Path:
+    if out is None:
+        names = ["demo", *(f"demo-{n}" for n in range(2, 10_000))]
+        return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+    if Path(out).exists():
+        raise RunError(
+            f"{out} exists", why="an existing run is never overwritten", fix="name a new folder"
+        )
+    return Path(out)
+
+
+def _trainer(preset: str, seed: int, folder: Path) -> NRTTrainer:
+    args = NRTConfig(
+        output_dir=str(folder / preset),
+        preset=preset,
+        seed=seed,
+        max_steps=STEPS,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=QUESTIONS,
+        num_generations=8,
+        max_trace_length=16,
+        max_answer_length=20,
+        eval_samples=QUESTIONS,
+        learning_rate=5e-4,
+        warmup_steps=0,
+        save_strategy="no",
+        use_cpu=True,
+    )
+    return NRTTrainer(
+        model=str(base_path()),
+        args=args,
+        train_dataset=make_rows(FAMILY, "train", 16 * STEPS, seed),
+        eval_dataset=make_rows(FAMILY, "heldout", QUESTIONS, HELD_OUT_SEED),
+    )
+
+
+def _row(outcomes: list[Outcome]) -> dict[str, float]:
+    summary = summarise(outcomes)
+    names = [*SHOWN, "accuracy_low", "accuracy_high"]
+    return {name: round(summary[name], 4) for name in names}
+
+
+def _sample(before: Outcome, after: Outcome) -> dict[str, Any]:
+    return {
+        "question": before.question,
+        "reference": before.reference,
+        "before": {"trace": before.traces[0], "answer": before.answers[0]},
+        "after": {"trace": after.traces[0], "answer": after.answers[0]},
+    }

@@ -1,0 +1,53 @@
+"""The lab's word-level tokenizer, built from the words of :mod:`.tasks`.
+
+It is an ordinary ``PreTrainedTokenizerFast``: one token per word, words separated by spaces.
+``<think>`` and ``</think>`` are added tokens like those of reasoning models: single ids that are
+not special, so that ``skip_special_tokens`` keeps them.
+"""
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from native_reasoning.lab.tasks import CLOSE, END, OPEN, words
+
+PAD, UNKNOWN = "<pad>", "<unk>"
+MODEL_MAX_LENGTH = 128
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ message['content'] }}" + END + "{% else %}"
+    "{{ message['content'] }} "
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{% if enable_thinking is defined and not enable_thinking %}" + OPEN + CLOSE + "{% else %}"
+    "" + OPEN + "{% endif %}"
+    "{% endif %}"
+)
+"""Turns one after the other; a generation prompt opens the thinking block, or with
+``enable_thinking=False`` splices an empty one. The text tokenises exactly as the pre-training
+documents do, because spaces only separate words."""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer; ``save_pretrained`` writes it as an ordinary folder.
+
+    Decoding joins words with one space. Padding goes to the left and is not the end token.
+    """
+    vocabulary = {word: i for i, word in enumerate([PAD, UNKNOWN, END, *words()])}
+    core = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    core.pre_tokenizer = WhitespaceSplit()
+    core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=MODEL_MAX_LENGTH,
+        chat_template=CHAT_TEMPLATE,
+    )

@@ -1,0 +1,95 @@
+"""What is kept of each step: means that are exact across micro-batches, and the traces."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from native_reasoning.objective import LossTerms
+from native_reasoning.records import TraceRow
+from native_reasoning.template import Template
+from native_reasoning.types import PromptGroup, Scores, Signal, Traces
+
+
+class Meter:
+    """Adds up sums and counts of a step; ``means`` gives and forgets them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, name: str, total: Tensor | float, count: float) -> None:
+        """``total`` summed over ``count`` things."""
+        cell = self._sums[name]
+        cell[0] += float(total)
+        cell[1] += count
+
+    def add_group(self, scores: Scores, signal: Signal, traces: Traces) -> None:
+        """The numbers of one group: rewards per trace, nats per answer token, lengths, shares."""
+        k, t = scores.answer.shape
+        lengths = torch.tensor(traces.lengths)
+        empty = lengths <= torch.tensor(traces.closed).int()  # nothing before the closing tag
+        gain = scores.answer.detach() - scores.baseline.detach()
+        self.add("reward", signal.rewards.sum(), k)
+        self.add("reward_baseline", signal.baseline_reward, 1)
+        self.add("helped", (signal.rewards > signal.baseline_reward).sum(), k)
+        self.add("answer_logp", scores.answer.detach().sum() / t, k)
+        self.add("uplift", gain.sum() / t, k)
+        self.add("trace_length", lengths.sum(), k)
+        self.add("closed", sum(traces.closed), k)
+        self.add("empty", empty.sum(), k)
+        self.add("distinct", len(set(traces.ids)), k)
+        self.add("flat_groups", float(signal.flat), 1)
+        self.add("clamped_baseline", signal.clamped, 1)
+
+    def add_loss(self, terms: LossTerms, weight: float) -> None:
+        """The three terms, already divided by N: they are added up, not averaged."""
+        for name in ("trace", "answer", "format"):
+            term = getattr(terms, name).detach()
+            self.add(f"loss_{name}", term * weight, 0)
+
+    def sums(self) -> dict[str, list[float]]:
+        """Name -> [sum, count] so far, and a fresh start."""
+        taken, self._sums = dict(self._sums), defaultdict(lambda: [0.0, 0.0])
+        return taken
+
+
+def means(parts: list[dict[str, list[float]]]) -> dict[str, float]:
+    """Means over the ranks' sums; a name with count 0 (a loss term) is a plain sum."""
+    out = {}
+    for name in parts[0]:
+        total = sum(part[name][0] for part in parts if name in part)
+        count = sum(part[name][1] for part in parts if name in part)
+        out[name] = total / count if count else total
+    return out
+
+
+def trace_rows(
+    step: int,
+    group: PromptGroup,
+    traces: Traces,
+    scores: Scores,
+    signal: Signal,
+    template: Template,
+) -> list[TraceRow]:
+    """The group's traces as rows of the run folder. ``step`` counts from 1, as in metrics.jsonl."""
+    tokens = template.token_texts(group.answer_ids)
+    baseline = scores.baseline.tolist()
+    return [
+        TraceRow(
+            step=step,
+            row_id=group.example.row_id,
+            k=k,
+            prompt=group.example.question,
+            trace=template.text(ids),
+            answer=group.example.answer,
+            closed=traces.closed[k],
+            length=len(ids),
+            reward=signal.rewards[k].item(),
+            baseline_reward=signal.baseline_reward.item(),
+            advantage=signal.advantages[k].item(),
+            answer_logps=scores.answer[k].tolist(),
+            baseline_logps=baseline,
+            answer_tokens=tokens,
+        )
+        for k, ids in enumerate(traces.ids)
+    ]

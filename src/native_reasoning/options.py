@@ -1,0 +1,126 @@
+"""Our own settings, each written once: name, type, default and one sentence.
+
+No torch and no transformers here, so that ``nrt train --help`` answers at once. ``NRTConfig``
+(config.py) is these fields on top of ``transformers.TrainingArguments``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its one sentence of help and the values it may take."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class NRTOptions:
+    """The settings that native-reasoning adds to transformers' ``TrainingArguments``."""
+
+    # -- objective: None means "as the preset has it"
+    preset: str = option("nrt-ws", "objective by name; `nrt presets` lists them")
+    reward: str | None = option(
+        None,
+        "what a trace is worth, in place of the preset's",
+        (
+            "logp",
+            "avg_logp",
+            "prob",
+            "geometric_mean",
+            "arithmetic_mean",
+            "weighted_inverse",
+            "weighted_neglog",
+        ),
+    )
+    clip: str | None = option(
+        None, "relu: a trace that hurts is worth nothing", ("none", "relu")
+    )
+    centre: str | None = option(
+        None, "what is subtracted from the group's rewards", ("mean", "leave_one_out", "none")
+    )
+    scale: str | None = option(
+        None, "std: divide advantages by the group's standard deviation", ("std", "none")
+    )
+    answer_weight: str | None = option(
+        None, "weight of each answer token in the answer term", ("one", "exact", "none")
+    )
+    answer_gate: str | None = option(
+        None, "relu: train the answer only after traces that helped", ("none", "relu")
+    )
+    answer_coef: float | None = option(None, "coefficient of the answer term (lambda)")
+    format_loss_coef: float | None = option(
+        None, "coefficient of the loss on a closing tag that had to be spliced in"
+    )
+    ratio: str | None = option(
+        None, "importance ratio with several updates per rollout", ("none", "cispo", "ppo")
+    )
+
+    # -- traces
+    num_generations: int = option(8, "traces sampled per prompt (K)")
+    max_prompt_length: int = option(1024, "longest prompt in tokens; longer rows are dropped")
+    max_trace_length: int = option(512, "longest trace in tokens; the closing tag is spliced in")
+    max_answer_length: int = option(512, "longest answer in tokens; longer rows are dropped")
+    temperature: float = option(1.0, "sampling temperature of traces, also used to score them")
+    top_p: float = option(1.0, "nucleus of the sampling distribution; below 1 biases the gradient")
+    steps_per_generation: int | None = option(
+        None, "micro-batches per rollout (TRL); default: those of one optimiser step"
+    )
+    num_iterations: int = option(1, "passes over each rollout (TRL)")
+    rollout_batch_size: int | None = option(
+        None, "prompts sampled at once; default: all prompts of the rollout"
+    )
+
+    # -- template
+    boundary: str = option(
+        "auto",
+        "what closes a trace: think tokens of the tokenizer, new ones, or plain text",
+        ("auto", "existing", "new", "text"),
+    )
+    think_open: str = option("<think>", "text of the token that opens a trace")
+    think_close: str = option("</think>", "text of the token that closes a trace")
+    boundary_text: str = option(
+        "\nThe answer is", "with --boundary text: the text that closes a trace"
+    )
+    system_prompt: str | None = option(None, "system turn put before every prompt without one")
+    chat_template_path: str | None = option(None, "a Jinja file in place of the tokenizer's template")
+    format_warmup_steps: int = option(
+        0, "first steps that train only the format and the answer after the model's own traces"
+    )
+
+    # -- data
+    prompt_column: str | None = option(None, "column (or a+b, or a.0.b) that holds the question")
+    answer_column: str | None = option(None, "column that holds the reference answer")
+    answer_regex: str | None = option(None, "keep this part of the answer (group 1 of the last match)")
+    strict: bool = option(False, "refuse a file with a bad row instead of counting it")
+
+    # -- model, evaluation, records
+    model_init_kwargs: dict[str, Any] | str | None = option(
+        None, "keyword arguments for from_pretrained, as JSON"
+    )
+    trust_remote_code: bool = option(False, "run code that comes with the model")
+    eval_samples: int = option(100, "held-out questions per evaluation")
+    eval_num_generations: int = option(1, "sampled traces per question in an evaluation (maj@k)")
+    record_traces: bool = option(True, "write every sampled trace to the run folder")
+
+
+#: TrainingArguments that people set most; every other one is accepted too.
+COMMON_ARGUMENTS = {
+    "output_dir": "run folder",
+    "max_steps": "optimiser steps; overrides num_train_epochs",
+    "num_train_epochs": "passes over the data (3)",
+    "per_device_train_batch_size": "prompts per micro-batch and device (8)",
+    "gradient_accumulation_steps": "micro-batches per optimiser step (1)",
+    "learning_rate": "peak learning rate (2e-6)",
+    "lr_scheduler_type": "schedule (constant_with_warmup)",
+    "warmup_steps": "steps, or a share of all steps below 1 (0.1)",
+    "max_grad_norm": "gradient clipping (1.0)",
+    "bf16": "bfloat16 autocast",
+    "activation_checkpointing": "less memory, more time",
+    "seed": "seed of data order and of every sampled token (42)",
+    "eval_strategy": "when to evaluate: no, steps, epoch (no)",
+    "eval_steps": "steps between evaluations",
+    "save_steps": "steps between checkpoints (100)",
+    "save_total_limit": "checkpoints kept (2)",
+    "report_to": "trackers: none, wandb, tensorboard, trackio, ... (none)",
+    "use_cpu": "stay on the CPU",
+}

@@ -1,0 +1,181 @@
+"""The model and its tokenizer: loading, think tokens, and saving as an ordinary folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from native_reasoning.config import NRTConfig
+from native_reasoning.errors import ConfigError, PolicyError
+from native_reasoning.template import Template, existing_pair, make_template
+
+#: A token's embedding row counts as trained if its norm is within this range of the median's.
+TRAINED_NORM = (0.2, 5.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A causal language model, its tokenizer, and the template that both were prepared for."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+
+    def save(self, folder: str | Path) -> None:
+        """An ordinary Hugging Face folder: safetensors, tokenizer, chat template, end tokens."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_policy(
+    model: str | Path | PreTrainedModel,
+    config: NRTConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Policy:
+    """A model by hub id or folder, or one in memory, with its think tokens in place.
+
+    Dropout is switched off for good: the reward and the loss come from one forward pass.
+    Raises PolicyError if the model cannot be loaded, TemplateError if its tokenizer cannot be used.
+    """
+    name = model if isinstance(model, (str, Path)) else model.config._name_or_path
+    if tokenizer is None:
+        tokenizer = load_tokenizer(str(name), config.trust_remote_code)
+    if isinstance(model, (str, Path)):
+        model = load_model(str(model), config)
+    if config.chat_template_path is not None:
+        tokenizer.chat_template = _read_text(config.chat_template_path)
+    think = (config.think_open, config.think_close)
+    known = existing_pair(tokenizer, think)
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    template = make_template(
+        tokenizer,
+        boundary=config.boundary,
+        think=think,
+        boundary_text=config.boundary_text,
+        system_prompt=config.system_prompt,
+        extra_end_ids=[] if ends is None else ends if isinstance(ends, list) else [ends],
+        trained=known and rows_look_trained(model, tokenizer.convert_tokens_to_ids(list(think))),
+    )
+    if template.boundary.mode == "new":
+        add_think_rows(model, template)
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = list(template.end_ids)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    disable_dropout(model)
+    return Policy(model, tokenizer, template)
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder. Raises PolicyError."""
+    _check_folder(name)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise PolicyError(
+            f"no tokenizer could be loaded from {name}: {_first_line(error)}",
+            why="prompts and answers are scored token by token",
+            fix="give a folder with tokenizer.json beside the weights, or a hub id",
+        ) from None
+
+
+def load_model(name: str, config: NRTConfig) -> PreTrainedModel:
+    """Weights of a hub id or folder, safetensors only, float32 unless ``model_init_kwargs`` says
+    otherwise. Raises PolicyError."""
+    _check_folder(name)
+    kwargs: dict[str, Any] = {"dtype": "float32", **(config.model_init_kwargs or {})}  # type: ignore[dict-item]
+    trust = config.trust_remote_code
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=trust)
+        return AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=trust, use_safetensors=True, **kwargs
+        )
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise PolicyError(
+            f"no causal language model could be loaded from {name}: {_first_line(error)}",
+            why="its own probability of the answer is the reward",
+            fix="give a folder with config.json and model.safetensors, or a hub id",
+        ) from None
+
+
+def _check_folder(name: str) -> None:
+    path = Path(name).expanduser()
+    looks_local = name.startswith((".", "/", "~")) or path.is_dir() or name.count("/") > 1
+    if looks_local and not path.is_dir():
+        raise PolicyError(
+            f"model folder {name} does not exist",
+            why="the model is read from it",
+            fix="check the path, or give a hub id such as Qwen/Qwen3-0.6B-Base",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"chat_template_path {path} cannot be read: {_first_line(error)}",
+            why="it holds the Jinja text that writes prompts",
+            fix="check the path",
+        ) from None
+
+
+# -- Token rows -------------------------------------------------------------------------------------
+
+
+def rows_look_trained(model: PreTrainedModel, ids: list[int]) -> bool:
+    """Whether the embedding rows of ``ids`` have ordinary norms: reserved tokens are often present
+    in a vocabulary without ever having been trained."""
+    weight = model.get_input_embeddings().weight.detach()
+    if max(ids) >= len(weight):
+        return False
+    norms = weight.float().norm(dim=-1)
+    low, high = (bound * norms.median() for bound in TRAINED_NORM)
+    return bool(((norms[ids] >= low) & (norms[ids] <= high)).all())
+
+
+def add_think_rows(model: PreTrainedModel, template: Template) -> None:
+    """Rows for new think tokens, in the embedding and (where it is apart) the head.
+
+    The closing row starts as the end-of-turn token's, so that closing a trace is about as likely as
+    ending a turn was; the opening row as the mean of the rows of its text's pieces.
+    """
+    tokenizer, boundary = template.tokenizer, template.boundary
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    open_text = boundary.open_text.strip()
+    open_id = tokenizer.convert_tokens_to_ids(open_text)
+    pieces = template._plain.encode(open_text, add_special_tokens=False).ids
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    with torch.no_grad():
+        for table in {id(t.weight): t for t in tables if t is not None}.values():
+            rows = table.weight
+            rows[boundary.close_ids[0]] = rows[template.end_ids[0]]
+            rows[open_id] = rows[pieces].mean(0)
+            if isinstance(bias := getattr(table, "bias", None), nn.Parameter):
+                bias[boundary.close_ids[0]] = bias[template.end_ids[0]]
+                bias[open_id] = bias[pieces].mean(0)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout probability of the modules to 0; the saved config keeps its own values."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,1 @@
+"""Sampling traces: the protocol (engine), transformers models (hf), stateless randomness (noise)."""

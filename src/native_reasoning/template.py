@@ -1,0 +1,367 @@
+"""Where prompt, trace and answer begin and end, in text and in token ids. The only file that knows.
+
+A row of training is ``prompt … <think>`` + trace + ``</think>`` + gap + ``answer<end of turn>``. The
+trace is sampled ids and stays so; everything else is encoded here. The boundary between trace and
+answer is a token of the tokenizer, a token that was added, or a text cut at a place where no
+vocabulary item can span it. User text never becomes a control token: see ``Template.encode``.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError as JinjaError
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from native_reasoning.errors import TemplateError
+from native_reasoning.types import Example, PromptGroup
+
+#: For base models that come without a chat template; saved with the model.
+PLAIN_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{ 'Question: ' + message['content'] + '\\n\\n' }}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{ 'Response:\\n' + message['content'] + eos_token + '\\n\\n' }}"
+    "{%- else -%}{{ message['content'] + '\\n\\n' }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'Response:\\n' }}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What opens and closes a trace.
+
+    ``open_text`` ends the prompt ("" in text mode). ``close_ids`` are the closing tag's tokens, one
+    in the token modes. ``gap`` is fixed white space after it, forwarded and never scored.
+    ``lead`` is white space that belongs to the answer's first token (text mode).
+    ``closes_by_text``: a trace closes when its text, not its last token, is the tag.
+    """
+
+    mode: str
+    open_text: str
+    close_text: str
+    close_ids: tuple[int, ...]
+    gap: str = ""
+    lead: str = ""
+    closes_by_text: bool = False
+
+
+class Template:
+    """Encodes rows and recognises boundaries for one tokenizer.
+
+    Build it with ``make_template``. ``end_ids`` are the tokens that end a turn; the first is the one
+    that an answer ends with.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        boundary: Boundary,
+        end_ids: tuple[int, ...],
+        system_prompt: str | None = None,
+    ) -> None:
+        self.tokenizer, self.boundary, self.end_ids = tokenizer, boundary, end_ids
+        self.system_prompt = system_prompt
+        self.control_ids = frozenset(tokenizer.added_tokens_decoder) | set(boundary.close_ids[:1])
+        if boundary.closes_by_text:
+            self.control_ids = frozenset(tokenizer.added_tokens_decoder)
+        self._plain = _without_added_tokens(tokenizer)
+        self.gap_ids = self.encode([(boundary.gap, False)]) if boundary.gap else ()
+
+    # -- text to ids --------------------------------------------------------------------------------
+
+    def encode(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
+        """Token ids of ``(text, from_user)`` pieces, as if joined, with user text kept plain.
+
+        The joined text is encoded as it stands. If that makes a control token out of user text, the
+        pieces are encoded one by one, user text by a copy of the tokenizer that has no added
+        tokens. Raises TemplateError if a control token comes out of user text even so.
+        """
+        encoded = self.tokenizer(
+            "".join(text for text, _ in pieces),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+        )
+        spans, end = [], 0
+        for text, from_user in pieces:
+            start, end = end, end + len(text)
+            if from_user:
+                spans.append((start, end))
+        ids: list[int] = encoded["input_ids"]
+        escaped = any(
+            token in self.control_ids and start < right and stop > left
+            for token, (start, stop) in zip(ids, encoded["offset_mapping"], strict=True)
+            for left, right in spans
+        )
+        return self._encode_apart(pieces) if escaped else tuple(ids)
+
+    def _encode_apart(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
+        ids: list[int] = []
+        for text, from_user in pieces:
+            if not from_user:
+                ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                continue
+            plain = self._plain.encode(text, add_special_tokens=False).ids
+            if self.control_ids.intersection(plain):
+                raise TemplateError(
+                    f"user text holds a control token: {text[:60]!r}",
+                    why="it would end the prompt, the trace or the answer",
+                    fix="remove the token from the row",
+                )
+            ids += plain
+        return tuple(ids)
+
+    def prompt_pieces(self, turns: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
+        """The chat template's text around the turns' texts, ending where the trace begins.
+
+        Raises TemplateError if the chat template refuses the turns.
+        """
+        if self.system_prompt is not None and turns[0][0] != "system":
+            turns = [("system", self.system_prompt), *turns]
+        marks = [f"\ue000{i}\ue001" for i in range(len(turns))]
+        try:
+            marked = self._render([(role, m) for (role, _), m in zip(turns, marks, strict=True)])
+        except TemplateError:
+            if turns[0][0] != "system" or len(turns) < 2:
+                raise
+            (_, system), (role, first), *rest = turns  # templates without a system turn
+            return self._merged_system(role, f"{system}\n\n{first}", rest)
+        frame, rest = [], marked
+        for mark in marks:
+            before, found, rest = rest.partition(mark)
+            if not found:
+                raise TemplateError(
+                    "the chat template leaves out a turn",
+                    why="the model would not see the whole question",
+                    fix="set chat_template_path to a template that shows every turn",
+                )
+            frame.append(before)
+        strips = self._strips(frame, turns, rest)
+        pieces = []
+        for before, (_, content) in zip(frame, turns, strict=True):
+            pieces += [(before, False), (content.strip() if strips else content, True)]
+        return [*pieces, (rest, False)]
+
+    def _merged_system(self, role: str, first: str, rest: Sequence[tuple[str, str]]):
+        plain = Template(self.tokenizer, self.boundary, self.end_ids)
+        return plain.prompt_pieces([(role, first), *rest])
+
+    def _strips(self, frame: Sequence[str], turns: Sequence[tuple[str, str]], rest: str) -> bool:
+        """Whether the chat template strips white space around each turn."""
+        if all(content == content.strip() for _, content in turns):
+            return False
+        as_is = "".join(b + content for b, (_, content) in zip(frame, turns, strict=True)) + rest
+        return self._render(turns) != as_is
+
+    def _render(self, turns: Sequence[tuple[str, str]], generate: bool = True) -> str:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+                messages, tokenize=False, add_generation_prompt=generate
+            )
+        except (JinjaError, TypeError, ValueError) as error:
+            raise TemplateError(
+                f"the chat template refuses the turns: {error}",
+                why="the prompt cannot be written",
+                fix="mend the order of the turns, or set chat_template_path",
+            ) from None
+
+    def prompt_text(self, example: Example) -> str:
+        """The prompt as text, ending where the trace begins."""
+        return "".join(text for text, _ in self.prompt_pieces(example.prompt))
+
+    def prompt_ids(self, example: Example) -> tuple[int, ...]:
+        """The prompt in ids, ending where the trace begins."""
+        return self.encode(self.prompt_pieces(example.prompt))
+
+    def answer_ids(self, answer: str) -> tuple[int, ...]:
+        """The answer in ids as it follows the boundary, with the end-of-turn token."""
+        b = self.boundary
+        before = self.tokenizer.decode(b.close_ids) if b.closes_by_text else b.gap
+        head = b.close_ids if b.closes_by_text else self.gap_ids
+        joined = self.encode([(before, False), (b.lead, False), (answer, True)])
+        if joined[: len(head)] == head:
+            ids = joined[len(head) :]
+        else:
+            ids = self.encode([(b.lead, False), (answer, True)])
+        return (*ids, self.end_ids[0])
+
+    def group(self, example: Example) -> PromptGroup:
+        """The row in token ids."""
+        return PromptGroup(
+            example=example,
+            prompt_ids=self.prompt_ids(example),
+            answer_ids=self.answer_ids(example.answer),
+        )
+
+    # -- ids to text, and boundaries ----------------------------------------------------------------
+
+    def answer_prompt(self, prompt: Sequence[int], trace: Sequence[int], closed: bool) -> list[int]:
+        """Prompt, trace, tag and gap: the ids after which the answer begins."""
+        tag = () if closed else self.boundary.close_ids
+        return [*prompt, *trace, *tag, *self.gap_ids]
+
+    def empty_trace(self) -> tuple[int, ...]:
+        """The ids of a trace that closes at once."""
+        return self.boundary.close_ids
+
+    def stop_trace(self, ids: list[int]) -> str | None:
+        """"closed" after the closing tag, "ended" after an end-of-turn token, else None.
+
+        Text that merely looks like the tag is not the tag, except in text mode, where the tag is
+        text; there it counts only if it ends at the end of a token, which is where the cut is safe.
+        """
+        last = ids[-1]
+        if last in self.end_ids:
+            return "ended"
+        if not self.boundary.closes_by_text:
+            return "closed" if last == self.boundary.close_ids[0] else None
+        tail = self.tokenizer.decode(ids[-2 * len(self.boundary.close_text) :])
+        return "closed" if tail.endswith(self.boundary.close_text) else None
+
+    def stop_answer(self, ids: list[int]) -> str | None:
+        """"ended" after an end-of-turn token, else None."""
+        return "ended" if ids[-1] in self.end_ids else None
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids as text for people, without end-of-turn tokens and closing tags."""
+        hidden = {*self.end_ids} | (set() if self.boundary.closes_by_text else {*self.boundary.close_ids})
+        return self.tokenizer.decode([i for i in ids if i not in hidden])
+
+    def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Each id as text of its own."""
+        return tuple(self.tokenizer.decode([i]) for i in ids)
+
+
+# -- Building one -----------------------------------------------------------------------------------
+
+
+def make_template(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    boundary: str = "auto",
+    think: tuple[str, str] = ("<think>", "</think>"),
+    boundary_text: str = "\nThe answer is",
+    system_prompt: str | None = None,
+    extra_end_ids: Sequence[int] = (),
+    trained: bool = True,
+) -> Template:
+    """Chooses the boundary and writes it into the tokenizer: added tokens, opening chat template.
+
+    ``trained`` says whether the think tokens that the tokenizer may have are known to the model
+    (policy.py looks at their rows). ``auto`` takes an existing pair if it is trained, else adds
+    ``think`` as new tokens. ``extra_end_ids`` end a turn besides the chat template's own token.
+
+    Raises TemplateError for a tokenizer without an end token, a slow tokenizer, ``existing``
+    without such tokens, or a text that this tokenizer cannot be cut at.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TemplateError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer",
+            why="token offsets tell user text from control tokens",
+            fix="save the tokenizer as tokenizer.json (AutoTokenizer with use_fast)",
+        )
+    if tokenizer.chat_template is None:
+        bos = "{{- bos_token -}}" if _adds_bos(tokenizer) else ""
+        tokenizer.chat_template = bos + PLAIN_CHAT_TEMPLATE
+    end_ids = _end_ids(tokenizer, extra_end_ids)
+    if boundary == "text":
+        made = _text_boundary(tokenizer, boundary_text)
+    else:
+        made = _token_boundary(tokenizer, boundary, think, trained)
+    return Template(tokenizer, made, end_ids, system_prompt)
+
+
+def existing_pair(tokenizer: PreTrainedTokenizerBase, think: tuple[str, str]) -> bool:
+    """Whether both think texts are single tokens of the tokenizer."""
+    vocabulary = tokenizer.get_vocab()
+    return all(text in vocabulary for text in think)
+
+
+def _token_boundary(
+    tokenizer: PreTrainedTokenizerFast, boundary: str, think: tuple[str, str], trained: bool
+) -> Boundary:
+    exists = existing_pair(tokenizer, think)
+    if boundary == "existing" and not exists:
+        raise TemplateError(
+            f"the tokenizer has no tokens {think[0]} and {think[1]}",
+            why="boundary 'existing' needs them",
+            fix="boundary auto adds them; think_open and think_close name others",
+        )
+    mode = "existing" if exists and (trained or boundary == "existing") else "new"
+    for text in think:
+        # special=False: servers that skip special tokens would remove the tags from their output
+        if text not in tokenizer.added_tokens_encoder:
+            tokenizer.add_tokens([AddedToken(text, special=False, normalized=False)])
+    source = str(tokenizer.chat_template)
+    opening = _generation_prompt(tokenizer)
+    opened = opening.rstrip().endswith(think[0])
+    space = opening[len(opening.rstrip()) :] if opened else ""
+    if not opened:
+        space = "\n" if mode == "existing" and _writes(source, think[0] + "\n") else ""
+        # a literal newline in the Jinja text would be dropped by trim_blocks: write its escape
+        text = json.dumps(think[0] + space)
+        tokenizer.chat_template = source + f"{{%- if add_generation_prompt -%}}{{{{- {text} -}}}}{{%- endif -%}}"
+    gap = "\n\n" if mode == "existing" and (space or _writes(source, think[1] + "\n\n")) else ""
+    close = tokenizer.convert_tokens_to_ids(think[1])
+    return Boundary(mode, think[0] + space, think[1], (int(close),), gap=gap)
+
+
+def _text_boundary(tokenizer: PreTrainedTokenizerFast, text: str) -> Boundary:
+    """A text after which " answer" follows, if no token of the vocabulary spans the two."""
+    cut = text[-1:] + " "
+    spanning = [
+        token
+        for token in tokenizer.get_vocab()
+        if cut in token.replace("Ġ", " ").replace("▁", " ")
+    ]
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not text.strip() or not text.isascii() or spanning or tokenizer.decode(ids) != text:
+        seen = f", such as {spanning[0]!r}" if spanning else ""
+        raise TemplateError(
+            f"boundary_text {text!r} cannot be cut safely{seen}",
+            why="a token that spans the cut would make scored ids differ from sampled ids",
+            fix="end it with a letter that no token has before a space, or use boundary auto",
+        )
+    return Boundary("text", "", text, ids, lead=" ", closes_by_text=True)
+
+
+def _writes(source: str, text: str) -> bool:
+    """Whether a chat template's source writes ``text``, with newlines as such or as ``\\n``."""
+    return text in source or text.replace("\n", "\\n") in source
+
+
+def _generation_prompt(tokenizer: PreTrainedTokenizerFast) -> str:
+    turns = [{"role": "user", "content": "?"}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a")["input_ids"][0] == bos
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerFast, extra: Sequence[int]) -> tuple[int, ...]:
+    """The token that the chat template writes after an assistant turn, then EOS, then ``extra``."""
+    mark = "\ue000"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    tail = tokenizer(rendered.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
+    ends = [i for i in tail[:1] if i in tokenizer.added_tokens_decoder]
+    ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if not ends:
+        raise TemplateError(
+            "the tokenizer has no end token",
+            why="the answer's end is part of what is scored",
+            fix="set tokenizer.eos_token, or a chat template that ends assistant turns",
+        )
+    return tuple(dict.fromkeys([*ends, *extra]))
+
+
+def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the tokenizer that recognises no added token."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"], state["post_processor"] = [], None
+    return Tokenizer.from_str(json.dumps(state))

@@ -1,0 +1,387 @@
+"""``NRTTrainer``: transformers' Trainer, with a rollout before each optimiser step.
+
+Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
+loop), ``get_batch_samples`` (rolls out), ``compute_loss`` (scores and forms the loss), ``training_step``,
+``evaluate``, ``log`` (adds the step's means), ``floating_point_ops``, and ``_save``, ``_save_checkpoint``,
+``_get_output_dir`` (checkpoints appear whole). The mathematics is in objective.py.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+
+from native_reasoning.callbacks import FiniteGuard, SignalCallback
+from native_reasoning.checkpoints import STAGING, newest_checkpoint, publish
+from native_reasoning.config import NRTConfig, model_dtype
+from native_reasoning.data import DataReport, Examples, content_hash, load_examples
+from native_reasoning.errors import DataError, RunError
+from native_reasoning.evaluate.held_out import EvalSettings, HeldOut, Outcome, summarise
+from native_reasoning.groups import Schedule, make_groups
+from native_reasoning.meter import Meter, means, trace_rows
+from native_reasoning.objective import group_loss
+from native_reasoning.policy import load_policy
+from native_reasoning.records import RunFolder, TraceRow
+from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.scoring import ROUNDING, can_share_prompts, install_scoring
+from native_reasoning.types import PromptGroup, Scores, Signal
+from native_reasoning.window import MicroBatch, Window, WindowMaker
+
+Groups = tuple[tuple[PromptGroup, ...], DataReport | None]
+
+
+class NRTTrainer(Trainer):
+    """Trains ``model`` to reason from question–answer pairs.
+
+    ``model`` is a hub id, a folder or a causal language model. ``train_dataset`` and
+    ``eval_dataset`` are anything that ``load_examples`` reads (a path, a datasets.Dataset, a list
+    of dicts) or ``Examples``. ``objective`` replaces the preset's: any callable Scores -> Signal.
+
+    Raises ConfigError, DataError, TemplateError or PolicyError before training starts, RunError at
+    ``train()`` if the run folder is taken.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        args: NRTConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        objective: Callable[[Scores], Signal] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        policy = load_policy(model, args, processing_class)
+        self.template = policy.template
+        self.settings = args.objective()
+        self.train_groups, self.train_report = self._groups(train_dataset, args)
+        self.eval_groups, self.eval_report = self._groups(eval_dataset, args)
+        install_scoring(policy.model)
+        self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
+        super().__init__(
+            model=policy.model,
+            args=args,
+            train_dataset=self.train_groups or None,  # type: ignore[arg-type]
+            eval_dataset=self.eval_groups or None,  # type: ignore[arg-type]
+            processing_class=policy.tokenizer,
+            callbacks=[self.finite_guard, self.signals, *(callbacks or [])],
+        )
+        self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+        shares = can_share_prompts(policy.model, self.template)
+        self.share_prompts = shares and not args.activation_checkpointing
+        self.engine = HFEngine(
+            policy.model,
+            self.template.stop_trace,
+            len(policy.tokenizer),
+            repeat_cache=shares,
+            batch_size=args.rollout_batch_size,
+        )
+        half = args.bf16 or args.fp16
+        self.maker = WindowMaker(
+            args,
+            self.template,
+            self.train_groups,
+            self.engine,
+            objective or self.settings,
+            share=self.share_prompts,
+            rounding=ROUNDING[model_dtype(args) if half else policy.model.dtype],
+        )
+        self.meter = Meter()
+        self.window: Window | None = None
+        self.records = RunFolder(args.output_dir, writes=False)
+        self._pending: list[TraceRow] = []
+        self._clock: dict[str, float] = {}
+        self._staging: str | None = None
+        self._resumed: Path | None = None
+
+    def _groups(self, source: Any, args: NRTConfig) -> Groups:
+        if source is None:
+            return (), None
+        if not isinstance(source, Examples):
+            source = load_examples(
+                source,
+                prompt_column=args.prompt_column,
+                answer_column=args.answer_column,
+                answer_regex=args.answer_regex,
+                strict=args.strict,
+            )
+        return make_groups(source, self.template, args)
+
+    # -- The run ------------------------------------------------------------------------------------
+
+    def train(
+        self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
+        """Trains to the end, or goes on from a checkpoint: True takes the newest of the run folder.
+
+        Raises RunError if the folder holds a run and nothing is resumed, or nothing can be.
+        """
+        if not self.train_groups:
+            raise DataError(
+                "no train_dataset was given", why="there is nothing to learn", fix="give one"
+            )
+        checkpoint = self._find(resume_from_checkpoint)
+        self.records = RunFolder.create(
+            self.args.output_dir,
+            resume=checkpoint is not None,
+            writes=self.is_world_process_zero(),
+        )
+        if checkpoint is not None:
+            self.records.cut_back(int(checkpoint.name.rpartition("-")[2]))
+        else:
+            self._write_config()
+        self.window, self._resumed, self._pending = None, checkpoint, []
+        try:
+            path = None if checkpoint is None else str(checkpoint)
+            output = super().train(resume_from_checkpoint=path, **kwargs)
+        finally:
+            self.signals.restore()
+        self._keep_traces()
+        return output
+
+    def _find(self, resume: str | Path | bool | None) -> Path | None:
+        if resume is None or resume is False:
+            return None
+        found = newest_checkpoint(self.args.output_dir) if resume is True else Path(resume)
+        if found is None or not (found / TRAINER_STATE_NAME).is_file():
+            raise RunError(
+                f"no checkpoint in {self.args.output_dir if found is None else found}",
+                why="there is nothing to resume from",
+                fix="train without --resume, or name another run folder",
+            )
+        return found
+
+    def _write_config(self) -> None:
+        examples = [group.example for group in self.train_groups]
+        model = self.accelerator.unwrap_model(self.model)
+        report = () if self.train_report is None else self.train_report.lines()
+        self.records.write_config(
+            {"model": model.config._name_or_path, **self.args.resolved()},  # type: ignore[attr-defined]
+            data_hash=content_hash(examples),
+            seed=self.args.seed,
+            extra={
+                "data_report": list(report),
+                "boundary": asdict(self.template.boundary),
+                "shared_prompts": self.share_prompts,
+            },
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which rows each optimiser step takes."""
+        args = self.args
+        return Schedule(
+            rows=len(self.train_groups),
+            prompts=args.per_device_train_batch_size
+            * args.gradient_accumulation_steps
+            * args.world_size,
+            seed=args.data_seed,
+            minibatches=args.steps_per_rollout(),
+            passes=args.num_iterations,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Only paces the loop: the rows of a step are a function of the step (groups.py)."""
+        count = self.schedule.steps_per_epoch * self.args.gradient_accumulation_steps
+        return DataLoader(range(count), batch_size=None)  # type: ignore[arg-type]
+
+    # -- Rollout ------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, MicroBatch]], None]:
+        """The step's micro-batches, sampled now if the step opens a rollout."""
+        for _ in range(num_batches):
+            next(epoch_iterator)
+        began = time.perf_counter()
+        self.plan = self.schedule.step(self.state.global_step)
+        if self.window is None or self.window.rollout != self.plan.rollout:
+            if self._resumed is not None and self._window_is_open():
+                self.window = self.maker.reopen(self._resumed / self._window_name())
+            else:
+                self.window = self.maker.make(self.schedule, self.plan, self.model_wrapped)
+        self._clock = {"rollout": time.perf_counter() - began, "began": began}
+        return [{"micro": micro} for micro in self.window.minibatches[self.plan.minibatch]], None
+
+    def _window_is_open(self) -> bool:
+        """Whether this step trains on traces that an earlier one sampled."""
+        return self.schedule.step(self.state.global_step).rollout < self.state.global_step
+
+    def _window_name(self) -> str:
+        return f"rollout_window_{self.args.process_index}"
+
+    # -- Loss ---------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, MicroBatch],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The micro-batch's share of the step's loss; DDP averages over ranks, hence world_size."""
+        micro = inputs["micro"]
+        per_prompt = self.args.num_generations if self.maker.samples else 1
+        share = self.args.world_size / (self.plan.prompts * per_prompt)
+        terms = []
+        for i, scores in enumerate(self.maker.scores(micro, model)):
+            recall = micro.recalls[i] if micro.recalls else None
+            signal = recall.signal if recall else self.maker.signal(scores, self.plan)
+            term = group_loss(scores, signal, self.settings, recall.trace if recall else None)
+            weight = share * micro.groups[i].weight
+            terms.append(weight * term.total())
+            if weight:
+                self.meter.add_group(scores, signal, micro.traces[i])
+                self.meter.add_loss(term, weight / self.args.world_size)
+                if self.plan.first_pass and self.args.record_traces and self.maker.samples:
+                    self._pending += trace_rows(
+                        self.state.global_step + 1,
+                        micro.groups[i],
+                        micro.traces[i],
+                        scores,
+                        signal,
+                        self.template,
+                    )
+        return torch.stack(terms).sum()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss for the log: one that is not a number would stay in transformers' running sum.
+
+        Its gradient is not a number either, and ``FiniteGuard`` drops it on all ranks.
+        """
+        return super().training_step(*args, **kwargs).nan_to_num(0.0, 0.0, 0.0)
+
+    def floating_point_ops(self, inputs: dict[str, MicroBatch]) -> int:
+        """Not estimated: transformers' formula needs one rectangular batch."""
+        return 0
+
+    # -- What is written ----------------------------------------------------------------------------
+
+    def _keep_traces(self) -> None:
+        """Hands the finished steps' traces of all ranks to the records and writes them out."""
+        step = self.state.global_step
+        done = [row for row in self._pending if row.step <= step]
+        self._pending = [row for row in self._pending if row.step > step]
+        self.records.add_traces(gather_object(done))
+        self.records.flush_traces(step)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the step's means to the loss; metrics and times go to the run folder."""
+        step, now = self.state.global_step, time.perf_counter()
+        if "train_runtime" in logs:
+            self.records.append_timings(step, logs)
+            return super().log(logs, start_time)
+        if "loss" in logs:
+            logs |= means(gather_object([self.meter.sums()]))
+            logs["skipped_updates"] = self.finite_guard.skipped
+            seconds = {
+                "rollout_seconds": self._clock["rollout"],
+                "step_seconds": now - self._clock["began"],
+            }
+            self.records.append_timings(step, seconds)
+        super().log(logs, start_time)
+        self.records.append_metrics(step, logs)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Accuracy with and without thinking, answer log-likelihood and uplift, with intervals.
+
+        At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed.
+        """
+        groups = self.eval_groups
+        if eval_dataset is not None:
+            groups, _ = self._groups(eval_dataset, self.args)
+        if not groups:
+            raise DataError(
+                "no eval_dataset was given", why="there is nothing to measure", fix="give one"
+            )
+        began = time.perf_counter()
+        outcomes = self.outcomes(groups[: self.args.eval_samples])
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in summarise(outcomes).items()}
+        seconds = {f"{metric_key_prefix}_seconds": time.perf_counter() - began}
+        self.records.append_timings(self.state.global_step, seconds)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def outcomes(self, groups: tuple[PromptGroup, ...]) -> list[Outcome]:
+        """What the policy answers to each question now; the ranks share the work."""
+        args = self.args
+        settings = EvalSettings(
+            samples=args.eval_num_generations,
+            max_trace_length=args.max_trace_length,
+            max_answer_length=args.max_answer_length,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            seed=args.seed,
+            batch_size=args.per_device_eval_batch_size,
+            share_prompts=self.share_prompts,
+        )
+        model = self.accelerator.unwrap_model(self.model)
+        held_out = HeldOut(model, self.engine, self.template, settings)
+        mine = held_out.run(groups[args.process_index :: args.world_size])
+        return sorted(gather_object(mine), key=lambda outcome: outcome.row_id)
+
+    # -- Checkpoints --------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """An ordinary model folder. transformers' version adds a pickle with the hub token in it."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder, state_dict=state_dict)  # type: ignore[attr-defined]
+        self.template.tokenizer.save_pretrained(folder)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes beside and renames, so that a killed writer leaves no checkpoint at all."""
+        self._keep_traces()
+        self.records.sync()
+        final = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        staged = final.parent / STAGING / final.name
+        self._staging = str(staged.parent)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        if self._window_is_open():
+            assert self.window is not None
+            self.window.save(staged / self._window_name())
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        publish(staged, final)
+        rotate_checkpoints(
+            output_dir=str(final.parent),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+        )

@@ -1,0 +1,131 @@
+"""What one stage of the line hands to the next: frozen dataclasses, never dicts of tensors.
+
+    Example -> PromptGroup -> Traces -> Scores -> Signal
+
+Axis names: K = traces of one prompt, L = tokens of the longest trace of the group, T = tokens of
+the answer with its end-of-turn token. Log-probabilities are natural logarithms (nats), float32.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One usable row of a data file.
+
+    ``prompt`` is a tuple of chat turns ``(role, content)`` that ends with the turn to be answered;
+    a plain question is one user turn. ``row_id`` is the row's stable number after filtering: it is
+    part of the random key. ``line`` is the 1-based row of the source, for messages.
+
+    >>> Example(prompt=(("user", "2 + 2?"),), answer="4", row_id=0, line=1).question
+    '2 + 2?'
+    """
+
+    prompt: tuple[tuple[str, str], ...]
+    answer: str
+    row_id: int
+    line: int
+
+    @property
+    def question(self) -> str:
+        """The last turn's text: what a person would call the question."""
+        return self.prompt[-1][1]
+
+
+@dataclass(frozen=True)
+class PromptGroup:
+    """One prompt in token ids, ready to be sampled from and scored.
+
+    ``prompt_ids`` ends where the trace begins. ``answer_ids`` (T) ends with the end-of-turn token.
+    A group of ``weight`` 0 only fills up a batch: it is forwarded and counts for nothing.
+
+    For "2 + 2?" the prompt ids spell ``<user>2 + 2?<assistant><think>`` and the answer ids
+    ``4<end>``; the trace and the closing tag come between them.
+    """
+
+    example: Example
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Traces:
+    """The K sampled traces of one prompt, as sampled: ids are never decoded and encoded again.
+
+    ``ids[k]`` ends with the closing tag's tokens if and only if ``closed[k]``: the tag was sampled.
+    An open trace ran into the length limit, or into an end-of-turn token (which is left out).
+
+    Two traces, the second cut at the limit of three tokens (9 is the closing tag)::
+
+        Traces(ids=((5, 6, 9), (5, 5, 5)), closed=(True, False))
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    closed: tuple[bool, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Sampled tokens of each trace, the closing tag counted where it was sampled."""
+        return tuple(len(ids) for ids in self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-probabilities of one group under the trainer's weights.
+
+    ``trace`` (K, L): log π(z_t | x, z_<t), 0 where ``trace_mask`` (K, L) is False.
+    ``answer`` (K, T): l, log π(y*_i | x, z_k, y*_<i).
+    ``baseline`` (T,): b, the same with an empty trace.
+    ``forced_tag`` (K,): log π of the closing tag where it had to be spliced in, 0 where sampled.
+    ``closed`` (K,): whether the trace closed itself.
+    ``rounding``: the relative difference below which two rewards count as equal: 1e-5 for a float32
+    forward, 5e-3 for bfloat16 (method.md section 3, numerics), 1e-12 for float64.
+    ``trace``, ``answer``, ``forced_tag`` carry gradients when the forward did.
+
+    With K = 2, L = 3, T = 2 and traces of 3 and 1 tokens, ``trace_mask`` is
+    ``[[1, 1, 1], [1, 0, 0]]``.
+    """
+
+    trace: Tensor
+    trace_mask: Tensor
+    answer: Tensor
+    baseline: Tensor
+    forced_tag: Tensor
+    closed: Tensor
+    rounding: float = 1e-5
+
+    def detach(self) -> "Scores":
+        """The same numbers without gradients."""
+        return Scores(
+            trace=self.trace.detach(),
+            trace_mask=self.trace_mask,
+            answer=self.answer.detach(),
+            baseline=self.baseline.detach(),
+            forced_tag=self.forced_tag.detach(),
+            closed=self.closed,
+            rounding=self.rounding,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """What an objective makes of one group's scores; everything is a constant for the gradient.
+
+    ``rewards`` (K,): R_k = f(c_k). ``baseline_reward`` (): R_base, f at the empty trace.
+    ``advantages`` (K,): A_k, the weight of log π(z_k).
+    ``answer_weights`` (K, T): w_{k,i}, the weight of l_{k,i}, λ included.
+    ``flat`` says that the group's rewards were equal up to rounding, so A = 0.
+    ``clamped`` is the share of b that was clamped before it weighted anything.
+
+    Two traces, one better than the other: ``advantages = [0.71, -0.71]``.
+    """
+
+    rewards: Tensor
+    baseline_reward: Tensor
+    advantages: Tensor
+    answer_weights: Tensor
+    flat: bool = False
+    clamped: float = 0.0
