@@ -4,8 +4,14 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
+
+from native_reasoning.errors import RunError
 
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
@@ -22,6 +28,23 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def find_checkpoint(resume: str | Path | bool | None, folder: Path) -> Path | None:
+    """What to resume from: nothing, the newest checkpoint of ``folder`` (True), or a given one.
+
+    Raises RunError if there is none.
+    """
+    if resume is None or resume is False:
+        return None
+    found = newest_checkpoint(folder) if resume is True else Path(resume)
+    if found is None or not (found / TRAINER_STATE_NAME).is_file():
+        raise RunError(
+            f"no checkpoint in {folder if found is None else found}",
+            why="there is nothing to resume from",
+            fix="train without --resume, or name another run folder",
+        )
+    return found
+
+
 def publish(staged: Path, final: Path) -> None:
     """Moves a finished checkpoint to its name, after its files are safe on the disk."""
     for path in [*staged.rglob("*"), staged]:
@@ -34,3 +57,55 @@ def publish(staged: Path, final: Path) -> None:
         shutil.rmtree(final)
     os.replace(staged, final)
     shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+class WholeCheckpoints(Trainer):
+    """A Trainer whose checkpoints appear whole. Abstract: ``before_checkpoint`` and
+    ``add_to_checkpoint`` are for the subclass."""
+
+    _staging: str | None = None
+
+    def before_checkpoint(self) -> None:
+        """Called on every rank before a checkpoint is written."""
+        raise NotImplementedError
+
+    def add_to_checkpoint(self, folder: Path) -> None:
+        """Called on every rank with the unfinished checkpoint's folder."""
+        raise NotImplementedError
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """An ordinary model folder. transformers' adds a pickle that holds the hub token."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or str(self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder, state_dict=state_dict)
+        assert self.processing_class is not None
+        self.processing_class.save_pretrained(folder)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Writes beside and renames, so that a killed writer leaves no checkpoint at all."""
+        self.before_checkpoint()
+        final = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        staged = final.parent / STAGING / final.name
+        self._staging = str(staged.parent)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.add_to_checkpoint(staged)
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        publish(staged, final)
+        rotate_checkpoints(
+            output_dir=str(final.parent),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+        )

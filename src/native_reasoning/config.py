@@ -39,7 +39,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
     logging_nan_inf_filter: bool = False
     save_steps: float = 100
     save_total_limit: int | None = 2
-    remove_unused_columns: bool | None = False
+    remove_unused_columns: bool = False
     report_to: str | list[str] | None = "none"
     disable_tqdm: bool | None = True
     data_seed: int | None = field(default=None)
@@ -88,17 +88,19 @@ class NRTConfig(NRTOptions, TrainingArguments):
             raise ConfigError(
                 f"{self.n_gpu} GPUs in one process",
                 why="transformers would use DataParallel, which gives wrong gradients here",
-                fix="accelerate launch -m native_reasoning.cli train ..., or CUDA_VISIBLE_DEVICES=0",
+                fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
             )
         if self.enable_jit_checkpoint:
             raise ConfigError(
                 "enable_jit_checkpoint is on",
-                why="it may save in the middle of an optimiser step, which cannot be resumed exactly",
+                why="it may save inside an optimiser step, which cannot be resumed exactly",
                 fix="leave it off: SIGTERM already saves at the end of the step",
             )
-        if self.num_iterations < 1 or self.steps_per_rollout() < 1 or (
-            self.steps_per_generation or 0
-        ) % self.gradient_accumulation_steps:
+        if (
+            self.num_iterations < 1
+            or self.steps_per_rollout() < 1
+            or (self.steps_per_generation or 0) % self.gradient_accumulation_steps
+        ):
             raise ConfigError(
                 f"steps_per_generation {self.steps_per_generation}, num_iterations "
                 f"{self.num_iterations}, gradient_accumulation_steps "
@@ -125,7 +127,9 @@ def check_options(options: NRTOptions) -> None:
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             raise ConfigError(
-                f"{name} is {value}", why=f"it must be from {low:g} to {high:g}", fix=f"change {name}"
+                f"{name} is {value}",
+                why=f"it must be from {low:g} to {high:g}",
+                fix=f"change {name}",
             )
     _check_objective(options)
 
@@ -151,7 +155,7 @@ def _check_objective(options: NRTOptions) -> None:
     if objective.reward and compares and options.num_generations < 2:
         raise ConfigError(
             f"num_generations is {options.num_generations} with preset {options.preset!r}",
-            why="a trace is judged against the others of its question, so one alone teaches nothing",
+            why="a trace is judged against the others of its question; one alone teaches nothing",
             fix="num_generations 8, or preset sft-think, which compares nothing",
         )
     if objective.clip == "relu" and objective.baseline == "none" and objective.reward:
@@ -180,7 +184,7 @@ def _json_object(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-# -- Recipes ----------------------------------------------------------------------------------------
+# -- Recipes ---------------------------------------------------------------------------------------
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

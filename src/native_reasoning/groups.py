@@ -7,18 +7,36 @@ a resumed run needs none, and every rank knows the whole step.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from native_reasoning.config import NRTConfig
-from native_reasoning.data import DataReport, Examples, with_dropped
+from native_reasoning.data import DataReport, Examples, load_examples, with_dropped
 from native_reasoning.data.report import no_usable_row
 from native_reasoning.errors import DataError, TemplateError
 from native_reasoning.rollout.noise import ORDER, uniforms
 from native_reasoning.template import Template
-from native_reasoning.types import PromptGroup
+from native_reasoning.types import Example, PromptGroup
 
 Rows = tuple[int | None, ...]
+
+
+def read_groups(
+    source: Any, template: Template, config: NRTConfig
+) -> tuple[tuple[PromptGroup, ...], DataReport | None]:
+    """``make_groups`` of anything that ``load_examples`` reads, or of nothing."""
+    if source is None:
+        return (), None
+    if not isinstance(source, Examples):
+        source = load_examples(
+            source,
+            prompt_column=config.prompt_column,
+            answer_column=config.answer_column,
+            answer_regex=config.answer_regex,
+            strict=config.strict,
+        )
+    return make_groups(source, template, config)
 
 
 def make_groups(
@@ -32,13 +50,8 @@ def make_groups(
     kept: list[PromptGroup] = []
     lines: dict[str, list[int]] = {}
     for example in data.examples:
-        try:
-            group = template.group(example)
-        except TemplateError as error:
-            reason, detail = "refused_by_template", error.what
-        else:
-            reason, detail = _too_long(group, config)
-        if reason is None:
+        group, reason, detail = _fit(example, template, config)
+        if group is not None:
             kept.append(replace(group, example=replace(example, row_id=len(kept))))
         elif config.strict:
             raise DataError(
@@ -56,19 +69,20 @@ def make_groups(
     return tuple(kept), report
 
 
-def _too_long(group: PromptGroup, config: NRTConfig) -> tuple[str | None, str]:
-    prompt, answer = len(group.prompt_ids), len(group.answer_ids)
-    if prompt > config.max_prompt_length:
-        return (
-            "too_long_prompt",
-            f"the prompt has {prompt} tokens, max_prompt_length is {config.max_prompt_length}",
-        )
-    if answer > config.max_answer_length:
-        return (
-            "too_long_answer",
-            f"the answer has {answer} tokens, max_answer_length is {config.max_answer_length}",
-        )
-    return None, ""
+def _fit(
+    example: Example, template: Template, config: NRTConfig
+) -> tuple[PromptGroup | None, str, str]:
+    """The group, or None with the reason and what was seen."""
+    try:
+        group = template.group(example)
+    except TemplateError as error:
+        return None, "refused_by_template", error.what
+    for part, ids in (("prompt", group.prompt_ids), ("answer", group.answer_ids)):
+        limit = getattr(config, f"max_{part}_length")
+        if len(ids) > limit:
+            detail = f"the {part} has {len(ids)} tokens, max_{part}_length is {limit}"
+            return None, f"too_long_{part}", detail
+    return group, "", ""
 
 
 @dataclass(frozen=True)

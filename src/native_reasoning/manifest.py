@@ -185,7 +185,7 @@ def _hide(text: str, secrets: Sequence[str]) -> str:
 
 
 def _hide_flags(command: Sequence[str]) -> list[str]:
-    """A command line without the values of ``--hub_token X``, ``--hub_token=X``, ``hub_token=X``."""
+    """A command line without the values of ``--hub_token X``, ``--hub_token=X``, …"""
     shown: list[str] = []
     hide_next = False
     for argument in command:

@@ -128,7 +128,7 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-# -- From rewards to advantages ---------------------------------------------------------------------
+# -- From rewards to advantages --------------------------------------------------------------------
 
 
 def centre_none(r: Tensor) -> Tensor:
@@ -142,8 +142,8 @@ def centre_mean(r: Tensor) -> Tensor:
 
 
 def centre_leave_one_out(r: Tensor) -> Tensor:
-    """R'_k minus the mean of the others: the unbiased baseline (VeriFree, LaTRO). Needs K ≥ 2."""
-    return (r - r.mean()) * (len(r) / (len(r) - 1))
+    """R'_k minus the mean of the others: the unbiased baseline (VeriFree, LaTRO); 0 for K = 1."""
+    return (r - r.mean()) * (len(r) / max(len(r) - 1, 1))
 
 
 CENTRES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -158,7 +158,7 @@ def scale_std(centred: Tensor, unit: Tensor) -> Tensor:
     return centred / (centred.std() + 1e-6 * unit)
 
 
-# -- The objective ----------------------------------------------------------------------------------
+# -- The objective ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -191,41 +191,45 @@ class Objective:
         scores = scores.detach()
         l, b = scores.answer, scores.baseline
         if self.reward is None:
-            zero = l.new_zeros(len(l))
-            weights = self._answer_weights(torch.ones_like(l), zero)
+            zero, ungated = l.new_zeros(len(l)), l.new_ones(len(l), dtype=torch.bool)
+            weights = self._answer_weights(torch.ones_like(l), ungated)
             return Signal(zero, l.new_zeros(()), zero, weights)
         reward = REWARDS[self.reward]
         clamped_b = b.clamp(reward.smallest_baseline, LARGEST_BASELINE)
         score, base = reward.score(l, clamped_b), reward.score(b, clamped_b)
-        r_prime, unit, flat = self._improvement(score, base, reward.is_log, scores.rounding)
+        r_prime, helped, unit = self._improvement(score, base, reward.is_log, scores.rounding)
+        spread = r_prime.std() if len(r_prime) > 1 else r_prime.new_zeros(())
+        flat = bool(spread <= scores.rounding * unit)
         one = self.answer_weight == "one"
         weights = torch.ones_like(l) if one else reward.weights(l, clamped_b)
         return Signal(
             rewards=score.exp() if reward.is_log else score,
             baseline_reward=base.exp() if reward.is_log else base,
             advantages=self._advantages(r_prime, unit, flat),
-            answer_weights=self._answer_weights(weights, r_prime),
+            answer_weights=self._answer_weights(weights, helped),
             flat=flat,
             clamped=(clamped_b != b).double().mean().item(),
         )
 
     def _improvement(
         self, score: Tensor, base: Tensor, is_log: bool, rounding: float
-    ) -> tuple[Tensor, Tensor, bool]:
-        """R' (K,), the size s of the group's rewards, and whether R' is flat up to rounding.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """R' (K,), whether R > R_base (K,), and the size s of the rewards that R' is made of.
 
         With std scaling any positive factor of R cancels, so R is taken relative to the largest
         reward of the group: exp(S − m). That is exact where a product would underflow.
         """
+        current = self.baseline == "current"
         if is_log:
-            shift = torch.maximum(score.max(), base) if self.scale == "std" else base.new_zeros(())
+            largest = torch.maximum(score.max(), base) if current else score.max()
+            shift = largest if self.scale == "std" else torch.zeros_like(largest)
             score, base = (score - shift).exp(), (base - shift).exp()
-        unit = torch.maximum(score.abs().max(), base.abs())
-        r_prime = score - base if self.baseline == "current" else score
+        unit = torch.maximum(score.abs().max(), base.abs()) if current else score.abs().max()
+        helped = score - base > rounding * unit
+        r_prime = score - base if current else score
         if self.clip == "relu":
             r_prime = torch.where(r_prime <= rounding * unit, 0, r_prime)
-        spread = r_prime.std() if len(r_prime) > 1 else r_prime.new_zeros(())
-        return r_prime, unit, bool(spread < rounding * unit)
+        return r_prime, helped, unit
 
     def _advantages(self, r_prime: Tensor, unit: Tensor, flat: bool) -> Tensor:
         centred = CENTRES[self.centre](r_prime)
@@ -233,16 +237,16 @@ class Objective:
             return centred
         return torch.zeros_like(centred) if flat else scale_std(centred, unit)
 
-    def _answer_weights(self, weights: Tensor, r_prime: Tensor) -> Tensor:
+    def _answer_weights(self, weights: Tensor, helped: Tensor) -> Tensor:
         """λ·w, gated; zero where the answer is not trained."""
         if self.answer_weight == "none":
             return torch.zeros_like(weights)
         if self.answer_gate == "relu":
-            weights = weights * (r_prime > 0).unsqueeze(-1)
+            weights = weights * helped.unsqueeze(-1)
         return self.answer_coef * weights
 
 
-# -- The loss ---------------------------------------------------------------------------------------
+# -- The loss --------------------------------------------------------------------------------------
 
 
 def on_policy(new: Tensor, old: Tensor, advantages: Tensor, objective: Objective) -> Tensor:

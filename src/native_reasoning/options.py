@@ -32,9 +32,7 @@ class NRTOptions:
             "weighted_neglog",
         ),
     )
-    clip: str | None = option(
-        None, "relu: a trace that hurts is worth nothing", ("none", "relu")
-    )
+    clip: str | None = option(None, "relu: a trace that hurts is worth nothing", ("none", "relu"))
     centre: str | None = option(
         None, "what is subtracted from the group's rewards", ("mean", "leave_one_out", "none")
     )
@@ -82,7 +80,9 @@ class NRTOptions:
         "\nThe answer is", "with --boundary text: the text that closes a trace"
     )
     system_prompt: str | None = option(None, "system turn put before every prompt without one")
-    chat_template_path: str | None = option(None, "a Jinja file in place of the tokenizer's template")
+    chat_template_path: str | None = option(
+        None, "a Jinja file in place of the tokenizer's template"
+    )
     format_warmup_steps: int = option(
         0, "first steps that train only the format and the answer after the model's own traces"
     )
@@ -90,7 +90,9 @@ class NRTOptions:
     # -- data
     prompt_column: str | None = option(None, "column (or a+b, or a.0.b) that holds the question")
     answer_column: str | None = option(None, "column that holds the reference answer")
-    answer_regex: str | None = option(None, "keep this part of the answer (group 1 of the last match)")
+    answer_regex: str | None = option(
+        None, "keep this part of the answer (group 1 of the last match)"
+    )
     strict: bool = option(False, "refuse a file with a bad row instead of counting it")
 
     # -- model, evaluation, records

@@ -134,7 +134,7 @@ def _read_text(path: str) -> str:
         ) from None
 
 
-# -- Token rows -------------------------------------------------------------------------------------
+# -- Token rows ------------------------------------------------------------------------------------
 
 
 def rows_look_trained(model: PreTrainedModel, ids: list[int]) -> bool:

@@ -150,7 +150,8 @@ class RunFolder:
         if not rows:
             return
         first = rows[0].step
-        assert self._flushed < first and rows[-1].step <= last_step, (self._flushed, last_step)
+        assert self._flushed < first, (self._flushed, first)
+        assert rows[-1].step <= last_step, (rows[-1].step, last_step)
         plain = [{name: _storable(value) for name, value in vars(row).items()} for row in rows]
         table = pa.Table.from_pylist(plain, schema=TRACE_SCHEMA)
         _write_table(self.path / TRACES / _TRACE_NAME.format(first, last_step), table)

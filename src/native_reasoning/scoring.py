@@ -111,7 +111,7 @@ def pack(
     return Packed(batch, tuple(groups), tuple(traces), tuple(row_of), answer_at)
 
 
-# -- The forward ------------------------------------------------------------------------------------
+# -- The forward -----------------------------------------------------------------------------------
 
 _INSTALLED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
@@ -212,7 +212,7 @@ def unpack(
     return out
 
 
-# -- Which way to forward ---------------------------------------------------------------------------
+# -- Which way to forward --------------------------------------------------------------------------
 
 
 def can_share_prompts(model: PreTrainedModel, template: Template) -> bool:

@@ -7,6 +7,7 @@ vocabulary item can span it. User text never becomes a control token: see ``Temp
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,13 +65,12 @@ class Template:
     ) -> None:
         self.tokenizer, self.boundary, self.end_ids = tokenizer, boundary, end_ids
         self.system_prompt = system_prompt
-        self.control_ids = frozenset(tokenizer.added_tokens_decoder) | set(boundary.close_ids[:1])
-        if boundary.closes_by_text:
-            self.control_ids = frozenset(tokenizer.added_tokens_decoder)
+        tags = () if boundary.closes_by_text else boundary.close_ids
+        self.control_ids = _control_ids(tokenizer, end_ids) | {*tags}
         self._plain = _without_added_tokens(tokenizer)
         self.gap_ids = self.encode([(boundary.gap, False)]) if boundary.gap else ()
 
-    # -- text to ids --------------------------------------------------------------------------------
+    # -- text to ids -------------------------------------------------------------------------------
 
     def encode(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
         """Token ids of ``(text, from_user)`` pieces, as if joined, with user text kept plain.
@@ -84,18 +84,17 @@ class Template:
             add_special_tokens=False,
             return_offsets_mapping=True,
         )
-        spans, end = [], 0
+        ids: list[int] = encoded["input_ids"]
+        offsets = zip(ids, encoded["offset_mapping"], strict=True)
+        controls = [span for token, span in offsets if token in self.control_ids]
+        end = 0
         for text, from_user in pieces:
             start, end = end, end + len(text)
-            if from_user:
-                spans.append((start, end))
-        ids: list[int] = encoded["input_ids"]
-        escaped = any(
-            token in self.control_ids and start < right and stop > left
-            for token, (start, stop) in zip(ids, encoded["offset_mapping"], strict=True)
-            for left, right in spans
-        )
-        return self._encode_apart(pieces) if escaped else tuple(ids)
+            # a control token may take in the user's white space, never the user's text
+            left, right = end - len(text.lstrip()), start + len(text.rstrip())
+            if from_user and any(begin < right and stop > left for begin, stop in controls):
+                return self._encode_apart(pieces)
+        return tuple(ids)
 
     def _encode_apart(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
         ids: list[int] = []
@@ -120,53 +119,46 @@ class Template:
         """
         if self.system_prompt is not None and turns[0][0] != "system":
             turns = [("system", self.system_prompt), *turns]
-        marks = [f"\ue000{i}\ue001" for i in range(len(turns))]
         try:
-            marked = self._render([(role, m) for (role, _), m in zip(turns, marks, strict=True)])
+            return self._pieces(turns)
         except TemplateError:
             if turns[0][0] != "system" or len(turns) < 2:
                 raise
-            (_, system), (role, first), *rest = turns  # templates without a system turn
-            return self._merged_system(role, f"{system}\n\n{first}", rest)
-        frame, rest = [], marked
-        for mark in marks:
-            before, found, rest = rest.partition(mark)
-            if not found:
-                raise TemplateError(
-                    "the chat template leaves out a turn",
-                    why="the model would not see the whole question",
-                    fix="set chat_template_path to a template that shows every turn",
-                )
-            frame.append(before)
-        strips = self._strips(frame, turns, rest)
-        pieces = []
-        for before, (_, content) in zip(frame, turns, strict=True):
-            pieces += [(before, False), (content.strip() if strips else content, True)]
-        return [*pieces, (rest, False)]
+        (_, system), (role, first), *rest = turns  # templates without a system turn
+        return self._pieces([(role, f"{system}\n\n{first}"), *rest])
 
-    def _merged_system(self, role: str, first: str, rest: Sequence[tuple[str, str]]):
-        plain = Template(self.tokenizer, self.boundary, self.end_ids)
-        return plain.prompt_pieces([(role, first), *rest])
-
-    def _strips(self, frame: Sequence[str], turns: Sequence[tuple[str, str]], rest: str) -> bool:
-        """Whether the chat template strips white space around each turn."""
-        if all(content == content.strip() for _, content in turns):
-            return False
-        as_is = "".join(b + content for b, (_, content) in zip(frame, turns, strict=True)) + rest
-        return self._render(turns) != as_is
-
-    def _render(self, turns: Sequence[tuple[str, str]], generate: bool = True) -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        try:
-            return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
-                messages, tokenize=False, add_generation_prompt=generate
-            )
-        except (JinjaError, TypeError, ValueError) as error:
+    def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
+        marks = [f"\ue000{i}\ue001" for i in range(len(turns))]
+        marked = self._render([(role, m) for (role, _), m in zip(turns, marks, strict=True)])
+        frame = re.split("\ue000(\\d+)\ue001", marked)  # text, turn, text, turn, ..., text
+        order = [int(turn) for turn in frame[1::2]]
+        if sorted(order) != [*range(len(turns))]:
             raise TemplateError(
-                f"the chat template refuses the turns: {error}",
-                why="the prompt cannot be written",
-                fix="mend the order of the turns, or set chat_template_path",
-            ) from None
+                "the chat template leaves out a turn, or writes one twice",
+                why="the model would not see the question as it is",
+                fix="set chat_template_path to a template that shows every turn once",
+            )
+        pieces = [(frame[0], False)]
+        for i, after in zip(order, frame[2::2], strict=True):
+            pieces += [(self._shown(i, turns, marks, marked), True), (after, False)]
+        return pieces
+
+    def _shown(
+        self, i: int, turns: Sequence[tuple[str, str]], marks: Sequence[str], marked: str
+    ) -> str:
+        """Turn i's text as the chat template writes it: some strip white space around it."""
+        content = turns[i][1]
+        if content == content.strip():
+            return content
+        before, _, after = marked.partition(marks[i])
+        contents = [content if j == i else mark for j, mark in enumerate(marks)]
+        text = self._render([(role, c) for (role, _), c in zip(turns, contents, strict=True)])
+        shown = text[len(before) : len(text) - len(after)]
+        framed = text == before + shown + after
+        return shown if framed and shown.strip() == content.strip() else content
+
+    def _render(self, turns: Sequence[tuple[str, str]]) -> str:
+        return _render(self.tokenizer, turns)
 
     def prompt_text(self, example: Example) -> str:
         """The prompt as text, ending where the trace begins."""
@@ -196,7 +188,7 @@ class Template:
             answer_ids=self.answer_ids(example.answer),
         )
 
-    # -- ids to text, and boundaries ----------------------------------------------------------------
+    # -- ids to text, and boundaries ---------------------------------------------------------------
 
     def answer_prompt(self, prompt: Sequence[int], trace: Sequence[int], closed: bool) -> list[int]:
         """Prompt, trace, tag and gap: the ids after which the answer begins."""
@@ -208,7 +200,7 @@ class Template:
         return self.boundary.close_ids
 
     def stop_trace(self, ids: list[int]) -> str | None:
-        """"closed" after the closing tag, "ended" after an end-of-turn token, else None.
+        """Returns "closed" after the closing tag, "ended" after an end-of-turn token, else None.
 
         Text that merely looks like the tag is not the tag, except in text mode, where the tag is
         text; there it counts only if it ends at the end of a token, which is where the cut is safe.
@@ -222,12 +214,14 @@ class Template:
         return "closed" if tail.endswith(self.boundary.close_text) else None
 
     def stop_answer(self, ids: list[int]) -> str | None:
-        """"ended" after an end-of-turn token, else None."""
+        """Returns "ended" after an end-of-turn token, else None."""
         return "ended" if ids[-1] in self.end_ids else None
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids as text for people, without end-of-turn tokens and closing tags."""
-        hidden = {*self.end_ids} | (set() if self.boundary.closes_by_text else {*self.boundary.close_ids})
+        hidden = {*self.end_ids} | (
+            set() if self.boundary.closes_by_text else {*self.boundary.close_ids}
+        )
         return self.tokenizer.decode([i for i in ids if i not in hidden])
 
     def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
@@ -235,7 +229,7 @@ class Template:
         return tuple(self.tokenizer.decode([i]) for i in ids)
 
 
-# -- Building one -----------------------------------------------------------------------------------
+# -- Building one ----------------------------------------------------------------------------------
 
 
 def make_template(
@@ -295,16 +289,21 @@ def _token_boundary(
         # special=False: servers that skip special tokens would remove the tags from their output
         if text not in tokenizer.added_tokens_encoder:
             tokenizer.add_tokens([AddedToken(text, special=False, normalized=False)])
-    source = str(tokenizer.chat_template)
-    opening = _generation_prompt(tokenizer)
+    source = tokenizer.get_chat_template()
+    opening = _render(tokenizer, [("user", "?")])
     opened = opening.rstrip().endswith(think[0])
-    space = opening[len(opening.rstrip()) :] if opened else ""
-    if not opened:
-        space = "\n" if mode == "existing" and _writes(source, think[0] + "\n") else ""
+    space = "\n" if _writes(source, think[0] + "\n") else ""
+    if opened:
+        space = opening[len(opening.rstrip()) :]
+    else:
         # a literal newline in the Jinja text would be dropped by trim_blocks: write its escape
-        text = json.dumps(think[0] + space)
-        tokenizer.chat_template = source + f"{{%- if add_generation_prompt -%}}{{{{- {text} -}}}}{{%- endif -%}}"
-    gap = "\n\n" if mode == "existing" and (space or _writes(source, think[1] + "\n\n")) else ""
+        text = json.dumps(think[0] + space, ensure_ascii=False)
+        tokenizer.chat_template = (
+            source.removesuffix("\n")  # as Jinja does
+            + f"{{%+ if add_generation_prompt %}}{{{{ {text} }}}}{{% endif %}}"
+        )
+    # the same in mode "new", so that the saved folder, where the pair exists, reads the same
+    gap = "\n\n" if space or _writes(source, think[1] + "\n\n") else ""
     close = tokenizer.convert_tokens_to_ids(think[1])
     return Boundary(mode, think[0] + space, think[1], (int(close),), gap=gap)
 
@@ -313,12 +312,12 @@ def _text_boundary(tokenizer: PreTrainedTokenizerFast, text: str) -> Boundary:
     """A text after which " answer" follows, if no token of the vocabulary spans the two."""
     cut = text[-1:] + " "
     spanning = [
-        token
-        for token in tokenizer.get_vocab()
-        if cut in token.replace("Ġ", " ").replace("▁", " ")
+        token for token in tokenizer.get_vocab() if cut in token.replace("Ġ", " ").replace("▁", " ")
     ]
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not text.strip() or not text.isascii() or spanning or tokenizer.decode(ids) != text:
+    # byte-level vocabularies write printable ASCII as it is, a newline as something else
+    plain = text.isascii() and text[-1:].isprintable() and text == text.rstrip() != ""
+    if not plain or spanning or tokenizer.decode(ids) != text:
         seen = f", such as {spanning[0]!r}" if spanning else ""
         raise TemplateError(
             f"boundary_text {text!r} cannot be cut safely{seen}",
@@ -333,9 +332,29 @@ def _writes(source: str, text: str) -> bool:
     return text in source or text.replace("\n", "\\n") in source
 
 
-def _generation_prompt(tokenizer: PreTrainedTokenizerFast) -> str:
-    turns = [{"role": "user", "content": "?"}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+def _render(
+    tokenizer: PreTrainedTokenizerFast, turns: Sequence[tuple[str, str]], generate: bool = True
+) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        return tokenizer.apply_chat_template(  # type: ignore[return-value]
+            messages, tokenize=False, add_generation_prompt=generate
+        )
+    except (JinjaError, TypeError, ValueError) as error:
+        raise TemplateError(
+            f"the chat template refuses the turns: {error}",
+            why="the prompt cannot be written",
+            fix="mend the order of the turns, or set chat_template_path",
+        ) from None
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerFast, end_ids: Sequence[int]) -> frozenset[int]:
+    """Added tokens that mean something: not runs of white space, not "unknown"."""
+    added = tokenizer.added_tokens_decoder.items()
+    control = {i for i, token in added if token.content.strip()}
+    if tokenizer.unk_token_id not in end_ids:
+        control -= {tokenizer.unk_token_id}
+    return frozenset(control | {*end_ids})
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -346,10 +365,10 @@ def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
 def _end_ids(tokenizer: PreTrainedTokenizerFast, extra: Sequence[int]) -> tuple[int, ...]:
     """The token that the chat template writes after an assistant turn, then EOS, then ``extra``."""
     mark = "\ue000"
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    tail = tokenizer(rendered.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
-    ends = [i for i in tail[:1] if i in tokenizer.added_tokens_decoder]
+    rendered = _render(tokenizer, [("user", "?"), ("assistant", mark)], generate=False)
+    _, found, tail = rendered.rpartition(mark)
+    ids = tokenizer(tail if found else "", add_special_tokens=False)["input_ids"]
+    ends = [i for i in ids[:1] if i in tokenizer.added_tokens_decoder]
     ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if not ends:
         raise TemplateError(

@@ -1,13 +1,13 @@
 """``NRTTrainer``: transformers' Trainer, with a rollout before each optimiser step.
 
 Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
-loop), ``get_batch_samples`` (rolls out), ``compute_loss`` (scores and forms the loss), ``training_step``,
-``evaluate``, ``log`` (adds the step's means), ``floating_point_ops``, and ``_save``, ``_save_checkpoint``,
-``_get_output_dir`` (checkpoints appear whole). The mathematics is in objective.py.
+loop), ``get_batch_samples`` (rolls out), ``compute_loss`` (scores and forms the loss),
+``training_step``, ``evaluate``, ``log`` (adds the step's means) and ``floating_point_ops``. What
+makes checkpoints appear whole is in checkpoints.py, the mathematics in objective.py.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
 )
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
-from native_reasoning.checkpoints import STAGING, newest_checkpoint, publish
+from native_reasoning.checkpoints import WholeCheckpoints, find_checkpoint
 from native_reasoning.config import NRTConfig, model_dtype
-from native_reasoning.data import DataReport, Examples, content_hash, load_examples
-from native_reasoning.errors import DataError, RunError
-from native_reasoning.evaluate.held_out import EvalSettings, HeldOut, Outcome, summarise
-from native_reasoning.groups import Schedule, make_groups
+from native_reasoning.data import content_hash
+from native_reasoning.errors import DataError
+from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
+from native_reasoning.groups import Schedule, read_groups
 from native_reasoning.meter import Meter, means, trace_rows
 from native_reasoning.objective import group_loss
 from native_reasoning.policy import load_policy
@@ -42,10 +40,8 @@ from native_reasoning.scoring import ROUNDING, can_share_prompts, install_scorin
 from native_reasoning.types import PromptGroup, Scores, Signal
 from native_reasoning.window import MicroBatch, Window, WindowMaker
 
-Groups = tuple[tuple[PromptGroup, ...], DataReport | None]
 
-
-class NRTTrainer(Trainer):
+class NRTTrainer(WholeCheckpoints):
     """Trains ``model`` to reason from question–answer pairs.
 
     ``model`` is a hub id, a folder or a causal language model. ``train_dataset`` and
@@ -57,6 +53,7 @@ class NRTTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    args: NRTConfig
 
     def __init__(
         self,
@@ -71,8 +68,8 @@ class NRTTrainer(Trainer):
         policy = load_policy(model, args, processing_class)
         self.template = policy.template
         self.settings = args.objective()
-        self.train_groups, self.train_report = self._groups(train_dataset, args)
-        self.eval_groups, self.eval_report = self._groups(eval_dataset, args)
+        self.train_groups, self.train_report = read_groups(train_dataset, self.template, args)
+        self.eval_groups, self.eval_report = read_groups(eval_dataset, self.template, args)
         install_scoring(policy.model)
         self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
         super().__init__(
@@ -105,28 +102,14 @@ class NRTTrainer(Trainer):
         )
         self.meter = Meter()
         self.window: Window | None = None
-        self.records = RunFolder(args.output_dir, writes=False)
+        self.records = RunFolder(self.folder, writes=False)
         self._pending: list[TraceRow] = []
         self._clock: dict[str, float] = {}
-        self._staging: str | None = None
         self._resumed: Path | None = None
 
-    def _groups(self, source: Any, args: NRTConfig) -> Groups:
-        if source is None:
-            return (), None
-        if not isinstance(source, Examples):
-            source = load_examples(
-                source,
-                prompt_column=args.prompt_column,
-                answer_column=args.answer_column,
-                answer_regex=args.answer_regex,
-                strict=args.strict,
-            )
-        return make_groups(source, self.template, args)
+    # -- The run -----------------------------------------------------------------------------------
 
-    # -- The run ------------------------------------------------------------------------------------
-
-    def train(
+    def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
     ) -> TrainOutput:
         """Trains to the end, or goes on from a checkpoint: True takes the newest of the run folder.
@@ -137,9 +120,9 @@ class NRTTrainer(Trainer):
             raise DataError(
                 "no train_dataset was given", why="there is nothing to learn", fix="give one"
             )
-        checkpoint = self._find(resume_from_checkpoint)
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.folder)
         self.records = RunFolder.create(
-            self.args.output_dir,
+            self.folder,
             resume=checkpoint is not None,
             writes=self.is_world_process_zero(),
         )
@@ -155,18 +138,6 @@ class NRTTrainer(Trainer):
             self.signals.restore()
         self._keep_traces()
         return output
-
-    def _find(self, resume: str | Path | bool | None) -> Path | None:
-        if resume is None or resume is False:
-            return None
-        found = newest_checkpoint(self.args.output_dir) if resume is True else Path(resume)
-        if found is None or not (found / TRAINER_STATE_NAME).is_file():
-            raise RunError(
-                f"no checkpoint in {self.args.output_dir if found is None else found}",
-                why="there is nothing to resume from",
-                fix="train without --resume, or name another run folder",
-            )
-        return found
 
     def _write_config(self) -> None:
         examples = [group.example for group in self.train_groups]
@@ -184,6 +155,11 @@ class NRTTrainer(Trainer):
         )
 
     @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(str(self.args.output_dir))
+
+    @property
     def schedule(self) -> Schedule:
         """Which rows each optimiser step takes."""
         args = self.args
@@ -192,7 +168,7 @@ class NRTTrainer(Trainer):
             prompts=args.per_device_train_batch_size
             * args.gradient_accumulation_steps
             * args.world_size,
-            seed=args.data_seed,
+            seed=args.seed if args.data_seed is None else args.data_seed,
             minibatches=args.steps_per_rollout(),
             passes=args.num_iterations,
         )
@@ -200,9 +176,9 @@ class NRTTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Only paces the loop: the rows of a step are a function of the step (groups.py)."""
         count = self.schedule.steps_per_epoch * self.args.gradient_accumulation_steps
-        return DataLoader(range(count), batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(range(count), batch_size=1)  # type: ignore[arg-type]
 
-    # -- Rollout ------------------------------------------------------------------------------------
+    # -- Rollout -----------------------------------------------------------------------------------
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -216,9 +192,13 @@ class NRTTrainer(Trainer):
             if self._resumed is not None and self._window_is_open():
                 self.window = self.maker.reopen(self._resumed / self._window_name())
             else:
-                self.window = self.maker.make(self.schedule, self.plan, self.model_wrapped)
+                self.window = self.maker.make(self.schedule, self.plan, self._wrapped())
         self._clock = {"rollout": time.perf_counter() - began, "began": began}
         return [{"micro": micro} for micro in self.window.minibatches[self.plan.minibatch]], None
+
+    def _wrapped(self) -> nn.Module:
+        assert self.model_wrapped is not None
+        return self.model_wrapped
 
     def _window_is_open(self) -> bool:
         """Whether this step trains on traces that an earlier one sampled."""
@@ -227,17 +207,17 @@ class NRTTrainer(Trainer):
     def _window_name(self) -> str:
         return f"rollout_window_{self.args.process_index}"
 
-    # -- Loss ---------------------------------------------------------------------------------------
+    # -- Loss --------------------------------------------------------------------------------------
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, MicroBatch],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The micro-batch's share of the step's loss; DDP averages over ranks, hence world_size."""
-        micro = inputs["micro"]
+        micro: MicroBatch = inputs["micro"]
         per_prompt = self.args.num_generations if self.maker.samples else 1
         share = self.args.world_size / (self.plan.prompts * per_prompt)
         terms = []
@@ -268,11 +248,11 @@ class NRTTrainer(Trainer):
         """
         return super().training_step(*args, **kwargs).nan_to_num(0.0, 0.0, 0.0)
 
-    def floating_point_ops(self, inputs: dict[str, MicroBatch]) -> int:
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: transformers' formula needs one rectangular batch."""
         return 0
 
-    # -- What is written ----------------------------------------------------------------------------
+    # -- What is written ---------------------------------------------------------------------------
 
     def _keep_traces(self) -> None:
         """Hands the finished steps' traces of all ranks to the records and writes them out."""
@@ -287,7 +267,8 @@ class NRTTrainer(Trainer):
         step, now = self.state.global_step, time.perf_counter()
         if "train_runtime" in logs:
             self.records.append_timings(step, logs)
-            return super().log(logs, start_time)
+            super().log(logs, start_time)
+            return
         if "loss" in logs:
             logs |= means(gather_object([self.meter.sums()]))
             logs["skipped_updates"] = self.finite_guard.skipped
@@ -311,7 +292,7 @@ class NRTTrainer(Trainer):
         """
         groups = self.eval_groups
         if eval_dataset is not None:
-            groups, _ = self._groups(eval_dataset, self.args)
+            groups, _ = read_groups(eval_dataset, self.template, self.args)
         if not groups:
             raise DataError(
                 "no eval_dataset was given", why="there is nothing to measure", fix="give one"
@@ -327,61 +308,23 @@ class NRTTrainer(Trainer):
         )
         return metrics
 
-    def outcomes(self, groups: tuple[PromptGroup, ...]) -> list[Outcome]:
+    def outcomes(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         """What the policy answers to each question now; the ranks share the work."""
         args = self.args
-        settings = EvalSettings(
-            samples=args.eval_num_generations,
-            max_trace_length=args.max_trace_length,
-            max_answer_length=args.max_answer_length,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            seed=args.seed,
-            batch_size=args.per_device_eval_batch_size,
-            share_prompts=self.share_prompts,
-        )
         model = self.accelerator.unwrap_model(self.model)
-        held_out = HeldOut(model, self.engine, self.template, settings)
+        held_out = HeldOut(model, self.engine, self.template, args, share=self.share_prompts)
         mine = held_out.run(groups[args.process_index :: args.world_size])
         return sorted(gather_object(mine), key=lambda outcome: outcome.row_id)
 
-    # -- Checkpoints --------------------------------------------------------------------------------
+    # -- Checkpoints (checkpoints.py) --------------------------------------------------------------
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """An ordinary model folder. transformers' version adds a pickle with the hub token in it."""
-        if not self.args.should_save:
-            return
-        folder = output_dir or self.args.output_dir
-        model = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(folder, state_dict=state_dict)  # type: ignore[attr-defined]
-        self.template.tokenizer.save_pretrained(folder)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes beside and renames, so that a killed writer leaves no checkpoint at all."""
+    def before_checkpoint(self) -> None:
+        """Traces and metrics up to here are on the disk before the checkpoint is."""
         self._keep_traces()
         self.records.sync()
-        final = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        staged = final.parent / STAGING / final.name
-        self._staging = str(staged.parent)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
+
+    def add_to_checkpoint(self, folder: Path) -> None:
+        """The open window, if the next step goes on with it."""
         if self._window_is_open():
             assert self.window is not None
-            self.window.save(staged / self._window_name())
-        self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        publish(staged, final)
-        rotate_checkpoints(
-            output_dir=str(final.parent),
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-        )
+            self.window.save(folder / self._window_name())

@@ -56,7 +56,9 @@ class Window:
         for i, minibatch in enumerate(self.minibatches):
             layout.append([])
             for j, micro in enumerate(minibatch):
-                layout[-1].append([_describe(*pair) for pair in zip(micro.groups, micro.traces, strict=True)])
+                layout[-1].append(
+                    [_describe(*pair) for pair in zip(micro.groups, micro.traces, strict=True)]
+                )
                 for g, recall in enumerate(micro.recalls or ()):
                     tensors |= {f"{i}.{j}.{g}.{k}": v for k, v in _tensors(recall).items()}
         text = json.dumps({"rollout": self.rollout, "minibatches": layout})
@@ -76,7 +78,9 @@ class Window:
             for j, cells in enumerate(layout):
                 micros.append(
                     MicroBatch(
-                        groups=tuple(filler if c["row"] is None else groups[c["row"]] for c in cells),
+                        groups=tuple(
+                            filler if c["row"] is None else groups[c["row"]] for c in cells
+                        ),
                         traces=tuple(
                             Traces(tuple(map(tuple, c["ids"])), tuple(c["closed"])) for c in cells
                         ),

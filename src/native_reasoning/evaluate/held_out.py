@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from native_reasoning.config import NRTConfig
 from native_reasoning.evaluate.metrics import (
     Correctness,
     accuracy,
@@ -25,20 +26,6 @@ from native_reasoning.rollout.noise import EVALUATION
 from native_reasoning.scoring import pack, unpack
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Traces
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """``samples`` traces per question (for maj@k), at ``temperature``; lengths in tokens."""
-
-    samples: int = 1
-    max_trace_length: int = 512
-    max_answer_length: int = 512
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 0
-    batch_size: int = 32
-    share_prompts: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,23 +53,31 @@ class Outcome:
 class HeldOut:
     """Evaluates groups on a model that ``install_scoring`` has prepared.
 
-    ``model`` is the unwrapped module; ``engine`` samples from the same weights.
+    ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has
+    lengths, temperature, seed and how many traces to sample; ``share`` is scoring.py's.
     """
 
     def __init__(
-        self, model: PreTrainedModel, engine: HFEngine, template: Template, settings: EvalSettings
+        self,
+        model: PreTrainedModel,
+        engine: HFEngine,
+        template: Template,
+        args: NRTConfig,
+        *,
+        share: bool = True,
     ) -> None:
-        self.model, self.engine, self.template, self.settings = model, engine, template, settings
+        self.model, self.engine, self.template = model, engine, template
+        self.args, self.share = args, share
 
     def run(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         """One outcome per group, in order."""
-        size = self.settings.batch_size
+        size = self.args.per_device_eval_batch_size
         cuts = range(0, len(groups), size)
         return [outcome for i in cuts for outcome in self._chunk(groups[i : i + size])]
 
     def _chunk(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
-        s = self.settings
-        sampled = Sampling(s.samples, s.max_trace_length, s.temperature, s.top_p)
+        s = self.args
+        sampled = Sampling(s.eval_num_generations, s.max_trace_length, s.temperature, s.top_p)
         greedy = Sampling(1, s.max_trace_length, 0.0)
         key = NoiseKey(s.seed, 0, EVALUATION)
         traces = self.engine.rollout(groups, sampled, key)
@@ -92,7 +87,7 @@ class HeldOut:
         after_greedy = self._answers(groups, greedy_traces, 0.0, 2)
         none = self._answers(groups, empty, s.temperature, 3)
         none_greedy = self._answers(groups, empty, 0.0, 4)
-        packed = pack(groups, traces, self.template, self.model.device, share=s.share_prompts)
+        packed = pack(groups, traces, self.template, self.model.device, share=self.share)
         with inference(self.model):
             logps = self.model(score=packed.batch)
         outcomes = []
@@ -126,13 +121,13 @@ class HeldOut:
             for ids, closed in zip(sampled.ids, sampled.closed, strict=True):
                 prompts.append(self.template.answer_prompt(group.prompt_ids, ids, closed))
                 rows.append(group.example.row_id)
-        # the k answers of a question differ in their trace number k, coded into the random key's step
+        # the answers to a question's k traces differ in the step of the random key
         out: list[list[str]] = [[] for _ in groups]
         widths = [len(t.ids) for t in traces]
-        sampling = Sampling(1, self.settings.max_answer_length, temperature, self.settings.top_p)
+        sampling = Sampling(1, self.args.max_answer_length, temperature, self.args.top_p)
         for k in range(max(widths)):
             chosen = [sum(widths[:g]) + k for g in range(len(groups))]
-            key = NoiseKey(self.settings.seed, 1 + 8 * k + draw, EVALUATION)
+            key = NoiseKey(self.args.seed, 1 + 8 * k + draw, EVALUATION)
             samples = self.engine.sample(
                 [prompts[c] for c in chosen],
                 [rows[c] for c in chosen],

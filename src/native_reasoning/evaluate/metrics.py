@@ -118,7 +118,7 @@ def _last_number(text: str) -> tuple[Fraction, re.Match[str]] | None:
 
 def numeric_match(  # beartype takes an int for a float only where it is named
     prediction: str,
-    reference: str | int | float,  # noqa: PYI041
+    reference: str | int | float,
 ) -> float | None:
     """1.0 where the prediction's last number equals the reference's, else 0.0.
 
@@ -230,7 +230,8 @@ def bootstrap_interval(
     (1 - ``confidence``)/2 of the resampled means on each side. A nan among the values makes all
     three nan. Few equal values (5 of 5 right) give an interval of no width: it is not certainty.
     """
-    assert 0.0 < confidence < 1.0 and resamples > 0, (confidence, resamples)
+    assert 0.0 < confidence < 1.0, confidence
+    assert resamples > 0, resamples
     data = np.asarray(values, dtype=np.float64)
     assert data.ndim == 1, data.shape
     if data.size == 0:

@@ -1,4 +1,4 @@
-"""``nrt demo``: four methods on the embedded base model, at equal optimiser steps, in about a minute.
+"""``nrt demo``: four methods on the embedded base model at equal optimiser steps.
 
 The base is measured on held-out problems of the *style shift* family (tasks.py), then trained from
 question–answer pairs alone. Same seed, same rows, same number of steps and, where traces are
@@ -40,6 +40,7 @@ def run_demo(
     try:
         result: dict[str, Any] = {}
         before: list[Outcome] = []
+        after: list[Outcome] = []
         for preset in PRESETS:
             trainer = _trainer(preset, seed, folder)
             if not before:

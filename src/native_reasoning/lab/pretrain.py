@@ -4,6 +4,14 @@ A Llama of two layers and width 64 (0.14 million parameters) learns the document
 :func:`native_reasoning.lab.tasks.documents` by plain next-token prediction. It learns to open with
 any kind of trace and to read the digit from a running sum; it does not learn to prefer the useful
 traces. That is left to the training that this package is for.
+
+The embedded base is seed 0, the first one tried with this recipe: 1,800 steps, about three minutes
+on one core. Measured on 2,000 held-out ``style_shift`` problems, trace and answer sampled at
+temperature 1: the digit is right in 19.5 % with thinking and 10.7 % with an empty trace, 10.6 % of
+the traces are the right running sum, and a trace has 3.8 tokens before its closing tag. Seed 1
+gives 17.2 %, 10.2 %, 9.0 % and 3.8 tokens, so the base itself does not hang on the seed. What
+rewards without hard-token weights or a clip do from there can: over 120 steps of training seed 0,
+the mean answer probability without the relu fell to empty traces from base 1 and not from base 0.
 """
 
 import argparse
@@ -21,8 +29,8 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from native_reasoning.lab.tasks import DIGITS, FAMILIES, documents
-from native_reasoning.lab.tokenizer import MODEL_MAX_LENGTH, build_tokenizer
+from native_reasoning.lab.tasks import DIGITS, END, FAMILIES, documents
+from native_reasoning.lab.tokenizer import MODEL_MAX_LENGTH, PAD, build_tokenizer
 
 IGNORED = -100
 PROMPT_LENGTH = DIGITS + 2
@@ -78,8 +86,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The architecture with random weights, float32, embeddings tied.
 
     The initial weights and the rotary base fit a width of 64 and documents of 32 tokens; with the
-    library's defaults (0.02 and 10,000) 2,400 steps do not teach the running sum.
+    library's defaults (0.02 and 10,000) and a loss on the question too, 2,400 steps did not teach
+    the running sum.
     """
+    ids = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -91,16 +101,16 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         initializer_range=0.1,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ids[END],
+        pad_token_id=ids[PAD],
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ids[END],
+        pad_token_id=ids[PAD],
     )
     return model
 

@@ -1,1 +1,1 @@
-"""Sampling traces: the protocol (engine), transformers models (hf), stateless randomness (noise)."""
+"""Sampling traces: the protocol (engine), transformers models (hf), random numbers (noise)."""

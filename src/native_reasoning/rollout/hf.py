@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from native_reasoning.types import PromptGroup, Traces
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.noise import uniforms
+from native_reasoning.types import PromptGroup, Traces
 
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
 DROP_SHARE = 0.25
@@ -124,7 +124,7 @@ class HFEngine:
         key: NoiseKey,
         stop: Stop,
     ) -> list[list[Sample]]:
-        """``num_generations`` sequences per prompt, in order, at most ``batch_size`` prompts at once."""
+        """``num_generations`` sequences per prompt, in order, ``batch_size`` prompts at once."""
         size = self.batch_size or max(len(prompts), 1)
         out: list[list[Sample]] = []
         with inference(self.model):

@@ -13,7 +13,7 @@ _MASK = (1 << 64) - 1
 
 
 def uniforms(seed: int, domain: int, step: int, row: int, trace: int, count: int) -> np.ndarray:
-    """``count`` float64 numbers in [0, 1), 53 random bits each. All arguments are whole numbers ≥ 0."""
+    """``count`` float64 numbers in [0, 1), 53 random bits each. All arguments are ≥ 0."""
     key = np.array([seed & _MASK, domain], dtype=np.uint64)
     counter = np.array([0, trace, row, step], dtype=np.uint64)
     raw = np.random.Philox(key=key, counter=counter).random_raw(count)

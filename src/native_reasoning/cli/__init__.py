@@ -1,0 +1,43 @@
+"""The command ``nrt``: verbs that parse, call the library and print.
+
+stdout is the result, stderr the progress. Exit codes: 0 done, 2 the user can mend it (three lines:
+error, why, fix), 128 + n stopped by signal n, 1 a mistake of ours (with its traceback).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from native_reasoning.cli.flags import parse, read_verb
+from native_reasoning.cli.output import error_text
+from native_reasoning.errors import NativeReasoningError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except NativeReasoningError as error:
+        print(error_text(error), file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    except BrokenPipeError:  # the reader of our output left, as `nrt presets | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: list[str]) -> int:
+    verb = read_verb(arguments)
+    if verb is None:  # help or version was printed
+        return 0
+    parsed = parse(verb, arguments[1:])
+    if parsed is None:
+        return 0
+    module = import_module(f"native_reasoning.cli.{verb.module}")
+    code = module.run(parsed)
+    sys.stdout.flush()
+    return code

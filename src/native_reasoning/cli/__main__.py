@@ -1,0 +1,8 @@
+"""``python -m native_reasoning.cli``, also under ``accelerate launch -m`` and ``torchrun -m``."""
+
+import sys
+
+from native_reasoning.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

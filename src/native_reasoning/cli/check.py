@@ -1,0 +1,276 @@
+"""``nrt check``: what would be read from a data file, and what goes wrong later."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from native_reasoning.cli import doctor
+from native_reasoning.cli.flags import Parsed
+from native_reasoning.cli.inputs import load_data, model_folder, split_source
+from native_reasoning.cli.output import (
+    indented,
+    quiet_libraries,
+    show,
+    show_json,
+    show_table,
+)
+from native_reasoning.config import NRTConfig, make_config
+from native_reasoning.data import Examples, load_rows
+
+_LOOKED_AT = 200
+_EXAMPLE_LENGTH = 1500
+
+
+def run(parsed: Parsed) -> int:
+    """Checks a source; warnings do not change the exit code."""
+    from tempfile import gettempdir
+
+    quiet_libraries()
+    assert parsed.positional is not None
+    name, own = parsed.positional, parsed.own
+    config = make_config(parsed.settings, output_dir=gettempdir(), use_cpu=True)
+    data = load_data(name, config)
+    held_out = load_data(own["eval_data"], config) if own["eval_data"] else None
+    found = examine(name, data, config)
+    if held_out is not None:
+        shared = doctor.overlap(data.examples, held_out.examples)
+        found["eval_data"] = {"rows": len(held_out), "overlap": len(shared), "lines": shared[:5]}
+    if own["model"]:
+        found |= with_model(own["model"], data, config)
+    found["warnings"] = warnings_of(found, config)
+    if own["json"]:
+        show_json(found)
+    else:
+        show_found(found)
+    return 0
+
+
+# -- Looking ----------------------------------------------------------------------------------------
+
+
+def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
+    """All that the texts alone tell."""
+    report, examples = data.report, data.examples
+    source, split = split_source(name)
+    raw = [row.value for row in islice(load_rows(source, split=split).rows, _LOOKED_AT)]
+    leaking = doctor.leaks(examples)
+    marked = sum("####" in example.answer for example in examples)
+    return {
+        "source": report.source,
+        "unit": report.unit,
+        "read": report.read,
+        "kept": report.kept,
+        "columns": [{"used": shape, "rows": count} for shape, count in report.shapes],
+        "unused": list(report.unused),
+        "question_columns": doctor.question_columns(raw, report.unused),
+        "dropped": [
+            {"reason": d.reason, "rows": d.count, "places": d.places, "line": d.line()}
+            for d in report.dropped
+        ],
+        "repeated_prompts": report.repeated_prompts,
+        "answers": doctor.answer_kinds(examples),
+        "marked_answers": marked,
+        "leaks": {
+            "rows": len(leaking),
+            "long": sum(doctor.answer_kind(example.answer) == "long" for example in leaking),
+            "lines": [example.line for example in leaking[:5]],
+        },
+        "words": {
+            "prompt": doctor.percentiles([_words(e.prompt) for e in examples]),
+            "answer": doctor.percentiles([len(e.answer.split()) for e in examples]),
+        },
+        "example": {
+            "prompt": "\n".join(f"{role}: {text}" for role, text in examples[0].prompt),
+            "trace": "(written by the model)",
+            "answer": examples[0].answer,
+        },
+    }
+
+
+def _words(turns: Sequence[tuple[str, str]]) -> int:
+    return sum(len(text.split()) for _, text in turns)
+
+
+def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
+    """What tokenizer and configuration of a model add; its weights are not loaded."""
+    from native_reasoning.groups import make_groups
+    from native_reasoning.policy import load_template
+
+    folder, _ = model_folder(name)
+    template, model = load_template(folder, config)
+    wide = NRTConfig(
+        **{
+            **{key: getattr(config, key) for key in ("output_dir", "use_cpu", "system_prompt")},
+            "max_prompt_length": 10**7,
+            "max_answer_length": 10**7,
+        }
+    )
+    groups, report = make_groups(data, template, wide)
+    prompts = [len(group.prompt_ids) for group in groups]
+    answers = [len(group.answer_ids) for group in groups]
+    fitting = [
+        group
+        for group, prompt, answer in zip(groups, prompts, answers, strict=True)
+        if prompt <= config.max_prompt_length and answer <= config.max_answer_length
+    ]
+    boundary = template.boundary
+    return {
+        "model": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "boundary": {"mode": boundary.mode, "open": boundary.open_text, "close": boundary.close_text},
+        "refused": report.count("refused_by_template"),
+        "tokens": {
+            "prompt": doctor.percentiles(prompts),
+            "answer": doctor.percentiles(answers),
+            "prompts_too_long": sum(n > config.max_prompt_length for n in prompts),
+            "answers_too_long": sum(n > config.max_answer_length for n in answers),
+            "max_prompt_length": config.max_prompt_length,
+            "max_answer_length": config.max_answer_length,
+            "fitting": len(fitting),
+        },
+        "memory": doctor.training_memory(model, config, fitting) if fitting else None,
+        "example": doctor.rendered((fitting or groups)[0], template),
+    }
+
+
+# -- Judging ----------------------------------------------------------------------------------------
+
+
+def warnings_of(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
+    """What a person should look at, the worst first."""
+    return [*_about_columns(found, config), *_about_rows(found), *_about_answers(found, config)]
+
+
+def _about_columns(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
+    used = found["columns"][0]["used"].split(" -> ")[0]
+    missing = found["question_columns"]
+    if not missing or config.prompt_column is not None:
+        return []
+    names = shlex.quote("+".join([*missing, used]))
+    verb = "is" if len(missing) == 1 else "are"
+    return [
+        f"{', '.join(missing)} {verb} not used, though the question may need it: "
+        f"--prompt-column {names}"
+    ]
+
+
+def _about_rows(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    unit = found["unit"]
+    tokens = found.get("tokens")
+    if tokens:
+        for what in ("prompt", "answer"):
+            count, limit = tokens[f"{what}s_too_long"], tokens[f"max_{what}_length"]
+            if count:
+                lines.append(
+                    f"{count} rows have {what}s of more than {limit} tokens and will be dropped: "
+                    f"--max-{what}-length {tokens[what]['max']} keeps them"
+                )
+    if found.get("refused"):
+        lines.append(f"{found['refused']} rows are refused by the chat template")
+    if found.get("eval_data", {}).get("overlap"):
+        other = found["eval_data"]
+        lines.append(
+            f"{other['overlap']} of {other['rows']} held-out questions are training questions too "
+            f"({unit} {', '.join(map(str, other['lines']))} of the held-out data)"
+        )
+    lost = found["read"] - found["kept"]
+    if lost > 0.1 * found["read"]:
+        lines.append(f"{lost} of {found['read']} rows are not used; the reasons stand above")
+    return lines
+
+
+def _about_answers(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
+    lines = []
+    kept, leaking = found["kept"], found["leaks"]
+    if found["marked_answers"] > 0.5 * kept and config.answer_regex is None:
+        lines.append(
+            r"most answers hold a worked solution before '####': --answer-regex '####\s*(.*)' "
+            "keeps the final answer, so that the model writes its own"
+        )
+    if leaking["long"] or leaking["rows"] > 0.2 * kept:
+        lines.append(
+            f"{leaking['rows']} answers stand word by word in their own prompt "
+            f"({found['unit']} {', '.join(map(str, leaking['lines']))}): such rows need no thought"
+        )
+    if found["answers"]["long"] > 0.5 * kept:
+        lines.append(
+            "most answers are long, so hardly any will be matched word by word: of an evaluation, "
+            "read uplift and word overlap, not accuracy"
+        )
+    return lines
+
+
+# -- Telling ----------------------------------------------------------------------------------------
+
+
+def show_found(found: Mapping[str, Any]) -> None:
+    """All of it on stdout."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found["answers"].items() if count)
+    columns = "; ".join(
+        c["used"] if len(found["columns"]) == 1 else f"{c['used']} ({c['rows']})"
+        for c in found["columns"]
+    )
+    rows = [
+        ["data", found["source"]],
+        ["rows", f"{found['kept']} of {found['read']} kept"],
+        *(["", d["line"]] for d in found["dropped"]),
+        ["columns used", columns],
+        ["NOT used", ", ".join(found["unused"]) or "(all are used)"],
+        ["answers", kinds],
+        ["repeated prompts", f"{found['repeated_prompts']}, with another answer"],
+        ["answer in its prompt", f"{found['leaks']['rows']} rows"],
+    ]
+    if "eval_data" in found:
+        other = found["eval_data"]
+        rows.append(["held out", f"{other['rows']} rows, {other['overlap']} of them in training"])
+    show_table(["", ""], rows + (_model_rows(found) if "model" in found else []))
+    _show_lengths(found)
+    show("\nfirst row, as the model sees it:" if "model" in found else "\nfirst row:")
+    for part, text in found["example"].items():
+        cut = text if len(text) <= _EXAMPLE_LENGTH else text[:_EXAMPLE_LENGTH] + " ..."
+        show(f"{part}:\n{indented(cut)}")
+    if found["warnings"]:
+        show("\nwarnings:")
+        for warning in found["warnings"]:
+            show(f"  ! {warning}")
+    else:
+        show("\nno warnings")
+    if "model" not in found:
+        show("--model M adds lengths in tokens, boundaries and memory")
+
+
+def _model_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    boundary, memory = found["boundary"], found["memory"]
+    how = {
+        "existing": "think tokens of the tokenizer (if the weights show that they were trained)",
+        "new": "new tokens",
+        "text": "plain text, which servers will not split off",
+    }[boundary["mode"]]
+    rows = [
+        ["model", f"{found['model']} ({found['parameters']:,} parameters)"],
+        ["boundary", f"{boundary['mode']}: {boundary['open']!r} {boundary['close']!r}, {how}"],
+    ]
+    if memory:
+        parts = ", ".join(
+            f"{name} {doctor.bytes_text(n)}" for name, n in memory.items() if name != "total"
+        )
+        total = doctor.bytes_text(memory["total"])
+        rows.append(["memory to train", f"about {total} (a rough estimate: {parts})"])
+    return rows
+
+
+def _show_lengths(found: Mapping[str, Any]) -> None:
+    unit = "tokens" if "tokens" in found else "words"
+    lengths = found[unit]
+    names = ("p50", "p90", "p99", "max")
+    limits = [str(lengths[f"max_{what}_length"]) for what in ("prompt", "answer")] if (
+        unit == "tokens"
+    ) else ["-", "-"]
+    rows = [
+        [what, *(str(lengths[what][name]) for name in names), limit]
+        for what, limit in zip(("prompt", "answer"), limits, strict=True)
+    ]
+    show("")
+    show_table([f"length in {unit}", "median", "90 %", "99 %", "longest", "limit"], rows)

@@ -1,0 +1,143 @@
+"""What can be known of data before training: lengths, leaks, kinds of answers, memory."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from native_reasoning.types import Example
+
+_TEXT_COLUMNS = (
+    "body",
+    "context",
+    "passage",
+    "background",
+    "article",
+    "story",
+    "paragraph",
+    "input",
+    "text",
+    "options",
+    "choice",
+)
+_NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
+SHORT_WORDS = 5
+
+
+# -- Texts ------------------------------------------------------------------------------------------
+
+
+def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> list[int]:
+    """Lines of held-out examples whose prompt, but for case and spaces, is a training prompt."""
+    known = {_folded(example) for example in train}
+    return [example.line for example in held_out if _folded(example) in known]
+
+
+def _folded(example: Example) -> tuple[str, ...]:
+    return tuple(" ".join(text.casefold().split()) for role, text in example.prompt)
+
+
+def leaks(examples: Sequence[Example]) -> list[Example]:
+    """Examples whose answer stands word by word in their own prompt."""
+    found = []
+    for example in examples:
+        answer = re.escape(" ".join(example.answer.casefold().split()))
+        prompt = " ".join(" ".join(_folded(example)).split())
+        if re.search(rf"(?<!\w){answer}(?!\w)", prompt):
+            found.append(example)
+    return found
+
+
+def answer_kind(answer: str) -> str:
+    """ "number", "short" (up to five words) or "long"."""
+    if _NUMBER.fullmatch(answer.strip()):
+        return "number"
+    return "short" if len(answer.split()) <= SHORT_WORDS else "long"
+
+
+def answer_kinds(examples: Sequence[Example]) -> dict[str, int]:
+    """How many answers are of each kind."""
+    kinds = dict.fromkeys(("number", "short", "long"), 0)
+    for example in examples:
+        kinds[answer_kind(example.answer)] += 1
+    return kinds
+
+
+def question_columns(rows: Sequence[Any], unused: Sequence[str]) -> list[str]:
+    """Unused columns that look like a part of the question: by their name, filled with text."""
+    found = []
+    for column in unused:
+        named = any(word in column.casefold() for word in _TEXT_COLUMNS)
+        values = [row.get(column) for row in rows if isinstance(row, dict)]
+        texts = [value for value in values if _is_text(value)]
+        if named and values and len(texts) >= 0.5 * len(values):
+            found.append(column)
+    return found
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, str) for item in value)
+    return isinstance(value, str) and bool(value.strip())
+
+
+def percentiles(values: Sequence[int]) -> dict[str, int]:
+    """The 50th, 90th and 99th percentile, and the largest value."""
+    ordered = sorted(values)
+    places = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in places.items()}
+
+
+# -- Tokens -----------------------------------------------------------------------------------------
+
+
+def rendered(group: Any, template: Any) -> dict[str, str]:
+    """A row as the model sees it, special tokens and boundaries included."""
+    decode = template.tokenizer.decode
+    boundary = template.boundary
+    return {
+        "prompt": decode(group.prompt_ids),
+        "trace": f"(written by the model, closed by {boundary.close_text!r})",
+        "answer": decode([*template.gap_ids, *group.answer_ids]),
+    }
+
+
+# -- Memory -----------------------------------------------------------------------------------------
+
+
+def training_memory(model: Any, config: Any, groups: Sequence[Any]) -> dict[str, int]:
+    """Bytes of training on one device, roughly, with traces of the full length.
+
+    Per parameter: the weight, its gradient and Adam's two moments. Per token and layer, about 14
+    vectors of the hidden width and 4 of the MLP's (one with activation checkpointing). Three times
+    the logits of the scored positions. ZeRO or FSDP divide the first three among devices.
+    """
+    parameters = sum(p.numel() for p in model.parameters())
+    width = next(model.parameters()).element_size()
+    shape = model.config.get_text_config()
+    hidden, layers = shape.hidden_size, shape.num_hidden_layers
+    mlp = getattr(shape, "intermediate_size", None) or 4 * hidden
+    prompts = config.per_device_train_batch_size
+    prompt = max(len(group.prompt_ids) for group in groups)
+    answer = max(len(group.answer_ids) for group in groups)
+    sampled = config.objective().traces == "sampled"
+    rows = prompts * ((config.num_generations if sampled else 0) + 1)
+    trace = config.max_trace_length if sampled else 1
+    scored = rows * (trace + answer)
+    half = 2 if config.bf16 or config.fp16 or width == 2 else 4
+    vectors = hidden if config.activation_checkpointing else 14 * hidden + 4 * mlp
+    parts = {
+        "weights": parameters * width,
+        "gradients": parameters * width,
+        "Adam": 2 * parameters * width,
+        "activations": (prompts * prompt + scored) * layers * vectors * half,
+        "logits": 3 * 4 * scored * shape.vocab_size,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def bytes_text(count: int) -> str:
+    """1.5 GB, 320 MB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.0f} kB"

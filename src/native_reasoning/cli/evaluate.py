@@ -1,0 +1,101 @@
+"""``nrt eval``: held-out questions for a model, or for the model of a run."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from native_reasoning.cli.flags import Parsed, number
+from native_reasoning.cli.output import quiet_libraries, say, show, show_json, show_table
+from native_reasoning.errors import ConfigError
+
+_RENAMED = {
+    "samples": "eval_samples",
+    "num_generations": "eval_num_generations",
+    "batch_size": "per_device_eval_batch_size",
+}
+
+
+def run(parsed: Parsed) -> int:
+    """Evaluates; returns the exit code."""
+    from native_reasoning.cli.inputs import model_folder, run_settings
+
+    assert parsed.positional is not None
+    if not parsed.own["data"]:
+        raise ConfigError(
+            "no data was given", why="there are no questions to ask", fix="--data test.jsonl"
+        )
+    quiet_libraries()
+    showing = number(parsed.own, "show") or 0
+    model, run_folder = model_folder(parsed.positional)
+    settings: dict[str, Any] = run_settings(run_folder) if run_folder else {}
+    for key in ("model", "data", "eval_data"):
+        settings.pop(key, None)
+    settings |= parsed.settings
+    settings |= {new: parsed.own[old] for old, new in _RENAMED.items() if parsed.own[old]}
+    with TemporaryDirectory() as nowhere:
+        values, outcomes = evaluate(model, parsed.own["data"], settings, nowhere)
+    shown = [_told(outcome) for outcome in outcomes[:showing]]
+    result = {"model": model, "data": parsed.own["data"], **values}
+    if parsed.own["json"]:
+        show_json({**result, "shown": shown} if shown else result)
+    else:
+        _show(result, shown)
+    return 0
+
+
+def evaluate(
+    model: str, data: str, settings: dict[str, Any], folder: str
+) -> tuple[dict[str, Any], list[Any]]:
+    """The measures, and each question's outcome. ``folder`` is for what transformers may write."""
+    from native_reasoning.cli.inputs import load_data
+    from native_reasoning.config import make_config
+    from native_reasoning.evaluate.held_out import summarise
+    from native_reasoning.trainer import NRTTrainer
+
+    # what a trace is judged by does not matter here: num_generations 2 suits every preset
+    config = make_config({**settings, "num_generations": "2"}, output_dir=folder)
+    examples = load_data(data, config)
+    for line in examples.report.lines():
+        say(line)
+    say(f"loading {model}")
+    trainer = NRTTrainer(model, config, eval_dataset=examples)
+    assert trainer.eval_report is not None
+    for line in trainer.eval_report.lines():
+        if line not in examples.report.lines():
+            say(line)
+    groups = trainer.eval_groups[: config.eval_samples]
+    say(f"evaluating on {len(groups)} questions")
+    outcomes = trainer.outcomes(groups)
+    return summarise(outcomes), outcomes
+
+
+def _told(outcome: Any) -> dict[str, Any]:
+    from native_reasoning.evaluate.metrics import accuracy
+
+    return {
+        "question": outcome.question,
+        "trace": outcome.traces[0],
+        "trace_tokens": outcome.trace_lengths[0],
+        "closed": outcome.closed[0],
+        "answer": outcome.answers[0],
+        "answer_without_thinking": outcome.answer_no_think,
+        "reference": outcome.reference,
+        "right": bool(accuracy(outcome.answers[0], outcome.reference)),
+    }
+
+
+def _show(result: dict[str, Any], shown: list[dict[str, Any]]) -> None:
+    from native_reasoning.cli.output import indented
+    from native_reasoning.cli.summary import evaluation_rows
+
+    for number_, told in enumerate(shown, start=1):
+        end = "closed" if told["closed"] else "not closed"
+        show(f"question {number_}:\n{indented(told['question'])}")
+        show(f"trace ({told['trace_tokens']} tokens, {end}):\n{indented(told['trace'])}")
+        verdict = "right" if told["right"] else "wrong"
+        show(f"answer ({verdict}):\n{indented(told['answer'])}")
+        show(f"answer without thinking:\n{indented(told['answer_without_thinking'])}")
+        show(f"reference:\n{indented(told['reference'])}\n")
+    show_table([f"{result['questions']} questions", "value"], evaluation_rows(result))
+    show("in brackets: 95 % bootstrap interval over questions")
+    show(f"model  {Path(result['model'])}\ndata   {result['data']}")

@@ -1,0 +1,102 @@
+"""What the verbs read: data by name, settings from recipes and runs, model folders of runs."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from native_reasoning.config import NRTConfig, read_recipe
+from native_reasoning.data import Examples, load_examples
+from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.records import CONFIG
+
+FINAL = "final"
+_SPLIT = re.compile(r"(?P<source>.+?)\s*\[(?P<split>[\w.-]+)\]")
+
+#: Settings of a training run that an evaluation of it leaves out.
+_TRAINING_ONLY = (
+    "output_dir",
+    "eval_strategy",
+    "eval_steps",
+    "eval_on_start",
+    "save_strategy",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "report_to",
+    "deepspeed",
+    "fsdp",
+    "fsdp_config",
+)
+
+
+def split_source(name: str) -> tuple[str, str | None]:
+    """A source's name and its split: ``owner/name:config[test]`` or ``folder[test]``."""
+    found = None if Path(name).exists() else _SPLIT.fullmatch(name)
+    return (found["source"], found["split"]) if found else (name, None)
+
+
+def load_data(name: str, config: NRTConfig) -> Examples:
+    """Examples of a source as the settings say. Raises DataError or ConfigError."""
+    source, split = split_source(name)
+    return load_examples(
+        source,
+        prompt_column=config.prompt_column,
+        answer_column=config.answer_column,
+        answer_regex=config.answer_regex,
+        split=split,
+        strict=config.strict,
+    )
+
+
+def required(settings: Mapping[str, Any], name: str, example: str) -> str:
+    """A setting that must be there. Raises ConfigError."""
+    value = settings.get(name)
+    if not value:
+        raise ConfigError(
+            f"no {name} was given",
+            why={"model": "there is nothing to train or to ask", "data": "there is nothing to read"}[
+                name
+            ],
+            fix=f"--{name} {example}, or `{name}: {example}` in the recipe",
+        )
+    return str(value)
+
+
+def recipe_settings(path: str | Path) -> dict[str, Any]:
+    """A recipe's settings with underscores in their names."""
+    return {str(key).replace("-", "_"): value for key, value in read_recipe(path).items()}
+
+
+def model_folder(name: str) -> tuple[str, Path | None]:
+    """The model that a name means, and the run it belongs to.
+
+    A run folder stands for its ``final/``, else for its newest checkpoint. Raises RunError where it
+    has neither.
+    """
+    path = Path(name).expanduser()
+    if (path / CONFIG).is_file():
+        from native_reasoning.checkpoints import newest_checkpoint
+
+        found = path / FINAL if (path / FINAL).is_dir() else newest_checkpoint(path)
+        if found is None:
+            raise RunError(
+                f"{name} holds a run without a saved model",
+                why="neither final/ nor a checkpoint is there",
+                fix="train longer, or with a smaller --save-steps",
+            )
+        return str(found), path
+    inside = path.is_dir() and (path.parent / CONFIG).is_file()
+    return name, path.parent if inside else None
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """The settings of a run that matter to whoever asks its model.
+
+    A saved model has its think tokens, trained: they are never made anew.
+    """
+    settings = recipe_settings(run / CONFIG)
+    kept = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
+    if kept.get("boundary") != "text":
+        kept["boundary"] = "existing"
+    kept["chat_template_path"] = None  # the saved tokenizer has it
+    return kept

@@ -1,0 +1,122 @@
+"""What goes where: results on stdout, progress on stderr, and quiet libraries."""
+
+import json
+import os
+import sys
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from native_reasoning.errors import NativeReasoningError
+
+
+def error_text(error: NativeReasoningError) -> str:
+    """The three lines of an error: what, why, fix."""
+    what, why, fix = (" ".join(part.split()) for part in (error.what, error.why, error.fix))
+    return f"error: {printable(what)}\n  why: {printable(why)}\n  fix: {printable(fix)}"
+
+
+def is_main_process() -> bool:
+    """Whether this process prints: the first of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """A line for people on stderr."""
+    if is_main_process():
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Text of the result on stdout."""
+    if is_main_process():
+        print(printable(text))
+
+
+def show_json(value: Any) -> None:
+    """The result as one line of JSON on stdout; numbers that are not finite become null."""
+    if is_main_process():
+        print(json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def printable(text: str) -> str:
+    """Text that cannot command a terminal: control characters of a model or a file are escaped.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(
+        char
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs", "Cf")
+        else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: with rich on a terminal, else columns of plain text."""
+    if not is_main_process():
+        return
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        print(plain_table(header, cells))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in header:
+        table.add_column(Text(title), overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(file=sys.stdout).print(table)
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, two spaces apart, without a header where all titles are empty."""
+    lines = [list(header), *map(list, rows)] if any(header) else list(map(list, rows))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def quiet_libraries() -> None:
+    """Keeps loading bars, notes and warnings of the libraries off stderr, which is ours.
+
+    Bars of downloads stay on a terminal: they can take long.
+    """
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets)\b")
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if sys.stderr.isatty():
+        enable_progress_bars()
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """Text on one line, cut at ``limit`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def indented(text: str, mark: str = "  | ") -> str:
+    """Each line behind a mark."""
+    return "\n".join(mark + line for line in text.splitlines() or [""])

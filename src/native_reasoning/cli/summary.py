@@ -1,0 +1,168 @@
+"""What ``nrt train`` and ``nrt eval`` tell at the end: tables for people, dicts for programs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from native_reasoning.cli.doctor import bytes_text, rendered, training_memory
+from native_reasoning.cli.output import indented, show, show_table
+from native_reasoning.records import read_metrics
+
+#: Keys of evaluate.held_out.summarise for people, and how they are written.
+ROWS = (
+    ("accuracy", "accuracy with thinking", "share"),
+    ("accuracy_maj", "  majority of the sampled answers", "share"),
+    ("accuracy_greedy", "  greedy", "share"),
+    ("accuracy_no_think", "accuracy without thinking", "share"),
+    ("accuracy_no_think_greedy", "  greedy", "share"),
+    ("token_f1", "word overlap with the reference (F1)", "share"),
+    ("uplift", "uplift of the reference (nats/token)", "signed"),
+    ("trace_length", "trace length (tokens)", "plain"),
+    ("closed", "traces closed", "share"),
+)
+_TRAINED = (
+    ("reward", "reward", "plain"),
+    ("reward_baseline", "reward without a trace", "plain"),
+    ("uplift", "uplift (nats/token)", "signed"),
+    ("trace_length", "trace length (tokens)", "plain"),
+    ("closed", "traces closed", "share"),
+)
+
+
+def number_text(value: float, style: str) -> str:
+    """25.0 %, +0.051 or 31.2."""
+    if style == "share":
+        return f"{100 * value:.1f} %"
+    return f"{value:+.3f}" if style == "signed" else f"{value:.4g}"
+
+
+def interval_text(values: Mapping[str, Any], name: str, style: str) -> str:
+    """A mean with its 95 % interval."""
+    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
+    text = number_text(values[name], style)
+    if low is None or high is None:
+        return text
+    return f"{text} ({number_text(low, style).removesuffix(' %')} to {number_text(high, style)})"
+
+
+def evaluation_rows(*columns: Mapping[str, Any] | None) -> list[list[str]]:
+    """One row per measure that the evaluations have."""
+    rows = []
+    for name, label, style in ROWS:
+        if any(column and name in column for column in columns):
+            cells = [
+                interval_text(column, name, style) if column and name in column else "-"
+                for column in columns
+            ]
+            rows.append([label, *cells])
+    return rows
+
+
+# -- After training ---------------------------------------------------------------------------------
+
+
+def result_of(
+    out: str, final: str, steps: int, after: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """The outcome of a run: its evaluations (without the prefix eval_) and how training went."""
+    lines = read_metrics(out)
+    trained = [line for line in lines if "reward" in line]
+    before = [line for line in lines if line["step"] == 0 and "eval_uplift" in line]
+    tenth = max(1, len(trained) // 10)
+    return {
+        "run": out,
+        "model": final,
+        "steps": steps,
+        "before": _without_prefix(before[-1]) if before else None,
+        "after": None if after is None else _without_prefix(after),
+        "first_steps": _means(trained[:tenth]),
+        "last_steps": _means(trained[-tenth:]),
+    }
+
+
+def _without_prefix(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
+
+
+def _means(lines: list[dict[str, Any]]) -> dict[str, float]:
+    found = {}
+    for name, _, _ in _TRAINED:
+        values = [line[name] for line in lines if line.get(name) is not None]
+        if values:
+            found[name] = sum(values) / len(values)
+    return found
+
+
+def show_result(result: Mapping[str, Any]) -> None:
+    """The outcome of a run as a table on stdout."""
+    after, before = result["after"], result["before"]
+    if after is None:
+        first, last = result["first_steps"], result["last_steps"]
+        rows = [
+            [label, number_text(first[name], style), number_text(last[name], style)]
+            for name, label, style in _TRAINED
+            if name in first and name in last
+        ]
+        show_table(["in training", "first steps", "last steps"], rows)
+        show("no held-out questions: --eval-data F measures accuracy with and without thinking")
+    else:
+        title = f"{after['questions']} held-out questions"
+        columns = [before, after] if before else [after]
+        names = ["before", "after"] if before else ["after"]
+        show_table([title, *names], evaluation_rows(*columns))
+        show("in brackets: 95 % bootstrap interval over questions")
+    show(f"steps  {result['steps']}\nrun    {result['run']}\nmodel  {result['model']}")
+
+
+# -- Before training --------------------------------------------------------------------------------
+
+
+def plan_of(trainer: Any, out: str, steps: int) -> dict[str, Any]:
+    """What a run would do."""
+    args, groups = trainer.args, trainer.train_groups
+    settings = args.objective()
+    boundary = trainer.template.boundary
+    return {
+        "run": out,
+        "model": trainer.model.config._name_or_path,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "device": str(args.device),
+        "rows": len(groups),
+        "eval_rows": len(trainer.eval_groups),
+        "preset": args.preset,
+        "traces_per_prompt": args.num_generations if settings.traces == "sampled" else 0,
+        "prompts_per_step": trainer.schedule.prompts,
+        "steps": steps,
+        "boundary": boundary.mode,
+        "think": [boundary.open_text, boundary.close_text],
+        "shared_prompts": trainer.share_prompts,
+        "memory": training_memory(trainer.model, args, groups),
+        "first_prompt": rendered(groups[0], trainer.template),
+    }
+
+
+def show_plan(outlook: Mapping[str, Any]) -> None:
+    """What a run would do, as text on stdout."""
+    memory = outlook["memory"]
+    evaluated = f", {outlook['eval_rows']} held out" if outlook["eval_rows"] else ", none held out"
+    rows = [
+        ["model", f"{outlook['model']} ({outlook['parameters']:,} parameters)"],
+        ["device", outlook["device"]],
+        ["rows", f"{outlook['rows']}{evaluated}"],
+        ["preset", outlook["preset"]],
+        ["traces per prompt", str(outlook["traces_per_prompt"])],
+        ["prompts per step", str(outlook["prompts_per_step"])],
+        ["steps", str(outlook["steps"])],
+        ["boundary", f"{outlook['boundary']}: {' '.join(map(repr, outlook['think']))}"],
+        ["memory (a rough estimate)", _memory_text(memory)],
+        ["run folder", outlook["run"]],
+    ]
+    show_table(["", ""], rows)
+    show("first row, as the model sees it:")
+    for part, text in outlook["first_prompt"].items():
+        show(f"{part}:\n{indented(text)}")
+    show("dry run: nothing was written")
+
+
+def _memory_text(memory: Mapping[str, int]) -> str:
+    parts = ", ".join(f"{name} {bytes_text(n)}" for name, n in memory.items() if name != "total")
+    return f"{bytes_text(memory['total'])}: {parts}"

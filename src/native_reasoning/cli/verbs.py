@@ -1,0 +1,200 @@
+"""The verbs and their flags as data: what `nrt --help` and `nrt VERB --help` print.
+
+Nothing here imports torch or transformers: help answers at once.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of a verb's own.
+
+    ``kind``: "value" takes one; "switch" takes none; "bool" is bare or true/false; "maybe" takes a
+    value or none.
+    """
+
+    name: str
+    help: str
+    metavar: str = "X"
+    kind: str = "value"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb: its positional argument (with "?" if it may be left out), its flags, its groups of
+    settings, and examples that can be copied."""
+
+    name: str
+    summary: str
+    text: str
+    module: str
+    positional: tuple[str, str, str] | None
+    flags: tuple[Flag, ...]
+    groups: tuple[str, ...]
+    examples: tuple[str, ...]
+    common: bool = False
+
+    @property
+    def takes_settings(self) -> bool:
+        """Whether every field of NRTConfig is a flag of this verb."""
+        return bool(self.groups)
+
+
+#: Our options (options.py) by the heading they stand under.
+OPTION_GROUPS = {
+    "objective": (
+        "preset",
+        "reward",
+        "clip",
+        "centre",
+        "scale",
+        "answer_weight",
+        "answer_gate",
+        "answer_coef",
+        "format_loss_coef",
+        "ratio",
+    ),
+    "traces": (
+        "num_generations",
+        "max_prompt_length",
+        "max_trace_length",
+        "max_answer_length",
+        "temperature",
+        "top_p",
+        "steps_per_generation",
+        "num_iterations",
+        "rollout_batch_size",
+    ),
+    "template": (
+        "boundary",
+        "think_open",
+        "think_close",
+        "boundary_text",
+        "system_prompt",
+        "chat_template_path",
+        "format_warmup_steps",
+    ),
+    "data": ("prompt_column", "answer_column", "answer_regex", "strict"),
+    "model, evaluation, records": (
+        "model_init_kwargs",
+        "trust_remote_code",
+        "eval_samples",
+        "eval_num_generations",
+        "record_traces",
+    ),
+}
+
+_JSON = Flag("--json", "print one JSON object on the last line of stdout", kind="switch")
+_DATA = "file (.jsonl .json .csv .tsv .parquet), folder, or hub id owner/name:config; [test] after \
+it picks a split"
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "demo",
+            "train the embedded model offline, on a CPU, in about a minute",
+            "Trains a tiny embedded model on questions whose answers need a sum, without network "
+            "or GPU,\nand prints the accuracy with and without thinking before and after.",
+            "demo",
+            None,
+            (
+                Flag("--seed", "seed of data order and of every sampled token (0)", "N"),
+                Flag("--out", "keep the run in this folder (nothing is kept)", "DIR"),
+                _JSON,
+            ),
+            (),
+            ("nrt demo", "nrt demo --seed 1 --out runs/demo", "nrt demo --json"),
+        ),
+        Verb(
+            "check",
+            "look at a data file before training: shape, example, lengths, leaks, memory",
+            "Says what would be read from a data file and what would not, and warns of what goes "
+            "wrong later.\nOnly the tokenizer and the configuration of --model are loaded.",
+            "check",
+            ("DATA", "", _DATA),
+            (
+                Flag("--model", "hub id or folder: lengths in tokens, boundaries, memory", "M"),
+                Flag("--eval-data", "held-out questions: looks for overlap", "F"),
+                _JSON,
+            ),
+            ("data", "template", "traces"),
+            (
+                "nrt check qa.jsonl",
+                "nrt check gsm8k.jsonl --answer-regex '####\\s*(.*)' --model Qwen/Qwen3-0.6B-Base",
+                "nrt check svamp.jsonl --prompt-column Body+Question --eval-data test.jsonl",
+            ),
+        ),
+        Verb(
+            "train",
+            "train a model on question-answer pairs",
+            "Settings come from the recipe (a YAML file of `setting: value` lines), then from the "
+            "flags.\nSIGTERM and Ctrl-C save at the end of the step and leave; --resume goes on.",
+            "train",
+            ("recipe.yaml", "?", "settings, and model, data, eval_data"),
+            (
+                Flag("--model", "hub id, model folder or run folder", "M"),
+                Flag("--data", _DATA, "F"),
+                Flag("--eval-data", "held-out questions, answered before and after", "F"),
+                Flag("--out", "run folder (the first free runs/NAME)", "DIR"),
+                Flag(
+                    "--resume",
+                    "go on with the run in --out from its newest checkpoint, or from CKPT",
+                    "CKPT",
+                    kind="maybe",
+                ),
+                Flag(
+                    "--dry-run",
+                    "load data and model, say what would happen, write nothing",
+                    kind="switch",
+                ),
+                _JSON,
+            ),
+            tuple(OPTION_GROUPS),
+            (
+                "nrt train --model HuggingFaceTB/SmolLM2-135M --data qa.jsonl --eval-data "
+                "test.jsonl",
+                "nrt train recipes/laptop-smollm2-gsm8k.yaml --max-steps 50 --out runs/first",
+                "nrt train --out runs/first --resume",
+            ),
+            common=True,
+        ),
+        Verb(
+            "eval",
+            "accuracy with and without thinking on held-out questions",
+            "Answers each question after a sampled trace and after none. Of a run folder, its "
+            "final/ or newest\ncheckpoint is taken, with the run's own settings.",
+            "evaluate",
+            ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
+            (
+                Flag("--data", _DATA, "F"),
+                Flag("--samples", "questions at most (100; the same as --eval-samples)", "N"),
+                Flag(
+                    "--num-generations",
+                    "traces per question, for maj@k (1; as --eval-num-generations)",
+                    "K",
+                ),
+                Flag("--batch-size", "questions at once (8)", "B"),
+                Flag("--show", "print N questions with trace and answer", "N"),
+                _JSON,
+            ),
+            ("traces", "template", "data", "model, evaluation, records"),
+            (
+                "nrt eval runs/first --data test.jsonl",
+                "nrt eval Qwen/Qwen3-0.6B --data test.jsonl --samples 200 --num-generations 4",
+                "nrt eval runs/first --data test.jsonl --show 3 --json",
+            ),
+        ),
+        Verb(
+            "presets",
+            "list the objectives, or explain one",
+            "Every objective that --preset names: the papers as rows of one table.",
+            "presets",
+            ("NAME", "?", "explain this one"),
+            (_JSON,),
+            (),
+            ("nrt presets", "nrt presets nrt-ws", "nrt presets --json"),
+        ),
+    )
+}
