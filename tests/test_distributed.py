@@ -49,7 +49,11 @@ def test_every_rank_has_the_gradient_of_the_single_process(rows, window, tmp_pat
     one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
     assert read_traces(two).num_rows == read_traces(one).num_rows
     first = [
-        sorted((r["row_id"], r["k"], r["trace"]) for r in read_traces(run).to_pylist() if r["step"] == 1)
+        sorted(
+            (r["row_id"], r["k"], r["trace"])
+            for r in read_traces(run).to_pylist()
+            if r["step"] == 1
+        )
         for run in (one, two)
     ]
     assert first[0] == first[1]

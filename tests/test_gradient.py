@@ -69,7 +69,7 @@ def flat(world, value):
 def expected_update(world, objective, k):
     """E over groups of k traces of minus the gradient of each loss term, divided by k."""
     probabilities = trace_logps(world)[0].sum(-1).exp().detach()
-    totals = {name: 0.0 for name in ("trace", "answer", "format")}
+    totals = dict.fromkeys(("trace", "answer", "format"), 0.0)
     for chosen in itertools.product(range(3), repeat=k):
         weight = probabilities[list(chosen)].prod()
         group = scores(world, chosen)
@@ -144,7 +144,8 @@ def test_relu_with_gate_is_the_gradient_of_the_expected_clipped_improvement(worl
     objective = variant(name, clip="relu", centre="leave_one_out", answer_gate="relu")
     r = rewards(world, name)
     improvement = (r - r[EMPTY].detach()).relu()
-    assert improvement[CLOSED] > 0 and improvement[FORCED] == 0
+    assert improvement[CLOSED] > 0
+    assert improvement[FORCED] == 0
     update = expected_update(world, objective, 2)
     # at R = R_base torch's relu has slope 0, as the gate has
     exact = flat(world, (policy(world) * improvement).sum())

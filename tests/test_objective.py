@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from native_reasoning.errors import ConfigError
-from native_reasoning.objective import REWARDS, RATIOS, Objective, group_loss
+from native_reasoning.objective import RATIOS, REWARDS, Objective, group_loss
 from native_reasoning.presets import OBJECTIVE_FIELDS, PRESETS, preset_objective
 from native_reasoning.types import Scores, Signal
 
@@ -35,12 +35,12 @@ def scores(answer, baseline, *, rounding=1e-12, dtype=torch.float64, **parts):
     """Scores of a group from log-probabilities; every trace is one token of probability 1/2."""
     answer = torch.as_tensor(answer, dtype=dtype)
     k = len(answer)
-    given = dict(
-        trace=torch.full((k, 1), -math.log(2), dtype=dtype),
-        trace_mask=torch.ones(k, 1, dtype=torch.bool),
-        forced_tag=torch.zeros(k, dtype=dtype),
-        closed=torch.ones(k, dtype=torch.bool),
-    )
+    given = {
+        "trace": torch.full((k, 1), -math.log(2), dtype=dtype),
+        "trace_mask": torch.ones(k, 1, dtype=torch.bool),
+        "forced_tag": torch.zeros(k, dtype=dtype),
+        "closed": torch.ones(k, dtype=torch.bool),
+    }
     baseline = torch.as_tensor(baseline, dtype=dtype)
     return Scores(answer=answer, baseline=baseline, rounding=rounding, **{**given, **parts})
 
@@ -60,7 +60,7 @@ def close(tensor, expected, tolerance=1e-9):
     )
 
 
-# -- Rewards and weights ----------------------------------------------------------------------------
+# -- Rewards and weights ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -99,7 +99,8 @@ def test_any_length_and_tiny_probabilities_give_finite_numbers(name, length):
         objective = Objective(reward=name, scale=scale, baseline="none", clip="none")
         signal = replace(objective, answer_weight="exact")(group)
         assert signal.advantages.isfinite().all()
-        assert signal.answer_weights.isfinite().all() and (signal.answer_weights >= 0).all()
+        assert signal.answer_weights.isfinite().all()
+        assert (signal.answer_weights >= 0).all()
         if scale == "std":
             assert not signal.flat
             assert signal.advantages.abs().max() > 0.5
@@ -139,7 +140,7 @@ def test_empty_trace_is_worth_exactly_nothing():
         assert (signal.rewards[0] == signal.baseline_reward).item()
 
 
-# -- Advantages -------------------------------------------------------------------------------------
+# -- Advantages ------------------------------------------------------------------------------------
 
 
 def test_relu_makes_a_trace_that_hurts_worth_nothing():
@@ -221,20 +222,22 @@ def test_one_trace_alone_has_no_advantage_and_no_error(scale):
         assert signal.advantages.tolist() == [0.0]
 
 
-# -- Flat groups ------------------------------------------------------------------------------------
+# -- Flat groups -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_identical_traces_are_flat_and_get_no_advantage(name):
     signal = Objective(reward=name)(of([C[0]] * 4, B))
-    assert signal.flat and signal.advantages.tolist() == [0.0] * 4
+    assert signal.flat
+    assert signal.advantages.tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("name", ["logp", "avg_logp", *LOG_REWARDS])
 def test_certain_answers_are_flat_and_not_nan(name):
     # in float32 a memorised answer has probability exactly 1: every reward of logp is 0
     signal = Objective(reward=name)(scores(torch.zeros(4, 3), torch.zeros(3), rounding=1e-5))
-    assert signal.flat and signal.advantages.tolist() == [0.0] * 4
+    assert signal.flat
+    assert signal.advantages.tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("rounding", "dtype"), [(1e-5, torch.float32), (5e-3, torch.bfloat16)])
@@ -266,7 +269,8 @@ def test_relu_ignores_a_gain_below_the_rounding_of_bfloat16():
     signal = Objective(reward="prob", centre="none", scale="none")(
         scores(l, [math.log(0.5)], rounding=5e-3)
     )
-    assert signal.advantages[0] == 0 and signal.advantages[2] == 0
+    assert signal.advantages[0] == 0
+    assert signal.advantages[2] == 0
     assert signal.advantages[1].item() == pytest.approx(0.5 * (math.exp(2e-2) - 1))
 
 
@@ -284,10 +288,11 @@ def test_product_of_400_probabilities_ranks_traces_under_std():
 
 def test_flat_group_keeps_its_answer_term():
     signal = Objective(reward="prob")(of([C[0]] * 4, B))
-    assert signal.flat and signal.answer_weights.tolist() == [[1.0] * 3] * 4
+    assert signal.flat
+    assert signal.answer_weights.tolist() == [[1.0] * 3] * 4
 
 
-# -- Answer weights ---------------------------------------------------------------------------------
+# -- Answer weights --------------------------------------------------------------------------------
 
 
 def test_answer_weight_none_one_exact():
@@ -327,11 +332,9 @@ def test_signal_carries_no_gradient_and_neither_does_the_baseline():
     b = torch.log(torch.tensor(B)).requires_grad_()
     tag = torch.full((4,), -2.0, requires_grad=True)
     trace = torch.full((4, 1), -1.0, requires_grad=True)
-    parts = dict(trace=trace, forced_tag=tag, closed=torch.zeros(4, dtype=torch.bool))
+    parts = {"trace": trace, "forced_tag": tag, "closed": torch.zeros(4, dtype=torch.bool)}
     for name in REWARDS:
-        group = Scores(
-            answer=l, baseline=b, trace_mask=torch.ones(4, 1, dtype=torch.bool), **parts
-        )
+        group = Scores(answer=l, baseline=b, trace_mask=torch.ones(4, 1, dtype=torch.bool), **parts)
         objective = Objective(reward=name, answer_weight="exact")
         signal = objective(group)
         tensors = (signal.rewards, signal.baseline_reward, signal.advantages)
@@ -342,7 +345,7 @@ def test_signal_carries_no_gradient_and_neither_does_the_baseline():
         assert all(g is not None and g.abs().sum() > 0 for g in grads[1:])
 
 
-# -- The loss ---------------------------------------------------------------------------------------
+# -- The loss --------------------------------------------------------------------------------------
 
 
 def ratio_case():
@@ -425,7 +428,7 @@ def test_answer_term_is_the_weighted_sum_of_log_probabilities():
     close(terms.total(), terms.trace + terms.answer + terms.format)
 
 
-# -- Presets ----------------------------------------------------------------------------------------
+# -- Presets ---------------------------------------------------------------------------------------
 
 
 def test_unknown_preset_names_the_nearest():
@@ -437,4 +440,5 @@ def test_unknown_preset_names_the_nearest():
 def test_every_preset_says_what_it_is_and_where_it_comes_from():
     assert set(OBJECTIVE_FIELDS) >= {"reward", "clip", "centre", "scale", "answer_weight"}
     for preset in PRESETS.values():
-        assert preset.summary and preset.source
+        assert preset.summary
+        assert preset.source

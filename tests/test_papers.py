@@ -97,13 +97,14 @@ def test_nrt_preset_is_its_row(name, variant):
     signal = objective(group())
     torch.testing.assert_close(signal.advantages.tolist(), advantages, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(signal.answer_weights.tolist(), weights, rtol=1e-9, atol=1e-9)
-    assert not signal.flat and signal.clamped == 0
+    assert not signal.flat
+    assert signal.clamped == 0
 
     loss = group_loss(group(), signal, objective)
-    trace = -sum(
-        a * sum(row[:n]) for a, row, n in zip(advantages, TRACE, LENGTHS, strict=True)
+    trace = -sum(a * sum(row[:n]) for a, row, n in zip(advantages, TRACE, LENGTHS, strict=True))
+    answer = -sum(
+        w * l for ws, ls in zip(weights, L, strict=True) for w, l in zip(ws, ls, strict=True)
     )
-    answer = -sum(w * l for ws, ls in zip(weights, L, strict=True) for w, l in zip(ws, ls))
     assert loss.trace.item() == pytest.approx(trace, rel=1e-9)
     assert loss.answer.item() == pytest.approx(answer, rel=1e-9)
     assert loss.format.item() == pytest.approx(0.3 * 4.0, rel=1e-12)
@@ -133,7 +134,8 @@ def test_sft_trains_the_answer_after_an_empty_trace_and_nothing_else():
     assert objective.traces == "empty"
     signal = objective(group())
     terms = group_loss(group(), signal, objective)
-    assert terms.trace.item() == 0 and terms.format.item() == 0
+    assert terms.trace.item() == 0
+    assert terms.format.item() == 0
     assert terms.answer.item() == pytest.approx(-sum(map(sum, L)))
 
 
@@ -146,7 +148,8 @@ def test_sft_think_trains_answer_and_format_after_sampled_traces_and_no_trace():
     assert terms.answer.item() == pytest.approx(-sum(map(sum, L)))
     assert terms.format.item() == pytest.approx(1.2)
     gradients = torch.autograd.grad(terms.total(), (scores.trace, scores.answer))
-    assert (gradients[0] == 0).all() and (gradients[1] == -1).all()
+    assert (gradients[0] == 0).all()
+    assert (gradients[1] == -1).all()
 
 
 def test_the_default_is_the_papers_best_reward_with_weight_one():

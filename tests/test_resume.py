@@ -101,7 +101,9 @@ def test_killed_and_resumed_run_is_bit_identical(name, step, whole, tmp_path):
 def test_training_changed_the_weights(whole):
     weights, _, traces = whole("accumulation 1")
     start = tiny_model().state_dict()
-    changed = [key for key, value in weights.items() if key in start and start[key].shape == value.shape]
+    changed = [
+        key for key, value in weights.items() if key in start and start[key].shape == value.shape
+    ]
     assert any(not torch.equal(weights[key], start[key]) for key in changed)
     assert traces.num_rows == 6 * 4 * 3
 

@@ -1,10 +1,14 @@
 """Small real parts for tests: tokenizers trained in memory and random two-layer models."""
 
+import json
+
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -14,6 +18,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+torch.set_num_threads(1)  # tiny matrices are slower on several
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -26,8 +32,10 @@ CORPUS = [
 ] * 4
 
 
-def byte_tokenizer(chat: bool = True, think: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 330 tokens; with ``chat`` a ChatML template, with ``think`` tags."""
+def byte_tokenizer(
+    chat: bool = True, think: bool = False, corpus: list[str] = CORPUS
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 330 tokens; with ``chat`` a ChatML template, with ``think`` tags."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -37,7 +45,7 @@ def byte_tokenizer(chat: bool = True, think: bool = False) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(CORPUS, trainer)
+    bpe.train_from_iterator(corpus, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
@@ -48,11 +56,102 @@ def byte_tokenizer(chat: bool = True, think: bool = False) -> PreTrainedTokenize
     return tokenizer
 
 
-_COMMON = dict(num_hidden_layers=2, num_attention_heads=4, vocab_size=352)
-_WIDE = dict(
-    hidden_size=32, intermediate_size=64, num_key_value_heads=2, max_position_embeddings=512
+#: Writes thinking as Qwen3's template does: a newline inside the tags, two after them.
+QWEN3 = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'assistant' %}"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + m['content'].lstrip('\n') }}"
+    "{{ '<|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_IDS = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+#: Opens the thinking block itself, as DeepSeek-R1's does.
+R1 = CHATML.replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
+#: Strips every turn, refuses system turns and turns out of order, as Llama 2's and Gemma's do.
+STRICT = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] | trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def _fast(core: Tokenizer, chat_template: str | None, **tokens: str) -> PreTrainedTokenizerFast:
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, clean_up_tokenization_spaces=False, **tokens
+    )
+    made.chat_template = chat_template
+    return made
+
+
+def metaspace_tokenizer(
+    prepend: str = "first", chat_template: str | None = STRICT
+) -> PreTrainedTokenizerFast:
+    """BPE with ▁ for spaces and bytes for what is unknown, as Llama 2's: no token is a tag."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    bpe.train_from_iterator(
+        [line for text in CORPUS for line in text.split(". ")],
+        trainers.BpeTrainer(vocab_size=200, show_progress=False, max_token_length=6),
+    )
+    model = json.loads(bpe.to_str())["model"]
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {token: i for i, token in enumerate([*first, *model["vocab"]])}
+    merges = [tuple(merge) for merge in model["merges"]]
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=False)
+    core.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return _fast(core, chat_template, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def word_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """One token per word between spaces; every other word is unknown."""
+    words = sorted({word for text in CORPUS for word in text.split()})
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<end>", "Question:", *words])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _fast(core, chat_template, eos_token="<end>", unk_token="<unk>")
+
+
+def unigram_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """A Unigram model with ▁ before words, as SentencePiece trains them."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    core.train_from_iterator(CORPUS, trainer)
+    return _fast(core, chat_template, eos_token="</s>", unk_token="<unk>")
+
+
+def whitespace_tokenizer() -> PreTrainedTokenizerFast:
+    """``byte_tokenizer`` with added tokens for runs of spaces, as GPT-NeoX's has."""
+    made = byte_tokenizer()
+    made.add_tokens([AddedToken(" " * n, normalized=True) for n in (2, 3, 4)])
+    return made
+
+
+_COMMON = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 352}
+_WIDE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+_IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
 
 def tiny_model(kind: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
@@ -66,6 +165,9 @@ def tiny_model(kind: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
         made = MistralForCausalLM(
             MistralConfig(**_COMMON, **_WIDE, **_IDS, **{"sliding_window": 8, **config})
         )
+    elif kind == "lfm2":  # its convolution layers keep a state that cannot be repeated
+        layers = {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}
+        made = Lfm2ForCausalLM(Lfm2Config(**_COMMON, **_WIDE, **_IDS, **layers, **config))
     elif kind == "qwen3":
         made = Qwen3ForCausalLM(Qwen3Config(**_COMMON, **_WIDE, **_IDS, head_dim=8, **config))
     else:

@@ -42,6 +42,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
     remove_unused_columns: bool = False
     report_to: str | list[str] | None = "none"
     disable_tqdm: bool | None = True
+    use_cache: bool = True
     data_seed: int | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -146,6 +147,9 @@ RANGES = (
     ("format_warmup_steps", 0, 1e9),
     ("rollout_batch_size", 1, 1e9),
     ("num_iterations", 1, 1e6),
+    ("per_device_train_batch_size", 1, 1e6),
+    ("per_device_eval_batch_size", 1, 1e6),
+    ("gradient_accumulation_steps", 1, 1e6),
 )
 
 

@@ -39,6 +39,12 @@ def read_groups(
     return make_groups(source, template, config)
 
 
+def require(groups: Sequence[PromptGroup], name: str) -> None:
+    """Raises DataError if the data set called ``name`` was not given."""
+    if not groups:
+        raise DataError(f"no {name} was given", why="there is nothing to work on", fix="give one")
+
+
 def make_groups(
     data: Examples, template: Template, config: NRTConfig
 ) -> tuple[tuple[PromptGroup, ...], DataReport]:
@@ -143,6 +149,18 @@ class Schedule:
         cuts = range(0, len(order), self.prompts)
         batches = [tuple(order[i : i + self.prompts]) for i in cuts]
         return batches[window * self.minibatches : (window + 1) * self.minibatches]
+
+
+def make_schedule(rows: int, args: NRTConfig) -> Schedule:
+    """The schedule of a run over ``rows`` rows, all ranks together."""
+    per_rank = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return Schedule(
+        rows=rows,
+        prompts=per_rank * args.world_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        minibatches=args.steps_per_rollout(),
+        passes=args.num_iterations,
+    )
 
 
 @lru_cache(maxsize=4)

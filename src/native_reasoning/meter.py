@@ -56,7 +56,7 @@ class Meter:
 def means(parts: list[dict[str, list[float]]]) -> dict[str, float]:
     """Means over the ranks' sums; a name with count 0 (a loss term) is a plain sum."""
     out = {}
-    for name in parts[0]:
+    for name in dict.fromkeys(name for part in parts for name in part):
         total = sum(part[name][0] for part in parts if name in part)
         count = sum(part[name][1] for part in parts if name in part)
         out[name] = total / count if count else total

@@ -6,7 +6,7 @@ same with an empty trace::
     R_k  = f(c_k)                        rewards, one function each
     R'_k = clip(R_k − R_base)            clip ∈ {none, relu}, R_base = f(exp b)
     A_k  = scale(centre(R'_k))           centre ∈ {mean, leave_one_out, none}, scale ∈ {std, none}
-    L    = −Σ_k [ Σ_t ρ_{k,t} A_k log π(z_{k,t}) + λ Σ_i w_{k,i} l_{k,i} ] − λ_fmt Σ_forced log π(tag)
+    L    = −Σ_k [ Σ_t ρ_{k,t} A_k log π(z_{k,t}) + λ Σ_i w_{k,i} l_{k,i} ] − λ_fmt Σ_open log π(tag)
 
 A and w are constants for the gradient; w_i = c_i ∂f/∂c_i makes it the exact gradient of E[f]. The
 trainer divides the sum over prompts by N, the number of all traces of the optimiser step.
@@ -28,7 +28,7 @@ LARGEST_BASELINE = -1e-6
 SMALLEST_INVERSE = -10.0
 
 
-# -- Rewards: l (..., T) and clamped b (T,) -> a number per trace, and exact answer weights ---------
+# -- Rewards: l (..., T) and clamped b (T,) -> a number per trace, and exact answer weights --------
 
 
 def logp(l: Tensor, b: Tensor) -> Tensor:

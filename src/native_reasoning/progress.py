@@ -14,6 +14,9 @@ _LIVE = (
     ("loss", "loss", "{:.3g}"),
 )
 
+_FRAME = 40
+"""Columns of the live line that its numbers do not have: step, bar and time left."""
+
 
 class ProgressCallback(TrainerCallback):
     """Progress on stderr (or ``stream``), on rank 0 only.
@@ -65,7 +68,8 @@ class ProgressCallback(TrainerCallback):
                 self._print(step_line(state.global_step, state.max_steps, logs, seconds))
             else:
                 rate = _sampled_tokens(args, logs) / seconds
-                self._bar.update(self._task, told=f"{live_text(logs)}  {rate:,.0f} tokens/s")
+                told = live_text(logs, rate, self._bar.console.width)
+                self._bar.update(self._task, told=told)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,11 +104,13 @@ def step_line(step: int, steps: int, logs: Mapping[str, float], seconds: float) 
     )
 
 
-def live_text(logs: Mapping[str, float]) -> str:
-    """The numbers of the live line."""
-    return "  ".join(
-        f"{label} {form.format(logs[name])}" for name, label, form in _LIVE if name in logs
-    )
+def live_text(logs: Mapping[str, float], rate: float, width: int) -> str:
+    """The numbers of the live line, as many as a terminal of ``width`` columns holds."""
+    parts = [f"{label} {form.format(logs[name])}" for name, label, form in _LIVE if name in logs]
+    parts.append(f"{rate:,.0f} tokens/s")
+    while len(parts) > 1 and len("  ".join(parts)) > width - _FRAME:
+        parts.pop()
+    return "  ".join(parts)
 
 
 def evaluation_line(step: int, logs: Mapping[str, float]) -> str:
@@ -123,14 +129,21 @@ def _sampled_tokens(args: Any, logs: Mapping[str, float]) -> float:
 
 def _live_line(stream: TextIO) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Column
 
     return Progress(
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[told]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("step", table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[told]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn("left", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         console=Console(file=stream),
     )

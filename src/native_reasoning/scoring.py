@@ -3,8 +3,8 @@
 Each distinct trace of a prompt is one row of *suffix* behind the prompt; the empty trace is always
 among them (it gives the baseline b), and an empty sampled trace is that same row::
 
-    prefix   x_1 … x_{P−1}                                   once per prompt, padded on the left
-    suffix   x_P  z_1 … z_n  tag  gap  y*_1 … y*_T           one row per distinct trace, padded right
+    prefix   x_1 … x_{P−1}                                  once per prompt, padded on the left
+    suffix   x_P  z_1 … z_n  tag  gap  y*_1 … y*_T          one row per distinct trace, padded right
 
 The prefix is forwarded once *with gradients*, its cache is given to each of its rows, and only
 positions that are scored are projected to the vocabulary. ``pack`` says what to forward,
@@ -94,7 +94,9 @@ def pack(
         mask[r, : len(ids)] = 1
         in_trace[r, : answer_at - len(template.gap_ids)] = True
         scored[r, answer_at : len(ids) - 1] = True
-    prefix, prefix_mask = left_pad([group.prompt_ids[:-1] for group in groups], torch.device(device))
+    prefix, prefix_mask = left_pad(
+        [group.prompt_ids[:-1] for group in groups], torch.device(device)
+    )
     batch = Batch(
         prefix=prefix,
         prefix_mask=prefix_mask,
@@ -239,5 +241,5 @@ def can_share_prompts(model: PreTrainedModel, template: Template) -> bool:
             )
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
             return False
-    tolerance = 100 * ROUNDING[next(model.parameters()).dtype]
-    return bool((shared - plain).abs().max() <= tolerance * plain.abs().max())
+    tolerance = min(100 * ROUNDING[next(model.parameters()).dtype], 0.01)  # mistakes are above 0.03
+    return bool((shared - plain).abs().mean() <= tolerance * plain.abs().mean())

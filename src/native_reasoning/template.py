@@ -1,8 +1,8 @@
-"""Where prompt, trace and answer begin and end, in text and in token ids. The only file that knows.
+"""Where prompt, trace and answer begin and end, in text and in ids: the only file that knows.
 
-A row of training is ``prompt … <think>`` + trace + ``</think>`` + gap + ``answer<end of turn>``. The
-trace is sampled ids and stays so; everything else is encoded here. The boundary between trace and
-answer is a token of the tokenizer, a token that was added, or a text cut at a place where no
+A row of training is ``prompt … <think>`` + trace + ``</think>`` + gap + ``answer<end of turn>``.
+The trace is sampled ids and stays so; everything else is encoded here. The boundary between trace
+and answer is a token of the tokenizer, a token that was added, or a text cut at a place where no
 vocabulary item can span it. User text never becomes a control token: see ``Template.encode``.
 """
 
@@ -23,7 +23,7 @@ PLAIN_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'user' -%}{{ 'Question: ' + message['content'] + '\\n\\n' }}"
     "{%- elif message['role'] == 'assistant' -%}"
-    "{{ 'Response:\\n' + message['content'] + eos_token + '\\n\\n' }}"
+    "{{ 'Response:\\n' + message['content'] + (eos_token or '') + '\\n\\n' }}"
     "{%- else -%}{{ message['content'] + '\\n\\n' }}{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'Response:\\n' }}{%- endif -%}"
@@ -52,8 +52,8 @@ class Boundary:
 class Template:
     """Encodes rows and recognises boundaries for one tokenizer.
 
-    Build it with ``make_template``. ``end_ids`` are the tokens that end a turn; the first is the one
-    that an answer ends with.
+    Build it with ``make_template``. ``end_ids`` are the tokens that end a turn; an answer ends with
+    the first of them.
     """
 
     def __init__(

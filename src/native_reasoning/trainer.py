@@ -2,8 +2,8 @@
 
 Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
 loop), ``get_batch_samples`` (rolls out), ``compute_loss`` (scores and forms the loss),
-``training_step``, ``evaluate``, ``log`` (adds the step's means) and ``floating_point_ops``. What
-makes checkpoints appear whole is in checkpoints.py, the mathematics in objective.py.
+``training_step``, ``evaluate`` and ``log`` (adds the step's means). What makes checkpoints appear
+whole is in checkpoints.py, the mathematics in objective.py.
 """
 
 import time
@@ -28,9 +28,8 @@ from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checkpoints import WholeCheckpoints, find_checkpoint
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.data import content_hash
-from native_reasoning.errors import DataError
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
-from native_reasoning.groups import Schedule, read_groups
+from native_reasoning.groups import Schedule, make_schedule, read_groups, require
 from native_reasoning.meter import Meter, means, trace_rows
 from native_reasoning.objective import group_loss
 from native_reasoning.policy import load_policy
@@ -103,6 +102,8 @@ class NRTTrainer(WholeCheckpoints):
         self.meter = Meter()
         self.window: Window | None = None
         self.records = RunFolder(self.folder, writes=False)
+        #: More of config.yaml; the command line puts the data paths here.
+        self.recipe: dict[str, Any] = {}
         self._pending: list[TraceRow] = []
         self._clock: dict[str, float] = {}
         self._resumed: Path | None = None
@@ -116,16 +117,10 @@ class NRTTrainer(WholeCheckpoints):
 
         Raises RunError if the folder holds a run and nothing is resumed, or nothing can be.
         """
-        if not self.train_groups:
-            raise DataError(
-                "no train_dataset was given", why="there is nothing to learn", fix="give one"
-            )
+        require(self.train_groups, "train_dataset")
         checkpoint = find_checkpoint(resume_from_checkpoint, self.folder)
-        self.records = RunFolder.create(
-            self.folder,
-            resume=checkpoint is not None,
-            writes=self.is_world_process_zero(),
-        )
+        resume, writes = checkpoint is not None, self.is_world_process_zero()
+        self.records = RunFolder.create(self.folder, resume=resume, writes=writes)
         if checkpoint is not None:
             self.records.cut_back(int(checkpoint.name.rpartition("-")[2]))
         else:
@@ -144,7 +139,7 @@ class NRTTrainer(WholeCheckpoints):
         model = self.accelerator.unwrap_model(self.model)
         report = () if self.train_report is None else self.train_report.lines()
         self.records.write_config(
-            {"model": model.config._name_or_path, **self.args.resolved()},  # type: ignore[attr-defined]
+            {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()},  # type: ignore[attr-defined]
             data_hash=content_hash(examples),
             seed=self.args.seed,
             extra={
@@ -162,16 +157,7 @@ class NRTTrainer(WholeCheckpoints):
     @property
     def schedule(self) -> Schedule:
         """Which rows each optimiser step takes."""
-        args = self.args
-        return Schedule(
-            rows=len(self.train_groups),
-            prompts=args.per_device_train_batch_size
-            * args.gradient_accumulation_steps
-            * args.world_size,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            minibatches=args.steps_per_rollout(),
-            passes=args.num_iterations,
-        )
+        return make_schedule(len(self.train_groups), self.args)
 
     def get_train_dataloader(self) -> DataLoader:
         """Only paces the loop: the rows of a step are a function of the step (groups.py)."""
@@ -192,13 +178,9 @@ class NRTTrainer(WholeCheckpoints):
             if self._resumed is not None and self._window_is_open():
                 self.window = self.maker.reopen(self._resumed / self._window_name())
             else:
-                self.window = self.maker.make(self.schedule, self.plan, self._wrapped())
+                self.window = self.maker.make(self.schedule, self.plan, self.model_wrapped)  # type: ignore[arg-type]
         self._clock = {"rollout": time.perf_counter() - began, "began": began}
         return [{"micro": micro} for micro in self.window.minibatches[self.plan.minibatch]], None
-
-    def _wrapped(self) -> nn.Module:
-        assert self.model_wrapped is not None
-        return self.model_wrapped
 
     def _window_is_open(self) -> bool:
         """Whether this step trains on traces that an earlier one sampled."""
@@ -222,23 +204,18 @@ class NRTTrainer(WholeCheckpoints):
         share = self.args.world_size / (self.plan.prompts * per_prompt)
         terms = []
         for i, scores in enumerate(self.maker.scores(micro, model)):
+            if not micro.groups[i].weight:
+                terms.append(0.0 * scores.answer.sum())  # every rank takes part in the backward
+                continue
             recall = micro.recalls[i] if micro.recalls else None
             signal = recall.signal if recall else self.maker.signal(scores, self.plan)
             term = group_loss(scores, signal, self.settings, recall.trace if recall else None)
-            weight = share * micro.groups[i].weight
-            terms.append(weight * term.total())
-            if weight:
-                self.meter.add_group(scores, signal, micro.traces[i])
-                self.meter.add_loss(term, weight / self.args.world_size)
-                if self.plan.first_pass and self.args.record_traces and self.maker.samples:
-                    self._pending += trace_rows(
-                        self.state.global_step + 1,
-                        micro.groups[i],
-                        micro.traces[i],
-                        scores,
-                        signal,
-                        self.template,
-                    )
+            terms.append(share * term.total())
+            self.meter.add_group(scores, signal, micro.traces[i])
+            self.meter.add_loss(term, share / self.args.world_size)
+            if self.plan.first_pass and self.args.record_traces and self.maker.samples:
+                step, group, traces = self.state.global_step + 1, micro.groups[i], micro.traces[i]
+                self._pending += trace_rows(step, group, traces, scores, signal, self.template)
         return torch.stack(terms).sum()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -247,10 +224,6 @@ class NRTTrainer(WholeCheckpoints):
         Its gradient is not a number either, and ``FiniteGuard`` drops it on all ranks.
         """
         return super().training_step(*args, **kwargs).nan_to_num(0.0, 0.0, 0.0)
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not estimated: transformers' formula needs one rectangular batch."""
-        return 0
 
     # -- What is written ---------------------------------------------------------------------------
 
@@ -293,13 +266,10 @@ class NRTTrainer(WholeCheckpoints):
         groups = self.eval_groups
         if eval_dataset is not None:
             groups, _ = read_groups(eval_dataset, self.template, self.args)
-        if not groups:
-            raise DataError(
-                "no eval_dataset was given", why="there is nothing to measure", fix="give one"
-            )
+        require(groups, "eval_dataset")
         began = time.perf_counter()
-        outcomes = self.outcomes(groups[: self.args.eval_samples])
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in summarise(outcomes).items()}
+        summary = summarise(self.outcomes(groups[: self.args.eval_samples]))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
         seconds = {f"{metric_key_prefix}_seconds": time.perf_counter() - began}
         self.records.append_timings(self.state.global_step, seconds)
         self.log(dict(metrics))

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.groups import PlannedStep, Rows, Schedule, rank_share
-from native_reasoning.presets import preset_objective
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
 from native_reasoning.rollout.hf import inference
 from native_reasoning.scoring import Packed, pack, unpack
@@ -173,10 +172,15 @@ class WindowMaker:
         return unpack(packed, model(score=packed.batch), self.template, self.rounding)
 
     def signal(self, scores: Scores, plan: PlannedStep) -> Signal:
-        """The objective's signal; during the format warm-up, that of ``sft-think``."""
-        if plan.rollout < self.args.format_warmup_steps:
-            return preset_objective("sft-think")(scores)
-        return self.objective(scores)
+        """The objective's signal; in the format warm-up no trace term, and answers weigh one."""
+        signal = self.objective(scores)
+        if plan.rollout >= self.args.format_warmup_steps:
+            return signal
+        return replace(
+            signal,
+            advantages=torch.zeros_like(signal.advantages),
+            answer_weights=torch.ones_like(signal.answer_weights),
+        )
 
     def _remember(self, micro: MicroBatch, plan: PlannedStep, model: nn.Module) -> MicroBatch:
         with inference(model):

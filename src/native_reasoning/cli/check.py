@@ -1,13 +1,11 @@
 """``nrt check``: what would be read from a data file, and what goes wrong later."""
 
-import shlex
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from native_reasoning.cli import doctor
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.inputs import load_data, model_folder, split_source
+from native_reasoning.cli.inputs import load_data, model_folder
 from native_reasoning.cli.output import (
     indented,
     quiet_libraries,
@@ -16,9 +14,9 @@ from native_reasoning.cli.output import (
     show_table,
 )
 from native_reasoning.config import NRTConfig, make_config
-from native_reasoning.data import Examples, load_rows
+from native_reasoning.data import Examples
+from native_reasoning.errors import TemplateError
 
-_LOOKED_AT = 200
 _EXAMPLE_LENGTH = 1500
 
 
@@ -39,6 +37,8 @@ def run(parsed: Parsed) -> int:
     if own["model"]:
         found |= with_model(own["model"], data, config)
     found["warnings"] = warnings_of(found, config)
+    if found["question_columns"] and config.prompt_column is None:
+        found["warnings"].insert(0, doctor.left_out_warning(found["question_columns"], data.report))
     if own["json"]:
         show_json(found)
     else:
@@ -46,14 +46,12 @@ def run(parsed: Parsed) -> int:
     return 0
 
 
-# -- Looking ----------------------------------------------------------------------------------------
+# -- Looking --------------------------------------------------------------------------------------
 
 
 def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
     """All that the texts alone tell."""
     report, examples = data.report, data.examples
-    source, split = split_source(name)
-    raw = [row.value for row in islice(load_rows(source, split=split).rows, _LOOKED_AT)]
     leaking = doctor.leaks(examples)
     marked = sum("####" in example.answer for example in examples)
     return {
@@ -63,7 +61,7 @@ def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
         "kept": report.kept,
         "columns": [{"used": shape, "rows": count} for shape, count in report.shapes],
         "unused": list(report.unused),
-        "question_columns": doctor.question_columns(raw, report.unused),
+        "question_columns": doctor.left_out(name, report),
         "dropped": [
             {"reason": d.reason, "rows": d.count, "places": d.places, "line": d.line()}
             for d in report.dropped
@@ -73,7 +71,8 @@ def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
         "marked_answers": marked,
         "leaks": {
             "rows": len(leaking),
-            "long": sum(doctor.answer_kind(example.answer) == "long" for example in leaking),
+            "long": doctor.answer_kinds(leaking)["long"],
+            "numbers": doctor.answer_kinds(leaking)["number"],
             "lines": [example.line for example in leaking[:5]],
         },
         "words": {
@@ -94,19 +93,16 @@ def _words(turns: Sequence[tuple[str, str]]) -> int:
 
 def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
     """What tokenizer and configuration of a model add; its weights are not loaded."""
-    from native_reasoning.groups import make_groups
-    from native_reasoning.policy import load_template
-
     folder, _ = model_folder(name)
-    template, model = load_template(folder, config)
-    wide = NRTConfig(
-        **{
-            **{key: getattr(config, key) for key in ("output_dir", "use_cpu", "system_prompt")},
-            "max_prompt_length": 10**7,
-            "max_answer_length": 10**7,
-        }
-    )
-    groups, report = make_groups(data, template, wide)
+    template, model = doctor.skeleton(folder, config)
+    groups, refused = [], 0
+    for example in data.examples:
+        try:
+            groups.append(template.group(example))
+        except TemplateError:
+            refused += 1
+    if not groups:
+        template.group(data.examples[0])  # raises, and says why
     prompts = [len(group.prompt_ids) for group in groups]
     answers = [len(group.answer_ids) for group in groups]
     fitting = [
@@ -114,12 +110,18 @@ def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
         for group, prompt, answer in zip(groups, prompts, answers, strict=True)
         if prompt <= config.max_prompt_length and answer <= config.max_answer_length
     ]
-    boundary = template.boundary
+    boundary, shape = template.boundary, model.config.get_text_config()
+    longest = max(map(len_of, fitting), default=0) + config.max_trace_length
     return {
         "model": name,
+        "context": {"longest_row": longest, "limit": shape.max_position_embeddings},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "boundary": {"mode": boundary.mode, "open": boundary.open_text, "close": boundary.close_text},
-        "refused": report.count("refused_by_template"),
+        "boundary": {
+            "mode": boundary.mode,
+            "open": boundary.open_text,
+            "close": boundary.close_text,
+        },
+        "refused": refused,
         "tokens": {
             "prompt": doctor.percentiles(prompts),
             "answer": doctor.percentiles(answers),
@@ -134,25 +136,17 @@ def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
     }
 
 
-# -- Judging ----------------------------------------------------------------------------------------
+def len_of(group: Any) -> int:
+    """Tokens of a row without its trace."""
+    return len(group.prompt_ids) + len(group.answer_ids)
+
+
+# -- Judging --------------------------------------------------------------------------------------
 
 
 def warnings_of(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
     """What a person should look at, the worst first."""
-    return [*_about_columns(found, config), *_about_rows(found), *_about_answers(found, config)]
-
-
-def _about_columns(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
-    used = found["columns"][0]["used"].split(" -> ")[0]
-    missing = found["question_columns"]
-    if not missing or config.prompt_column is not None:
-        return []
-    names = shlex.quote("+".join([*missing, used]))
-    verb = "is" if len(missing) == 1 else "are"
-    return [
-        f"{', '.join(missing)} {verb} not used, though the question may need it: "
-        f"--prompt-column {names}"
-    ]
+    return [*_about_rows(found), *_about_answers(found, config)]
 
 
 def _about_rows(found: Mapping[str, Any]) -> list[str]:
@@ -167,6 +161,12 @@ def _about_rows(found: Mapping[str, Any]) -> list[str]:
                     f"{count} rows have {what}s of more than {limit} tokens and will be dropped: "
                     f"--max-{what}-length {tokens[what]['max']} keeps them"
                 )
+    context = found.get("context")
+    if context and context["longest_row"] > context["limit"]:
+        lines.append(
+            f"a row with a full trace has up to {context['longest_row']} tokens, and the model was "
+            f"built for {context['limit']}: lower --max-trace-length or --max-prompt-length"
+        )
     if found.get("refused"):
         lines.append(f"{found['refused']} rows are refused by the chat template")
     if found.get("eval_data", {}).get("overlap"):
@@ -189,7 +189,7 @@ def _about_answers(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
             r"most answers hold a worked solution before '####': --answer-regex '####\s*(.*)' "
             "keeps the final answer, so that the model writes its own"
         )
-    if leaking["long"] or leaking["rows"] > 0.2 * kept:
+    if leaking["long"] or leaking["rows"] - leaking["numbers"] > 0.2 * kept:
         lines.append(
             f"{leaking['rows']} answers stand word by word in their own prompt "
             f"({found['unit']} {', '.join(map(str, leaking['lines']))}): such rows need no thought"
@@ -202,7 +202,7 @@ def _about_answers(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
     return lines
 
 
-# -- Telling ----------------------------------------------------------------------------------------
+# -- Telling --------------------------------------------------------------------------------------
 
 
 def show_found(found: Mapping[str, Any]) -> None:
@@ -265,9 +265,11 @@ def _show_lengths(found: Mapping[str, Any]) -> None:
     unit = "tokens" if "tokens" in found else "words"
     lengths = found[unit]
     names = ("p50", "p90", "p99", "max")
-    limits = [str(lengths[f"max_{what}_length"]) for what in ("prompt", "answer")] if (
-        unit == "tokens"
-    ) else ["-", "-"]
+    limits = (
+        [str(lengths[f"max_{what}_length"]) for what in ("prompt", "answer")]
+        if (unit == "tokens")
+        else ["-", "-"]
+    )
     rows = [
         [what, *(str(lengths[what][name]) for name in names), limit]
         for what, limit in zip(("prompt", "answer"), limits, strict=True)

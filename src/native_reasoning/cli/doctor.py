@@ -1,10 +1,18 @@
 """What can be known of data before training: lengths, leaks, kinds of answers, memory."""
 
 import re
+import shlex
 from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from native_reasoning.cli.inputs import split_source
+from native_reasoning.data import DataReport, load_rows
+from native_reasoning.data.shapes import BadRow, value_at
 from native_reasoning.types import Example
+
+_LOOKED_AT = 200
 
 _TEXT_COLUMNS = (
     "body",
@@ -23,7 +31,7 @@ _NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
 SHORT_WORDS = 5
 
 
-# -- Texts ------------------------------------------------------------------------------------------
+# -- Texts ----------------------------------------------------------------------------------------
 
 
 def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> list[int]:
@@ -56,22 +64,53 @@ def answer_kind(answer: str) -> str:
 
 def answer_kinds(examples: Sequence[Example]) -> dict[str, int]:
     """How many answers are of each kind."""
-    kinds = dict.fromkeys(("number", "short", "long"), 0)
+    kinds: dict[str, int] = {"number": 0, "short": 0, "long": 0}
     for example in examples:
         kinds[answer_kind(example.answer)] += 1
     return kinds
 
 
-def question_columns(rows: Sequence[Any], unused: Sequence[str]) -> list[str]:
-    """Unused columns that look like a part of the question: by their name, filled with text."""
+def left_out(name: str, report: DataReport) -> list[str]:
+    """Columns that look like a part of the question and are not used, by their name and texts.
+
+    Beside an answer at a path (``instances.0.output``) its neighbours are looked at too.
+    """
+    source, split = split_source(name)
+    rows = [row.value for row in islice(load_rows(source, split=split).rows, _LOOKED_AT)]
+    answer = report.shapes[0][0].rpartition(" -> ")[2]
+    parent = answer.rpartition(".")[0]
+    first = _at(rows[0], parent) if parent else None
+    beside = [f"{parent}.{key}" for key in first] if isinstance(first, dict) else []
     found = []
-    for column in unused:
-        named = any(word in column.casefold() for word in _TEXT_COLUMNS)
-        values = [row.get(column) for row in rows if isinstance(row, dict)]
-        texts = [value for value in values if _is_text(value)]
-        if named and values and len(texts) >= 0.5 * len(values):
+    for column in [*report.unused, *beside]:
+        named = any(word in column.rpartition(".")[2].casefold() for word in _TEXT_COLUMNS)
+        filled = sum(_is_text(_at(row, column)) for row in rows)
+        if named and column != answer and filled >= 0.3 * len(rows):
             found.append(column)
     return found
+
+
+def left_out_warning(columns: Sequence[str], report: DataReport) -> str:
+    """What to do about ``left_out`` columns."""
+    used = report.shapes[0][0].split(" -> ")[0]
+    verb = "is" if len(columns) == 1 else "are"
+    return (
+        f"{', '.join(columns)} {verb} not used, though the question may need it: "
+        f"--prompt-column {shlex.quote('+'.join(_in_order(columns, used)))}"
+    )
+
+
+def _in_order(columns: Sequence[str], used: str) -> list[str]:
+    """A context stands before its question, the input of an instruction behind it."""
+    behind = [c for c in columns if "input" in c.casefold() or "option" in c or "choice" in c]
+    return [*(c for c in columns if c not in behind), used, *behind]
+
+
+def _at(row: Any, path: str) -> Any:
+    try:
+        return value_at(row, path)
+    except (BadRow, AttributeError, TypeError):
+        return None
 
 
 def _is_text(value: Any) -> bool:
@@ -87,7 +126,45 @@ def percentiles(values: Sequence[int]) -> dict[str, int]:
     return {name: ordered[round(share * (len(ordered) - 1))] for name, share in places.items()}
 
 
-# -- Tokens -----------------------------------------------------------------------------------------
+# -- A model without its weights ------------------------------------------------------------------
+
+
+def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
+    """The template and an empty model of a hub id or folder: its weights are not loaded.
+
+    Whether think tokens of the tokenizer were trained shows only in the weights; here it is
+    believed. Raises PolicyError or TemplateError.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from native_reasoning.errors import PolicyError
+    from native_reasoning.policy import load_tokenizer
+    from native_reasoning.template import make_template
+
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
+    if config.chat_template_path is not None:
+        tokenizer.chat_template = Path(config.chat_template_path).read_text("utf-8")
+    template = make_template(
+        tokenizer,
+        boundary=config.boundary,
+        think=(config.think_open, config.think_close),
+        boundary_text=config.boundary_text,
+        system_prompt=config.system_prompt,
+    )
+    try:
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                shape, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise PolicyError(
+            f"no configuration could be loaded from {folder}: {str(error).splitlines()[0]}",
+            why="it says how large the model is",
+            fix="give a folder with config.json, or a hub id",
+        ) from None
+    return template, model
 
 
 def rendered(group: Any, template: Any) -> dict[str, str]:
@@ -101,7 +178,7 @@ def rendered(group: Any, template: Any) -> dict[str, str]:
     }
 
 
-# -- Memory -----------------------------------------------------------------------------------------
+# -- Memory ---------------------------------------------------------------------------------------
 
 
 def training_memory(model: Any, config: Any, groups: Sequence[Any]) -> dict[str, int]:

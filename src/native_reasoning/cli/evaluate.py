@@ -5,7 +5,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from native_reasoning.cli.flags import Parsed, number
-from native_reasoning.cli.output import quiet_libraries, say, show, show_json, show_table
+from native_reasoning.cli.output import (
+    indented,
+    quiet_libraries,
+    say,
+    say_loading,
+    show,
+    show_json,
+    show_table,
+)
 from native_reasoning.errors import ConfigError
 
 _RENAMED = {
@@ -47,17 +55,18 @@ def evaluate(
     model: str, data: str, settings: dict[str, Any], folder: str
 ) -> tuple[dict[str, Any], list[Any]]:
     """The measures, and each question's outcome. ``folder`` is for what transformers may write."""
-    from native_reasoning.cli.inputs import load_data
+    from native_reasoning.cli.inputs import load_data, refused_by_libraries
     from native_reasoning.config import make_config
     from native_reasoning.evaluate.held_out import summarise
     from native_reasoning.trainer import NRTTrainer
 
     # what a trace is judged by does not matter here: num_generations 2 suits every preset
-    config = make_config({**settings, "num_generations": "2"}, output_dir=folder)
+    with refused_by_libraries():
+        config = make_config({**settings, "num_generations": "2"}, output_dir=folder)
     examples = load_data(data, config)
     for line in examples.report.lines():
         say(line)
-    say(f"loading {model}")
+    say_loading(model)
     trainer = NRTTrainer(model, config, eval_dataset=examples)
     assert trainer.eval_report is not None
     for line in trainer.eval_report.lines():
@@ -85,7 +94,6 @@ def _told(outcome: Any) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any], shown: list[dict[str, Any]]) -> None:
-    from native_reasoning.cli.output import indented
     from native_reasoning.cli.summary import evaluation_rows
 
     for number_, told in enumerate(shown, start=1):

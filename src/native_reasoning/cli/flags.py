@@ -112,7 +112,9 @@ def build(verb: Verb) -> tuple[argparse.ArgumentParser, dict[str, str]]:
             if flag.name not in kinds:
                 _add(group, flag, kinds, default=argparse.SUPPRESS)
     if verb.common:
-        group = parser.add_argument_group("training (every field of transformers.TrainingArguments)")
+        group = parser.add_argument_group(
+            "training (every field of transformers.TrainingArguments)"
+        )
         for name, text in COMMON_ARGUMENTS.items():
             if name == "output_dir":  # --out
                 continue
@@ -155,7 +157,9 @@ def _metavar(kind: Any, choices: bool) -> str:
     text = str(kind)
     if choices:
         return "NAME"
-    return "N" if "int" in text else "X" if "float" in text else "JSON" if "dict" in text else "TEXT"
+    return (
+        "N" if "int" in text else "X" if "float" in text else "JSON" if "dict" in text else "TEXT"
+    )
 
 
 def _usage(verb: Verb) -> str:
@@ -185,7 +189,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-# -- One pass that makes a command line plain -------------------------------------------------------
+# -- One pass that makes a command line plain -----------------------------------------------------
 
 
 def _plain(
@@ -261,5 +265,3 @@ def number(own: dict[str, Any], name: str) -> int | None:
             f"{_flag(name)} is {text!r}", why="it is a whole number", fix=f"{_flag(name)} 10"
         )
     return int(text)
-
-

@@ -1,16 +1,19 @@
 """What the verbs read: data by name, settings from recipes and runs, model folders of runs."""
 
 import re
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from native_reasoning.config import NRTConfig, read_recipe
 from native_reasoning.data import Examples, load_examples
-from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.errors import ConfigError, NativeReasoningError, RunError
 from native_reasoning.records import CONFIG
 
 FINAL = "final"
+_LIBRARIES = ("transformers", "accelerate")
 _SPLIT = re.compile(r"(?P<source>.+?)\s*\[(?P<split>[\w.-]+)\]")
 
 #: Settings of a training run that an evaluation of it leaves out.
@@ -54,9 +57,10 @@ def required(settings: Mapping[str, Any], name: str, example: str) -> str:
     if not value:
         raise ConfigError(
             f"no {name} was given",
-            why={"model": "there is nothing to train or to ask", "data": "there is nothing to read"}[
-                name
-            ],
+            why={
+                "model": "there is nothing to train or to ask",
+                "data": "there is nothing to read",
+            }[name],
             fix=f"--{name} {example}, or `{name}: {example}` in the recipe",
         )
     return str(value)
@@ -100,3 +104,22 @@ def run_settings(run: Path) -> dict[str, Any]:
         kept["boundary"] = "existing"
     kept["chat_template_path"] = None  # the saved tokenizer has it
     return kept
+
+
+@contextmanager
+def refused_by_libraries() -> Iterator[None]:
+    """Turns a library's refusal of a setting (``--report-to wandb`` where wandb is not installed)
+    into a ConfigError; errors that our own code raises pass through."""
+    try:
+        yield
+    except NativeReasoningError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        origin = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not any(f"/{name}/" in origin.replace("\\", "/") for name in _LIBRARIES):
+            raise
+        raise ConfigError(
+            " ".join(str(error).split()),
+            why="transformers refuses the settings",
+            fix="change the setting, or install what is missing",
+        ) from error

@@ -28,6 +28,11 @@ def say(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
 
+def say_loading(model: str) -> None:
+    """Which model is being loaded, and from where: a download can take long."""
+    say(f"loading {model}" + ("" if os.path.isdir(model) else " from the Hugging Face hub"))
+
+
 def show(text: str) -> None:
     """Text of the result on stdout."""
     if is_main_process():
@@ -103,18 +108,14 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets)\b")
     from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     if sys.stderr.isatty():
         enable_progress_bars()
-
-
-def one_line(text: str, limit: int = 200) -> str:
-    """Text on one line, cut at ``limit`` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def indented(text: str, mark: str = "  | ") -> str:

@@ -57,7 +57,7 @@ def evaluation_rows(*columns: Mapping[str, Any] | None) -> list[list[str]]:
     return rows
 
 
-# -- After training ---------------------------------------------------------------------------------
+# -- After training -------------------------------------------------------------------------------
 
 
 def result_of(
@@ -113,7 +113,7 @@ def show_result(result: Mapping[str, Any]) -> None:
     show(f"steps  {result['steps']}\nrun    {result['run']}\nmodel  {result['model']}")
 
 
-# -- Before training --------------------------------------------------------------------------------
+# -- Before training ------------------------------------------------------------------------------
 
 
 def plan_of(trainer: Any, out: str, steps: int) -> dict[str, Any]:

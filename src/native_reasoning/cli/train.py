@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.output import quiet_libraries, say, show_json
+from native_reasoning.cli.output import quiet_libraries, say, say_loading, show_json
 from native_reasoning.errors import ConfigError, RunError
 
 
@@ -35,7 +35,7 @@ def run(parsed: Parsed) -> int:
     return _train(plan, parsed.own["json"])
 
 
-# -- What is asked for ------------------------------------------------------------------------------
+# -- What is asked for ----------------------------------------------------------------------------
 
 
 def make_plan(parsed: Parsed) -> Plan:
@@ -123,17 +123,18 @@ def _first_free(path: Path) -> Path:
     return free
 
 
-# -- Doing it ---------------------------------------------------------------------------------------
+# -- Doing it -------------------------------------------------------------------------------------
 
 
 def build(plan: Plan, folder: str) -> Any:
     """The trainer: settings are checked first, then the data is read, then the model."""
-    from native_reasoning.cli.inputs import load_data
+    from native_reasoning.cli.inputs import load_data, refused_by_libraries
     from native_reasoning.config import make_config
     from native_reasoning.progress import ProgressCallback
     from native_reasoning.trainer import NRTTrainer
 
-    config = make_config(plan.settings, output_dir=folder)
+    with refused_by_libraries():
+        config = make_config(plan.settings, output_dir=folder)
     data = load_data(plan.data, config)
     held_out = load_data(plan.eval_data, config) if plan.eval_data else None
     told = {*data.report.lines(), *(held_out.report.lines() if held_out else ())}
@@ -141,8 +142,14 @@ def build(plan: Plan, folder: str) -> Any:
         say(line)
     if held_out:
         _warn_of_overlap(data, held_out)
-    say(f"loading {plan.model}")
-    trainer = NRTTrainer(plan.model, config, data, held_out, callbacks=[ProgressCallback()])
+    from native_reasoning.cli.doctor import left_out, left_out_warning
+
+    missing = [] if config.prompt_column else left_out(plan.data, data.report)
+    if missing:
+        say(f"warning: {left_out_warning(missing, data.report)}")
+    say_loading(plan.model)
+    with refused_by_libraries():
+        trainer = NRTTrainer(plan.model, config, data, held_out, callbacks=[ProgressCallback()])
     trainer.recipe = {"model": plan.model, "data": plan.data, "eval_data": plan.eval_data}
     for report in (trainer.train_report, trainer.eval_report):
         for line in report.lines() if report else ():
@@ -166,7 +173,8 @@ def _train(plan: Plan, as_json: bool) -> int:
     from native_reasoning.cli.summary import result_of, show_result
 
     trainer = build(plan, plan.out)
-    say(f"training into {plan.out}: {steps_of(trainer)} steps")
+    verb = "going on with" if plan.resume else "training into"
+    say(f"{verb} {plan.out}, to step {steps_of(trainer)}")
     out_of_memory = _out_of_memory_error()
     try:
         trainer.train(resume_from_checkpoint=plan.resume)
@@ -177,6 +185,8 @@ def _train(plan: Plan, as_json: bool) -> int:
             fix="--activation-checkpointing, a smaller --per-device-train-batch-size with more "
             "--gradient-accumulation-steps, or shorter --max-trace-length",
         ) from None
+    finally:
+        _end_live_line(trainer)
     stopped = trainer.signals.received
     if stopped is not None:
         return _stopped(trainer, plan, stopped, as_json)
@@ -202,6 +212,15 @@ def _stopped(trainer: Any, plan: Plan, number: int, as_json: bool) -> int:
     if as_json and trainer.is_world_process_zero():
         show_json({"run": plan.out, "steps": step, "stopped_by": name})
     return 128 + number
+
+
+def _end_live_line(trainer: Any) -> None:
+    """Gives the terminal its cursor back, also after an error."""
+    from native_reasoning.progress import ProgressCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback):
+            callback.close()
 
 
 def _out_of_memory_error() -> type[Exception]:

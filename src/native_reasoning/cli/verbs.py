@@ -101,7 +101,7 @@ VERBS = {
             None,
             (
                 Flag("--seed", "seed of data order and of every sampled token (0)", "N"),
-                Flag("--out", "keep the run in this folder (nothing is kept)", "DIR"),
+                Flag("--out", "a new folder for the runs (the first free runs/demo)", "DIR"),
                 _JSON,
             ),
             (),

@@ -1,0 +1,98 @@
+"""Help answers at once, has everything, and imports nothing heavy."""
+
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import pytest
+from cli_helpers import SOURCE
+
+import native_reasoning
+from native_reasoning.cli.flags import build
+from native_reasoning.cli.verbs import OPTION_GROUPS, VERBS
+from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
+
+HEAVY = {"torch", "transformers", "datasets", "numpy", "rich", "yaml", "pyarrow"}
+
+
+def _python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": SOURCE}, text=True, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys; from native_reasoning.cli import main; "
+        f"code = main({arguments!r}); print(*sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    done = _python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: nrt")
+    assert not HEAVY & set(done.stderr.split())
+
+
+def test_import_of_the_package_is_light():
+    done = _python("import sys, native_reasoning; print(*sys.modules)")
+    assert not HEAVY & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("verb", ["", "train"])
+def test_help_takes_less_than_300_milliseconds(verb):
+    command = [sys.executable, "-m", "native_reasoning.cli", *([verb] if verb else []), "--help"]
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run(command, env={"PYTHONPATH": SOURCE}, check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.3
+
+
+def test_every_option_stands_in_exactly_one_group():
+    grouped = [name for group in OPTION_GROUPS.values() for name in group]
+    assert sorted(grouped) == sorted(f.name for f in fields(NRTOptions))
+
+
+def test_common_arguments_are_fields_of_the_config():
+    from native_reasoning.config import NRTConfig
+
+    assert set(COMMON_ARGUMENTS) <= {f.name for f in fields(NRTConfig)}
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_each_verb_has_three_examples_whose_flags_exist(verb):
+    assert len(verb.examples) == 3
+    _, kinds = build(verb)
+    text = build(verb)[0].format_help()
+    for example in verb.examples:
+        assert example in text
+        for word in example.split():
+            known = {*kinds, "--max-steps", "--prompt-column", "--answer-regex"}
+            assert not word.startswith("--") or word in known
+
+
+def test_help_lists_own_options_before_those_of_transformers(nrt):
+    _, out, _ = nrt("train", "--help")
+    assert out.index("--preset") < out.index("--boundary") < out.index("--learning-rate")
+    assert "Every other field of transformers.TrainingArguments is accepted too" in out
+
+
+def test_version(nrt):
+    assert nrt("--version") == (0, f"nrt {native_reasoning.__version__}\n", "")
+
+
+def test_public_door():
+    for name in native_reasoning.__all__:
+        assert getattr(native_reasoning, name) is not None
+    assert set(native_reasoning.__all__) <= set(dir(native_reasoning))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = native_reasoning.nothing
+
+
+def test_errors_of_the_door_are_all_errors():
+    from native_reasoning import errors
+
+    classes = {name for name, value in vars(errors).items() if name.endswith("Error")}
+    assert classes <= set(native_reasoning.__all__)

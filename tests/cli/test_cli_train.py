@@ -1,0 +1,154 @@
+"""``nrt train``: the run folder, the table, dry runs, recipes, signals and resuming."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_helpers import SMALL, start, sums, write_rows
+
+from native_reasoning.records import read_config, read_metrics
+
+
+def test_train_prints_a_table_and_leaves_a_run(model, data, held_out, tmp_path, nrt):
+    out = tmp_path / "run"
+    code, text, err = nrt(
+        "train", "--model", model, "--data", data, "--eval-data", held_out, "--out", out, *SMALL
+    )
+    assert code == 0
+    lines = text.splitlines()
+    assert lines[0].split() == ["2", "held-out", "questions", "before", "after"]
+    assert any(line.startswith("accuracy with thinking ") and " to " in line for line in lines)
+    assert any(line.startswith("uplift of the reference (nats/token)") for line in lines)
+    assert lines[-2:] == [f"run    {out}", f"model  {out / 'final'}"]
+    assert "qa.jsonl: 9 of 9 rows kept (question -> answer)" in err
+    assert "step 2/2  reward " in err
+    assert "evaluation at step 0: accuracy " in err
+    assert "Loading weights" not in err
+    assert "Writing model shards" not in err
+    assert {"final", "checkpoint-2", "config.yaml", "metrics.jsonl"} <= {
+        p.name for p in out.iterdir()
+    }
+    config = read_config(out)["config"]
+    assert (config["model"], config["data"], config["eval_data"]) == (model, data, held_out)
+
+
+def test_json_is_the_last_line_of_stdout(model, data, held_out, tmp_path, nrt):
+    out = tmp_path / "run"
+    code, text, _ = nrt(
+        "train", f"--model={model}", f"--data={data}", f"--eval_data={held_out}", f"--out={out}",
+        *SMALL, "--json",
+    )  # fmt: skip
+    result = json.loads(text.splitlines()[-1])
+    assert code == 0
+    assert len(text.splitlines()) == 1
+    assert (result["run"], result["steps"]) == (str(out), 2)
+    for evaluation in (result["before"], result["after"]):
+        assert evaluation["accuracy_low"] <= evaluation["accuracy"] <= evaluation["accuracy_high"]
+    logged = [row for row in read_metrics(out) if "eval_uplift" in row]
+    assert [row["step"] for row in logged] == [0, 2]
+    assert logged[1]["eval_uplift"] == result["after"]["uplift"]
+
+
+def test_without_held_out_questions_the_table_says_so(model, data, tmp_path, nrt):
+    out = tmp_path / "run"
+    code, text, _ = nrt("train", "--model", model, "--data", data, "--out", out, *SMALL)
+    assert code == 0
+    assert "first steps" in text
+    assert "no held-out questions: --eval-data F" in text
+
+
+def test_dry_run_writes_nothing(model, data, tmp_path, nrt, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, "--dry-run")
+    assert code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    told = {
+        name.strip(): value.strip()
+        for name, _, value in (line.partition("  ") for line in text.splitlines())
+    }
+    assert told["rows"] == "9, none held out"
+    assert told["steps"] == "2"
+    assert told["boundary"] == "new: '<think>' '</think>'"
+    assert told["run folder"] == "runs/tiny"
+    assert "  | What is 0 + 0?<|im_end|>" in text
+    code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, "--dry-run", "--json")
+    outlook = json.loads(text)
+    assert outlook["first_prompt"]["prompt"].endswith("<think>")
+    assert outlook["memory"]["total"] > 16 * outlook["parameters"]
+
+
+def test_recipe_then_flags_and_a_folder_of_its_own(model, data, tmp_path, nrt, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = {"model": model, "data": data, "num-generations": 2, "max_steps": 3, "use_cpu": True}
+    recipe |= {"max_trace_length": 4, "per_device_train_batch_size": 2, "learning_rate": "1e-4"}
+    Path("first.yaml").write_text(yaml.safe_dump(recipe))
+    for name in ("first", "first-2"):
+        assert nrt("train", "first.yaml", "--max_steps=1", "--logging-steps", "1")[0] == 0
+        config = read_config(Path("runs") / name)["config"]
+        assert (config["max_steps"], config["learning_rate"]) == (1, 1e-4)
+        assert config["output_dir"] == f"runs/{name}"
+
+
+def test_warnings_before_training(model, tmp_path, nrt):
+    rows = [{"Body": "A long story of apples.", **row} for row in sums(0, 2)]
+    data = write_rows(tmp_path / "qa.jsonl", rows)
+    command = ["train", "--model", model, "--data", data, "--eval-data", data, *SMALL, "--dry-run"]
+    _, _, err = nrt(*command)
+    assert "warning: Body is not used" in err
+    assert "--prompt-column Body+question" in err
+    assert "6 of 6 held-out questions are training questions too" in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_resume_goes_on(number, code, model, data, tmp_path, nrt, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--model", model, "--data", data, "--out", "runs/x", *SMALL]
+    process = start(*command, "--max-steps", "100000", "--json", cwd=tmp_path)
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            break
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    stopped = json.loads(out.splitlines()[-1])
+    assert stopped["stopped_by"] == signal.Signals(number).name
+    assert "go on with: nrt train --out runs/x --resume" in err
+    assert not Path("runs/x/final").exists()
+
+    steps = stopped["steps"] + 2
+    resume = ["train", "--out", "runs/x", "--resume", "--max-steps", str(steps), "--json"]
+    code, text, err = nrt(*resume)
+    assert code == 0
+    assert json.loads(text)["steps"] == steps
+    assert "going on with runs/x" in err
+    rewards = [row["step"] for row in read_metrics("runs/x") if "reward" in row]
+    assert rewards == list(range(1, steps + 1))
+
+
+def test_ctrl_c_before_training_leaves_nothing(data, tmp_path):
+    process = start("train", "--model", "nobody/nothing", "--data", data, cwd=tmp_path)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (2, 130)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("recipe", sorted(Path(__file__).parents[2].glob("recipes/*.yaml")))
+def test_committed_recipes_are_settings_that_work(recipe):
+    from native_reasoning.cli.inputs import recipe_settings, split_source
+    from native_reasoning.config import make_config
+
+    settings = recipe_settings(recipe)
+    assert settings.pop("model")
+    assert split_source(settings.pop("data"))[1] in ("train", None)
+    assert split_source(settings.pop("eval_data", "[]"))[1] in ("test", None)
+    settings.pop("bf16", None)  # a CPU may lack it
+    config = make_config(settings, output_dir="unused", use_cpu=True)
+    assert config.preset == "nrt-ws"
+    text = recipe.read_text()
+    assert all(word in text for word in ("Paper:", "Hardware:", "Minutes:", "Expected:"))

@@ -1,0 +1,171 @@
+"""``nrt eval``, ``check``, ``presets`` and ``demo``."""
+
+import json
+import sys
+import types
+
+import pytest
+from cli_helpers import LENGTHS, SMALL, sums, write_rows
+
+from native_reasoning.cli import doctor
+from native_reasoning.presets import PRESETS
+from native_reasoning.types import Example
+
+# -- eval --------------------------------------------------------------------------------------
+
+
+def test_eval_of_a_model(model, held_out, nrt):
+    command = ["eval", model, "--data", held_out, "--samples", "2", "--batch-size", "1", *LENGTHS]
+    code, text, _ = nrt(*command, "--num-generations", "3", "--show", "1")
+    assert code == 0
+    assert text.startswith("question 1:\n  | What is 5 + 0?\ntrace (")
+    assert "majority of the sampled answers" in text
+    assert "2 questions" in text
+    code, text, _ = nrt(*command, "--num-generations", "3", "--show", "2", "--json")
+    result = json.loads(text)
+    assert (result["questions"], len(result["shown"])) == (2, 2)
+    assert result["uplift_low"] <= result["uplift"] <= result["uplift_high"]
+
+
+def test_eval_of_a_run_uses_its_model_and_settings(model, data, held_out, tmp_path, nrt):
+    out = tmp_path / "run"
+    command = ["train", "--model", model, "--data", data, "--eval-data", held_out, "--out", out]
+    _, text, _ = nrt(*command, *SMALL, "--boundary", "new", "--learning-rate", "1e-2", "--json")
+    trained = json.loads(text)["after"]
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for target in (out, out / "final", out / "checkpoint-2"):
+        code, text, _ = nrt("eval", target, "--data", held_out, "--json")
+        found = json.loads(text)
+        assert code == 0
+        assert {k: found[k] for k in trained} == pytest.approx(trained)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
+
+
+# -- check -------------------------------------------------------------------------------------
+
+
+def test_check_with_a_model_shows_boundaries_and_tokens(model, data, held_out, nrt):
+    code, text, _ = nrt("check", data, "--model", model, "--eval-data", held_out, *LENGTHS)
+    assert code == 0
+    assert "columns used          question -> answer" in text
+    assert "NOT used              (all are used)" in text
+    assert "length in tokens" in text
+    assert "<|im_start|>user" in text
+    assert "  | 0<|im_end|>" in text
+    assert "boundary              new: '<think>' '</think>', new tokens" in text
+    assert "a rough estimate" in text
+    assert "3 rows, 0 of them in training" in text
+    assert text.endswith("no warnings\n")
+
+
+def test_check_warns(model, tmp_path, nrt):
+    rows = [
+        {"Body": "There were apples.", "Question": f"How many, {i}?", "Answer": f"{i}\n#### {i}"}
+        for i in range(4)
+    ]
+    path = write_rows(tmp_path / "qa.jsonl", [*rows, {"Question": "?", "Answer": None}])
+    arguments = ["check", path, "--eval-data", path, "--model", model, "--max-answer-length", "4"]
+    code, text, _ = nrt(*arguments, "--json")
+    found = json.loads(text)
+    warnings = "\n".join(found["warnings"])
+    assert code == 0
+    assert (
+        "Body is not used, though the question may need it: --prompt-column Body+Question"
+        in warnings
+    )
+    assert r"--answer-regex '####\s*(.*)'" in warnings
+    assert "held-out questions are training questions too (line 1" in warnings
+    assert "4 rows have answers of more than 4 tokens" in warnings
+    assert found["dropped"][0]["places"] == ["line 5"]
+    _, text, _ = nrt(*arguments)
+    assert "1 null: the row has no value in a column (line 5)" in text
+    assert "\nwarnings:\n  ! Body" in text
+    _, text, _ = nrt(
+        "check", path, "--prompt-column", "Body+Question", "--answer-regex", r"####\s*(.*)"
+    )
+    assert "no warnings" in text or "rows are not used" in text
+    assert "There were apples.\n  | How many, 0?" in text
+    assert "answers               4 number" in text
+
+
+def _example(question: str, answer: str) -> Example:
+    return Example((("user", question),), answer, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [("51", "number"), ("$1,234.5", "number"), ("3/4", "number"), ("the red one", "short"),
+     ("a b c d e f", "long")],
+)  # fmt: skip
+def test_answer_kinds(answer, kind):
+    assert doctor.answer_kind(answer) == kind
+
+
+def test_leaks_are_whole_words():
+    rows = [_example("Is it Paris or Rome?", "paris"), _example("In 1512?", "51")]
+    assert doctor.leaks(rows) == rows[:1]
+
+
+def test_percentiles_and_overlap():
+    assert doctor.percentiles([5]) == {"p50": 5, "p90": 5, "p99": 5, "max": 5}
+    assert doctor.percentiles(range(101)) == {"p50": 50, "p90": 90, "p99": 99, "max": 100}
+    assert doctor.overlap([_example("One  two?", "1")], [_example("one two?", "2")]) == [1]
+
+
+def test_columns_beside_an_answer_in_a_list(tmp_path):
+    from native_reasoning.data import load_examples
+
+    rows = [
+        {"instruction": "Add.", "instances": [{"input": f"{i} and 1", "output": "x"}]} for i in "12"
+    ]
+    path = write_rows(tmp_path / "tasks.jsonl", rows)
+    report = load_examples(path, answer_column="instances.0.output").report
+    assert doctor.left_out(path, report) == ["instances.0.input"]
+    assert "--prompt-column instruction+instances.0.input" in doctor.left_out_warning(
+        ["instances.0.input"], report
+    )
+
+
+# -- presets and demo --------------------------------------------------------------------------
+
+
+def test_presets(nrt):
+    code, text, _ = nrt("presets")
+    assert code == 0
+    assert text.splitlines()[0].split()[:3] == ["name", "reward", "clip"]
+    assert all(f"\n{name} " in text for name in PRESETS)
+    assert set(json.loads(nrt("presets", "--json")[1])) == set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_explained_setting_by_setting(name, nrt):
+    _, text, _ = nrt("presets", name)
+    assert text.startswith(f"{name}: {PRESETS[name].summary}")
+    assert json.loads(nrt("presets", name, "--json")[1])["scale"] == PRESETS[name].objective.scale
+
+
+def test_demo_is_wired(nrt, monkeypatch):
+    module = types.ModuleType("native_reasoning.lab.demo")
+
+    def run_demo(seed, out, say):
+        say("training")
+        return {"seed": seed, "out": out}
+
+    module.run_demo, module.render = run_demo, lambda result: f"seed {result['seed']}"
+    monkeypatch.setitem(sys.modules, "native_reasoning.lab.demo", module)
+    assert nrt("demo") == (0, "seed 0\n", "training\n")
+    assert json.loads(nrt("demo", "--seed", "3", "--out", "x", "--json")[1]) == {
+        "seed": 3,
+        "out": "x",
+    }
+
+
+def test_rows_of_the_same_source_by_split(tmp_path, nrt):
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", sums(0, 2))
+    write_rows(folder / "test.jsonl", sums(7, 8))
+    code, text, _ = nrt("check", folder, "--eval-data", f"{folder}[test]", "--json")
+    assert code == 0
+    found = json.loads(text)
+    assert (found["kept"], found["eval_data"]["rows"], found["eval_data"]["overlap"]) == (6, 3, 0)

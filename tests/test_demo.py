@@ -1,0 +1,61 @@
+"""The demo as a newcomer runs it: its numbers, its time, its last line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from native_reasoning.errors import RunError
+from native_reasoning.lab.demo import PRESETS, _new_folder, render
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """``nrt demo --json`` in a process of its own, without a network."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    command = [sys.executable, "-m", "native_reasoning.cli", "demo"]
+    command += ["--seed", "0", "--json", "--out", str(out)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done, out
+
+
+def test_demo_teaches_thinking_where_supervised_training_does_not(demo):
+    result, _, _ = demo
+    assert result["nrt-ws"]["accuracy"] >= 0.93
+    assert result["sft"]["accuracy"] <= 0.20
+    assert result["base"]["accuracy"] <= 0.25
+    assert abs(result["nrt-ws"]["accuracy_no_think"] - 0.1) < 0.06  # chance: nothing leaks
+    assert result["nrt-ws"]["uplift"] > 0 > result["base"]["uplift"]
+
+
+def test_demo_prints_one_object_on_its_last_line(demo):
+    result, done, out = demo
+    assert {"base", *PRESETS, "seconds", "run", "seed"} <= result.keys()
+    for name in ("base", *PRESETS):
+        assert {"accuracy", "trace_length"} <= result[name].keys()
+    assert result["run"] == str(out)
+    for name in PRESETS:
+        assert (out / name / "final" / "model.safetensors").exists()
+        assert (out / name / "metrics.jsonl").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_table_shows_every_row_and_three_samples(demo):
+    text = render(demo[0])
+    for name in ("base", *PRESETS):
+        assert any(line.startswith(name) for line in text.splitlines())
+    assert text.count("reference ") == 3
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_demo_overwrites_nothing(tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="exists"):
+        _new_folder(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert str(_new_folder(None)) == "runs/demo"
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    assert str(_new_folder(None)) == "runs/demo-2"

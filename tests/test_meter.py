@@ -1,0 +1,135 @@
+"""Means of a step: by hand, and the same however the groups are dealt out."""
+
+import math
+import random
+
+import pytest
+import torch
+
+import tiny
+from native_reasoning.meter import Meter, means, trace_rows
+from native_reasoning.objective import LossTerms
+from native_reasoning.template import make_template
+from native_reasoning.types import Example, PromptGroup, Scores, Signal, Traces
+
+TEMPLATE = make_template(tiny.byte_tokenizer())
+TAG = TEMPLATE.boundary.close_ids[0]
+
+
+def case(traces, answer, baseline, rewards, base, flat=False, clamped=0.0):
+    answer = torch.tensor(answer, requires_grad=True)
+    k = len(answer)
+    scores = Scores(
+        trace=torch.zeros(k, 1),
+        trace_mask=torch.ones(k, 1, dtype=torch.bool),
+        answer=answer,
+        baseline=torch.tensor(baseline),
+        forced_tag=torch.zeros(k),
+        closed=torch.tensor(traces.closed),
+    )
+    zero = torch.zeros(k)
+    signal = Signal(torch.tensor(rewards), torch.tensor(base), zero, zero, flat, clamped)
+    return scores, signal, traces
+
+
+ONE = case(
+    Traces(((11, 12, TAG), (11, 12, TAG), (TAG,), ()), (True, True, True, False)),
+    [[-1.0, -3.0], [-1.0, -1.0], [-2.0, -2.0], [-2.0, -2.0]],
+    [-2.0, -2.0],
+    [0.4, 0.6, 0.2, 0.2],
+    0.2,
+)
+TWO = case(
+    Traces(((11,) * 6, (12,) * 4), (False, False)),
+    [[-4.0], [-2.0]],
+    [-1.0],
+    [0.1, 0.1],
+    0.5,
+    flat=True,
+    clamped=1.0,
+)
+EXPECTED = {
+    "reward": (0.4 + 0.6 + 0.2 + 0.2 + 0.1 + 0.1) / 6,
+    "reward_baseline": (0.2 + 0.5) / 2,
+    "helped": 2 / 6,
+    "answer_logp": (-2 - 1 - 2 - 2 - 4 - 2) / 6,
+    "uplift": (0 + 1 + 0 + 0 - 3 - 1) / 6,
+    "trace_length": (3 + 3 + 1 + 0 + 6 + 4) / 6,
+    "closed": 3 / 6,
+    "empty": 2 / 6,
+    "distinct": (3 + 2) / 6,
+    "flat_groups": 1 / 2,
+    "clamped_baseline": 1 / 2,
+}
+
+
+def test_means_of_two_groups_by_hand():
+    meter = Meter()
+    for parts in (ONE, TWO):
+        meter.add_group(*parts)
+    got = means([meter.sums()])
+    assert got == pytest.approx(EXPECTED, abs=1e-6)
+    assert meter.sums() == {}  # a fresh start
+
+
+def test_means_over_ranks_equal_means_over_all_groups():
+    first, second = Meter(), Meter()
+    first.add_group(*ONE)
+    second.add_group(*TWO)
+    assert means([first.sums(), second.sums()]) == pytest.approx(EXPECTED, abs=1e-6)
+
+
+def test_rank_without_a_group_changes_no_mean():
+    meter = Meter()
+    meter.add_group(*ONE)
+    meter.add_group(*TWO)
+    parts = [meter.sums(), {}]
+    assert means(parts) == pytest.approx(EXPECTED, abs=1e-6)
+    assert means(parts[::-1]) == pytest.approx(EXPECTED, abs=1e-6)
+
+
+def test_grouping_into_micro_batches_does_not_matter():
+    random.seed(0)
+    values = [(random.random(), random.randint(1, 5)) for _ in range(20)]
+    whole = Meter()
+    for total, count in values:
+        whole.add("x", total, count)
+    parts = []
+    for i in range(0, 20, 7):
+        meter = Meter()
+        for total, count in values[i : i + 7]:
+            meter.add("x", torch.tensor(total, dtype=torch.float64), count)
+        parts.append(meter.sums())
+    expected = math.fsum(t for t, _ in values) / sum(c for _, c in values)
+    assert means(parts)["x"] == pytest.approx(expected)
+    assert means([whole.sums()])["x"] == pytest.approx(expected)
+
+
+def test_loss_terms_are_added_up_with_their_weights():
+    meter = Meter()
+    terms = LossTerms(torch.tensor(2.0, requires_grad=True), torch.tensor(3.0), torch.tensor(-1.0))
+    meter.add_loss(terms, 0.25)
+    meter.add_loss(terms, 0.5)
+    got = means([meter.sums()])
+    assert got == {"loss_trace": 1.5, "loss_answer": 2.25, "loss_format": -0.75}
+
+
+def test_trace_rows_hold_what_the_group_has():
+    scores, signal, traces = ONE
+    example = Example((("user", "What?"),), "it", row_id=7, line=3)
+    answer = (*TEMPLATE.tokenizer("it", add_special_tokens=False)["input_ids"], 2)
+    group = PromptGroup(example, (5, 6), answer)
+    rows = trace_rows(4, group, traces, scores, signal, TEMPLATE)
+    assert [row.k for row in rows] == [0, 1, 2, 3]
+    assert {(r.step, r.row_id, r.prompt, r.answer) for r in rows} == {(4, 7, "What?", "it")}
+    assert [row.closed for row in rows] == [True, True, True, False]
+    assert [row.length for row in rows] == [3, 3, 1, 0]
+    text = TEMPLATE.tokenizer.decode([11, 12])
+    assert [row.trace for row in rows] == [text, text, "", ""]
+    assert [row.reward for row in rows] == pytest.approx([0.4, 0.6, 0.2, 0.2])
+    assert [list(row.answer_logps) for row in rows] == ONE[0].answer.tolist()
+    assert all(list(row.baseline_logps) == [-2.0, -2.0] for row in rows)
+    assert rows[0].baseline_reward == pytest.approx(0.2)
+    assert rows[0].advantage == 0
+    assert rows[0].answer_tokens == TEMPLATE.token_texts(answer)
+    assert rows[0].answer_tokens[-1] == "<|im_end|>"

@@ -1,0 +1,414 @@
+"""One packed forward against one plain forward per row of a second, untouched model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import tiny
+from native_reasoning.scoring import (
+    Batch,
+    can_share_prompts,
+    install_scoring,
+    pack,
+    unpack,
+)
+from native_reasoning.template import make_template
+from native_reasoning.types import Example, PromptGroup, Scores, Traces
+
+KINDS = ["llama", "gpt2", "mistral", "qwen3"]
+EXAMPLE = Example((("user", "?"),), "!", row_id=0, line=1)
+
+
+def chatml():
+    return make_template(tiny.byte_tokenizer())
+
+
+def with_gap():
+    tokenizer = tiny.byte_tokenizer(think=True)
+    tokenizer.chat_template = tiny.QWEN3
+    return make_template(tokenizer)
+
+
+TEMPLATE, GAP = chatml(), with_gap()
+TAG = TEMPLATE.boundary.close_ids[0]
+TEXT = make_template(tiny.byte_tokenizer(), boundary="text")
+
+
+def group(prompt, answer=(40, 41, 42)):
+    return PromptGroup(EXAMPLE, tuple(prompt), (*answer, TEMPLATE.end_ids[0]))
+
+
+#: prompts longer and shorter than Mistral's window of 8; traces closed, cut, empty, repeated
+GROUPS = (
+    group(range(50, 73)),
+    group((90, 91, 92), (30,)),
+    group(range(100, 112), (5, 6, 7, 8, 9, 10)),
+)
+TRACES = (
+    Traces(((11, 12, 13, TAG), (14, 15), (TAG,), (14, 15), ()), (True, False, True, False, False)),
+    Traces(((20, 21, 22, 23, 24, 25, 26, 27, 28, 29, TAG), (20,)), (True, False)),
+    Traces(((33, TAG), (TAG,)), (True, True)),
+)
+
+
+def models(kind, **config):
+    """One model that scores and the same weights in one that was never touched."""
+    scoring, plain = tiny.tiny_model(kind, **config), tiny.tiny_model(kind, **config)
+    install_scoring(scoring)
+    return scoring.eval(), plain.eval()
+
+
+def run(model, groups=GROUPS, traces=TRACES, template=TEMPLATE, **options):
+    packed = pack(groups, traces, template, **options)
+    return unpack(packed, model(score=packed.batch), template)
+
+
+def row_logps(model, ids, vocabulary, temperature=1.0):
+    """log π of ids[1:] from a plain forward of one unpadded row: a list of scalars."""
+    logits = model(input_ids=torch.tensor([list(ids)])).logits[0, :, :vocabulary]
+    logps = (logits / temperature).log_softmax(-1)
+    return [logps[t, token] for t, token in enumerate(ids[1:])]
+
+
+def expected(model, group, ids, closed, template, temperature=1.0):
+    """(trace, answer, forced tag) of one trace as lists of scalars."""
+    vocabulary = len(template.tokenizer)
+    tag = () if closed else template.boundary.close_ids
+    head = (*group.prompt_ids, *ids, *tag)
+    row = (*head, *template.gap_ids, *group.answer_ids)
+    warm = row_logps(model, row, vocabulary, temperature)
+    plain = row_logps(model, row, vocabulary)
+    p, n = len(group.prompt_ids), len(ids)
+    return (
+        warm[p - 1 : p - 1 + n],
+        plain[len(row) - len(group.answer_ids) - 1 :],
+        warm[p - 1 + n : len(head) - 1],
+    )
+
+
+def check(model, scores, groups=GROUPS, traces=TRACES, template=TEMPLATE, temperature=1.0):
+    def same(one, other):
+        other = torch.stack(other) if other else torch.zeros(0)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5)
+
+    with torch.no_grad():
+        for got, g, sampled in zip(scores, groups, traces, strict=True):
+            assert got.closed.tolist() == list(sampled.closed)
+            empty = template.empty_trace()
+            same(got.baseline, expected(model, g, empty, True, template)[1])
+            for k, (ids, closed) in enumerate(zip(sampled.ids, sampled.closed, strict=True)):
+                trace, answer, tag = expected(model, g, ids, closed, template, temperature)
+                n = len(ids)
+                assert got.trace_mask[k].tolist() == [t < n for t in range(max(sampled.lengths))]
+                same(got.trace[k, :n], trace)
+                assert (got.trace[k, n:] == 0).all()
+                same(got.answer[k], answer)
+                same(got.forced_tag[k][None], [sum(tag, torch.zeros(()))])
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_equal_plain_forwards_of_each_row_alone(kind, share):
+    model, plain = models(kind)
+    with torch.no_grad():
+        check(plain, run(model, share=share))
+
+
+@pytest.mark.parametrize("template", [GAP, TEXT], ids=["gap", "text"])
+def test_gap_is_forwarded_and_not_scored_and_long_tags_are_scored_whole(template):
+    model, plain = models("llama")
+    tag = template.boundary.close_ids
+    traces = (Traces(((11, 12, *tag), (13,), tag, (14, 15, 16)), (True, False, True, False)),)
+    assert template.gap_ids or len(tag) > 1
+    for share in (True, False):
+        with torch.no_grad():
+            scores = run(model, GROUPS[:1], traces, template, share=share)
+        check(plain, scores, GROUPS[:1], traces, template)
+        assert torch.equal(scores[0].answer[2], scores[0].baseline)
+
+
+def test_temperature_scales_traces_and_tags_and_not_answers():
+    model, plain = models("llama")
+    with torch.no_grad():
+        scores = run(model, temperature=0.6)
+        check(plain, scores, temperature=0.6)
+        assert not torch.allclose(scores[0].trace, run(model)[0].trace)
+
+
+def test_trace_log_probabilities_are_normalised_over_the_tokenizers_ids_alone():
+    model, _ = models("llama")  # 352 rows, of which 333 mean something
+    assert len(TEMPLATE.tokenizer) < model.config.vocab_size
+    with torch.no_grad():
+        before = run(model)[0]
+        table = model.get_output_embeddings().weight
+        table[len(TEMPLATE.tokenizer) :] = 50 * table[:1]
+        after = run(model)[0]
+    assert torch.equal(before.trace, after.trace)
+    assert torch.equal(before.answer, after.answer)
+    every = Traces(
+        tuple((token,) for token in range(len(TEMPLATE.tokenizer))),
+        (True,) * len(TEMPLATE.tokenizer),
+    )
+    with torch.no_grad():
+        total = run(model, GROUPS[1:2], (every,))[0].trace.exp().sum()
+    assert total.item() == pytest.approx(1, abs=1e-4)
+
+
+# -- Sharing ---------------------------------------------------------------------------------------
+
+
+def objective(scores):
+    """A fixed random linear function of everything that carries a gradient."""
+    torch.manual_seed(1)
+    return sum(
+        (part * torch.randn(part.shape)).sum()
+        for s in scores
+        for part in (s.trace, s.answer, s.forced_tag)
+    )
+
+
+def gradient(model, value):
+    model.zero_grad()
+    value.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def relative(one, other):
+    return ((one - other).norm() / other.norm()).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_prompts_give_the_gradients_of_plain_rows(kind):
+    model, plain = models(kind)
+    shared = gradient(model, objective(run(model, share=True)))
+    alone = gradient(model, objective(run(model, share=False)))
+    assert relative(shared, alone) < 1e-5
+
+    rows = []
+    for g, sampled in zip(GROUPS, TRACES, strict=True):
+        traces = zip(sampled.ids, sampled.closed, strict=True)
+        parts = [expected(plain, g, ids, closed, TEMPLATE) for ids, closed in traces]
+        zero, longest = torch.zeros(()), max(sampled.lengths)
+        padded = [[*t, *[zero] * (longest - len(t))] for t, _, _ in parts]
+        rows.append(
+            Scores(
+                trace=torch.stack([torch.stack(t) for t in padded]),
+                trace_mask=torch.ones(0),
+                answer=torch.stack([torch.stack(a) for _, a, _ in parts]),
+                baseline=zero,
+                forced_tag=torch.stack([sum(f, zero) for _, _, f in parts]),
+                closed=torch.ones(0),
+            )
+        )
+    assert relative(shared, gradient(plain, objective(rows))) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
+def test_activation_checkpointing_in_train_mode_gives_the_same_gradient(kind):
+    model, _ = models(kind)
+    before = gradient(model, objective(run(model, share=False)))
+    model.train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    assert model.is_activation_checkpointing
+    after = gradient(model, objective(run(model, share=False)))
+    assert relative(after, before) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_architectures_whose_cache_can_be_repeated_share_prompts(kind):
+    assert can_share_prompts(models(kind)[0].train(), TEMPLATE)
+
+
+def test_window_that_is_too_long_to_try_is_tried_with_a_short_prompt():
+    model, _ = models("mistral", sliding_window=4096)
+    seen = []
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert can_share_prompts(model, TEMPLATE)
+    hook.remove()
+    assert max(seen) < 64
+
+
+def test_architecture_whose_cache_cannot_be_repeated_scores_the_plain_way():
+    model, plain = models("lfm2")
+    model.train()
+    assert not can_share_prompts(model, TEMPLATE)
+    assert model.training
+    # its convolutions run over padding on the left, so prompts of one length
+    with torch.no_grad():
+        check(plain, run(model.eval(), GROUPS[:1], TRACES[:1], share=False), GROUPS[:1], TRACES[:1])
+
+
+def test_model_whose_shared_prompt_is_wrong_does_not_share():
+    class Forgetful(type(tiny.tiny_model("llama"))):
+        def forward(self, *args, **kwargs):
+            if kwargs.get("past_key_values") is not None:  # looks at the last prompt token only
+                mask = kwargs["attention_mask"].clone()
+                mask[:, : mask.shape[1] - kwargs["input_ids"].shape[1]] = 0
+                kwargs["attention_mask"] = mask
+            return super().forward(*args, **kwargs)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny.tiny_model("llama")
+        model.__class__ = Forgetful
+        install_scoring(model.to(dtype))
+        assert not can_share_prompts(model, TEMPLATE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_rounding_alone_does_not_forbid_sharing(kind):
+    model, _ = models(kind)
+    assert can_share_prompts(model.to(torch.bfloat16), TEMPLATE)
+
+
+# -- Invariance ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_groups_padding_and_order_change_nothing(kind, share):
+    model, _ = models(kind)
+    with torch.no_grad():
+        together = run(model, share=share)
+        for chosen in ((2, 0, 1), (1, 0), (0,), (1,), (2,)):
+            some = run(model, [GROUPS[i] for i in chosen], [TRACES[i] for i in chosen], share=share)
+            for i, scores in zip(chosen, some, strict=True):
+                for name in ("trace", "answer", "baseline", "forced_tag"):
+                    one, other = getattr(scores, name), getattr(together[i], name)
+                    torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5)
+
+
+def test_order_of_the_traces_changes_nothing_but_the_order():
+    model, _ = models("llama")
+    order = [3, 1, 4, 0, 2]
+    t = TRACES[0]
+    shuffled = Traces(tuple(t.ids[k] for k in order), tuple(t.closed[k] for k in order))
+    with torch.no_grad():
+        one, other = run(model)[0], run(model, GROUPS, (shuffled, *TRACES[1:]))[0]
+    for name in ("trace", "answer", "forced_tag", "closed", "trace_mask"):
+        torch.testing.assert_close(
+            getattr(one, name)[order], getattr(other, name), atol=2e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompt_of_one_token_beside_a_long_one(kind):
+    model, plain = models(kind)
+    groups, traces = (group((77,)), GROUPS[0]), (TRACES[2], TRACES[0])
+    for share in (True, False):
+        with torch.no_grad():
+            check(plain, run(model, groups, traces, share=share), groups, traces)
+            check(plain, run(model, groups[:1], traces[:1], share=share), groups[:1], traces[:1])
+
+
+# -- Rows ------------------------------------------------------------------------------------------
+
+
+def test_duplicates_and_empty_traces_share_a_row():
+    packed = pack(GROUPS, TRACES, TEMPLATE)
+    first = packed.row_of[0]  # empty; (11, 12, 13), (14, 15), empty, (14, 15), empty and cut
+    assert first == (0, 1, 2, 0, 2, 0)
+    assert len(packed.batch.suffix) == 3 + 3 + 2
+    assert packed.batch.group_of_row.tolist() == [0] * 3 + [1] * 3 + [2] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [True, False])
+def test_empty_trace_gets_exactly_the_baseline(kind, share):
+    model, _ = models(kind)
+    with torch.no_grad():
+        scores = run(model, share=share)[0]
+    assert torch.equal(scores.answer[2], scores.baseline)
+    assert torch.equal(scores.answer[4], scores.baseline)
+    assert torch.equal(scores.answer[1], scores.answer[3])
+    assert scores.trace[2, 0] == scores.forced_tag[4]  # sampled there, spliced in here
+    assert not torch.equal(scores.answer[0], scores.baseline)
+
+
+def test_traces_of_nothing_at_all_have_no_trace_term():
+    model, plain = models("llama")
+    traces = (Traces(((), ()), (False, False)),)
+    with torch.no_grad():
+        scores = run(model, GROUPS[:1], traces)
+    assert scores[0].trace.shape == scores[0].trace_mask.shape == (2, 0)
+    check(plain, scores, GROUPS[:1], traces)
+
+
+def test_duplicate_rows_add_their_gradients():
+    model, _ = models("llama")
+
+    def grad(ids):
+        traces = (Traces((ids,) * 2 if isinstance(ids[0], int) else ids, (False, False)),)
+        scores = run(model, GROUPS[:1], traces)[0]
+        return gradient(model, scores.trace.sum() + scores.answer[:, 1].sum())
+
+    one, other = grad((14, 15)), grad((16, 17))
+    assert relative(grad(((14, 15), (16, 17))), (one + other) / 2) < 1e-5
+
+
+# -- The installed forward -------------------------------------------------------------------------
+
+
+def test_other_calls_of_the_model_are_as_before():
+    model, plain = models("llama")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    wrapped = model.forward
+    install_scoring(model)
+    assert model.forward is wrapped or model.forward == wrapped  # installed once
+    assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+    assert torch.equal(model(ids, labels=ids).loss, plain(ids, labels=ids).loss)
+    out = model.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(out, plain.generate(ids, max_new_tokens=4, do_sample=False))
+
+
+def test_forward_that_fails_leaves_the_head_as_it_was():
+    model, plain = models("llama")
+    packed = pack(GROUPS, TRACES, TEMPLATE)
+    bad = packed.batch.suffix.clone()
+    bad[0, 0] = 10_000
+    with pytest.raises(IndexError):
+        model(score=replace(packed.batch, suffix=bad))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_only_scored_positions_reach_the_vocabulary():
+    model, _ = models("llama")
+    seen = []
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: seen.append(out.shape[:-1].numel())
+    )
+    packed = pack(GROUPS, TRACES, GAP)
+    model(score=packed.batch)
+    hook.remove()
+    assert isinstance(packed.batch, Batch)
+    # trace, tag and answer of each distinct row; not prompt, gap or padding
+    assert seen == [(1 + 4) + (4 + 4) + (3 + 4) + (1 + 2) + (11 + 2) + (2 + 2) + (1 + 7) + (2 + 7)]
+
+
+@pytest.mark.parametrize(
+    ("model_dtype", "out"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_log_probabilities_are_at_least_float32(model_dtype, out):
+    model, _ = models("llama")
+    with torch.no_grad():
+        reference = run(model)[0]
+        scores = run(model.to(model_dtype))[0]
+    assert scores.answer.dtype == scores.trace.dtype == scores.forced_tag.dtype == out
+    atol = 1.0 if model_dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(scores.answer.float(), reference.answer, atol=atol, rtol=0)
+
+
+def test_rounding_is_handed_on():
+    model, _ = models("llama")
+    packed = pack(GROUPS, TRACES, TEMPLATE)
+    with torch.no_grad():
+        scores = unpack(packed, model(score=packed.batch), TEMPLATE, 5e-3)
+    assert [s.rounding for s in scores] == [5e-3] * 3
