@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny import QA, byte_tokenizer, tiny_model
 from transformers import TrainerCallback
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.trainer import NRTTrainer
+from tiny import QA, byte_tokenizer, tiny_model
 
 
 class KeepGradient(TrainerCallback):

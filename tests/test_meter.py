@@ -57,6 +57,7 @@ EXPECTED = {
     "trace_length": (3 + 3 + 1 + 0 + 6 + 4) / 6,
     "closed": 3 / 6,
     "empty": 2 / 6,
+    "ended": 0.0,
     "distinct": (3 + 2) / 6,
     "flat_groups": 1 / 2,
     "clamped_baseline": 1 / 2,

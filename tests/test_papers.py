@@ -139,14 +139,14 @@ def test_sft_trains_the_answer_after_an_empty_trace_and_nothing_else():
     assert terms.answer.item() == pytest.approx(-sum(map(sum, L)))
 
 
-def test_sft_think_trains_answer_and_format_after_sampled_traces_and_no_trace():
+def test_sft_think_trains_the_answer_after_sampled_traces_and_nothing_else():
     objective = PRESETS["sft-think"].objective
     assert objective.traces == "sampled"
     scores = group(requires_grad=True)
     terms = group_loss(scores, objective(scores), objective)
     assert terms.trace.item() == 0
     assert terms.answer.item() == pytest.approx(-sum(map(sum, L)))
-    assert terms.format.item() == pytest.approx(1.2)
+    assert terms.format.item() == 0
     gradients = torch.autograd.grad(terms.total(), (scores.trace, scores.answer))
     assert (gradients[0] == 0).all()
     assert (gradients[1] == -1).all()

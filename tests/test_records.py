@@ -1,4 +1,4 @@
-"""The run folder, with real files: nothing lost, nothing half, nothing secret, nothing overwritten."""
+"""The run folder, with real files: nothing lost, half-written, secret or overwritten."""
 
 import dataclasses
 import json

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import QA, byte_tokenizer, tiny_model
 from transformers import TrainerCallback
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.records import read_metrics, read_traces
 from native_reasoning.trainer import NRTTrainer
+from tiny import QA, byte_tokenizer, tiny_model
 
 
 class Killed(Exception):

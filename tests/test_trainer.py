@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import QA, byte_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from native_reasoning.config import NRTConfig
@@ -18,6 +17,7 @@ from native_reasoning.objective import Objective
 from native_reasoning.records import read_config, read_metrics, read_timings, read_traces
 from native_reasoning.trainer import NRTTrainer
 from native_reasoning.types import Signal
+from tiny import QA, byte_tokenizer, tiny_model
 
 
 def make(folder, model=None, callbacks=None, objective=None, rows=QA, **settings) -> NRTTrainer:

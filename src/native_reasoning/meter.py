@@ -27,7 +27,10 @@ class Meter:
         """The numbers of one group: rewards per trace, nats per answer token, lengths, shares."""
         k, t = scores.answer.shape
         lengths = torch.tensor(traces.lengths)
-        empty = lengths <= torch.tensor(traces.closed).int()  # nothing before the closing tag
+        stopped = torch.tensor(
+            [c or e is not None for c, (_, e) in zip(traces.closed, traces.stops(), strict=True)]
+        )
+        empty = lengths <= stopped.int()  # nothing before the token that stopped it
         gain = scores.answer.detach() - scores.baseline.detach()
         self.add("reward", signal.rewards.sum(), k)
         self.add("reward_baseline", signal.baseline_reward, 1)
@@ -37,7 +40,8 @@ class Meter:
         self.add("trace_length", lengths.sum(), k)
         self.add("closed", sum(traces.closed), k)
         self.add("empty", empty.sum(), k)
-        self.add("distinct", len(set(traces.ids)), k)
+        self.add("ended", sum(end is not None for _, end in traces.stops()), k)
+        self.add("distinct", len(set(traces.stops())), k)
         self.add("flat_groups", float(signal.flat), 1)
         self.add("clamped_baseline", signal.clamped, 1)
 

@@ -96,7 +96,7 @@ class NRTOptions:
     strict: bool = option(False, "refuse a file with a bad row instead of counting it")
 
     # -- model, evaluation, records
-    model_init_kwargs: dict[str, Any] | str | None = option(
+    model_init_kwargs: dict[str, Any] | str | None = option(  # noqa: RUF009
         None, "keyword arguments for from_pretrained, as JSON"
     )
     trust_remote_code: bool = option(False, "run code that comes with the model")

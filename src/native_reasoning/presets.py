@@ -52,8 +52,8 @@ PRESETS: dict[str, Preset] = {
         "the baseline of every paper",
     ),
     "sft-think": Preset(
-        replace(_DEFAULT, reward=None, ratio="none"),
-        "supervised training of the answer after the model's own traces; no trace term",
+        replace(_DEFAULT, reward=None, ratio="none", format_loss_coef=0.0),
+        "the answer term alone, after the model's own traces",
         "control",
     ),
 }

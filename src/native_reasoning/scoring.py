@@ -35,9 +35,11 @@ class Batch:
     """Everything one forward needs: R suffix rows behind G prefixes.
 
     ``prefix``, ``prefix_mask`` (G, P); ``suffix``, ``suffix_mask``, ``scored``, ``in_trace``
-    (R, S); ``group_of_row`` (R,). ``scored`` marks the positions whose next token is scored, at
-    ``temperature`` where ``in_trace``, else at 1. Logits beyond ``vocabulary``, which is
-    len(tokenizer), are padding. ``share`` False forwards the prompt again with every row.
+    (R, S); ``group_of_row``, ``tag_at`` (R,); ``end_ids`` (E,). ``scored`` marks the positions
+    whose next token is scored, at ``temperature`` where ``in_trace``, else at 1; at ``tag_at``,
+    where the closing tag is predicted, the end-of-turn tokens ``end_ids`` are scored too. Logits
+    beyond ``vocabulary``, which is len(tokenizer), are padding. ``share`` False forwards the prompt
+    again with every row.
     """
 
     prefix: Tensor
@@ -47,6 +49,8 @@ class Batch:
     scored: Tensor
     in_trace: Tensor
     group_of_row: Tensor
+    tag_at: Tensor
+    end_ids: Tensor
     vocabulary: int
     temperature: float = 1.0
     share: bool = True
@@ -84,6 +88,7 @@ def pack(
             key = (g, (*before, *group.answer_ids))
             indices.append(rows.setdefault(key, (len(rows), len(before) - 1))[0])
         row_of.append(tuple(indices))
+    after = len(template.gap_ids) + len(template.boundary.close_ids)
     width = max(len(ids) for _, ids in rows)
     suffix = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(suffix)
@@ -105,6 +110,8 @@ def pack(
         scored=(scored | in_trace).to(device),
         in_trace=in_trace.to(device),
         group_of_row=torch.tensor([g for g, _ in rows], device=device),
+        tag_at=torch.tensor([at - after for _, at in rows.values()], device=device),
+        end_ids=torch.tensor(template.end_ids, device=device),
         vocabulary=len(template.tokenizer),
         temperature=temperature,
         share=share and prefix.shape[1] > 0,
@@ -119,7 +126,8 @@ _INSTALLED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
 
 def install_scoring(model: PreTrainedModel) -> None:
-    """Lets ``model(score=batch)`` return log-probabilities (R, S − 1), 0 where nothing is scored.
+    """Lets ``model(score=batch)`` return log-probabilities (R, S − 1 + E): of each target, 0 where
+    it is not scored, then of each end-of-turn token in place of the closing tag.
 
     Every other call is as before. It must be the model's own forward that does this: a forward that
     went around it would go around DDP's, FSDP's and autocast's wrapping too.
@@ -172,37 +180,49 @@ def _score(model: PreTrainedModel, plain: Callable, batch: Batch) -> Tensor:
 
 
 def _token_logps(logits: Tensor, batch: Batch) -> Tensor:
-    """Log-probabilities of the scored targets, in at least float32, laid out as (R, S − 1)."""
+    """What ``model(score=batch)`` returns, in at least float32, from logits at scored positions."""
     chosen = batch.scored[:, :-1]
     logits = logits[:, : batch.vocabulary]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if batch.temperature != 1:
         in_trace = batch.in_trace[:, :-1][chosen]
         logits = logits / torch.where(in_trace, batch.temperature, 1.0)[:, None]
-    targets = batch.suffix[:, 1:][chosen]
-    logps = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-    return logps.new_zeros(chosen.shape).masked_scatter(chosen, logps)
+    targets, norm = batch.suffix[:, 1:][chosen], logits.logsumexp(-1)
+    logps = logits.gather(-1, targets[:, None])[:, 0] - norm
+    laid_out = logps.new_zeros(chosen.shape).masked_scatter(chosen, logps)
+    place = chosen.flatten().cumsum(0).view(chosen.shape) - 1  # of each scored position in logits
+    tags = place.gather(1, batch.tag_at[:, None])[:, 0]
+    ends = logits[tags][:, batch.end_ids] - norm[tags, None]
+    return torch.cat([laid_out, ends], dim=1)
 
 
 def unpack(
     packed: Packed, logps: Tensor, template: Template, rounding: float = 1e-5
 ) -> list[Scores]:
-    """The scores of each group from the (R, S − 1) log-probabilities of its batch."""
+    """The scores of each group from what ``model(score=batch)`` returned."""
     out = []
+    ends = dict(zip(template.end_ids, range(-len(template.end_ids), 0), strict=True))  # columns
     for group, traces, rows in zip(packed.groups, packed.traces, packed.row_of, strict=True):
         t, longest = len(group.answer_ids), max(traces.lengths)
-        lengths = torch.tensor(traces.lengths, device=logps.device)
-        index = torch.tensor(rows, device=logps.device)
-        mask = torch.arange(longest, device=logps.device) < lengths[:, None]
+        index = torch.tensor(rows[1:], device=logps.device)
+        at = torch.arange(longest, device=logps.device)
+        mask = at < torch.tensor(traces.lengths, device=logps.device)[:, None]
+        # the decision to end the turn stands where the spliced tag stands
+        stops = traces.stops()
+        ended = torch.tensor([-1 if end is None else len(ids) for ids, end in stops]).to(at)
+        column = torch.tensor([0 if end is None else ends[end] for _, end in stops]).to(at)
+        trace = torch.where(
+            at == ended[:, None], logps[index, column][:, None], logps[index, :longest]
+        )
         answers = torch.stack([logps[r, packed.answer_at[r] :][:t] for r in rows])
         tag = len(template.boundary.close_ids)
         forced = [
             logps.new_zeros(()) if closed else logps[r, n : n + tag].sum()
-            for r, n, closed in zip(rows[1:], traces.lengths, traces.closed, strict=True)
+            for r, n, closed in zip(rows[1:], map(len, traces.ids), traces.closed, strict=True)
         ]
         out.append(
             Scores(
-                trace=logps[index[1:], :longest] * mask,
+                trace=trace * mask,
                 trace_mask=mask,
                 answer=answers[1:],
                 baseline=answers[0],

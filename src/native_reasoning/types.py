@@ -56,27 +56,36 @@ class Traces:
     """The K sampled traces of one prompt, as sampled: ids are never decoded and encoded again.
 
     ``ids[k]`` ends with the closing tag's tokens if and only if ``closed[k]``: the tag was sampled.
-    An open trace ran into the length limit, or into an end-of-turn token (which is left out).
+    An open trace ran into the length limit, or was stopped by the end-of-turn token ``ended[k]``
+    (None: it was not). That token is not in ``ids``, because the tag is spliced in its place; but
+    it was sampled, so its decision is part of log π(z). ``ended`` may be () for "none was".
 
-    Two traces, the second cut at the limit of three tokens (9 is the closing tag)::
+    Three traces, the second cut at the limit of three tokens, the third ended by token 2 (9 is the
+    closing tag)::
 
-        Traces(ids=((5, 6, 9), (5, 5, 5)), closed=(True, False))
+        Traces(ids=((5, 6, 9), (5, 5, 5), (5,)), closed=(True, False, False), ended=(None, None, 2))
     """
 
     ids: tuple[tuple[int, ...], ...]
     closed: tuple[bool, ...]
+    ended: tuple[int | None, ...] = ()
+
+    def stops(self) -> tuple[tuple[tuple[int, ...], int | None], ...]:
+        """Each trace's ids with the end-of-turn token that stopped it, or None."""
+        return tuple(zip(self.ids, self.ended or (None,) * len(self.ids), strict=True))
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Sampled tokens of each trace, the closing tag counted where it was sampled."""
-        return tuple(len(ids) for ids in self.ids)
+        """Sampled tokens of each trace, the one that stopped it included."""
+        return tuple(len(ids) + (end is not None) for ids, end in self.stops())
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Log-probabilities of one group under the trainer's weights.
 
-    ``trace`` (K, L): log π(z_t | x, z_<t), 0 where ``trace_mask`` (K, L) is False.
+    ``trace`` (K, L): log π(z_t | x, z_<t), the stop decision last where one was sampled; 0 where
+    ``trace_mask`` (K, L) is False.
     ``answer`` (K, T): l, log π(y*_i | x, z_k, y*_<i).
     ``baseline`` (T,): b, the same with an empty trace.
     ``forced_tag`` (K,): log π of the closing tag where it had to be spliced in, 0 where sampled.

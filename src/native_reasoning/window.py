@@ -81,7 +81,10 @@ class Window:
                             filler if c["row"] is None else groups[c["row"]] for c in cells
                         ),
                         traces=tuple(
-                            Traces(tuple(map(tuple, c["ids"])), tuple(c["closed"])) for c in cells
+                            Traces(
+                                tuple(map(tuple, c["ids"])), tuple(c["closed"]), tuple(c["ended"])
+                            )
+                            for c in cells
                         ),
                         recalls=tuple(_recall(tensors, f"{i}.{j}.{g}.") for g in range(len(cells))),
                     )
@@ -92,7 +95,7 @@ class Window:
 
 def _describe(group: PromptGroup, traces: Traces) -> dict:
     row = group.example.row_id if group.weight else None
-    return {"row": row, "ids": traces.ids, "closed": traces.closed}
+    return {"row": row, "ids": traces.ids, "closed": traces.closed, "ended": traces.ended}
 
 
 def _tensors(recall: Recall) -> dict[str, Tensor]:

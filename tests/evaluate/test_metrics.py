@@ -1,4 +1,4 @@
-"""The metrics against the published SQuAD definitions, hand-made cases, scipy and the normal law."""
+"""The metrics against the published SQuAD definitions, hand-made cases, scipy, the normal law."""
 
 import collections
 import math

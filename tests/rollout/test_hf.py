@@ -248,7 +248,7 @@ def test_traces_end_with_the_tag_or_without_the_end_of_turn_or_at_the_limit():
             expected = sample.ids[:-1] if sample.stopped == "ended" else sample.ids
             assert ids == expected
             assert all(often([i]) is None for i in (ids[:-1] if closed else ids))
-        assert sampled.lengths == tuple(map(len, sampled.ids))
+        assert sampled.lengths == tuple(len(sample.ids) for sample in group)
     assert kinds >= {"closed", "ended"}
 
 

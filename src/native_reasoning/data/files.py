@@ -44,7 +44,7 @@ def _not_utf8(name: str, line: int, offset: int, raw: bytes) -> DataError:
 
 
 def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
-    """One JSON value per line, blank lines skipped; a file that is one JSON list is read as such."""
+    """One JSON value per line, blank lines skipped; one JSON list is read as such."""
     first = next((text for _, text in text_lines(path, name) if text.strip()), "")
     if first.lstrip().startswith("["):
         try:

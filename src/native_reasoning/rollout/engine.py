@@ -33,5 +33,5 @@ class RolloutEngine(Protocol):
         self, groups: Sequence[PromptGroup], sampling: Sampling, key: NoiseKey
     ) -> list[Traces]:
         """K traces per group, in order; each stops at the closing tag, at an end-of-turn token
-        (left out of the trace) or at ``sampling.max_tokens``."""
+        (``Traces.ended``) or at ``sampling.max_tokens``."""
         ...

@@ -204,6 +204,9 @@ def _noise(key: NoiseKey, row_ids: Sequence[int], sampling: Sampling) -> np.ndar
 
 
 def _traces(samples: Sequence[Sample]) -> Traces:
-    """The end-of-turn token that stopped a trace is left out: the closing tag is spliced there."""
-    ids = tuple(s.ids[:-1] if s.stopped == "ended" else s.ids for s in samples)
-    return Traces(ids=ids, closed=tuple(s.stopped == "closed" for s in samples))
+    """The end-of-turn token that stopped a trace stands apart: the tag is spliced in its place."""
+    return Traces(
+        ids=tuple(s.ids[:-1] if s.stopped == "ended" else s.ids for s in samples),
+        closed=tuple(s.stopped == "closed" for s in samples),
+        ended=tuple(s.ids[-1] if s.stopped == "ended" else None for s in samples),
+    )
