@@ -40,7 +40,7 @@ ONE = case(
     0.2,
 )
 TWO = case(
-    Traces(((11,) * 6, (12,) * 4), (False, False)),
+    Traces(((11,) * 6, (12,)), (False, False)),
     [[-4.0], [-2.0]],
     [-1.0],
     [0.1, 0.1],
@@ -54,9 +54,9 @@ EXPECTED = {
     "helped": 2 / 6,
     "answer_logp": (-2 - 1 - 2 - 2 - 4 - 2) / 6,
     "uplift": (0 + 1 + 0 + 0 - 3 - 1) / 6,
-    "trace_length": (3 + 3 + 1 + 0 + 6 + 4) / 6,
+    "trace_length": (3 + 3 + 1 + 0 + 6 + 1) / 6,
     "closed": 3 / 6,
-    "empty": 2 / 6,
+    "empty": 2 / 6,  # closed at once or ended at once; one open token is a trace
     "ended": 0.0,
     "distinct": (3 + 2) / 6,
     "flat_groups": 1 / 2,

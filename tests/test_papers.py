@@ -116,6 +116,7 @@ def test_nrt_presets_correct_later_updates_as_the_released_code_does(name, varia
     objective = PRESETS[name + variant].objective
     assert (objective.ratio, objective.ratio_low, objective.ratio_high) == ("cispo", 0.8, 1.28)
     assert objective.traces == "sampled"
+    assert objective.baseline == ("none" if variant == "-released" else "current")
     advantages, _ = transcription(FAMILY[name], variant)
     old = torch.tensor([[-1.5, -0.5], [-1.0, -0.3], [-1.0, 0.0], [-1.1, -0.5]]).double()
     expected = 0.0

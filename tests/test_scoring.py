@@ -128,6 +128,15 @@ def test_gap_is_forwarded_and_not_scored_and_long_tags_are_scored_whole(template
         assert torch.equal(scores[0].answer[2], scores[0].baseline)
 
 
+def test_text_tag_sampled_in_fewer_pieces_than_it_is_written_in():
+    model, plain = models("llama")
+    assert len(TEXT.boundary.close_ids) > 1
+    traces = (Traces(((11,), (12, 13)), (True, False)),)
+    with torch.no_grad():
+        scores = run(model, GROUPS[:1], traces, TEXT)
+    check(plain, scores, GROUPS[:1], traces, TEXT)
+
+
 def test_temperature_scales_traces_and_tags_and_not_answers():
     model, plain = models("llama")
     with torch.no_grad():

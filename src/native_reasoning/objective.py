@@ -51,24 +51,14 @@ def avg_logp_weights(l: Tensor, b: Tensor) -> Tensor:
     return torch.full_like(l, 1 / l.shape[-1])
 
 
-def log_prob(l: Tensor, b: Tensor) -> Tensor:
-    """log R for R = Π c_i. VeriFree (2505.21493)."""
-    return l.sum(-1)
-
-
 def prob_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = R."""
-    return log_prob(l, b).exp().unsqueeze(-1).expand_as(l)
-
-
-def log_geometric_mean(l: Tensor, b: Tensor) -> Tensor:
-    """log R for R = (Π c_i)^{1/T}. NRT-GM (2602.11549), the core of NOVER."""
-    return l.mean(-1)
+    """w_i = R for R = Π c_i; log R is ``logp``. VeriFree (2505.21493)."""
+    return logp(l, b).exp().unsqueeze(-1).expand_as(l)
 
 
 def geometric_mean_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = R/T."""
-    return (log_geometric_mean(l, b).exp() / l.shape[-1]).unsqueeze(-1).expand_as(l)
+    """w_i = R/T for R = (Π c_i)^{1/T}; log R is ``avg_logp``. NRT-GM, the core of NOVER."""
+    return (avg_logp(l, b).exp() / l.shape[-1]).unsqueeze(-1).expand_as(l)
 
 
 def log_arithmetic_mean(l: Tensor, b: Tensor) -> Tensor:
@@ -118,8 +108,8 @@ class Reward:
 REWARDS: dict[str, Reward] = {
     "logp": Reward(logp, logp_weights, is_log=False),
     "avg_logp": Reward(avg_logp, avg_logp_weights, is_log=False),
-    "prob": Reward(log_prob, prob_weights),
-    "geometric_mean": Reward(log_geometric_mean, geometric_mean_weights),
+    "prob": Reward(logp, prob_weights),
+    "geometric_mean": Reward(avg_logp, geometric_mean_weights),
     "arithmetic_mean": Reward(log_arithmetic_mean, arithmetic_mean_weights),
     "weighted_inverse": Reward(
         log_weighted_inverse, weighted_inverse_weights, smallest_baseline=SMALLEST_INVERSE
@@ -129,11 +119,6 @@ REWARDS: dict[str, Reward] = {
 
 
 # -- From rewards to advantages --------------------------------------------------------------------
-
-
-def centre_none(r: Tensor) -> Tensor:
-    """R' as it is."""
-    return r
 
 
 def centre_mean(r: Tensor) -> Tensor:
@@ -147,7 +132,7 @@ def centre_leave_one_out(r: Tensor) -> Tensor:
 
 
 CENTRES: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": centre_none,
+    "none": lambda r: r,
     "mean": centre_mean,
     "leave_one_out": centre_leave_one_out,
 }

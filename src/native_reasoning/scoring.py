@@ -110,7 +110,7 @@ def pack(
         scored=(scored | in_trace).to(device),
         in_trace=in_trace.to(device),
         group_of_row=torch.tensor([g for g, _ in rows], device=device),
-        tag_at=torch.tensor([at - after for _, at in rows.values()], device=device),
+        tag_at=torch.tensor([max(at - after, 0) for _, at in rows.values()], device=device),
         end_ids=torch.tensor(template.end_ids, device=device),
         vocabulary=len(template.tokenizer),
         temperature=temperature,

@@ -128,9 +128,9 @@ class Template:
         return self._pieces([(role, f"{system}\n\n{first}"), *rest])
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
-        marks = [f"\ue000{i}\ue001" for i in range(len(turns))]
-        marked = self._render([(role, m) for (role, _), m in zip(turns, marks, strict=True)])
-        frame = re.split("\ue000(\\d+)\ue001", marked)  # text, turn, text, turn, ..., text
+        marked = [(role, f"\ue000{i}\ue001") for i, (role, _) in enumerate(turns)]
+        text = _render(self.tokenizer, marked)
+        frame = re.split("\ue000(\\d+)\ue001", text)  # text, turn, text, turn, ..., text
         order = [int(turn) for turn in frame[1::2]]
         if sorted(order) != [*range(len(turns))]:
             raise TemplateError(
@@ -140,25 +140,19 @@ class Template:
             )
         pieces = [(frame[0], False)]
         for i, after in zip(order, frame[2::2], strict=True):
-            pieces += [(self._shown(i, turns, marks, marked), True), (after, False)]
+            pieces += [(self._shown(turns[i][1], marked, i, text), True), (after, False)]
         return pieces
 
-    def _shown(
-        self, i: int, turns: Sequence[tuple[str, str]], marks: Sequence[str], marked: str
-    ) -> str:
+    def _shown(self, content: str, marked: list[tuple[str, str]], i: int, text: str) -> str:
         """Turn i's text as the chat template writes it: some strip white space around it."""
-        content = turns[i][1]
         if content == content.strip():
             return content
-        before, _, after = marked.partition(marks[i])
-        contents = [content if j == i else mark for j, mark in enumerate(marks)]
-        text = self._render([(role, c) for (role, _), c in zip(turns, contents, strict=True)])
+        role, mark = marked[i]
+        before, _, after = text.partition(mark)
+        text = _render(self.tokenizer, [*marked[:i], (role, content), *marked[i + 1 :]])
         shown = text[len(before) : len(text) - len(after)]
         framed = text == before + shown + after
         return shown if framed and shown.strip() == content.strip() else content
-
-    def _render(self, turns: Sequence[tuple[str, str]]) -> str:
-        return _render(self.tokenizer, turns)
 
     def prompt_text(self, example: Example) -> str:
         """The prompt as text, ending where the trace begins."""
@@ -219,10 +213,8 @@ class Template:
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids as text for people, without end-of-turn tokens and closing tags."""
-        hidden = {*self.end_ids} | (
-            set() if self.boundary.closes_by_text else {*self.boundary.close_ids}
-        )
-        return self.tokenizer.decode([i for i in ids if i not in hidden])
+        tags = () if self.boundary.closes_by_text else self.boundary.close_ids
+        return self.tokenizer.decode([i for i in ids if i not in (*self.end_ids, *tags)])
 
     def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Each id as text of its own."""
@@ -351,9 +343,7 @@ def _render(
 def _control_ids(tokenizer: PreTrainedTokenizerFast, end_ids: Sequence[int]) -> frozenset[int]:
     """Added tokens that mean something: not runs of white space, not "unknown"."""
     added = tokenizer.added_tokens_decoder.items()
-    control = {i for i, token in added if token.content.strip()}
-    if tokenizer.unk_token_id not in end_ids:
-        control -= {tokenizer.unk_token_id}
+    control = {i for i, token in added if token.content.strip() and i != tokenizer.unk_token_id}
     return frozenset(control | {*end_ids})
 
 
@@ -376,7 +366,7 @@ def _end_ids(tokenizer: PreTrainedTokenizerFast, extra: Sequence[int]) -> tuple[
             why="the answer's end is part of what is scored",
             fix="set tokenizer.eos_token, or a chat template that ends assistant turns",
         )
-    return tuple(dict.fromkeys([*ends, *extra]))
+    return tuple(dict.fromkeys([*ends, *(i for i in extra if i < len(tokenizer))]))
 
 
 def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

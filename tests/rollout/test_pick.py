@@ -32,6 +32,7 @@ def test_tokens_of_probability_zero_are_never_chosen():
     inf = math.inf
     logits = torch.tensor([[-inf, -inf, 0.0, -inf, 1.0, -inf, -200.0, -inf]])
     assert draw(logits, [0.0, 1e-300, LARGEST]) == [2, 2, 4]
+    assert draw(logits, 1.0) == [4]  # a number that was rounded up stays in range
     u = torch.linspace(0, LARGEST, 1001, dtype=torch.float64)
     assert set(draw(logits, u)) == {2, 4}
 
