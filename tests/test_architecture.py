@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"template.py": 380}
+LONGER: dict[str, int] = {}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (
@@ -18,6 +18,7 @@ LINE = (
     ("presets",),
     ("config",),
     ("data",),
+    ("boundary",),
     ("template",),
     ("policy",),
     ("rollout",),

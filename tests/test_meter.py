@@ -67,7 +67,7 @@ EXPECTED = {
 def test_means_of_two_groups_by_hand():
     meter = Meter()
     for parts in (ONE, TWO):
-        meter.add_group(*parts)
+        meter.add_group(*parts, TEMPLATE)
     got = means([meter.sums()])
     assert got == pytest.approx(EXPECTED, abs=1e-6)
     assert meter.sums() == {}  # a fresh start
@@ -75,15 +75,15 @@ def test_means_of_two_groups_by_hand():
 
 def test_means_over_ranks_equal_means_over_all_groups():
     first, second = Meter(), Meter()
-    first.add_group(*ONE)
-    second.add_group(*TWO)
+    first.add_group(*ONE, TEMPLATE)
+    second.add_group(*TWO, TEMPLATE)
     assert means([first.sums(), second.sums()]) == pytest.approx(EXPECTED, abs=1e-6)
 
 
 def test_rank_without_a_group_changes_no_mean():
     meter = Meter()
-    meter.add_group(*ONE)
-    meter.add_group(*TWO)
+    meter.add_group(*ONE, TEMPLATE)
+    meter.add_group(*TWO, TEMPLATE)
     parts = [meter.sums(), {}]
     assert means(parts) == pytest.approx(EXPECTED, abs=1e-6)
     assert means(parts[::-1]) == pytest.approx(EXPECTED, abs=1e-6)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from transformers import PhiForCausalLM as Phi
 
 import tiny
+from native_reasoning.boundary import PLAIN_CHAT_TEMPLATE
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError
 from native_reasoning.policy import (
@@ -19,7 +20,6 @@ from native_reasoning.policy import (
     load_tokenizer,
     rows_look_trained,
 )
-from native_reasoning.template import PLAIN_CHAT_TEMPLATE
 from native_reasoning.types import Example
 
 EXAMPLE = Example((("user", "What is 2 + 2?"),), "four", row_id=0, line=1)

@@ -9,8 +9,9 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PythonBackend
 
 import tiny
+from native_reasoning.boundary import PLAIN_CHAT_TEMPLATE, existing_pair
 from native_reasoning.errors import TemplateError
-from native_reasoning.template import PLAIN_CHAT_TEMPLATE, existing_pair, make_template
+from native_reasoning.template import make_template
 from native_reasoning.types import Example
 
 
@@ -468,7 +469,7 @@ def test_user_text_equal_to_the_boundary_text_is_plain_text():
 
 def test_text_that_looks_like_the_tag_does_not_stop_a_trace():
     template = BUILT["chatml"]
-    spelled = list(template._plain.encode("</think>", add_special_tokens=False).ids)
+    spelled = list(template.plain.encode("</think>", add_special_tokens=False).ids)
     assert template.tokenizer.decode(spelled) == "</think>"
     assert all(template.stop_trace(spelled[: n + 1]) is None for n in range(len(spelled)))
     assert template.stop_trace([5, template.boundary.close_ids[0]]) == "closed"
@@ -541,7 +542,10 @@ def test_text_for_people_leaves_out_tags_and_ends():
     ids = [*template.answer_ids("it is four")[:-1], template.boundary.close_ids[0]]
     assert template.text([*ids, template.end_ids[0]]) == "it is four"
     bounded = text_template()
-    assert bounded.text([*bounded.boundary.close_ids, bounded.end_ids[0]]) == TEXT
+    four = list(bounded.answer_ids("it is four")[:-1])
+    assert bounded.text([*four, *bounded.boundary.close_ids, bounded.end_ids[0]]) == " it is four"
+    assert bounded.is_empty(bounded.boundary.close_ids)
+    assert not bounded.is_empty([*four, *bounded.boundary.close_ids])
     answer = template.answer_ids("it is")
     assert "".join(template.token_texts(answer)) == "it is<|im_end|>"
 

@@ -162,6 +162,18 @@ def _check_objective(options: NRTOptions) -> None:
             why="a trace is judged against the others of its question; one alone teaches nothing",
             fix="num_generations 8, or preset sft-think, which compares nothing",
         )
+    if objective.reward and objective.traces == "empty":
+        raise ConfigError(
+            f"reward is {objective.reward!r} with preset {options.preset!r}, which samples nothing",
+            why="a reward tells traces apart, and the one trace here is empty",
+            fix="leave reward out, or preset nrt-ws",
+        )
+    if objective.reward is None and objective.answer_gate == "relu":
+        raise ConfigError(
+            f"answer_gate is 'relu' with preset {options.preset!r}, which has no reward",
+            why="the gate is open after traces that helped, and nothing says which did",
+            fix="answer_gate none",
+        )
     if objective.clip == "relu" and objective.baseline == "none" and objective.reward:
         raise ConfigError(
             f"clip is 'relu' with preset {options.preset!r}, which has no baseline",

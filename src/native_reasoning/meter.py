@@ -23,23 +23,21 @@ class Meter:
         cell[0] += float(total)
         cell[1] += count
 
-    def add_group(self, scores: Scores, signal: Signal, traces: Traces) -> None:
+    def add_group(self, scores: Scores, signal: Signal, traces: Traces, template: Template) -> None:
         """The numbers of one group: rewards per trace, nats per answer token, lengths, shares."""
         k, t = scores.answer.shape
-        lengths = torch.tensor(traces.lengths)
-        stopped = torch.tensor(
-            [c or e is not None for c, (_, e) in zip(traces.closed, traces.stops(), strict=True)]
-        )
-        empty = lengths <= stopped.int()  # nothing before the token that stopped it
+        empty = sum(template.is_empty(ids) for ids in traces.ids)
+        unit = torch.maximum(signal.rewards.abs().max(), signal.baseline_reward.abs())
+        helped = signal.rewards - signal.baseline_reward > scores.rounding * unit
         gain = scores.answer.detach() - scores.baseline.detach()
         self.add("reward", signal.rewards.sum(), k)
         self.add("reward_baseline", signal.baseline_reward, 1)
-        self.add("helped", (signal.rewards > signal.baseline_reward).sum(), k)
+        self.add("helped", helped.sum(), k)
         self.add("answer_logp", scores.answer.detach().sum() / t, k)
         self.add("uplift", gain.sum() / t, k)
-        self.add("trace_length", lengths.sum(), k)
+        self.add("trace_length", sum(traces.lengths), k)
         self.add("closed", sum(traces.closed), k)
-        self.add("empty", empty.sum(), k)
+        self.add("empty", empty, k)
         self.add("ended", sum(end is not None for _, end in traces.stops()), k)
         self.add("distinct", len(set(traces.stops())), k)
         self.add("flat_groups", float(signal.flat), 1)

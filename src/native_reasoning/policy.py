@@ -14,9 +14,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from native_reasoning.boundary import existing_pair
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError
-from native_reasoning.template import Template, existing_pair, make_template
+from native_reasoning.template import Template, make_template
 
 #: A token's embedding row counts as trained if its norm is within this range of the median's.
 TRAINED_NORM = (0.2, 5.0)
@@ -63,7 +64,7 @@ def load_policy(
         boundary_text=config.boundary_text,
         system_prompt=config.system_prompt,
         extra_end_ids=[] if ends is None else ends if isinstance(ends, list) else [ends],
-        trained=known and rows_look_trained(model, tokenizer.convert_tokens_to_ids(list(think))),
+        trained=known and rows_look_trained(model, [tokenizer.get_vocab()[text] for text in think]),
     )
     if template.boundary.mode == "new":
         add_think_rows(model, template)
@@ -137,10 +138,15 @@ def _read_text(path: str) -> str:
 # -- Token rows ------------------------------------------------------------------------------------
 
 
+def _rows(table: nn.Module) -> torch.Tensor:
+    assert isinstance(table.weight, torch.Tensor)
+    return table.weight
+
+
 def rows_look_trained(model: PreTrainedModel, ids: list[int]) -> bool:
     """Whether the embedding rows of ``ids`` have ordinary norms: reserved tokens are often present
     in a vocabulary without ever having been trained."""
-    weight = model.get_input_embeddings().weight.detach()
+    weight = _rows(model.get_input_embeddings()).detach()
     if max(ids) >= len(weight):
         return False
     norms = weight.float().norm(dim=-1)
@@ -155,15 +161,15 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> None:
     ending a turn was; the opening row as the mean of the rows of its text's pieces.
     """
     tokenizer, boundary = template.tokenizer, template.boundary
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if template.vocabulary > len(_rows(model.get_input_embeddings())):
+        model.resize_token_embeddings(template.vocabulary, mean_resizing=False)
     open_text = boundary.open_text.strip()
     open_id = tokenizer.convert_tokens_to_ids(open_text)
-    pieces = template._plain.encode(open_text, add_special_tokens=False).ids
+    pieces = template.plain.encode(open_text, add_special_tokens=False).ids
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     with torch.no_grad():
         for table in {id(t.weight): t for t in tables if t is not None}.values():
-            rows = table.weight
+            rows = _rows(table)
             rows[boundary.close_ids[0]] = rows[template.end_ids[0]]
             rows[open_id] = rows[pieces].mean(0)
             if isinstance(bias := getattr(table, "bias", None), nn.Parameter):

@@ -38,7 +38,7 @@ class Batch:
     (R, S); ``group_of_row``, ``tag_at`` (R,); ``end_ids`` (E,). ``scored`` marks the positions
     whose next token is scored, at ``temperature`` where ``in_trace``, else at 1; at ``tag_at``,
     where the closing tag is predicted, the end-of-turn tokens ``end_ids`` are scored too. Logits
-    beyond ``vocabulary``, which is len(tokenizer), are padding. ``share`` False forwards the prompt
+    beyond ``vocabulary`` are padding. ``share`` False forwards the prompt
     again with every row.
     """
 
@@ -112,7 +112,7 @@ def pack(
         group_of_row=torch.tensor([g for g, _ in rows], device=device),
         tag_at=torch.tensor([max(at - after, 0) for _, at in rows.values()], device=device),
         end_ids=torch.tensor(template.end_ids, device=device),
-        vocabulary=len(template.tokenizer),
+        vocabulary=template.vocabulary,
         temperature=temperature,
         share=share and prefix.shape[1] > 0,
     )
@@ -135,10 +135,11 @@ def install_scoring(model: PreTrainedModel) -> None:
     if model in _INSTALLED:
         return
     _INSTALLED.add(model)
-    plain = model.forward
+    patched, original = vars(model).get("forward"), model.forward
 
-    @functools.wraps(plain)
+    @functools.wraps(original)
     def forward(self: PreTrainedModel, *args, score: Batch | None = None, **kwargs):
+        plain = patched or functools.partial(type(self).forward, self)  # a deep copy's is its own
         if score is None:
             return plain(*args, **kwargs)
         return _score(self, plain, score)
@@ -169,7 +170,9 @@ def _score(model: PreTrainedModel, plain: Callable, batch: Batch) -> Tensor:
     def keep_scored(module: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         return (args[0][:, skipped:-1][chosen][None],)
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep_scored)
+    head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Module)
+    hook = head.register_forward_pre_hook(keep_scored)
     try:
         logits = plain(
             input_ids=ids, attention_mask=mask, position_ids=position_ids, **options
@@ -245,7 +248,7 @@ def can_share_prompts(model: PreTrainedModel, template: Template) -> bool:
     """
     window = getattr(model.config, "sliding_window", None) or 0
     length = window + 8 if window <= 2048 else 16
-    usable = [i for i in range(len(template.tokenizer)) if i not in template.control_ids][:97]
+    usable = [i for i in range(template.vocabulary) if i not in template.control_ids][:97]
     prompt = tuple(usable[(7 * i) % len(usable)] for i in range(length))
     example = Example((("user", ""),), "", row_id=0, line=0)
     groups = [

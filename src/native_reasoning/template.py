@@ -1,4 +1,4 @@
-"""Where prompt, trace and answer begin and end, in text and in ids: the only file that knows.
+"""Where prompt, trace and answer begin and end, in text and in ids.
 
 A row of training is ``prompt … <think>`` + trace + ``</think>`` + gap + ``answer<end of turn>``.
 The trace is sampled ids and stays so; everything else is encoded here. The boundary between trace
@@ -6,54 +6,33 @@ and answer is a token of the tokenizer, a token that was added, or a text cut at
 vocabulary item can span it. User text never becomes a control token: see ``Template.encode``.
 """
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from jinja2 import TemplateError as JinjaError
-from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from native_reasoning.boundary import (
+    PLAIN_CHAT_TEMPLATE,
+    Boundary,
+    adds_bos,
+    control_ids,
+    decode,
+    find_end_ids,
+    render,
+    text_boundary,
+    token_boundary,
+    without_added_tokens,
+)
 from native_reasoning.errors import TemplateError
 from native_reasoning.types import Example, PromptGroup
-
-#: For base models that come without a chat template; saved with the model.
-PLAIN_CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{ 'Question: ' + message['content'] + '\\n\\n' }}"
-    "{%- elif message['role'] == 'assistant' -%}"
-    "{{ 'Response:\\n' + message['content'] + (eos_token or '') + '\\n\\n' }}"
-    "{%- else -%}{{ message['content'] + '\\n\\n' }}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ 'Response:\\n' }}{%- endif -%}"
-)
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """What opens and closes a trace.
-
-    ``open_text`` ends the prompt ("" in text mode). ``close_ids`` are the closing tag's tokens, one
-    in the token modes. ``gap`` is fixed white space after it, forwarded and never scored.
-    ``lead`` is white space that belongs to the answer's first token (text mode).
-    ``closes_by_text``: a trace closes when its text, not its last token, is the tag.
-    """
-
-    mode: str
-    open_text: str
-    close_text: str
-    close_ids: tuple[int, ...]
-    gap: str = ""
-    lead: str = ""
-    closes_by_text: bool = False
 
 
 class Template:
     """Encodes rows and recognises boundaries for one tokenizer.
 
     Build it with ``make_template``. ``end_ids`` are the tokens that end a turn; an answer ends with
-    the first of them.
+    the first of them. ``vocabulary`` is the first id beyond the tokenizer's: logits from there on
+    are padding of the embedding table.
     """
 
     def __init__(
@@ -65,9 +44,10 @@ class Template:
     ) -> None:
         self.tokenizer, self.boundary, self.end_ids = tokenizer, boundary, end_ids
         self.system_prompt = system_prompt
+        self.vocabulary = max(tokenizer.get_vocab().values()) + 1
         tags = () if boundary.closes_by_text else boundary.close_ids
-        self.control_ids = _control_ids(tokenizer, end_ids) | {*tags}
-        self._plain = _without_added_tokens(tokenizer)
+        self.control_ids = control_ids(tokenizer, end_ids) | {*tags}
+        self.plain = without_added_tokens(tokenizer)
         self.gap_ids = self.encode([(boundary.gap, False)]) if boundary.gap else ()
 
     # -- text to ids -------------------------------------------------------------------------------
@@ -102,7 +82,7 @@ class Template:
             if not from_user:
                 ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
                 continue
-            plain = self._plain.encode(text, add_special_tokens=False).ids
+            plain = self.plain.encode(text, add_special_tokens=False).ids
             if self.control_ids.intersection(plain):
                 raise TemplateError(
                     f"user text holds a control token: {text[:60]!r}",
@@ -129,7 +109,7 @@ class Template:
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
         marked = [(role, f"\ue000{i}\ue001") for i, (role, _) in enumerate(turns)]
-        text = _render(self.tokenizer, marked)
+        text = render(self.tokenizer, marked)
         frame = re.split("\ue000(\\d+)\ue001", text)  # text, turn, text, turn, ..., text
         order = [int(turn) for turn in frame[1::2]]
         if sorted(order) != [*range(len(turns))]:
@@ -149,7 +129,7 @@ class Template:
             return content
         role, mark = marked[i]
         before, _, after = text.partition(mark)
-        text = _render(self.tokenizer, [*marked[:i], (role, content), *marked[i + 1 :]])
+        text = render(self.tokenizer, [*marked[:i], (role, content), *marked[i + 1 :]])
         shown = text[len(before) : len(text) - len(after)]
         framed = text == before + shown + after
         return shown if framed and shown.strip() == content.strip() else content
@@ -165,7 +145,7 @@ class Template:
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """The answer in ids as it follows the boundary, with the end-of-turn token."""
         b = self.boundary
-        before = self.tokenizer.decode(b.close_ids) if b.closes_by_text else b.gap
+        before = decode(self.tokenizer, b.close_ids) if b.closes_by_text else b.gap
         head = b.close_ids if b.closes_by_text else self.gap_ids
         joined = self.encode([(before, False), (b.lead, False), (answer, True)])
         if joined[: len(head)] == head:
@@ -204,7 +184,7 @@ class Template:
             return "ended"
         if not self.boundary.closes_by_text:
             return "closed" if last == self.boundary.close_ids[0] else None
-        tail = self.tokenizer.decode(ids[-2 * len(self.boundary.close_text) :])
+        tail = decode(self.tokenizer, ids[-2 * len(self.boundary.close_text) :])
         return "closed" if tail.endswith(self.boundary.close_text) else None
 
     def stop_answer(self, ids: list[int]) -> str | None:
@@ -213,12 +193,20 @@ class Template:
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids as text for people, without end-of-turn tokens and closing tags."""
-        tags = () if self.boundary.closes_by_text else self.boundary.close_ids
-        return self.tokenizer.decode([i for i in ids if i not in (*self.end_ids, *tags)])
+        b = self.boundary
+        hidden = (*self.end_ids, *(() if b.closes_by_text else b.close_ids))
+        text = decode(self.tokenizer, [i for i in ids if i not in hidden])
+        return text.removesuffix(b.close_text) if b.closes_by_text else text
+
+    def is_empty(self, ids: Sequence[int]) -> bool:
+        """Whether a trace holds nothing before what closed it."""
+        if self.boundary.closes_by_text:
+            return not self.text(ids).strip()
+        return tuple(ids) in ((), self.boundary.close_ids)
 
     def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Each id as text of its own."""
-        return tuple(self.tokenizer.decode([i]) for i in ids)
+        return tuple(decode(self.tokenizer, [i]) for i in ids)
 
 
 # -- Building one ----------------------------------------------------------------------------------
@@ -250,127 +238,11 @@ def make_template(
             fix="save the tokenizer as tokenizer.json (AutoTokenizer with use_fast)",
         )
     if tokenizer.chat_template is None:
-        bos = "{{- bos_token -}}" if _adds_bos(tokenizer) else ""
+        bos = "{{- bos_token -}}" if adds_bos(tokenizer) else ""
         tokenizer.chat_template = bos + PLAIN_CHAT_TEMPLATE
-    end_ids = _end_ids(tokenizer, extra_end_ids)
+    ends = find_end_ids(tokenizer, extra_end_ids)
     if boundary == "text":
-        made = _text_boundary(tokenizer, boundary_text)
+        made = text_boundary(tokenizer, boundary_text)
     else:
-        made = _token_boundary(tokenizer, boundary, think, trained)
-    return Template(tokenizer, made, end_ids, system_prompt)
-
-
-def existing_pair(tokenizer: PreTrainedTokenizerBase, think: tuple[str, str]) -> bool:
-    """Whether both think texts are single tokens of the tokenizer."""
-    vocabulary = tokenizer.get_vocab()
-    return all(text in vocabulary for text in think)
-
-
-def _token_boundary(
-    tokenizer: PreTrainedTokenizerFast, boundary: str, think: tuple[str, str], trained: bool
-) -> Boundary:
-    exists = existing_pair(tokenizer, think)
-    if boundary == "existing" and not exists:
-        raise TemplateError(
-            f"the tokenizer has no tokens {think[0]} and {think[1]}",
-            why="boundary 'existing' needs them",
-            fix="boundary auto adds them; think_open and think_close name others",
-        )
-    mode = "existing" if exists and (trained or boundary == "existing") else "new"
-    for text in think:
-        # special=False: servers that skip special tokens would remove the tags from their output
-        if text not in tokenizer.added_tokens_encoder:
-            tokenizer.add_tokens([AddedToken(text, special=False, normalized=False)])
-    source = tokenizer.get_chat_template()
-    opening = _render(tokenizer, [("user", "?")])
-    opened = opening.rstrip().endswith(think[0])
-    space = "\n" if _writes(source, think[0] + "\n") else ""
-    if opened:
-        space = opening[len(opening.rstrip()) :]
-    else:
-        # a literal newline in the Jinja text would be dropped by trim_blocks: write its escape
-        text = json.dumps(think[0] + space, ensure_ascii=False)
-        tokenizer.chat_template = (
-            source.removesuffix("\n")  # as Jinja does
-            + f"{{%+ if add_generation_prompt %}}{{{{ {text} }}}}{{% endif %}}"
-        )
-    # the same in mode "new", so that the saved folder, where the pair exists, reads the same
-    gap = "\n\n" if space or _writes(source, think[1] + "\n\n") else ""
-    close = tokenizer.convert_tokens_to_ids(think[1])
-    return Boundary(mode, think[0] + space, think[1], (int(close),), gap=gap)
-
-
-def _text_boundary(tokenizer: PreTrainedTokenizerFast, text: str) -> Boundary:
-    """A text after which " answer" follows, if no token of the vocabulary spans the two."""
-    cut = text[-1:] + " "
-    spanning = [
-        token for token in tokenizer.get_vocab() if cut in token.replace("Ġ", " ").replace("▁", " ")
-    ]
-    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    # byte-level vocabularies write printable ASCII as it is, a newline as something else
-    plain = text.isascii() and text[-1:].isprintable() and text == text.rstrip() != ""
-    if not plain or spanning or tokenizer.decode(ids) != text:
-        seen = f", such as {spanning[0]!r}" if spanning else ""
-        raise TemplateError(
-            f"boundary_text {text!r} cannot be cut safely{seen}",
-            why="a token that spans the cut would make scored ids differ from sampled ids",
-            fix="end it with a letter that no token has before a space, or use boundary auto",
-        )
-    return Boundary("text", "", text, ids, lead=" ", closes_by_text=True)
-
-
-def _writes(source: str, text: str) -> bool:
-    """Whether a chat template's source writes ``text``, with newlines as such or as ``\\n``."""
-    return text in source or text.replace("\n", "\\n") in source
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerFast, turns: Sequence[tuple[str, str]], generate: bool = True
-) -> str:
-    messages = [{"role": role, "content": content} for role, content in turns]
-    try:
-        return tokenizer.apply_chat_template(  # type: ignore[return-value]
-            messages, tokenize=False, add_generation_prompt=generate
-        )
-    except (JinjaError, TypeError, ValueError) as error:
-        raise TemplateError(
-            f"the chat template refuses the turns: {error}",
-            why="the prompt cannot be written",
-            fix="mend the order of the turns, or set chat_template_path",
-        ) from None
-
-
-def _control_ids(tokenizer: PreTrainedTokenizerFast, end_ids: Sequence[int]) -> frozenset[int]:
-    """Added tokens that mean something: not runs of white space, not "unknown"."""
-    added = tokenizer.added_tokens_decoder.items()
-    control = {i for i, token in added if token.content.strip() and i != tokenizer.unk_token_id}
-    return frozenset(control | {*end_ids})
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("a")["input_ids"][0] == bos
-
-
-def _end_ids(tokenizer: PreTrainedTokenizerFast, extra: Sequence[int]) -> tuple[int, ...]:
-    """The token that the chat template writes after an assistant turn, then EOS, then ``extra``."""
-    mark = "\ue000"
-    rendered = _render(tokenizer, [("user", "?"), ("assistant", mark)], generate=False)
-    _, found, tail = rendered.rpartition(mark)
-    ids = tokenizer(tail if found else "", add_special_tokens=False)["input_ids"]
-    ends = [i for i in ids[:1] if i in tokenizer.added_tokens_decoder]
-    ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if not ends:
-        raise TemplateError(
-            "the tokenizer has no end token",
-            why="the answer's end is part of what is scored",
-            fix="set tokenizer.eos_token, or a chat template that ends assistant turns",
-        )
-    return tuple(dict.fromkeys([*ends, *(i for i in extra if i < len(tokenizer))]))
-
-
-def _without_added_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy of the tokenizer that recognises no added token."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state["added_tokens"], state["post_processor"] = [], None
-    return Tokenizer.from_str(json.dumps(state))
+        made = token_boundary(tokenizer, boundary, think, trained)
+    return Template(tokenizer, made, ends, system_prompt)

@@ -85,7 +85,7 @@ class NRTTrainer(WholeCheckpoints):
         self.engine = HFEngine(
             policy.model,
             self.template.stop_trace,
-            len(policy.tokenizer),
+            self.template.vocabulary,
             repeat_cache=shares,
             batch_size=args.rollout_batch_size,
         )
@@ -211,7 +211,7 @@ class NRTTrainer(WholeCheckpoints):
             signal = recall.signal if recall else self.maker.signal(scores, self.plan)
             term = group_loss(scores, signal, self.settings, recall.trace if recall else None)
             terms.append(share * term.total())
-            self.meter.add_group(scores, signal, micro.traces[i])
+            self.meter.add_group(scores, signal, micro.traces[i], self.template)
             self.meter.add_loss(term, share / self.args.world_size)
             if self.plan.first_pass and self.args.record_traces and self.maker.samples:
                 step, group, traces = self.state.global_step + 1, micro.groups[i], micro.traces[i]

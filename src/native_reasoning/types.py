@@ -126,7 +126,7 @@ class Signal:
     ``rewards`` (K,): R_k = f(c_k). ``baseline_reward`` (): R_base, f at the empty trace.
     ``advantages`` (K,): A_k, the weight of log π(z_k).
     ``answer_weights`` (K, T): w_{k,i}, the weight of l_{k,i}, λ included.
-    ``flat`` says that the group's rewards were equal up to rounding, so A = 0.
+    ``flat`` says that the group's rewards were equal up to rounding; with std scaling A is then 0.
     ``clamped`` is the share of b that was clamped before it weighted anything.
 
     Two traces, one better than the other: ``advantages = [0.71, -0.71]``.

@@ -4,13 +4,13 @@ The prompt's cache is repeated K times, finished rows leave the batch, and each 
 inverting the cumulative distribution at one stateless uniform number (noise.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.rollout.engine import NoiseKey, Sampling
@@ -34,7 +34,7 @@ Stop = Callable[[list[int]], str | None]
 
 
 @contextmanager
-def inference(model: PreTrainedModel):
+def inference(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients, restored afterwards: in train mode, activation checkpointing
     would drop the cache."""
     training = model.training
@@ -90,9 +90,9 @@ class HFEngine:
     """A rollout engine on a transformers causal language model.
 
     ``model`` is the unwrapped module. ``stop`` ends a trace: it returns "closed" after the closing
-    tag and "ended" after an end-of-turn token. ``vocabulary`` is len(tokenizer): ids beyond it are
-    padding of the embedding table and are never sampled. ``repeat_cache`` False prefills each of
-    the K copies, for caches that cannot be repeated.
+    tag and "ended" after an end-of-turn token. ``vocabulary`` is the template's: ids from there on
+    are padding of the embedding table and are never sampled. ``repeat_cache`` False prefills each
+    of the K copies, for caches that cannot be repeated.
     """
 
     def __init__(
