@@ -29,6 +29,7 @@ def main(folder: str, batch: str, rows: str, steps_per_generation: str) -> None:
     args = NRTConfig(
         output_dir=f"{folder}/run",
         per_device_train_batch_size=int(batch),
+        gradient_accumulation_steps=1,
         num_generations=3,
         max_trace_length=6,
         max_steps=3,

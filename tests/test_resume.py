@@ -32,6 +32,7 @@ def make(folder: Path, callbacks=None, **settings) -> NRTTrainer:
     """A run of 6 steps; 12 rows at 4 prompts a step make an epoch of 3 steps."""
     values = {
         "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
         "num_generations": 3,
         "max_trace_length": 6,
         "learning_rate": 1e-3,

@@ -23,6 +23,7 @@ from tiny import QA, byte_tokenizer, tiny_model
 def make(folder, model=None, callbacks=None, objective=None, rows=QA, **settings) -> NRTTrainer:
     values = {
         "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
         "num_generations": 3,
         "max_trace_length": 6,
         "max_answer_length": 12,

@@ -15,7 +15,8 @@ head -250 "$data" > train.jsonl
 tail -50 "$data" > test.jsonl
 nrt train --model "$model" --data train.jsonl --eval-data test.jsonl \
     --prompt-column Body+Question --answer-column Answer --out runs/svamp \
-    --max-steps 30 --per-device-train-batch-size 4 --num-generations 4 \
+    --max-steps 30 --per-device-train-batch-size 4 \
+    --gradient-accumulation-steps 1 --num-generations 4 \
     --max-trace-length 48 --max-answer-length 16 --learning-rate 2e-5 --warmup-steps 0 \
     --format-warmup-steps 8 --save-steps 10 --eval-samples 24 --per-device-eval-batch-size 12 \
     --use-cpu &

@@ -24,12 +24,15 @@ RECIPE_KEYS = ("model", "data", "eval_data")
 class NRTConfig(NRTOptions, TrainingArguments):
     """All settings of a run: ours (options.py) and every one of ``TrainingArguments``.
 
-    The defaults below differ from transformers': the optimiser is the released NRT script's, every
-    step is logged, and nothing hides a loss that is not a number.
+    The defaults below differ from transformers': one prompt with its traces is a micro-batch, the
+    optimiser is the released NRT script's, every step is logged, and nothing hides a loss that is
+    not a number.
 
     Raises ConfigError for a setting that cannot work.
     """
 
+    per_device_train_batch_size: int = 1
+    gradient_accumulation_steps: int = 8
     learning_rate: float = 2e-6
     adam_beta2: float = 0.95
     weight_decay: float = 0.01

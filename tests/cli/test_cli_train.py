@@ -84,7 +84,12 @@ def test_dry_run_writes_nothing(model, data, tmp_path, nrt, monkeypatch):
 def test_recipe_then_flags_and_a_folder_of_its_own(model, data, tmp_path, nrt, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = {"model": model, "data": data, "num-generations": 2, "max_steps": 3, "use_cpu": True}
-    recipe |= {"max_trace_length": 4, "per_device_train_batch_size": 2, "learning_rate": "1e-4"}
+    recipe |= {
+        "max_trace_length": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": "1e-4",
+    }
     Path("first.yaml").write_text(yaml.safe_dump(recipe))
     for name in ("first", "first-2"):
         assert nrt("train", "first.yaml", "--max_steps=1", "--logging-steps", "1")[0] == 0

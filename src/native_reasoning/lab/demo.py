@@ -81,6 +81,7 @@ def _trainer(preset: str, seed: int, folder: Path) -> NRTTrainer:
         seed=seed,
         max_steps=STEPS,
         per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
         per_device_eval_batch_size=QUESTIONS,
         num_generations=8,
         max_trace_length=16,
