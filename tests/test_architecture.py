@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER: dict[str, int] = {}
+LONGER = {"trainer.py": 330}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (
@@ -16,7 +16,7 @@ LINE = (
     ("types",),
     ("objective",),
     ("presets",),
-    ("config",),
+    ("config", "recipe"),
     ("data",),
     ("boundary",),
     ("template",),
@@ -28,7 +28,7 @@ LINE = (
     ("meter",),
     ("window",),
     ("evaluate",),
-    ("callbacks", "checkpoints", "progress"),
+    ("callbacks", "checkpoints", "progress", "resume"),
     ("trainer",),
     ("lab",),
     ("cli",),

@@ -6,11 +6,12 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from native_reasoning.config import NRTConfig, make_config, read_recipe
+from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
 from native_reasoning.objective import CENTRES, RATIOS, REWARDS, Objective
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.presets import PRESETS
+from native_reasoning.recipe import make_config, read_recipe
 
 
 def config(tmp_path, **settings) -> NRTConfig:

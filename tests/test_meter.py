@@ -28,7 +28,9 @@ def case(traces, answer, baseline, rewards, base, flat=False, clamped=0.0):
         closed=torch.tensor(traces.closed),
     )
     zero = torch.zeros(k)
-    signal = Signal(torch.tensor(rewards), torch.tensor(base), zero, zero, flat, clamped)
+    signal = Signal(
+        torch.tensor(rewards), torch.tensor(base), zero, zero, flat=flat, clamped=clamped
+    )
     return scores, signal, traces
 
 

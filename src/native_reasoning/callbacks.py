@@ -7,10 +7,20 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+def largest_of_ranks(value: int, device: torch.device) -> int:
+    """The largest value that any rank has, so that all ranks decide alike."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return int(shared)
 
 
 class SignalCallback(TrainerCallback):
@@ -33,6 +43,7 @@ class SignalCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.received = largest_of_ranks(self.received or 0, args.device) or None
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
@@ -57,14 +68,16 @@ class SignalCallback(TrainerCallback):
 
 
 class FiniteGuard(TrainerCallback):
-    """Drops an update whose gradient is not finite; the scheduler and the step counter go on.
-
-    After DDP's reduction every rank has the same gradient, so all ranks decide alike. ``skipped``
-    counts the updates.
-    """
+    """Drops an update whose gradient is not finite, on all ranks together; the scheduler and the
+    step counter go on."""
 
     def __init__(self) -> None:
-        self.skipped = 0
+        self._skipped = 0
+
+    def take(self) -> int:
+        """How many updates were dropped since this was asked last."""
+        taken, self._skipped = self._skipped, 0
+        return taken
 
     def on_pre_optimizer_step(
         self,
@@ -76,12 +89,9 @@ class FiniteGuard(TrainerCallback):
     ) -> None:
         assert model is not None
         finite = [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
-        if finite and not torch.stack(finite).all():
-            self.skipped += 1
+        broken = bool(finite) and not bool(torch.stack(finite).all())
+        if largest_of_ranks(int(broken), args.device):
+            self._skipped += 1
             model.zero_grad(set_to_none=True)
-            print(
-                f"step {state.global_step + 1}: gradient not finite, update skipped "
-                f"({self.skipped} so far)",
-                file=sys.stderr,
-                flush=True,
-            )
+            told = f"step {state.global_step + 1}: gradient not finite, update skipped"
+            print(told, file=sys.stderr, flush=True)

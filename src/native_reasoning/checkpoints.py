@@ -1,7 +1,6 @@
 """Checkpoints that appear whole or not at all: written in a staging folder, synced, renamed."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,38 +10,8 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from native_reasoning.errors import RunError
-
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
-_NAME = re.compile(r"checkpoint-(\d+)")
-
-
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of the highest step that holds a trainer state, or None."""
-    found = [
-        (int(match[1]), path)
-        for path in Path(folder).glob("checkpoint-*")
-        if (match := _NAME.fullmatch(path.name)) and (path / TRAINER_STATE_NAME).is_file()
-    ]
-    return max(found)[1] if found else None
-
-
-def find_checkpoint(resume: str | Path | bool | None, folder: Path) -> Path | None:
-    """What to resume from: nothing, the newest checkpoint of ``folder`` (True), or a given one.
-
-    Raises RunError if there is none.
-    """
-    if resume is None or resume is False:
-        return None
-    found = newest_checkpoint(folder) if resume is True else Path(resume)
-    if found is None or not (found / TRAINER_STATE_NAME).is_file():
-        raise RunError(
-            f"no checkpoint in {folder if found is None else found}",
-            why="there is nothing to resume from",
-            fix="train without --resume, or name another run folder",
-        )
-    return found
 
 
 def publish(staged: Path, final: Path) -> None:

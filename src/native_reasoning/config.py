@@ -1,14 +1,11 @@
 """``NRTConfig``: transformers' ``TrainingArguments`` with our options, and recipes that fill it."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments
 
 from native_reasoning.errors import ConfigError, did_you_mean
@@ -16,17 +13,14 @@ from native_reasoning.objective import Objective
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.presets import OBJECTIVE_FIELDS, preset_objective
 
-#: What a recipe may hold besides the fields of NRTConfig.
-RECIPE_KEYS = ("model", "data", "eval_data")
-
 
 @dataclass
 class NRTConfig(NRTOptions, TrainingArguments):
     """All settings of a run: ours (options.py) and every one of ``TrainingArguments``.
 
     The defaults below differ from transformers': one prompt with its traces is a micro-batch, the
-    optimiser is the released NRT script's, every step is logged, and nothing hides a loss that is
-    not a number.
+    optimiser is close to the released NRT script's (whose Adam eps is 1e-15), every step is logged,
+    and nothing hides a loss that is not a number.
 
     Raises ConfigError for a setting that cannot work.
     """
@@ -50,7 +44,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
 
     def __post_init__(self) -> None:
         if isinstance(self.model_init_kwargs, str):
-            self.model_init_kwargs = _json_object(self.model_init_kwargs, "model_init_kwargs")
+            self.model_init_kwargs = json_object(self.model_init_kwargs, "model_init_kwargs")
         check_options(self)
         super().__post_init__()
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
@@ -74,14 +68,14 @@ class NRTConfig(NRTOptions, TrainingArguments):
         return self.steps_per_generation // self.gradient_accumulation_steps
 
     def resolved(self) -> dict[str, Any]:
-        """Every option of ours, and the training arguments that matter or were changed."""
+        """Every option of ours, and each training argument that is common or not transformers'."""
         values = {name: getattr(self, name) for name in OPTION_NAMES}
+        theirs = {f.name: f.default for f in fields(TrainingArguments)}
         for f in fields(self):
             if f.name in OPTION_NAMES or not f.init or f.name.startswith("gradient_checkpointing"):
                 continue
-            default = f.default if f.default is not MISSING else None
             value = getattr(self, f.name)
-            if f.name in COMMON_ARGUMENTS or (value != default and _is_plain(value)):
+            if f.name in COMMON_ARGUMENTS or (value != theirs[f.name] and _is_plain(value)):
                 values[f.name] = value.value if isinstance(value, Enum) else value
         values["objective"] = asdict(self.objective())
         return values
@@ -189,7 +183,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, dict, Enum))
 
 
-def _json_object(text: str, name: str) -> dict[str, Any]:
+def json_object(text: str, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
@@ -198,95 +192,9 @@ def _json_object(text: str, name: str) -> dict[str, Any]:
         raise ConfigError(
             f"{name} is {text!r}",
             why="it is a JSON object of keyword arguments",
-            fix=f"""{name} '{{"dtype": "bfloat16"}}'""",
+            fix=f"""{name} '{{"attn_implementation": "eager"}}'""",
         )
     return value
-
-
-# -- Recipes ---------------------------------------------------------------------------------------
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """A YAML recipe as a dictionary. Raises ConfigError if it is absent or not a mapping."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"recipe {path} does not exist", why="it holds the settings", fix="check the path"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(
-            f"recipe {path} cannot be read: {' '.join(str(error).split())}",
-            why="a recipe is a YAML file of `setting: value` lines",
-            fix="mend it, or start from one in recipes/",
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"recipe {path} holds {type(values).__name__}, not settings",
-            why="a recipe is a YAML file of `setting: value` lines",
-            fix="start from one in recipes/",
-        )
-    if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
-        values = values["config"]
-    return {key: value for key, value in values.items() if key != "objective"}
-
-
-def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
-    """An NRTConfig from named settings whose values may still be text ("2e-6", "true").
-
-    Raises ConfigError for an unknown name, with the nearest known one, and for a value of the wrong
-    type.
-    """
-    by_name = {f.name: f for f in fields(NRTConfig) if f.init}
-    values: dict[str, Any] = {}
-    for raw_name, value in settings.items():
-        name = str(raw_name).replace("-", "_")
-        if name not in by_name:
-            known = [*by_name, *RECIPE_KEYS]
-            raise ConfigError(
-                f"unknown setting {raw_name!r}{did_you_mean(str(raw_name), known)}",
-                why="a setting that nothing reads would change nothing",
-                fix="nrt train --help lists ours; the others are transformers' TrainingArguments",
-            )
-        values[name] = coerce(name, value, str(by_name[name].type))
-    try:
-        return NRTConfig(**{**values, **fixed})
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            " ".join(str(error).split()), why="transformers refuses the setting", fix="change it"
-        ) from error
-
-
-def coerce(name: str, value: Any, annotation: str) -> Any:
-    """``value`` as the field's type has it: YAML reads 2e-6 as text. Raises ConfigError."""
-    if not isinstance(value, str):
-        return value
-    lowered = value.strip().lower()
-    if lowered in ("null", "none") and ("None" in annotation and "str" not in annotation):
-        return None
-    if "bool" in annotation and lowered in ("true", "false"):
-        return lowered == "true"
-    for kind in (int, float):
-        if kind.__name__ in annotation:
-            try:
-                return kind(value)
-            except ValueError:
-                pass
-    if "dict" in annotation and lowered.startswith("{"):
-        return _json_object(value, name)
-    if "str" in annotation or "Any" in annotation or "Strategy" in annotation:
-        return value
-    raise ConfigError(
-        f"{name} is {value!r}", why=f"it is {annotation_text(annotation)}", fix=f"change {name}"
-    )
-
-
-def annotation_text(annotation: str) -> str:
-    """A field's type in words, for messages."""
-    kind = annotation.replace("<class '", "").replace("'>", "").replace(" | None", "")
-    return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, kind)
 
 
 def model_dtype(config: NRTConfig) -> torch.dtype:

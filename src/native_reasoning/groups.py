@@ -23,7 +23,7 @@ Rows = tuple[int | None, ...]
 
 
 def read_groups(
-    source: Any, template: Template, config: NRTConfig
+    source: Any, template: Template, config: NRTConfig, context: int | None = None
 ) -> tuple[tuple[PromptGroup, ...], DataReport | None]:
     """``make_groups`` of anything that ``load_examples`` reads, or of nothing."""
     if source is None:
@@ -36,7 +36,7 @@ def read_groups(
             answer_regex=config.answer_regex,
             strict=config.strict,
         )
-    return make_groups(source, template, config)
+    return make_groups(source, template, config, context)
 
 
 def require(groups: Sequence[PromptGroup], name: str) -> None:
@@ -46,9 +46,10 @@ def require(groups: Sequence[PromptGroup], name: str) -> None:
 
 
 def make_groups(
-    data: Examples, template: Template, config: NRTConfig
+    data: Examples, template: Template, config: NRTConfig, context: int | None = None
 ) -> tuple[tuple[PromptGroup, ...], DataReport]:
-    """Every example in token ids, numbered anew, and the report with what did not fit.
+    """Every example in token ids, numbered anew, and the report with what did not fit: the limits
+    of ``config``, and the model's ``context`` with a full trace.
 
     Raises DataError if nothing is left, or, with ``config.strict``, at the first row that does not
     fit.
@@ -56,7 +57,7 @@ def make_groups(
     kept: list[PromptGroup] = []
     lines: dict[str, list[int]] = {}
     for example in data.examples:
-        group, reason, detail = _fit(example, template, config)
+        group, reason, detail = _fit(example, template, config, context)
         if group is not None:
             kept.append(replace(group, example=replace(example, row_id=len(kept))))
         elif config.strict:
@@ -76,7 +77,7 @@ def make_groups(
 
 
 def _fit(
-    example: Example, template: Template, config: NRTConfig
+    example: Example, template: Template, config: NRTConfig, context: int | None
 ) -> tuple[PromptGroup | None, str, str]:
     """The group, or None with the reason and what was seen."""
     try:
@@ -88,6 +89,11 @@ def _fit(
         if len(ids) > limit:
             detail = f"the {part} has {len(ids)} tokens, max_{part}_length is {limit}"
             return None, f"too_long_{part}", detail
+    tag = (*template.boundary.close_ids, *template.gap_ids)
+    row = len(group.prompt_ids) + config.max_trace_length + len(tag) + len(group.answer_ids)
+    if context is not None and row > context:
+        detail = f"with a full trace the row has {row} tokens, the model's context is {context}"
+        return None, "too_long_for_model", detail
     return group, "", ""
 
 

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 
-import torch
 from torch import Tensor
 
 from native_reasoning.objective import LossTerms
@@ -27,8 +26,7 @@ class Meter:
         """The numbers of one group: rewards per trace, nats per answer token, lengths, shares."""
         k, t = scores.answer.shape
         empty = sum(template.is_empty(ids) for ids in traces.ids)
-        unit = torch.maximum(signal.rewards.abs().max(), signal.baseline_reward.abs())
-        helped = signal.rewards - signal.baseline_reward > scores.rounding * unit
+        helped = signal.rewards > signal.baseline_reward if signal.helped is None else signal.helped
         gain = scores.answer.detach() - scores.baseline.detach()
         self.add("reward", signal.rewards.sum(), k)
         self.add("reward_baseline", signal.baseline_reward, 1)
@@ -85,7 +83,8 @@ def trace_rows(
             trace=template.text(ids),
             answer=group.example.answer,
             closed=traces.closed[k],
-            length=len(ids),
+            ended=end is not None,
+            length=traces.lengths[k],
             reward=signal.rewards[k].item(),
             baseline_reward=signal.baseline_reward.item(),
             advantage=signal.advantages[k].item(),
@@ -93,5 +92,5 @@ def trace_rows(
             baseline_logps=baseline,
             answer_tokens=tokens,
         )
-        for k, ids in enumerate(traces.ids)
+        for k, (ids, end) in enumerate(traces.stops())
     ]

@@ -192,6 +192,7 @@ class Objective:
             baseline_reward=base.exp() if reward.is_log else base,
             advantages=self._advantages(r_prime, unit, flat),
             answer_weights=self._answer_weights(weights, helped),
+            helped=helped,
             flat=flat,
             clamped=(clamped_b != b).double().mean().item(),
         )

@@ -32,6 +32,9 @@ class NRTOptions:
             "weighted_neglog",
         ),
     )
+    baseline: str | None = option(
+        None, "current: the empty trace's reward is the baseline", ("none", "current")
+    )
     clip: str | None = option(None, "relu: a trace that hurts is worth nothing", ("none", "relu"))
     centre: str | None = option(
         None, "what is subtracted from the group's rewards", ("mean", "leave_one_out", "none")
@@ -79,7 +82,9 @@ class NRTOptions:
     boundary_text: str = option(
         "\nThe answer is", "with --boundary text: the text that closes a trace"
     )
-    system_prompt: str | None = option(None, "system turn put before every prompt without one")
+    system_prompt: str | None = option(
+        None, "system turn before prompts without one; serve with the same"
+    )
     chat_template_path: str | None = option(
         None, "a Jinja file in place of the tokenizer's template"
     )

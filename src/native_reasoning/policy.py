@@ -1,10 +1,12 @@
 """The model and its tokenizer: loading, think tokens, and saving as an ordinary folder."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,6 +24,8 @@ from native_reasoning.template import Template, make_template
 #: A token's embedding row counts as trained if its norm is within this range of the median's.
 TRAINED_NORM = (0.2, 5.0)
 
+_UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+
 
 @dataclass(frozen=True, eq=False)
 class Policy:
@@ -35,6 +39,11 @@ class Policy:
         """An ordinary Hugging Face folder: safetensors, tokenizer, chat template, end tokens."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    @property
+    def context(self) -> int | None:
+        """Positions that the model was made for, or None where its config does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_policy(
@@ -53,7 +62,7 @@ def load_policy(
     if isinstance(model, (str, Path)):
         model = load_model(str(model), config)
     if config.chat_template_path is not None:
-        tokenizer.chat_template = _read_text(config.chat_template_path)
+        tokenizer.chat_template = read_text(config.chat_template_path)
     think = (config.think_open, config.think_close)
     known = existing_pair(tokenizer, think)
     ends = model.generation_config.eos_token_id if model.generation_config else None
@@ -68,8 +77,14 @@ def load_policy(
     )
     if template.boundary.mode == "new":
         add_think_rows(model, template)
-    if model.generation_config is not None:
-        model.generation_config.eos_token_id = list(template.end_ids)
+    _mend_generation_config(model, template.end_ids)
+    if model.dtype in (torch.bfloat16, torch.float16):
+        warnings.warn(
+            f"the weights are {model.dtype}: most updates at a learning rate of "
+            f"{config.learning_rate:g} are smaller than their rounding and are lost; leave dtype "
+            "float32 and set bf16 for bfloat16 arithmetic",
+            stacklevel=2,
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     disable_dropout(model)
@@ -81,7 +96,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     _check_folder(name)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _UNREADABLE as error:
         raise PolicyError(
             f"no tokenizer could be loaded from {name}: {_first_line(error)}",
             why="prompts and answers are scored token by token",
@@ -97,15 +112,35 @@ def load_model(name: str, config: NRTConfig) -> PreTrainedModel:
     trust = config.trust_remote_code
     try:
         AutoConfig.from_pretrained(name, trust_remote_code=trust)
-        return AutoModelForCausalLM.from_pretrained(
-            name, trust_remote_code=trust, use_safetensors=True, **kwargs
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=trust, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        model, info = loaded
+    except (*_UNREADABLE, TypeError, RuntimeError) as error:
         raise PolicyError(
             f"no causal language model could be loaded from {name}: {_first_line(error)}",
             why="its own probability of the answer is the reward",
             fix="give a folder with config.json and model.safetensors, or a hub id",
         ) from None
+    if missing := sorted(info["missing_keys"]):
+        raise PolicyError(
+            f"{len(missing)} weights are missing from {name}, such as {missing[0]}",
+            why="they would be random numbers, and so would the rewards",
+            fix="copy or download the folder again",
+        )
+    return model
+
+
+def _mend_generation_config(model: PreTrainedModel, end_ids: tuple[int, ...]) -> None:
+    """End tokens for generation; sampling settings without ``do_sample`` could not be saved."""
+    generation = model.generation_config
+    if generation is None:
+        return
+    generation.eos_token_id = list(end_ids)
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
 
 
 def _check_folder(name: str) -> None:
@@ -124,7 +159,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _read_text(path: str) -> str:
+def read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

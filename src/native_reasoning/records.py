@@ -1,6 +1,4 @@
-"""The run folder: what a run leaves behind, readable by people and by programs.
-
-::
+"""The run folder: what a run leaves behind, readable by people and by programs::
 
     config.yaml               settings, versions, data hash, seed, command; never a secret
     metrics.jsonl             one object a line, "step" first; no times: runs can be compared
@@ -43,7 +41,8 @@ _TRACE_FILE = re.compile(r"step-(\d+)-(\d+)\.parquet")
 class TraceRow:
     """One sampled trace: trace ``k`` of the data row ``row_id`` at optimiser step ``step``.
 
-    ``prompt``, ``trace`` and ``answer`` (the reference) are text; ``length`` counts sampled tokens.
+    ``prompt``, ``trace`` and ``answer`` (the reference) are text; ``length`` counts sampled tokens;
+    ``closed`` by the tag, ``ended`` by an end-of-turn token, or cut at the limit.
     ``answer_logps`` is l and ``baseline_logps`` b (nats, one per answer token), ``answer_tokens``
     the same tokens as text. For "2 + 2?" with the answer ``4<end>`` both have two entries.
     """
@@ -55,6 +54,7 @@ class TraceRow:
     trace: str
     answer: str
     closed: bool
+    ended: bool
     length: int
     reward: float
     baseline_reward: float
@@ -72,8 +72,8 @@ _ARROW = {
     Sequence[float]: pa.list_(pa.float32()),
     Sequence[str]: pa.list_(pa.string()),
 }
+#: The columns of traces/*.parquet: the fields of ``TraceRow``.
 TRACE_SCHEMA = pa.schema([(field.name, _ARROW[field.type]) for field in fields(TraceRow)])
-"""The columns of traces/*.parquet: the fields of ``TraceRow``."""
 
 
 class RunFolder:

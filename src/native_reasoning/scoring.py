@@ -30,6 +30,11 @@ from native_reasoning.types import Example, PromptGroup, Scores, Traces
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
 
 
+def rounding_of(dtype: torch.dtype) -> float:
+    """``ROUNDING``, with the coarsest for types that are not floating point (quantised weights)."""
+    return ROUNDING.get(dtype, 5e-3)
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Everything one forward needs: R suffix rows behind G prefixes.
@@ -244,10 +249,11 @@ def can_share_prompts(model: PreTrainedModel, template: Template) -> bool:
     """Tries the shared prompt against plain rows on this architecture: True if they agree.
 
     Caches of linear-attention layers cannot be repeated, for one. The trial prompt is longer than a
-    sliding window of up to 2,048 tokens, because a window is where sharing could go wrong.
+    sliding window of up to 2,048 tokens (4,096 on an accelerator), because a window is where
+    sharing could go wrong; for a wider window it is short.
     """
-    window = getattr(model.config, "sliding_window", None) or 0
-    length = window + 8 if window <= 2048 else 16
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    length = window + 8 if window <= (2048 if model.device.type == "cpu" else 4096) else 16
     usable = [i for i in range(template.vocabulary) if i not in template.control_ids][:97]
     prompt = tuple(usable[(7 * i) % len(usable)] for i in range(length))
     example = Example((("user", ""),), "", row_id=0, line=0)
@@ -262,7 +268,11 @@ def can_share_prompts(model: PreTrainedModel, template: Template) -> bool:
                 model(score=pack(groups, traces, template, model.device, share=share).batch)
                 for share in (True, False)
             )
+        except torch.OutOfMemoryError:
+            raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
             return False
-    tolerance = min(100 * ROUNDING[next(model.parameters()).dtype], 0.01)  # mistakes are above 0.03
+    tolerance = min(
+        100 * rounding_of(next(model.parameters()).dtype), 0.01
+    )  # mistakes are above 0.03
     return bool((shared - plain).abs().mean() <= tolerance * plain.abs().mean())

@@ -6,6 +6,8 @@ loop), ``get_batch_samples`` (rolls out), ``compute_loss`` (scores and forms the
 whole is in checkpoints.py, the mathematics in objective.py.
 """
 
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -21,21 +23,24 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
+    TrainerState,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
-from native_reasoning.checkpoints import WholeCheckpoints, find_checkpoint
+from native_reasoning.checkpoints import WholeCheckpoints
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.data import content_hash
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, make_schedule, read_groups, require
 from native_reasoning.meter import Meter, means, trace_rows
-from native_reasoning.objective import group_loss
+from native_reasoning.objective import Objective, group_loss
 from native_reasoning.policy import load_policy
 from native_reasoning.records import RunFolder, TraceRow
-from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.scoring import ROUNDING, can_share_prompts, install_scoring
+from native_reasoning.resume import checkpoint_step, find_checkpoint, machine, open_run
+from native_reasoning.rollout.hf import HFEngine, check_decoding
+from native_reasoning.scoring import can_share_prompts, install_scoring, rounding_of
 from native_reasoning.types import PromptGroup, Scores, Signal
 from native_reasoning.window import MicroBatch, Window, WindowMaker
 
@@ -66,9 +71,9 @@ class NRTTrainer(WholeCheckpoints):
     ) -> None:
         policy = load_policy(model, args, processing_class)
         self.template = policy.template
-        self.settings = args.objective()
-        self.train_groups, self.train_report = read_groups(train_dataset, self.template, args)
-        self.eval_groups, self.eval_report = read_groups(eval_dataset, self.template, args)
+        self.settings, self.context = args.objective(), policy.context
+        self.train_groups, self.train_report = self._read(train_dataset, args)
+        self.eval_groups, self.eval_report = self._read(eval_dataset, args)
         install_scoring(policy.model)
         self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
         super().__init__(
@@ -80,6 +85,7 @@ class NRTTrainer(WholeCheckpoints):
             callbacks=[self.finite_guard, self.signals, *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+        check_decoding(policy.model, self.template.vocabulary)
         shares = can_share_prompts(policy.model, self.template)
         self.share_prompts = shares and not args.activation_checkpointing
         self.engine = HFEngine(
@@ -97,7 +103,7 @@ class NRTTrainer(WholeCheckpoints):
             self.engine,
             objective or self.settings,
             share=self.share_prompts,
-            rounding=ROUNDING[model_dtype(args) if half else policy.model.dtype],
+            rounding=rounding_of(model_dtype(args) if half else policy.model.dtype),
         )
         self.meter = Meter()
         self.window: Window | None = None
@@ -107,6 +113,9 @@ class NRTTrainer(WholeCheckpoints):
         self._pending: list[TraceRow] = []
         self._clock: dict[str, float] = {}
         self._resumed: Path | None = None
+
+    def _read(self, source: Any, args: NRTConfig) -> Any:
+        return read_groups(source, self.template, args, self.context)
 
     # -- The run -----------------------------------------------------------------------------------
 
@@ -119,35 +128,47 @@ class NRTTrainer(WholeCheckpoints):
         """
         require(self.train_groups, "train_dataset")
         checkpoint = find_checkpoint(resume_from_checkpoint, self.folder)
-        resume, writes = checkpoint is not None, self.is_world_process_zero()
-        self.records = RunFolder.create(self.folder, resume=resume, writes=writes)
-        if checkpoint is not None:
-            self.records.cut_back(int(checkpoint.name.rpartition("-")[2]))
-        else:
-            self._write_config()
+        self.records = self._open_run(checkpoint)
         self.window, self._resumed, self._pending = None, checkpoint, []
+        path = None if checkpoint is None else str(checkpoint)
+        if path is not None and checkpoint_step(Path(path)) >= self.total_steps:
+            self._load_from_checkpoint(path)  # the run is finished: nothing is trained again
+            self.state = TrainerState.load_from_json(f"{path}/{TRAINER_STATE_NAME}")
+            return TrainOutput(self.state.global_step, 0.0, {})
         try:
-            path = None if checkpoint is None else str(checkpoint)
-            output = super().train(resume_from_checkpoint=path, **kwargs)
+            return super().train(resume_from_checkpoint=path, **kwargs)
         finally:
             self.signals.restore()
-        self._keep_traces()
-        return output
+            if self.args.world_size == 1 or sys.exc_info()[0] is None:
+                self._keep_traces()
 
-    def _write_config(self) -> None:
-        examples = [group.example for group in self.train_groups]
+    def _open_run(self, checkpoint: Path | None) -> RunFolder:
         model = self.accelerator.unwrap_model(self.model)
+        settings = {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()}  # type: ignore[attr-defined]
+        if not isinstance(self.maker.objective, Objective):
+            settings["objective"] = repr(self.maker.objective)
         report = () if self.train_report is None else self.train_report.lines()
-        self.records.write_config(
-            {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()},  # type: ignore[attr-defined]
-            data_hash=content_hash(examples),
-            seed=self.args.seed,
-            extra={
+        return open_run(
+            self.folder,
+            checkpoint,
+            settings,
+            {
                 "data_report": list(report),
                 "boundary": asdict(self.template.boundary),
                 "shared_prompts": self.share_prompts,
+                "machine": machine(self.args.world_size),
             },
+            data_hash=content_hash([group.example for group in self.train_groups]),
+            seed=self.args.seed,
+            writes=self.is_world_process_zero(),
         )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * self.schedule.steps_per_epoch)
 
     @property
     def folder(self) -> Path:
@@ -244,7 +265,8 @@ class NRTTrainer(WholeCheckpoints):
             return
         if "loss" in logs:
             logs |= means(gather_object([self.meter.sums()]))
-            logs["skipped_updates"] = self.finite_guard.skipped
+            logs["skipped_updates"] = skipped = self.finite_guard.take()
+            logs["loss"] = math.nan if skipped else logs["loss"]
             seconds = {
                 "rollout_seconds": self._clock["rollout"],
                 "step_seconds": now - self._clock["began"],
@@ -265,7 +287,7 @@ class NRTTrainer(WholeCheckpoints):
         """
         groups = self.eval_groups
         if eval_dataset is not None:
-            groups, _ = read_groups(eval_dataset, self.template, self.args)
+            groups, _ = self._read(eval_dataset, self.args)
         require(groups, "eval_dataset")
         began = time.perf_counter()
         summary = summarise(self.outcomes(groups[: self.args.eval_samples]))
@@ -282,7 +304,9 @@ class NRTTrainer(WholeCheckpoints):
         """What the policy answers to each question now; the ranks share the work."""
         args = self.args
         model = self.accelerator.unwrap_model(self.model)
-        held_out = HeldOut(model, self.engine, self.template, args, share=self.share_prompts)
+        held_out = HeldOut(
+            model, self.engine, self.template, args, share=self.share_prompts, context=self.context
+        )
         mine = held_out.run(groups[args.process_index :: args.world_size])
         return sorted(gather_object(mine), key=lambda outcome: outcome.row_id)
 

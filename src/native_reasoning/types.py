@@ -126,6 +126,8 @@ class Signal:
     ``rewards`` (K,): R_k = f(c_k). ``baseline_reward`` (): R_base, f at the empty trace.
     ``advantages`` (K,): A_k, the weight of log π(z_k).
     ``answer_weights`` (K, T): w_{k,i}, the weight of l_{k,i}, λ included.
+    ``helped`` (K,): whether the trace beat the empty one beyond rounding; None where an objective
+    does not say, and rewards are compared.
     ``flat`` says that the group's rewards were equal up to rounding; with std scaling A is then 0.
     ``clamped`` is the share of b that was clamped before it weighted anything.
 
@@ -136,5 +138,6 @@ class Signal:
     baseline_reward: Tensor
     advantages: Tensor
     answer_weights: Tensor
+    helped: Tensor | None = None
     flat: bool = False
     clamped: float = 0.0

@@ -109,6 +109,8 @@ def _tensors(recall: Recall) -> dict[str, Tensor]:
         "flat": torch.tensor(signal.flat),
         "clamped": torch.tensor(signal.clamped, dtype=torch.float64),
     }
+    if signal.helped is not None:
+        named["helped"] = signal.helped
     return {name: value.contiguous() for name, value in named.items()}
 
 
@@ -121,6 +123,7 @@ def _recall(tensors: dict[str, Tensor], prefix: str) -> Recall:
         baseline_reward=get("baseline_reward"),
         advantages=get("advantages"),
         answer_weights=get("answer_weights"),
+        helped=tensors.get(f"{prefix}helped"),
         flat=bool(get("flat")),
         clamped=float(get("clamped")),
     )
@@ -175,15 +178,11 @@ class WindowMaker:
         return unpack(packed, model(score=packed.batch), self.template, self.rounding)
 
     def signal(self, scores: Scores, plan: PlannedStep) -> Signal:
-        """The objective's signal; in the format warm-up no trace term, and answers weigh one."""
+        """The objective's signal, in the format warm-up without its trace term."""
         signal = self.objective(scores)
         if plan.rollout >= self.args.format_warmup_steps:
             return signal
-        return replace(
-            signal,
-            advantages=torch.zeros_like(signal.advantages),
-            answer_weights=torch.ones_like(signal.answer_weights),
-        )
+        return replace(signal, advantages=torch.zeros_like(signal.advantages))
 
     def _remember(self, micro: MicroBatch, plan: PlannedStep, model: nn.Module) -> MicroBatch:
         with inference(model):

@@ -15,13 +15,23 @@ from native_reasoning.types import Example
 
 
 def test_eval_of_a_model(model, held_out, nrt):
-    command = ["eval", model, "--data", held_out, "--samples", "2", "--batch-size", "1", *LENGTHS]
-    code, text, _ = nrt(*command, "--num-generations", "3", "--show", "1")
+    command = [
+        "eval",
+        model,
+        "--data",
+        held_out,
+        "--eval-samples",
+        "2",
+        "--per-device-eval-batch-size",
+        "1",
+        *LENGTHS,
+    ]
+    code, text, _ = nrt(*command, "--eval-num-generations", "3", "--show", "1")
     assert code == 0
     assert text.startswith("question 1:\n  | What is 5 + 0?\ntrace (")
     assert "majority of the sampled answers" in text
     assert "2 questions" in text
-    code, text, _ = nrt(*command, "--num-generations", "3", "--show", "2", "--json")
+    code, text, _ = nrt(*command, "--eval-num-generations", "3", "--show", "2", "--json")
     result = json.loads(text)
     assert (result["questions"], len(result["shown"])) == (2, 2)
     assert result["uplift_low"] <= result["uplift"] <= result["uplift_high"]

@@ -2,15 +2,11 @@
 
 from dataclasses import replace
 
-import pytest
-
 from native_reasoning.data import (
     content_hash,
-    drop_examples,
     load_examples,
     with_dropped,
 )
-from native_reasoning.errors import DataError
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}", "id": i} for i in range(10)]
 
@@ -36,33 +32,12 @@ def test_several_shapes_are_counted():
     )
 
 
-def test_later_stages_drop_examples_and_account_for_them():
-    data = load_examples([*ROWS, {"question": "q"}])
-    shorter = drop_examples(data, "too_long_prompt", {0, 3})
-    shortest = drop_examples(shorter, "too_long_prompt", [7])
-    assert [example.answer for example in shorter.examples] == [
-        f"a{i}" for i in (1, 2, *range(4, 10))
-    ]
-    assert [example.row_id for example in shorter.examples] == list(range(8))
-    assert shortest.report.count("too_long_prompt") == 3
-    assert shortest.report.dropped[-1].places == ("row 1", "row 4", "row 10")
-    for report in (shorter.report, shortest.report):
-        assert report.read == 11 == report.kept + sum(entry.count for entry in report.dropped)
-    assert drop_examples(data, "too_long_answer", []) == data
-
-
 def test_only_the_first_places_are_named():
     report = with_dropped(load_examples(ROWS).report, "too_long_answer", range(1, 9))
     assert (report.kept, report.count("too_long_answer")) == (2, 8)
     assert len(report.dropped[0].places) == 5
     report = with_dropped(report, "too_long_answer", [9])
     assert (report.kept, report.count("too_long_answer")) == (1, 9)
-
-
-def test_dropping_everything_is_an_error():
-    data = load_examples(ROWS)
-    with pytest.raises(DataError, match="10 of 10 the row has a prompt that is too long"):
-        drop_examples(data, "too_long_prompt", range(10))
 
 
 def test_the_hash_is_of_the_texts_alone():

@@ -13,9 +13,10 @@ from native_reasoning.cli.output import (
     show_json,
     show_table,
 )
-from native_reasoning.config import NRTConfig, make_config
+from native_reasoning.config import NRTConfig
 from native_reasoning.data import Examples
 from native_reasoning.errors import TemplateError
+from native_reasoning.recipe import make_config
 
 _EXAMPLE_LENGTH = 1500
 

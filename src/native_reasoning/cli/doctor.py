@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from native_reasoning.cli.inputs import split_source
@@ -139,12 +138,12 @@ def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from native_reasoning.errors import PolicyError
-    from native_reasoning.policy import load_tokenizer
+    from native_reasoning.policy import load_tokenizer, read_text
     from native_reasoning.template import make_template
 
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     if config.chat_template_path is not None:
-        tokenizer.chat_template = Path(config.chat_template_path).read_text("utf-8")
+        tokenizer.chat_template = read_text(config.chat_template_path)
     template = make_template(
         tokenizer,
         boundary=config.boundary,

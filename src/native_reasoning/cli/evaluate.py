@@ -16,12 +16,6 @@ from native_reasoning.cli.output import (
 )
 from native_reasoning.errors import ConfigError
 
-_RENAMED = {
-    "samples": "eval_samples",
-    "num_generations": "eval_num_generations",
-    "batch_size": "per_device_eval_batch_size",
-}
-
 
 def run(parsed: Parsed) -> int:
     """Evaluates; returns the exit code."""
@@ -39,7 +33,6 @@ def run(parsed: Parsed) -> int:
     for key in ("model", "data", "eval_data"):
         settings.pop(key, None)
     settings |= parsed.settings
-    settings |= {new: parsed.own[old] for old, new in _RENAMED.items() if parsed.own[old]}
     with TemporaryDirectory() as nowhere:
         values, outcomes = evaluate(model, parsed.own["data"], settings, nowhere)
     shown = [_told(outcome) for outcome in outcomes[:showing]]
@@ -56,8 +49,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Any]]:
     """The measures, and each question's outcome. ``folder`` is for what transformers may write."""
     from native_reasoning.cli.inputs import load_data, refused_by_libraries
-    from native_reasoning.config import make_config
     from native_reasoning.evaluate.held_out import summarise
+    from native_reasoning.recipe import make_config
     from native_reasoning.trainer import NRTTrainer
 
     # what a trace is judged by does not matter here: num_generations 2 suits every preset

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from native_reasoning.config import NRTConfig, read_recipe
+from native_reasoning.config import NRTConfig
 from native_reasoning.data import Examples, load_examples
 from native_reasoning.errors import ConfigError, NativeReasoningError, RunError
+from native_reasoning.recipe import read_recipe
 from native_reasoning.records import CONFIG
 
 FINAL = "final"
@@ -79,7 +80,7 @@ def model_folder(name: str) -> tuple[str, Path | None]:
     """
     path = Path(name).expanduser()
     if (path / CONFIG).is_file():
-        from native_reasoning.checkpoints import newest_checkpoint
+        from native_reasoning.resume import newest_checkpoint
 
         found = path / FINAL if (path / FINAL).is_dir() else newest_checkpoint(path)
         if found is None:

@@ -50,10 +50,12 @@ def make_plan(parsed: Parsed) -> Plan:
     if out is None and isinstance(resume, str):
         out = str(Path(resume).parent)
     recipe: dict[str, Any] = {}
-    if parsed.positional:
-        recipe = recipe_settings(parsed.positional)
-    elif resume:
+    if resume:
         recipe = recipe_settings(_config_of(out))
+        if parsed.positional:
+            say(f"settings come from {_config_of(out)}, not from {parsed.positional}")
+    elif parsed.positional:
+        recipe = recipe_settings(parsed.positional)
     settings = {**recipe, **given}
     out = out or settings.get("output_dir")
     model = required(settings, "model", "HuggingFaceTB/SmolLM2-135M")
@@ -62,7 +64,7 @@ def make_plan(parsed: Parsed) -> Plan:
     out = str(out or _first_free(Path("runs") / name))
     _check_folder(out, resume)
     eval_data = settings.get("eval_data")
-    if eval_data and "eval_on_start" not in given:
+    if resume or (eval_data and "eval_on_start" not in settings):
         settings["eval_on_start"] = not resume
     return Plan(
         out=out,
@@ -99,8 +101,8 @@ def _config_of(out: str | None) -> Path:
 
 def _check_folder(out: str, resume: str | bool | None) -> None:
     """Raises RunError, before a model is loaded, where the run could not start or go on."""
-    from native_reasoning.checkpoints import newest_checkpoint
     from native_reasoning.records import RunFolder
+    from native_reasoning.resume import newest_checkpoint
 
     if not resume:
         if Path(out).exists():  # creates nothing that is not there
@@ -129,8 +131,8 @@ def _first_free(path: Path) -> Path:
 def build(plan: Plan, folder: str) -> Any:
     """The trainer: settings are checked first, then the data is read, then the model."""
     from native_reasoning.cli.inputs import load_data, refused_by_libraries
-    from native_reasoning.config import make_config
     from native_reasoning.progress import ProgressCallback
+    from native_reasoning.recipe import make_config
     from native_reasoning.trainer import NRTTrainer
 
     with refused_by_libraries():
@@ -174,7 +176,7 @@ def _train(plan: Plan, as_json: bool) -> int:
 
     trainer = build(plan, plan.out)
     verb = "going on with" if plan.resume else "training into"
-    say(f"{verb} {plan.out}, to step {steps_of(trainer)}")
+    say(f"{verb} {plan.out}, to step {trainer.total_steps}")
     out_of_memory = _out_of_memory_error()
     try:
         trainer.train(resume_from_checkpoint=plan.resume)
@@ -229,18 +231,11 @@ def _out_of_memory_error() -> type[Exception]:
     return torch.OutOfMemoryError
 
 
-def steps_of(trainer: Any) -> int:
-    """Optimiser steps of the whole run."""
-    if trainer.args.max_steps > 0:
-        return trainer.args.max_steps
-    return -int(-trainer.args.num_train_epochs * trainer.schedule.steps_per_epoch // 1)
-
-
 def _dry_run(plan: Plan, nowhere: str, as_json: bool) -> int:
     from native_reasoning.cli.summary import plan_of, show_plan
 
     trainer = build(plan, nowhere)
-    outlook = plan_of(trainer, plan.out, steps_of(trainer))
+    outlook = plan_of(trainer, plan.out, trainer.total_steps)
     if as_json:
         show_json(outlook)
     else:

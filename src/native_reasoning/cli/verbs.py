@@ -46,6 +46,7 @@ OPTION_GROUPS = {
     "objective": (
         "preset",
         "reward",
+        "baseline",
         "clip",
         "centre",
         "scale",
@@ -169,20 +170,13 @@ VERBS = {
             ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
             (
                 Flag("--data", _DATA, "F"),
-                Flag("--samples", "questions at most (100; the same as --eval-samples)", "N"),
-                Flag(
-                    "--num-generations",
-                    "traces per question, for maj@k (1; as --eval-num-generations)",
-                    "K",
-                ),
-                Flag("--batch-size", "questions at once (8)", "B"),
                 Flag("--show", "print N questions with trace and answer", "N"),
                 _JSON,
             ),
             ("traces", "template", "data", "model, evaluation, records"),
             (
                 "nrt eval runs/first --data test.jsonl",
-                "nrt eval Qwen/Qwen3-0.6B --data test.jsonl --samples 200 --num-generations 4",
+                "nrt eval Qwen/Qwen3-0.6B --data test.jsonl --eval-num-generations 4",
                 "nrt eval runs/first --data test.jsonl --show 3 --json",
             ),
         ),

@@ -11,7 +11,6 @@ from native_reasoning.data.report import (
     Dropped,
     Examples,
     content_hash,
-    drop_examples,
     with_dropped,
 )
 from native_reasoning.data.sources import Row, Rows, load_rows
@@ -23,7 +22,6 @@ __all__ = [
     "Row",
     "Rows",
     "content_hash",
-    "drop_examples",
     "load_examples",
     "load_rows",
     "with_dropped",

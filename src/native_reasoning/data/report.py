@@ -6,7 +6,7 @@ one reason, with the first places where it happened.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -61,8 +61,11 @@ REASONS = {
         "is refused by the chat template, or holds a control token",
         "mend the order of the turns, or set chat_template_path",
     ),
-    "too_long_prompt": Reason("has a prompt that is too long", "raise the prompt length limit"),
-    "too_long_answer": Reason("has an answer that is too long", "raise the answer length limit"),
+    "too_long_prompt": Reason("has a prompt that is too long", "raise --max-prompt-length"),
+    "too_long_answer": Reason("has an answer that is too long", "raise --max-answer-length"),
+    "too_long_for_model": Reason(
+        "is longer, with a full trace, than the model's context", "lower --max-trace-length"
+    ),
 }
 
 
@@ -146,22 +149,6 @@ def with_dropped(report: DataReport, reason: str, lines: Iterable[int]) -> DataR
     entry = Dropped(reason, count, tuple(places[:PLACES_SHOWN]))
     others = tuple(other for other in report.dropped if other.reason != reason)
     return replace(report, kept=report.kept - len(new), dropped=(*others, entry))
-
-
-def drop_examples(data: Examples, reason: str, row_ids: Collection[int]) -> Examples:
-    """Leave out the examples with these ``row_id``s, number the rest anew, and account for it.
-
-    For what only a later stage can see: ``drop_examples(data, "too_long_prompt", {3, 8})``.
-    Raises DataError when no example is left.
-    """
-    gone = frozenset(row_ids)
-    out = [example for example in data.examples if example.row_id in gone]
-    kept = [example for example in data.examples if example.row_id not in gone]
-    report = with_dropped(data.report, reason, (example.line for example in out))
-    if out and not kept:
-        raise no_usable_row(report)
-    renumbered = (replace(example, row_id=index) for index, example in enumerate(kept))
-    return Examples(tuple(renumbered), report)
 
 
 def no_usable_row(report: DataReport, detail: str = "") -> DataError:

@@ -18,6 +18,7 @@ from native_reasoning.evaluate.metrics import (
     bootstrap_interval,
     exact_match,
     majority,
+    numeric_match,
     token_f1,
 )
 from native_reasoning.rollout.engine import NoiseKey, Sampling
@@ -54,7 +55,8 @@ class HeldOut:
     """Evaluates groups on a model that ``install_scoring`` has prepared.
 
     ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has
-    lengths, temperature, seed and how many traces to sample; ``share`` is scoring.py's.
+    lengths, temperature, seed and how many traces to sample; ``share`` is
+    scoring.py's. An answer is cut at the model's ``context``.
     """
 
     def __init__(
@@ -65,9 +67,10 @@ class HeldOut:
         args: NRTConfig,
         *,
         share: bool = True,
+        context: int | None = None,
     ) -> None:
         self.model, self.engine, self.template = model, engine, template
-        self.args, self.share = args, share
+        self.args, self.share, self.context = args, share, context
 
     def run(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         """One outcome per group, in order."""
@@ -124,7 +127,10 @@ class HeldOut:
         # the answers to a question's k traces differ in the step of the random key
         out: list[list[str]] = [[] for _ in groups]
         widths = [len(t.ids) for t in traces]
-        sampling = Sampling(1, self.args.max_answer_length, temperature, self.args.top_p)
+        room = self.args.max_answer_length
+        if self.context is not None:
+            room = min(room, self.context - max(map(len, prompts)))
+        sampling = Sampling(1, room, temperature, self.args.top_p)
         for k in range(max(widths)):
             chosen = [sum(widths[:g]) + k for g in range(len(groups))]
             key = NoiseKey(self.args.seed, 1 + 8 * k + draw, EVALUATION)
@@ -146,7 +152,9 @@ class HeldOut:
 def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> dict[str, Any]:
     """Means over questions, with 95 % bootstrap intervals as ``…_low`` and ``…_high``.
 
-    ``accuracy`` is the mean over a question's sampled answers; ``accuracy_maj`` of the most common.
+    ``accuracy`` is the mean over a question's sampled answers, ``accuracy_maj`` of the most common;
+    ``accuracy_gain`` is ``accuracy`` less ``accuracy_no_think``. ``numeric_match`` is over the
+    questions whose reference holds a number.
     """
     values: dict[str, list[float]] = {}
 
@@ -162,6 +170,11 @@ def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> d
         add("accuracy_greedy", correct(o.answer_greedy, o.reference))
         add("accuracy_no_think", correct(o.answer_no_think, o.reference))
         add("accuracy_no_think_greedy", correct(o.answer_no_think_greedy, o.reference))
+        gain = sum(right) / k - correct(o.answer_no_think, o.reference)
+        add("accuracy_gain", gain)  # of thinking, on the same question: a paired interval
+        numeric = [numeric_match(answer, o.reference) for answer in o.answers]
+        if None not in numeric:
+            add("numeric_match", sum(filter(None, numeric)) / k)
         add("exact_match", sum(exact_match(a, o.reference) for a in o.answers) / k)
         add("token_f1", sum(token_f1(a, o.reference) for a in o.answers) / k)
         add("answer_logp", sum(o.logps) / k)

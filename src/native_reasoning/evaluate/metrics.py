@@ -245,18 +245,5 @@ def bootstrap_interval(
     return Interval(float(data.mean()), float(low), float(high), int(data.size))
 
 
-def paired_bootstrap_interval(
-    first: Sequence[float | int] | np.ndarray,
-    second: Sequence[float | int] | np.ndarray,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """``bootstrap_interval`` of ``first[i] - second[i]``: two systems on the same questions."""
-    assert len(first) == len(second), (len(first), len(second))
-    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    return bootstrap_interval(difference, confidence, resamples, seed)
-
-
 Correctness = Callable[[str, str], float]
 """(prediction, reference) -> 0..1: what ``accuracy``, ``exact_match`` and ``token_f1`` are."""

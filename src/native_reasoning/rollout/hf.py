@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from native_reasoning.errors import PolicyError
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.types import PromptGroup, Traces
@@ -84,6 +85,38 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
     ordered, order = probs.sort(-1, descending=True)
     outside = ordered.cumsum(-1) - ordered >= top_p
     return probs.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0)
+
+
+def check_decoding(model: PreTrainedModel, vocabulary: int) -> None:
+    """Raises PolicyError unless a step on the cache gives the logits of the whole sequence.
+
+    State-space models, for one, take another kind of cache and would sample without memory.
+    """
+    ids = (torch.arange(7, 19, device=model.device) % vocabulary)[None]
+    mask = torch.ones_like(ids)
+    options = {"past_key_values": DynamicCache(config=model.config), "use_cache": True}
+    at = positions(mask)
+    with inference(model):
+        try:
+            whole = model(input_ids=ids, attention_mask=mask, position_ids=at).logits[0, -1]
+            model(
+                input_ids=ids[:, :-1],
+                attention_mask=mask[:, :-1],
+                position_ids=at[:, :-1],
+                **options,
+            )
+            step = model(
+                input_ids=ids[:, -1:], attention_mask=mask, position_ids=at[:, -1:], **options
+            ).logits[0, -1]
+        except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+            step, whole = torch.ones(1), torch.zeros(1)
+            del error
+    if (step - whole).abs().mean() > 0.02 * whole.abs().mean():
+        raise PolicyError(
+            f"{type(model).__name__} does not continue from a key-value cache",
+            why="sampled traces would not come from the model's own probabilities",
+            fix="use an attention model; state-space models are not supported yet",
+        )
 
 
 class HFEngine:

@@ -1,0 +1,113 @@
+"""Recipes and flags: named settings, perhaps still text, to an ``NRTConfig``."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from native_reasoning.config import OPTION_NAMES, NRTConfig, json_object
+from native_reasoning.errors import ConfigError, did_you_mean
+
+#: What a recipe may hold besides the fields of NRTConfig.
+RECIPE_KEYS = ("model", "data", "eval_data")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A YAML recipe as a dictionary. Raises ConfigError if it is absent or not a mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"recipe {path} does not exist", why="it holds the settings", fix="check the path"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(
+            f"recipe {path} cannot be read: {' '.join(str(error).split())}",
+            why="a recipe is a YAML file of `setting: value` lines",
+            fix="mend it, or start from one in recipes/",
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"recipe {path} holds {type(values).__name__}, not settings",
+            why="a recipe is a YAML file of `setting: value` lines",
+            fix="start from one in recipes/",
+        )
+    if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
+        values = values["config"]
+    return {key: value for key, value in values.items() if key != "objective"}
+
+
+def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
+    """An NRTConfig from named settings whose values may still be text ("2e-6", "true").
+
+    Raises ConfigError for an unknown name, with the nearest known one, and for a value of the wrong
+    type.
+    """
+    by_name = {f.name: f for f in fields(NRTConfig) if f.init}
+    values: dict[str, Any] = {}
+    for raw_name, value in settings.items():
+        name = str(raw_name).replace("-", "_")
+        if name not in by_name:
+            known = [*by_name, *RECIPE_KEYS]
+            raise ConfigError(
+                f"unknown setting {raw_name!r}{did_you_mean(str(raw_name), known)}",
+                why="a setting that nothing reads would change nothing",
+                fix="nrt train --help lists ours; the others are transformers' TrainingArguments",
+            )
+        values[name] = coerce(name, value, str(by_name[name].type))
+    try:
+        return NRTConfig(**{**values, **fixed})
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            " ".join(str(error).split()), why="transformers refuses the setting", fix="change it"
+        ) from error
+
+
+def coerce(name: str, value: Any, annotation: str) -> Any:
+    """``value`` as the field's type has it: YAML reads 2e-6 as text. Raises ConfigError."""
+    if not isinstance(value, str):
+        if name in OPTION_NAMES and not _fits(value, annotation):
+            raise ConfigError(
+                f"{name} is {value!r}",
+                why=f"it is {annotation_text(annotation)}",
+                fix=f"change {name}",
+            )
+        return value
+    lowered = value.strip().lower()
+    if lowered in ("null", "none") and ("None" in annotation and "str" not in annotation):
+        return None
+    if "bool" in annotation and lowered in ("true", "false"):
+        return lowered == "true"
+    for kind in (int, float):
+        if kind.__name__ in annotation:
+            try:
+                return kind(value)
+            except ValueError:
+                pass
+    if "dict" in annotation and lowered.startswith("{"):
+        return json_object(value, name)
+    if "str" in annotation or "Any" in annotation or "Strategy" in annotation:
+        return value
+    raise ConfigError(
+        f"{name} is {value!r}", why=f"it is {annotation_text(annotation)}", fix=f"change {name}"
+    )
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value that YAML gave is of the option's type."""
+    if value is None:
+        return "None" in annotation
+    if isinstance(value, bool):
+        return "bool" in annotation
+    kinds = {int: ("int", "float"), float: ("float",), dict: ("dict",)}
+    return any(kind in annotation for kind in kinds.get(type(value), ()))
+
+
+def annotation_text(annotation: str) -> str:
+    """A field's type in words, for messages."""
+    kind = annotation.replace("<class '", "").replace("'>", "").replace(" | None", "")
+    return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, kind)

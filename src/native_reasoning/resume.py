@@ -1,0 +1,145 @@
+"""Going on with a run: which checkpoint, and whether it is still the same run."""
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer import TRAINER_STATE_NAME
+
+from native_reasoning.errors import RunError
+from native_reasoning.records import CONFIG, RunFolder, read_config
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+#: Settings that leave the steps themselves as they were.
+FREE = re.compile(
+    r"(output_dir|model|data|eval_data|max_steps|num_train_epochs|report_to|run_name|record_traces"
+    r"|per_device_eval_batch_size|rollout_batch_size|disable_tqdm|strict)|(eval|save|logging|hub)_.*"
+)
+#: Settings that an open window is laid out by.
+LAYOUT = (
+    "steps_per_generation",
+    "num_iterations",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint of the highest step that holds a trainer state, or None."""
+    found = [
+        (int(match[1]), path)
+        for path in Path(folder).glob("checkpoint-*")
+        if (match := _NAME.fullmatch(path.name)) and (path / TRAINER_STATE_NAME).is_file()
+    ]
+    return max(found)[1] if found else None
+
+
+def find_checkpoint(resume: str | Path | bool | None, folder: Path) -> Path | None:
+    """What to resume from: nothing, the newest checkpoint of ``folder`` (True), or a given one.
+
+    Raises RunError if there is none.
+    """
+    if resume is None or resume is False:
+        return None
+    found = newest_checkpoint(folder) if resume is True else Path(resume)
+    if found is None or not (found / TRAINER_STATE_NAME).is_file():
+        raise RunError(
+            f"no checkpoint in {folder if found is None else found}",
+            why="there is nothing to resume from",
+            fix="train without --resume, or name another run folder",
+        )
+    return found
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimiser steps that a checkpoint has behind it, whatever its folder is called."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    return int(state["global_step"])
+
+
+def open_run(
+    folder: Path,
+    checkpoint: Path | None,
+    settings: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    *,
+    data_hash: str,
+    seed: int,
+    writes: bool,
+) -> RunFolder:
+    """The run folder, claimed for a new run, or cut back to ``checkpoint`` and compared.
+
+    Raises RunError if it is taken, or holds another run. Settings or a machine that changed are
+    said on stderr and written to config.yaml: the run goes on, but not with the same bits.
+    """
+    records = RunFolder.create(folder, resume=checkpoint is not None, writes=writes)
+    if checkpoint is None:
+        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
+        return records
+    before = read_config(folder) if (folder / CONFIG).is_file() else {}
+    changed = differences(before, settings, extra["machine"]) if before else []
+    refuse_other_run(before, data_hash, changed, any(checkpoint.glob("rollout_window_*")))
+    records.cut_back(checkpoint_step(checkpoint))
+    if changed and writes:
+        told = "; ".join(changed)
+        print(f"resuming, not as an uninterrupted run: {told}", file=sys.stderr, flush=True)
+        extra = {**extra, "changed_on_resume": [*before.get("changed_on_resume", []), *changed]}
+        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
+    return records
+
+
+def machine(world_size: int) -> dict[str, Any]:
+    """What equal bits depend on besides versions: processor, threads, processes."""
+    return {
+        "processor": f"{platform.machine()} {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "processes": world_size,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def differences(
+    before: Mapping[str, Any], settings: Mapping[str, Any], here: Mapping[str, Any]
+) -> list[str]:
+    """What changed since config.yaml (``before``) was written, as ``name old -> new``: settings
+    that matter to the steps, and the machine."""
+    named = [(before.get("config", {}), settings), (before.get("machine", {}), here)]
+    out = []
+    for old, new in named:
+        for name in sorted({*old, *new}):
+            if FREE.fullmatch(name):
+                continue
+            was, now = _plain(old.get(name)), _plain(new.get(name))
+            if was != now:
+                out.append(f"{name} {was} -> {now}")
+    return out
+
+
+def refuse_other_run(
+    before: Mapping[str, Any], data_hash: str, changed: list[str], window_open: bool
+) -> None:
+    """Raises RunError where going on would mix two runs: other data, or another layout of an open
+    window of several updates."""
+    if before.get("data_hash") not in (None, data_hash):
+        raise RunError(
+            "the training rows are not those that this run began with",
+            why="row numbers, random numbers and the order of the data belong to the old rows",
+            fix="resume with the old data, or start a new run from the checkpoint as --model",
+        )
+    moved = [change for change in changed if change.split(" ", 1)[0] in LAYOUT]
+    if window_open and moved:
+        raise RunError(
+            f"in the middle of a rollout's updates, {moved[0]}",
+            why="the open rollout is laid out by that setting",
+            fix="resume with the old value",
+        )
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
