@@ -224,7 +224,9 @@ def test_sft_samples_nothing_and_its_loss_is_the_answers_cross_entropy(tmp_path)
             logits = trainer.model(torch.tensor([ids])).logits[0]
         logps = logits[:, : len(trainer.template.tokenizer)].log_softmax(-1)
         total -= sum(logps[i - 1, ids[i]].item() for i in range(start, len(ids)))
-    assert read_metrics(tmp_path / "run")[0]["loss"] == pytest.approx(total / 4, rel=1e-5)
+    (metrics,) = read_metrics(tmp_path / "run")
+    assert metrics["loss"] == pytest.approx(total / 4, rel=1e-5)
+    assert "reward" not in metrics  # none was computed: 0 would read as a failure
 
 
 def test_format_warm_up_has_no_trace_term_and_then_it_begins(tmp_path):

@@ -62,7 +62,7 @@ class ProgressCallback(TrainerCallback):
         if "eval_accuracy" in logs:
             self._print(evaluation_line(state.global_step, logs))
             self._then = time.perf_counter()
-        elif "reward" in logs:
+        elif "uplift" in logs:
             seconds = self._seconds_per_step(state.global_step)
             if self._bar is None:
                 self._print(step_line(state.global_step, state.max_steps, logs, seconds))
@@ -97,10 +97,13 @@ class ProgressCallback(TrainerCallback):
 
 def step_line(step: int, steps: int, logs: Mapping[str, float], seconds: float) -> str:
     """``step 3/20  reward 0.31 (base 0.22)  uplift +0.05  length 31  closed 80 %  2.1 s``."""
+    if "reward" in logs:
+        worth = f"reward {logs['reward']:.3g} (base {logs['reward_baseline']:.3g})"
+    else:  # supervised presets have none
+        worth = f"answer {logs['answer_logp']:.3f} nats/token"
     return (
-        f"step {step}/{steps}  reward {logs['reward']:.3g} (base {logs['reward_baseline']:.3g})  "
-        f"uplift {logs['uplift']:+.3f}  length {logs['trace_length']:.0f}  "
-        f"closed {100 * logs['closed']:.0f} %  {seconds:.1f} s"
+        f"step {step}/{steps}  {worth}  uplift {logs['uplift']:+.3f}  "
+        f"length {logs['trace_length']:.0f}  closed {100 * logs['closed']:.0f} %  {seconds:.1f} s"
     )
 
 

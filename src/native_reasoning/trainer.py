@@ -265,6 +265,9 @@ class NRTTrainer(WholeCheckpoints):
             return
         if "loss" in logs:
             logs |= means(gather_object([self.meter.sums()]))
+            if isinstance(self.maker.objective, Objective) and self.settings.reward is None:
+                for name in ("reward", "reward_baseline", "helped"):  # there is none
+                    del logs[name]
             logs["skipped_updates"] = skipped = self.finite_guard.take()
             logs["loss"] = math.nan if skipped else logs["loss"]
             seconds = {

@@ -65,7 +65,7 @@ def result_of(
 ) -> dict[str, Any]:
     """The outcome of a run: its evaluations (without the prefix eval_) and how training went."""
     lines = read_metrics(out)
-    trained = [line for line in lines if "reward" in line]
+    trained = [line for line in lines if "uplift" in line]
     before = [line for line in lines if line["step"] == 0 and "eval_uplift" in line]
     tenth = max(1, len(trained) // 10)
     return {
