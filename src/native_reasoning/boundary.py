@@ -33,7 +33,6 @@ class Boundary:
     ``open_text`` ends the prompt ("" in text mode). ``close_ids`` are the closing tag's tokens, one
     in the token modes. ``gap`` is fixed white space after it, forwarded and never scored.
     ``lead`` is white space that belongs to the answer's first token (text mode).
-    ``closes_by_text``: a trace closes when its text, not its last token, is the tag.
     """
 
     mode: str
@@ -42,7 +41,11 @@ class Boundary:
     close_ids: tuple[int, ...]
     gap: str = ""
     lead: str = ""
-    closes_by_text: bool = False
+
+    @property
+    def closes_by_text(self) -> bool:
+        """Whether a trace closes when its text, not its last token, is the tag."""
+        return self.mode == "text"
 
 
 # -- Choosing one ----------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def text_boundary(tokenizer: PreTrainedTokenizerFast, text: str) -> Boundary:
             why="a token that spans the cut would make scored ids differ from sampled ids",
             fix="end it with a letter that no token has before a space, or use boundary auto",
         )
-    return Boundary("text", "", text, ids, lead=" ", closes_by_text=True)
+    return Boundary("text", "", text, ids, lead=" ")
 
 
 def _writes(source: str, text: str) -> bool:

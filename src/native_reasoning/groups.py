@@ -150,11 +150,11 @@ class Schedule:
         return self._window(epoch, inside // (self.minibatches * self.passes))
 
     def _window(self, epoch: int, window: int) -> list[Rows]:
-        order: list[int | None] = [*_permutation(self.rows, self.seed, epoch)]
-        order += [None] * (-len(order) % self.prompts)
-        cuts = range(0, len(order), self.prompts)
-        batches = [tuple(order[i : i + self.prompts]) for i in cuts]
-        return batches[window * self.minibatches : (window + 1) * self.minibatches]
+        order: Rows = _permutation(self.rows, self.seed, epoch)
+        first = window * self.minibatches * self.prompts
+        after = min(first + self.minibatches * self.prompts, self.rows)
+        batches = [order[i : i + self.prompts] for i in range(first, after, self.prompts)]
+        return [batch + (None,) * (self.prompts - len(batch)) for batch in batches]
 
 
 def make_schedule(rows: int, args: NRTConfig) -> Schedule:

@@ -71,7 +71,11 @@ def trace_rows(
     signal: Signal,
     template: Template,
 ) -> list[TraceRow]:
-    """The group's traces as rows of the run folder. ``step`` counts from 1, as in metrics.jsonl."""
+    """The group's traces as rows of the run folder. ``step`` counts from 1, as in metrics.jsonl.
+
+    With several updates per rollout the reward is from when the trace was sampled, and the
+    log-probabilities from when it was first trained on.
+    """
     tokens = template.token_texts(group.answer_ids)
     baseline = scores.baseline.tolist()
     return [

@@ -55,8 +55,8 @@ class HeldOut:
     """Evaluates groups on a model that ``install_scoring`` has prepared.
 
     ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has
-    lengths, temperature, seed and how many traces to sample; ``share`` is
-    scoring.py's. An answer is cut at the model's ``context``.
+    lengths, temperature, seed and how many traces to sample; ``share`` is scoring.py's. An answer
+    is cut at the model's ``context``.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class HeldOut:
             logps = self.model(score=packed.batch)
         outcomes = []
         for i, scores in enumerate(unpack(packed, logps, self.template)):
-            group, example = groups[i], groups[i].example
+            example = groups[i].example
             outcomes.append(
                 Outcome(
                     row_id=example.row_id,
@@ -112,38 +112,28 @@ class HeldOut:
                     logp_no_think=scores.baseline.mean().item(),
                 )
             )
-            assert scores.answer.shape[1] == len(group.answer_ids)
         return outcomes
 
     def _answers(
         self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, draw: int
     ) -> list[tuple[str, ...]]:
         """An answer after each trace, as text. ``draw`` keeps its random numbers apart."""
-        prompts, rows = [], []
-        for group, sampled in zip(groups, traces, strict=True):
-            for ids, closed in zip(sampled.ids, sampled.closed, strict=True):
-                prompts.append(self.template.answer_prompt(group.prompt_ids, ids, closed))
-                rows.append(group.example.row_id)
-        # the answers to a question's k traces differ in the step of the random key
-        out: list[list[str]] = [[] for _ in groups]
-        widths = [len(t.ids) for t in traces]
-        room = self.args.max_answer_length
-        if self.context is not None:
-            room = min(room, self.context - max(map(len, prompts)))
-        sampling = Sampling(1, room, temperature, self.args.top_p)
-        for k in range(max(widths)):
-            chosen = [sum(widths[:g]) + k for g in range(len(groups))]
+        rows = [group.example.row_id for group in groups]
+        columns = []
+        for k in range(len(traces[0].ids)):
+            prompts = [
+                self.template.answer_prompt(group.prompt_ids, t.ids[k], t.closed[k])
+                for group, t in zip(groups, traces, strict=True)
+            ]
+            room = self.args.max_answer_length
+            if self.context is not None:
+                room = min(room, self.context - max(map(len, prompts)))
+            sampling = Sampling(1, room, temperature, self.args.top_p)
+            # the answers to a question's k traces differ in the step of the random key
             key = NoiseKey(self.args.seed, 1 + 8 * k + draw, EVALUATION)
-            samples = self.engine.sample(
-                [prompts[c] for c in chosen],
-                [rows[c] for c in chosen],
-                sampling,
-                key,
-                self.template.stop_answer,
-            )
-            for cell, (sample,) in zip(out, samples, strict=True):
-                cell.append(self._text(sample))
-        return [tuple(cell) for cell in out]
+            samples = self.engine.sample(prompts, rows, sampling, key, self.template.stop_answer)
+            columns.append([self._text(sample) for (sample,) in samples])
+        return list(zip(*columns, strict=True))
 
     def _text(self, sample: Sample) -> str:
         return self.template.text(sample.ids).strip()
