@@ -8,24 +8,32 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"trainer.py": 330}
+LONGER = {"trainer.py": 355}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (
-    ("errors", "options"),
-    ("types",),
-    ("objective",),
+    ("errors",),
+    ("settings", "options"),
+    ("methods",),
     ("presets",),
-    ("config", "recipe"),
+    ("types",),
+    ("rewards", "advantages"),
+    ("objective",),
+    ("losses",),
+    ("checks", "config", "recipe"),
+    ("custom", "ranks"),
     ("data",),
     ("boundary",),
     ("template",),
     ("policy",),
     ("rollout",),
-    ("scoring",),
+    ("packing",),
+    ("scoring", "sharing"),
+    ("verdicts",),
+    ("judges", "filters", "state"),
     ("groups",),
     ("manifest", "records"),
-    ("meter",),
+    ("meter", "runlog"),
     ("window",),
     ("evaluate",),
     ("callbacks", "checkpoints", "progress", "resume"),

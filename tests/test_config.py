@@ -6,12 +6,15 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
+from native_reasoning.advantages import CENTRES
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
-from native_reasoning.objective import CENTRES, RATIOS, REWARDS, Objective
+from native_reasoning.losses import RATIOS
+from native_reasoning.objective import Objective, preset_objective
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.presets import PRESETS
 from native_reasoning.recipe import make_config, read_recipe
+from native_reasoning.rewards import REWARDS
 
 
 def config(tmp_path, **settings) -> NRTConfig:
@@ -98,12 +101,12 @@ def test_given_settings_take_the_place_of_the_presets(tmp_path):
     expected = Objective(
         reward="geometric_mean", centre="leave_one_out", scale="none", answer_coef=0.1
     )
-    assert made.objective() == expected
+    assert made.resolved_objective() == expected
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_makes_a_config(preset, tmp_path):
-    assert config(tmp_path, preset=preset).objective() == PRESETS[preset].objective
+    assert config(tmp_path, preset=preset).resolved_objective() == preset_objective(preset)
 
 
 def test_the_data_seed_follows_the_seed(tmp_path):
@@ -119,7 +122,7 @@ def test_the_resolved_config_is_a_recipe_that_gives_the_same_config(tmp_path):
     recipe.write_text(yaml.safe_dump({"config": first.resolved(), "versions": {}}))
     second = make_config(read_recipe(recipe))
     assert second.resolved() == first.resolved()
-    assert second.objective() == first.objective()
+    assert second.resolved_objective() == first.resolved_objective()
 
 
 @pytest.mark.parametrize(

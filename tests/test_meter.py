@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import tiny
+from native_reasoning.losses import LossTerms
 from native_reasoning.meter import Meter, means, trace_rows
-from native_reasoning.objective import LossTerms
 from native_reasoning.template import make_template
 from native_reasoning.types import Example, PromptGroup, Scores, Signal, Traces
 

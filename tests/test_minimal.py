@@ -10,9 +10,9 @@ import torch
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.lab import base_path, make_rows
-from native_reasoning.objective import group_loss
+from native_reasoning.losses import group_loss
+from native_reasoning.objective import preset_objective
 from native_reasoning.policy import load_policy
-from native_reasoning.presets import preset_objective
 from native_reasoning.records import read_metrics
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from native_reasoning.errors import ConfigError
-from native_reasoning.objective import RATIOS, REWARDS, Objective, group_loss
-from native_reasoning.presets import OBJECTIVE_FIELDS, PRESETS, preset_objective
+from native_reasoning.losses import RATIOS, group_loss
+from native_reasoning.objective import Objective, preset_objective
+from native_reasoning.presets import PRESETS
+from native_reasoning.rewards import REWARDS
+from native_reasoning.settings import SETTINGS
 from native_reasoning.types import Scores, Signal
 
 C = [[0.5, 0.9, 0.02], [0.25, 0.6, 0.3], [0.1, 0.95, 0.4], [0.7, 0.01, 0.6]]
@@ -439,7 +442,7 @@ def test_unknown_preset_names_the_nearest():
 
 
 def test_every_preset_says_what_it_is_and_where_it_comes_from():
-    assert set(OBJECTIVE_FIELDS) >= {"reward", "clip", "centre", "scale", "answer_weight"}
+    assert set(SETTINGS) >= {"reward", "clip", "centre", "scale", "answer_weight"}
     for preset in PRESETS.values():
         assert preset.summary
         assert preset.source

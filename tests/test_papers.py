@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from native_reasoning.objective import group_loss
+from native_reasoning.losses import group_loss
+from native_reasoning.objective import preset_objective
 from native_reasoning.presets import PRESETS
 from native_reasoning.types import Scores
 
@@ -92,7 +93,7 @@ def transcription(kind, variant):
 @pytest.mark.parametrize("variant", ["", "-paper", "-released"])
 @pytest.mark.parametrize("name", FAMILY)
 def test_nrt_preset_is_its_row(name, variant):
-    objective = PRESETS[name + variant].objective
+    objective = preset_objective(name + variant)
     advantages, weights = transcription(FAMILY[name], variant)
     signal = objective(group())
     torch.testing.assert_close(signal.advantages.tolist(), advantages, rtol=1e-9, atol=1e-9)
@@ -113,7 +114,7 @@ def test_nrt_preset_is_its_row(name, variant):
 @pytest.mark.parametrize("variant", ["", "-paper", "-released"])
 @pytest.mark.parametrize("name", FAMILY)
 def test_nrt_presets_correct_later_updates_as_the_released_code_does(name, variant):
-    objective = PRESETS[name + variant].objective
+    objective = preset_objective(name + variant)
     assert (objective.ratio, objective.ratio_low, objective.ratio_high) == ("cispo", 0.8, 1.28)
     assert objective.traces == "sampled"
     assert objective.baseline == ("none" if variant == "-released" else "current")
@@ -131,7 +132,7 @@ def test_nrt_presets_correct_later_updates_as_the_released_code_does(name, varia
 
 
 def test_sft_trains_the_answer_after_an_empty_trace_and_nothing_else():
-    objective = PRESETS["sft"].objective
+    objective = preset_objective("sft")
     assert objective.traces == "empty"
     signal = objective(group())
     terms = group_loss(group(), signal, objective)
@@ -141,7 +142,7 @@ def test_sft_trains_the_answer_after_an_empty_trace_and_nothing_else():
 
 
 def test_sft_think_trains_the_answer_after_sampled_traces_and_nothing_else():
-    objective = PRESETS["sft-think"].objective
+    objective = preset_objective("sft-think")
     assert objective.traces == "sampled"
     scores = group(requires_grad=True)
     terms = group_loss(scores, objective(scores), objective)
@@ -154,7 +155,7 @@ def test_sft_think_trains_the_answer_after_sampled_traces_and_nothing_else():
 
 
 def test_the_default_is_the_papers_best_reward_with_weight_one():
-    default, paper = PRESETS["nrt-ws"].objective, PRESETS["nrt-ws-paper"].objective
+    default, paper = preset_objective("nrt-ws"), preset_objective("nrt-ws-paper")
     assert (default.reward, default.answer_weight) == ("weighted_neglog", "one")
     assert (paper.reward, paper.answer_weight, paper.answer_gate) == (
         "weighted_neglog",

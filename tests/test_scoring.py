@@ -6,13 +6,9 @@ import pytest
 import torch
 
 import tiny
-from native_reasoning.scoring import (
-    Batch,
-    can_share_prompts,
-    install_scoring,
-    pack,
-    unpack,
-)
+from native_reasoning.packing import Batch, pack
+from native_reasoning.scoring import install_scoring, unpack
+from native_reasoning.sharing import can_share_prompts
 from native_reasoning.template import make_template
 from native_reasoning.types import Example, PromptGroup, Scores, Traces
 

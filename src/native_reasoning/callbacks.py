@@ -7,20 +7,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.ranks import largest_of_ranks
+
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-
-
-def largest_of_ranks(value: int, device: torch.device) -> int:
-    """The largest value that any rank has, so that all ranks decide alike."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    shared = torch.tensor(value, device=device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return int(shared)
 
 
 class SignalCallback(TrainerCallback):

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from native_reasoning.errors import ConfigError, did_you_mean
-from native_reasoning.objective import Objective
+from native_reasoning.checks import check_options
+from native_reasoning.errors import ConfigError
+from native_reasoning.objective import Objective, preset_objective
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
-from native_reasoning.presets import OBJECTIVE_FIELDS, preset_objective
+from native_reasoning.settings import SETTINGS
 
 
 @dataclass
@@ -45,20 +46,18 @@ class NRTConfig(NRTOptions, TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.model_init_kwargs, str):
             self.model_init_kwargs = json_object(self.model_init_kwargs, "model_init_kwargs")
-        check_options(self)
+        self.reward_funcs = listed(self.reward_funcs)
+        self.reward_weights = numbers(listed(self.reward_weights), "reward_weights")
+        check_options(self, self.resolved_objective)
         super().__post_init__()
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._check_arguments()
 
-    def objective(self) -> Objective:
+    def resolved_objective(self) -> Objective:
         """The preset's objective with the settings that were given in its place."""
-        base = preset_objective(self.preset)
-        changed = {
-            name: getattr(self, name)
-            for name in OBJECTIVE_FIELDS
-            if name in OPTION_NAMES and getattr(self, name) is not None
-        }
-        return replace(base, **changed)
+        given = {name: getattr(self, name, None) for name in SETTINGS}
+        changed = {name: value for name, value in given.items() if value is not None}
+        return replace(preset_objective(self.preset), **changed)
 
     def steps_per_rollout(self) -> int:
         """Optimiser steps' worth of prompts sampled at once (M); each is trained on
@@ -77,7 +76,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
             value = getattr(self, f.name)
             if f.name in COMMON_ARGUMENTS or (value != theirs[f.name] and _is_plain(value)):
                 values[f.name] = value.value if isinstance(value, Enum) else value
-        values["objective"] = asdict(self.objective())
+        values["resolved_objective"] = asdict(self.resolved_objective())
         return values
 
     def _check_arguments(self) -> None:
@@ -111,74 +110,6 @@ class NRTConfig(NRTOptions, TrainingArguments):
 OPTION_NAMES = tuple(f.name for f in fields(NRTOptions))
 
 
-def check_options(options: NRTOptions) -> None:
-    """Choices and ranges of our own options. Raises ConfigError."""
-    for f in fields(NRTOptions):
-        value, choices = getattr(options, f.name), f.metadata["choices"]
-        if choices and value is not None and value not in choices:
-            raise ConfigError(
-                f"{f.name} is {value!r}{did_you_mean(str(value), choices)}",
-                why=f.metadata["help"],
-                fix=f"one of: {', '.join(choices)}",
-            )
-    for name, low, high in RANGES:
-        value = getattr(options, name)
-        if value is not None and not low <= value <= high:
-            raise ConfigError(
-                f"{name} is {value}",
-                why=f"it must be from {low:g} to {high:g}",
-                fix=f"change {name}",
-            )
-    _check_objective(options)
-
-
-RANGES = (
-    ("num_generations", 1, 1e6),
-    ("max_prompt_length", 1, 1e7),
-    ("max_trace_length", 1, 1e7),
-    ("max_answer_length", 1, 1e7),
-    ("temperature", 1e-3, 100),
-    ("top_p", 1e-3, 1),
-    ("eval_samples", 1, 1e9),
-    ("eval_num_generations", 1, 1e6),
-    ("format_warmup_steps", 0, 1e9),
-    ("rollout_batch_size", 1, 1e9),
-    ("num_iterations", 1, 1e6),
-    ("per_device_train_batch_size", 1, 1e6),
-    ("per_device_eval_batch_size", 1, 1e6),
-    ("gradient_accumulation_steps", 1, 1e6),
-)
-
-
-def _check_objective(options: NRTOptions) -> None:
-    objective = NRTConfig.objective(options)  # type: ignore[arg-type]
-    compares = objective.centre != "none" or objective.scale != "none"
-    if objective.reward and compares and options.num_generations < 2:
-        raise ConfigError(
-            f"num_generations is {options.num_generations} with preset {options.preset!r}",
-            why="a trace is judged against the others of its question; one alone teaches nothing",
-            fix="num_generations 8, or preset sft-think, which compares nothing",
-        )
-    if objective.reward and objective.traces == "empty":
-        raise ConfigError(
-            f"reward is {objective.reward!r} with preset {options.preset!r}, which samples nothing",
-            why="a reward tells traces apart, and the one trace here is empty",
-            fix="leave reward out, or preset nrt-ws",
-        )
-    if objective.reward is None and objective.answer_gate == "relu":
-        raise ConfigError(
-            f"answer_gate is 'relu' with preset {options.preset!r}, which has no reward",
-            why="the gate is open after traces that helped, and nothing says which did",
-            fix="answer_gate none",
-        )
-    if objective.clip == "relu" and objective.baseline == "none" and objective.reward:
-        raise ConfigError(
-            f"clip is 'relu' with preset {options.preset!r}, which has no baseline",
-            why="the clip is on R - R_base, and there is no R_base",
-            fix="clip none, or a preset whose baseline is 'current'",
-        )
-
-
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, dict, Enum))
 
@@ -195,6 +126,23 @@ def json_object(text: str, name: str) -> dict[str, Any]:
             fix=f"""{name} '{{"attn_implementation": "eager"}}'""",
         )
     return value
+
+
+def listed(value: list[Any] | str | None) -> list[Any] | None:
+    """A list, also from text whose items stand between commas."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()] or None
+    return value or None
+
+
+def numbers(values: list[Any] | None, name: str) -> list[float] | None:
+    """The values as numbers. Raises ConfigError."""
+    try:
+        return None if values is None else [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{name} is {values!r}", why="each weight is a number", fix=f"{name} 1.0,0.5"
+        ) from None
 
 
 def model_dtype(config: NRTConfig) -> torch.dtype:

@@ -23,7 +23,11 @@ Rows = tuple[int | None, ...]
 
 
 def read_groups(
-    source: Any, template: Template, config: NRTConfig, context: int | None = None
+    source: Any,
+    template: Template,
+    config: NRTConfig,
+    context: int | None = None,
+    keep_columns: bool = False,
 ) -> tuple[tuple[PromptGroup, ...], DataReport | None]:
     """``make_groups`` of anything that ``load_examples`` reads, or of nothing."""
     if source is None:
@@ -35,6 +39,7 @@ def read_groups(
             answer_column=config.answer_column,
             answer_regex=config.answer_regex,
             strict=config.strict,
+            keep_columns=keep_columns,
         )
     return make_groups(source, template, config, context)
 
@@ -56,8 +61,9 @@ def make_groups(
     """
     kept: list[PromptGroup] = []
     lines: dict[str, list[int]] = {}
+    answers = config.resolved_objective().samples_answers
     for example in data.examples:
-        group, reason, detail = _fit(example, template, config, context)
+        group, reason, detail = _fit(example, template, config, context, answers)
         if group is not None:
             kept.append(replace(group, example=replace(example, row_id=len(kept))))
         elif config.strict:
@@ -77,7 +83,11 @@ def make_groups(
 
 
 def _fit(
-    example: Example, template: Template, config: NRTConfig, context: int | None
+    example: Example,
+    template: Template,
+    config: NRTConfig,
+    context: int | None,
+    sampled_answers: bool,
 ) -> tuple[PromptGroup | None, str, str]:
     """The group, or None with the reason and what was seen."""
     try:
@@ -90,7 +100,10 @@ def _fit(
             detail = f"the {part} has {len(ids)} tokens, max_{part}_length is {limit}"
             return None, f"too_long_{part}", detail
     tag = (*template.boundary.close_ids, *template.gap_ids)
-    row = len(group.prompt_ids) + config.max_trace_length + len(tag) + len(group.answer_ids)
+    answer = len(group.answer_ids)
+    if sampled_answers:
+        answer = max(answer, config.max_answer_length)
+    row = len(group.prompt_ids) + config.max_trace_length + len(tag) + answer
     if context is not None and row > context:
         detail = f"with a full trace the row has {row} tokens, the model's context is {context}"
         return None, "too_long_for_model", detail

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from torch import Tensor
 
-from native_reasoning.objective import LossTerms
+from native_reasoning.losses import LossTerms
 from native_reasoning.records import TraceRow
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces
@@ -40,10 +40,20 @@ class Meter:
         self.add("distinct", len(set(traces.stops())), k)
         self.add("flat_groups", float(signal.flat), 1)
         self.add("clamped_baseline", signal.clamped, 1)
+        self.add("underflow", signal.underflow, 1)
+        self.add("kept_groups", float(signal.kept), 1)
+        self.add("answer_weight", signal.answer_weights.sum(), k)
+        if scores.answer_length is not None:
+            assert scores.verdict is not None
+            self.add("sampled_correct", scores.verdict.correct.sum(), k)
+            self.add("sampled_complete", scores.verdict.complete.sum(), k)
+            self.add("sampled_answer_length", scores.answer_length.sum(), k)
+        if scores.verdict is not None and scores.verdict.added is not None:
+            self.add("added_reward", scores.verdict.added.sum(), k)
 
     def add_loss(self, terms: LossTerms, weight: float) -> None:
-        """The three terms, already divided by N: they are added up, not averaged."""
-        for name in ("trace", "answer", "format"):
+        """The terms, already divided by N: they are added up, not averaged."""
+        for name in ("trace", "answer", "format", "kl"):
             term = getattr(terms, name).detach()
             self.add(f"loss_{name}", term * weight, 0)
 

@@ -1,299 +1,229 @@
-"""From log-probabilities to a loss: rewards, advantages, answer weights, and the three loss terms.
+"""From a group's log-probabilities to advantages and answer weights.
 
 For K traces z_k of one prompt, with l_{k,i} = log π(y*_i | x, z_k, y*_<i), c = exp l, and b_i the
 same with an empty trace::
 
-    R_k  = f(c_k)                        rewards, one function each
+    R_k  = f(c_k)                        rewards.py, one function each
     R'_k = clip(R_k − R_base)            clip ∈ {none, relu}, R_base = f(exp b)
-    A_k  = scale(centre(R'_k))           centre ∈ {mean, leave_one_out, none}, scale ∈ {std, none}
-    L    = −Σ_k [ Σ_t ρ_{k,t} A_k log π(z_{k,t}) + λ Σ_i w_{k,i} l_{k,i} ] − λ_fmt Σ_open log π(tag)
+    A_k  = scale(centre(R'_k + …))       advantages.py; scale ∈ {std, none}
+    w_ki = λ c_i ∂f/∂c_i, or λ, or 0     what the answer's tokens weigh
 
-A and w are constants for the gradient; w_i = c_i ∂f/∂c_i makes it the exact gradient of E[f]. The
-trainer divides the sum over prompts by N, the number of all traces of the optimiser step.
-Everything here is a pure function of tensors of one prompt group (types.py names the axes).
+A and w are constants for the gradient of the loss (losses.py). Every method is a choice of settings
+(settings.py, presets.py); nothing here knows a method's name.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from native_reasoning.advantages import ANSWER_MASKED, CENTRES, bad_format_rewards, spread
+from native_reasoning.presets import find_preset
+from native_reasoning.rewards import (
+    LARGEST_BASELINE,
+    REWARDS,
+    Group,
+    Reward,
+    efficiency,
+    length_difference,
+    log_ratio,
+    policy_mask,
+)
+from native_reasoning.settings import ObjectiveSettings
 from native_reasoning.types import Scores, Signal
 
-#: b is clamped to this range before it weights anything: log(−b) needs b < 0.
-LARGEST_BASELINE = -1e-6
-#: and for ``weighted_inverse`` from below, because 1/p of a hopeless token is without bound.
-SMALLEST_INVERSE = -10.0
-
-
-# -- Rewards: l (..., T) and clamped b (T,) -> a number per trace, and exact answer weights --------
-
-
-def logp(l: Tensor, b: Tensor) -> Tensor:
-    """R = Σ log c_i. JEPO with one sample (2503.19618), LaTRO (2411.04282)."""
-    return l.sum(-1)
-
-
-def logp_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = 1."""
-    return torch.ones_like(l)
-
-
-def avg_logp(l: Tensor, b: Tensor) -> Tensor:
-    """R = mean of log c_i. LBR (2602.03979)."""
-    return l.mean(-1)
-
-
-def avg_logp_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = 1/T."""
-    return torch.full_like(l, 1 / l.shape[-1])
-
-
-def prob_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = R for R = Π c_i; log R is ``logp``. VeriFree (2505.21493)."""
-    return logp(l, b).exp().unsqueeze(-1).expand_as(l)
-
-
-def geometric_mean_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = R/T for R = (Π c_i)^{1/T}; log R is ``avg_logp``. NRT-GM, the core of NOVER."""
-    return (avg_logp(l, b).exp() / l.shape[-1]).unsqueeze(-1).expand_as(l)
-
-
-def log_arithmetic_mean(l: Tensor, b: Tensor) -> Tensor:
-    """log R for R = mean of c_i. RLPR (2506.18254)."""
-    return l.logsumexp(-1) - math.log(l.shape[-1])
-
-
-def arithmetic_mean_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = c_i/T."""
-    return l.exp() / l.shape[-1]
-
-
-def log_weighted_inverse(l: Tensor, b: Tensor) -> Tensor:
-    """log R for R = mean of c_i / e^{b_i}. NRT-WS(1/p) (2602.11549)."""
-    return (l - b).logsumexp(-1) - math.log(l.shape[-1])
-
-
-def weighted_inverse_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = (c_i / e^{b_i})/T."""
-    return (l - b).exp() / l.shape[-1]
-
-
-def log_weighted_neglog(l: Tensor, b: Tensor) -> Tensor:
-    """log R for R = mean of c_i·(−b_i). NRT-WS(−log p) (2602.11549), the paper's best."""
-    return (l + (-b).log()).logsumexp(-1) - math.log(l.shape[-1])
-
-
-def weighted_neglog_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = c_i·(−b_i)/T."""
-    return l.exp() * -b / l.shape[-1]
-
-
-@dataclass(frozen=True)
-class Reward:
-    """One aggregation f and its exact answer weights.
-
-    ``score`` gives R itself, or log R where ``is_log``: a product of many probabilities is exact in
-    log space and zero outside it. ``smallest_baseline`` bounds b from below.
-    """
-
-    score: Callable[[Tensor, Tensor], Tensor]
-    weights: Callable[[Tensor, Tensor], Tensor]
-    is_log: bool = True
-    smallest_baseline: float = -math.inf
-
-
-REWARDS: dict[str, Reward] = {
-    "logp": Reward(logp, logp_weights, is_log=False),
-    "avg_logp": Reward(avg_logp, avg_logp_weights, is_log=False),
-    "prob": Reward(logp, prob_weights),
-    "geometric_mean": Reward(avg_logp, geometric_mean_weights),
-    "arithmetic_mean": Reward(log_arithmetic_mean, arithmetic_mean_weights),
-    "weighted_inverse": Reward(
-        log_weighted_inverse, weighted_inverse_weights, smallest_baseline=SMALLEST_INVERSE
-    ),
-    "weighted_neglog": Reward(log_weighted_neglog, weighted_neglog_weights),
-}
-
-
-# -- From rewards to advantages --------------------------------------------------------------------
-
-
-def centre_mean(r: Tensor) -> Tensor:
-    """R'_k − mean R'. Gives (K−1)/K of the exact trace term when unscaled."""
-    return r - r.mean()
-
-
-def centre_leave_one_out(r: Tensor) -> Tensor:
-    """R'_k minus the mean of the others: the unbiased baseline (VeriFree, LaTRO); 0 for K = 1."""
-    return (r - r.mean()) * (len(r) / max(len(r) - 1, 1))
-
-
-CENTRES: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda r: r,
-    "mean": centre_mean,
-    "leave_one_out": centre_leave_one_out,
-}
-
-
-def scale_std(centred: Tensor, unit: Tensor) -> Tensor:
-    """A / (unbiased std + 1e-6·unit), where ``unit`` is the size of the group's rewards."""
-    return centred / (centred.std() + 1e-6 * unit)
-
-
-# -- The objective ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What to do with a group's scores. A preset is one of these; so is any mixture of settings.
-
-    ``reward`` None means no trace term (supervised presets). ``traces`` "empty" means that nothing
-    is sampled and the answer is trained after an empty trace (SFT). ``ratio`` matters only with
-    several updates per rollout. ``answer_coef`` is λ, ``format_loss_coef`` is λ_fmt.
-
-    Calling it maps ``Scores`` to a ``Signal``; a custom objective is any callable that does.
-    """
-
-    reward: str | None = "weighted_neglog"
-    baseline: str = "current"
-    clip: str = "relu"
-    centre: str = "mean"
-    scale: str = "std"
-    answer_weight: str = "one"
-    answer_gate: str = "none"
-    answer_coef: float = 1.0
-    ratio: str = "cispo"
-    ratio_low: float = 0.8
-    ratio_high: float = 1.28
-    format_loss_coef: float = 0.3
-    traces: str = "sampled"
-
-    def __call__(self, scores: Scores) -> Signal:
-        """Rewards, advantages and answer weights of one group, all without gradients."""
-        scores = scores.detach()
-        l, b = scores.answer, scores.baseline
-        if self.reward is None:
-            zero, ungated = l.new_zeros(len(l)), l.new_ones(len(l), dtype=torch.bool)
-            weights = self._answer_weights(torch.ones_like(l), ungated)
-            return Signal(zero, l.new_zeros(()), zero, weights)
-        reward = REWARDS[self.reward]
-        clamped_b = b.clamp(reward.smallest_baseline, LARGEST_BASELINE)
-        score, base = reward.score(l, clamped_b), reward.score(b, clamped_b)
-        r_prime, helped, unit = self._improvement(score, base, reward.is_log, scores.rounding)
-        spread = r_prime.std() if len(r_prime) > 1 else r_prime.new_zeros(())
-        flat = bool(spread <= scores.rounding * unit)
-        one = self.answer_weight == "one"
-        weights = torch.ones_like(l) if one else reward.weights(l, clamped_b)
-        return Signal(
-            rewards=score.exp() if reward.is_log else score,
-            baseline_reward=base.exp() if reward.is_log else base,
-            advantages=self._advantages(r_prime, unit, flat),
-            answer_weights=self._answer_weights(weights, helped),
-            helped=helped,
-            flat=flat,
-            clamped=(clamped_b != b).double().mean().item(),
-        )
-
-    def _improvement(
-        self, score: Tensor, base: Tensor, is_log: bool, rounding: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """R' (K,), whether R > R_base (K,), and the size s of the rewards that R' is made of.
-
-        With std scaling any positive factor of R cancels, so R is taken relative to the largest
-        reward of the group: exp(S − m). That is exact where a product would underflow.
-        """
-        current = self.baseline == "current"
-        if is_log:
-            largest = torch.maximum(score.max(), base) if current else score.max()
-            shift = largest if self.scale == "std" else torch.zeros_like(largest)
-            score, base = (score - shift).exp(), (base - shift).exp()
-        unit = torch.maximum(score.abs().max(), base.abs()) if current else score.abs().max()
-        helped = score - base > rounding * unit
-        r_prime = score - base if current else score
-        if self.clip == "relu":
-            r_prime = torch.where(r_prime <= rounding * unit, 0, r_prime)
-        return r_prime, helped, unit
-
-    def _advantages(self, r_prime: Tensor, unit: Tensor, flat: bool) -> Tensor:
-        centred = CENTRES[self.centre](r_prime)
-        if self.scale == "none":
-            return centred
-        return torch.zeros_like(centred) if flat else scale_std(centred, unit)
-
-    def _answer_weights(self, weights: Tensor, helped: Tensor) -> Tensor:
-        """λ·w, gated; zero where the answer is not trained."""
-        if self.answer_weight == "none":
-            return torch.zeros_like(weights)
-        if self.answer_gate == "relu":
-            weights = weights * helped.unsqueeze(-1)
-        return self.answer_coef * weights
-
-
-# -- The loss --------------------------------------------------------------------------------------
-
-
-def on_policy(new: Tensor, old: Tensor, advantages: Tensor, objective: Objective) -> Tensor:
-    """A log π: the importance ratio is taken as 1."""
-    return advantages * new
-
-
-def cispo(new: Tensor, old: Tensor, advantages: Tensor, objective: Objective) -> Tensor:
-    """sg(clamp(ρ)) A log π, dropped where ρ left the range on the side that A pushes to.
-
-    CISPO's weight (2506.13585) with PPO's mask, per token, as the released NRT code has it.
-    """
-    rho = (new - old).detach().exp()
-    low, high = objective.ratio_low, objective.ratio_high
-    dropped = ((advantages > 0) & (rho > high)) | ((advantages < 0) & (rho < low))
-    return torch.where(dropped, 0, rho.clamp(low, high)) * advantages * new
-
-
-def ppo(new: Tensor, old: Tensor, advantages: Tensor, objective: Objective) -> Tensor:
-    """min(ρ A, clamp(ρ) A) (PPO, 1707.06347)."""
-    rho = (new - old).exp()
-    clipped = rho.clamp(objective.ratio_low, objective.ratio_high)
-    return torch.minimum(rho * advantages, clipped * advantages)
-
-
-RATIOS: dict[str, Callable[[Tensor, Tensor, Tensor, Objective], Tensor]] = {
-    "none": on_policy,
-    "cispo": cispo,
-    "ppo": ppo,
-}
+#: The natural logarithm below which float32 has no normal number left.
+UNDERFLOW = -87.0
 
 
 @dataclass(frozen=True, eq=False)
-class LossTerms:
-    """The three terms of one group, sums over its traces, not yet divided by N."""
+class _Worth:
+    """Rewards and what is read off them.
 
-    trace: Tensor
-    answer: Tensor
-    format: Tensor
-
-    def total(self) -> Tensor:
-        """Their sum: coefficients are already inside."""
-        return self.trace + self.answer + self.format
-
-
-def group_loss(
-    scores: Scores,
-    signal: Signal,
-    objective: Objective,
-    rollout_trace: Tensor | None = None,
-) -> LossTerms:
-    """The loss of one group; its gradient is the update of the module's opening formula.
-
-    ``rollout_trace`` (K, L) holds log π(z) under the weights that sampled it; None means these.
-    A tag that was forced in was not sampled: it gets the format term and no policy gradient.
+    ``r`` (K,) is R' in units of e^``shift``; ``unit`` is the size of the rewards it is made of,
+    ``helped`` (K,) whether R > R_base beyond rounding, ``underflow`` the share of rewards that
+    float32 cannot hold.
     """
-    ratio = on_policy if rollout_trace is None else RATIOS[objective.ratio]
-    old = scores.trace.detach() if rollout_trace is None else rollout_trace
-    per_token = ratio(scores.trace, old, signal.advantages.unsqueeze(-1), objective)
-    return LossTerms(
-        trace=-(per_token * scores.trace_mask).sum(),
-        answer=-(signal.answer_weights * scores.answer).sum(),
-        format=-objective.format_loss_coef * scores.forced_tag.sum(),
-    )
+
+    r: Tensor
+    unit: Tensor
+    helped: Tensor
+    shift: Tensor
+    underflow: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objective(ObjectiveSettings):
+    """The settings as a function: it maps ``Scores`` to a ``Signal``.
+
+    A custom objective is any callable that does. ``PRESETS`` has the settings of every method.
+    """
+
+    def __call__(self, scores: Scores) -> Signal:
+        """Rewards, advantages and answer weights of one group, all without gradients."""
+        s = scores.detach()
+        adds = self._adds(s)
+        if self.reward == "none" and not adds:
+            return self._supervised(s)
+        reward = REWARDS[self.reward]
+        group, clamped = self._group(s, reward)
+        score, base = reward.score(group)
+        worth = self._worth(score, base, reward.is_log, s.rounding, adds)
+        r = self._with_additions(worth.r, s, group) if adds else worth.r
+        unit = torch.maximum(worth.unit, r.abs().max()) if adds else worth.unit
+        wide = spread(r)
+        flat = bool(wide <= s.rounding * unit)
+        centred = CENTRES[self.centre](r)
+        divisor = self._divisor(centred, unit, flat)
+        advantages = self._advantages(centred, divisor, flat, s.complete)
+        natural, base = (score.exp(), base.exp()) if reward.is_log else (score, base)
+        return Signal(
+            rewards=r if adds else natural,
+            baseline_reward=base,
+            advantages=advantages,
+            answer_weights=self._answer_weights(group, reward, worth, divisor, s),
+            helped=worth.helped,
+            flat=flat,
+            clamped=clamped,
+            underflow=worth.underflow,
+            spread=wide.item(),
+        )
+
+    # -- What a trace is worth ---------------------------------------------------------------------
+
+    def _supervised(self, s: Scores) -> Signal:
+        """No trace term: the answer alone is trained."""
+        zero, weights = s.answer.new_zeros(len(s.answer)), torch.zeros_like(s.answer)
+        if self.answer_weight == "one":
+            weights = weights + self.answer_coef
+        return Signal(zero, zero.sum(), zero, weights)
+
+    def _group(self, s: Scores, reward: Reward) -> tuple[Group, float]:
+        """What the reward sees, and the share of b that was clamped."""
+        judges = {"none": s, "current": s, "frozen": s.frozen, "ema": s.ema}
+        answerer = s.ema if self.scored_by == "ema" else s
+        judge = judges[self.baseline]
+        assert judge is not None and answerer is not None and answerer.answer is not None
+        last = s.answer.shape[-1] - (self.reward_span == "answer" and s.answer.shape[-1] > 1)
+        b = judge.baseline[:last]
+        clamped_b = b.clamp(reward.smallest_baseline, LARGEST_BASELINE)
+        correct = torch.zeros_like(s.closed) if s.verdict is None else s.verdict.correct
+        group = Group(answerer.answer[:, :last], clamped_b, s.lengths, s.complete, correct)
+        return group, (clamped_b != b).double().mean().item()
+
+    def _worth(
+        self, score: Tensor, base: Tensor, is_log: bool, rounding: float, adds: bool
+    ) -> _Worth:
+        """R' and its size.
+
+        With std scaling any positive factor of R cancels, so R is taken relative to the largest
+        reward of the group: exp(S − m). That is exact where a product would underflow. It holds
+        only where nothing of another size is added to R or to its standard deviation.
+        """
+        compared = self.baseline != "none"
+        shift, underflow = torch.zeros_like(base), 0.0
+        if is_log:
+            cancels = self.scale == "std" and self.std_eps is None and self.centre != "lme_loo"
+            if cancels and not adds:
+                shift = torch.maximum(score.max(), base) if compared else score.max()
+            else:
+                underflow = (score < UNDERFLOW).double().mean().item()
+            score, base = (score - shift).exp(), (base - shift).exp()
+        unit = torch.maximum(score.abs().max(), base.abs()) if compared else score.abs().max()
+        helped = score - base > rounding * unit
+        r = score - base if compared else score
+        if self.clip == "relu":
+            r = torch.where(r <= rounding * unit, 0, r)
+        return _Worth(r, unit, helped, shift, underflow)
+
+    def _adds(self, s: Scores) -> bool:
+        """Whether anything is added to R', so that its size matters."""
+        return bool(
+            self.format_reward
+            or self.efficiency_reward
+            or self.length_reward
+            or self.repetition_penalty
+            or self.kl_in_reward
+            or self.reward_coef != 1
+            or self.bad_format in ("zero", "twice_mean")
+            or (s.verdict is not None and s.verdict.added is not None)
+        )
+
+    def _with_additions(self, r: Tensor, s: Scores, group: Group) -> Tensor:
+        """R' (K,) with every reward that is not f, in the order of settings.py."""
+        r = self.reward_coef * r
+        if self.format_reward:
+            r = r + self.format_reward * group.complete
+        if self.efficiency_reward:
+            r = r + self.efficiency_reward * efficiency(group)
+        if self.length_reward and s.answer_length is not None:
+            r = r - self.length_reward * length_difference(s.answer_length, s.answer.shape[-1])
+        if s.verdict is not None and s.verdict.added is not None:
+            r = r + s.verdict.added
+        r = bad_format_rewards(r, group.complete, self.bad_format)
+        if self.repetition_penalty and s.verdict is not None:  # a reward of exactly 0 escapes it
+            r = torch.where(s.verdict.repetitive & (r != 0), r - self.repetition_penalty, r)
+        if self.kl_in_reward:
+            assert s.frozen is not None and s.frozen.trace is not None
+            ratio = log_ratio(s.trace, s.frozen.trace, policy_mask(s, self.policy_tokens))
+            r = r - self.kl_in_reward * ratio
+        return r
+
+    # -- What it does to the policy ----------------------------------------------------------------
+
+    def _divisor(self, centred: Tensor, unit: Tensor, flat: bool) -> Tensor:
+        """What advantages are divided by; in a flat group, whose A is 0, the rewards' size."""
+        if self.scale == "none":
+            return torch.ones_like(unit)
+        if self.std_eps is not None:
+            return spread(centred) + self.std_eps
+        return unit if flat else spread(centred) + 1e-6 * unit
+
+    def _advantages(self, centred: Tensor, divisor: Tensor, flat: bool, ok: Tensor) -> Tensor:
+        """A (K,) after clipping and the policy for a wrong format; ``ok`` (K,) is complete."""
+        a = centred / divisor
+        if flat and self.scale == "std" and self.std_eps is None:
+            a = torch.zeros_like(a)
+        a = self._clipped(a)
+        if self.bad_format == "penalty":
+            a = a + self._format_advantages(ok)
+        return torch.where(ok, a, 0) if self.bad_format == "mask" else a
+
+    def _format_advantages(self, complete: Tensor) -> Tensor:
+        """JEPO's advantage of its own for the format: −p for a wrong one, treated like R."""
+        penalty = torch.where(complete, 0.0, -self.format_penalty)
+        centred = CENTRES["leave_one_out"](penalty)
+        std = spread(centred)
+        scaled = centred / std if self.scale == "std" and std > 0 else centred
+        return self._clipped(scaled)
+
+    def _clipped(self, a: Tensor) -> Tensor:
+        return a if self.adv_clip is None else a.clamp(-self.adv_clip, self.adv_clip)
+
+    def _answer_weights(
+        self, group: Group, reward: Reward, worth: _Worth, divisor: Tensor, s: Scores
+    ) -> Tensor:
+        """λ·w (K, T): gated, scaled, and zero where the answer is not trained."""
+        weights = torch.zeros_like(s.answer)
+        if self.answer_weight == "one":
+            weights = torch.ones_like(s.answer)
+            if self.answer_scale == "group_std":
+                weights = weights / divisor
+        elif self.answer_weight == "exact":
+            assert reward.weights is not None, self.reward
+            scaled = self.answer_scale == "group_std"
+            exact = reward.weights(group.l, group.b)
+            if reward.is_log:
+                exact = (exact - worth.shift if scaled else exact).exp()
+            exact = self.reward_coef * exact
+            weights[:, : exact.shape[1]] = exact / divisor if scaled else exact
+        if self.answer_gate == "relu":
+            weights = weights * worth.helped[:, None]
+        if self.bad_format in ANSWER_MASKED:
+            weights = weights * s.complete[:, None]
+        return self.answer_coef * weights
+
+
+def preset_objective(name: str) -> Objective:
+    """The objective of a preset. Raises ConfigError for an unknown name."""
+    return Objective(**asdict(find_preset(name).settings))

@@ -7,53 +7,64 @@ No torch and no transformers here, so that ``nrt train --help`` answers at once.
 from dataclasses import dataclass, field
 from typing import Any
 
+from native_reasoning.settings import SETTINGS
+from native_reasoning.settings import setting as option
 
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its one sentence of help and the values it may take."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+
+def override(name: str) -> Any:
+    """The field that takes the place of a preset's setting; None leaves the preset's."""
+    return field(default=None, metadata=SETTINGS[name].metadata)
 
 
 @dataclass
 class NRTOptions:
     """The settings that native-reasoning adds to transformers' ``TrainingArguments``."""
 
-    # -- objective: None means "as the preset has it"
+    # -- objective: None means "as the preset has it"; sentences and choices are in settings.py
     preset: str = option("nrt-ws", "objective by name; `nrt presets` lists them")
-    reward: str | None = option(
-        None,
-        "what a trace is worth, in place of the preset's",
-        (
-            "logp",
-            "avg_logp",
-            "prob",
-            "geometric_mean",
-            "arithmetic_mean",
-            "weighted_inverse",
-            "weighted_neglog",
-        ),
+    reward: str | None = override("reward")
+    reward_span: str | None = override("reward_span")
+    scored_by: str | None = override("scored_by")
+    baseline: str | None = override("baseline")
+    clip: str | None = override("clip")
+    reward_coef: float | None = override("reward_coef")
+    format_reward: float | None = override("format_reward")
+    efficiency_reward: float | None = override("efficiency_reward")
+    length_reward: float | None = override("length_reward")
+    repetition_penalty: float | None = override("repetition_penalty")
+    kl_in_reward: float | None = override("kl_in_reward")
+    bad_format: str | None = override("bad_format")
+    format_penalty: float | None = override("format_penalty")
+    centre: str | None = override("centre")
+    scale: str | None = override("scale")
+    std_eps: float | None = override("std_eps")
+    adv_clip: float | None = override("adv_clip")
+    answer_weight: str | None = override("answer_weight")
+    answer_gate: str | None = override("answer_gate")
+    answer_scale: str | None = override("answer_scale")
+    answer_coef: float | None = override("answer_coef")
+    policy_tokens: str | None = override("policy_tokens")
+    ratio: str | None = override("ratio")
+    ratio_low: float | None = override("ratio_low")
+    ratio_high: float | None = override("ratio_high")
+    length_norm: str | None = override("length_norm")
+    beta: float | None = override("beta")
+    format_loss_coef: float | None = override("format_loss_coef")
+    filter: str | None = override("filter")
+    filter_coef: float | None = override("filter_coef")
+    ema_decay: float | None = override("ema_decay")
+    ema_steps: int | None = override("ema_steps")
+    objective: str | None = option(
+        None, "an objective of your own, Scores -> Signal, as module:function; replaces f, A and w"
     )
-    baseline: str | None = option(
-        None, "current: the empty trace's reward is the baseline", ("none", "current")
+    reward_funcs: list[str] | str | None = option(  # noqa: RUF009
+        None, "reward functions with TRL's signature, as module:function, added to the reward"
     )
-    clip: str | None = option(None, "relu: a trace that hurts is worth nothing", ("none", "relu"))
-    centre: str | None = option(
-        None, "what is subtracted from the group's rewards", ("mean", "leave_one_out", "none")
+    reward_weights: list[float] | str | None = option(  # noqa: RUF009
+        None, "weight of each of reward_funcs (1 each)"
     )
-    scale: str | None = option(
-        None, "std: divide advantages by the group's standard deviation", ("std", "none")
-    )
-    answer_weight: str | None = option(
-        None, "weight of each answer token in the answer term", ("one", "exact", "none")
-    )
-    answer_gate: str | None = option(
-        None, "relu: train the answer only after traces that helped", ("none", "relu")
-    )
-    answer_coef: float | None = option(None, "coefficient of the answer term (lambda)")
-    format_loss_coef: float | None = option(
-        None, "coefficient of the loss on a closing tag that had to be spliced in"
-    )
-    ratio: str | None = option(
-        None, "importance ratio with several updates per rollout", ("none", "cispo", "ppo")
+    trust_imports: bool = option(
+        False, "import objective and reward_funcs from outside the working folder too"
     )
 
     # -- traces

@@ -36,7 +36,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         )
     if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
         values = values["config"]
-    return {key: value for key, value in values.items() if key != "objective"}
+    return {key: value for key, value in values.items() if key != "resolved_objective"}
 
 
 def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:

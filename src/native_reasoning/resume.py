@@ -94,9 +94,12 @@ def open_run(
     return records
 
 
-def machine(world_size: int) -> dict[str, Any]:
-    """What equal bits depend on besides versions: processor, threads, processes."""
+def machine(world_size: int, first_policy: str | None = None) -> dict[str, Any]:
+    """What equal bits depend on besides versions: processor, threads, processes, and where the
+    objective asks the first policy, which one that is."""
+    known = {} if first_policy is None else {"first_policy": first_policy}
     return {
+        **known,
         "processor": f"{platform.machine()} {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "processes": world_size,

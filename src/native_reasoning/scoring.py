@@ -6,8 +6,9 @@ among them (it gives the baseline b), and an empty sampled trace is that same ro
     prefix   x_1 … x_{P−1}                                  once per prompt, padded on the left
     suffix   x_P  z_1 … z_n  tag  gap  y*_1 … y*_T          one row per distinct trace, padded right
 
+A trace with a sampled answer ŷ has a second row, with ŷ in the place of y*.
 The prefix is forwarded once *with gradients*, its cache is given to each of its rows, and only
-positions that are scored are projected to the vocabulary. ``pack`` says what to forward,
+positions that are scored are projected to the vocabulary. packing.py says what to forward,
 ``install_scoring`` makes the model's own ``forward`` do it (so that DDP, FSDP and autocast wrap it
 like any other forward), ``unpack`` gives ``Scores`` per group.
 """
@@ -20,11 +21,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from native_reasoning.rollout.hf import inference, left_pad, positions
+from native_reasoning.packing import Batch, Packed, pack
+from native_reasoning.rollout.hf import positions
 from native_reasoning.template import Template
-from native_reasoning.types import Example, PromptGroup, Scores, Traces
+from native_reasoning.types import PromptGroup, Scores, Traces
 
 #: Relative rounding of a forward pass: below it two rewards count as equal (types.Scores).
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
@@ -33,96 +36,6 @@ ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torc
 def rounding_of(dtype: torch.dtype) -> float:
     """``ROUNDING``, with the coarsest for types that are not floating point (quantised weights)."""
     return ROUNDING.get(dtype, 5e-3)
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Everything one forward needs: R suffix rows behind G prefixes.
-
-    ``prefix``, ``prefix_mask`` (G, P); ``suffix``, ``suffix_mask``, ``scored``, ``in_trace``
-    (R, S); ``group_of_row``, ``tag_at`` (R,); ``end_ids`` (E,). ``scored`` marks the positions
-    whose next token is scored, at ``temperature`` where ``in_trace``, else at 1; at ``tag_at``,
-    where the closing tag is predicted, the end-of-turn tokens ``end_ids`` are scored too. Logits
-    beyond ``vocabulary`` are padding. ``share`` False forwards the prompt
-    again with every row.
-    """
-
-    prefix: Tensor
-    prefix_mask: Tensor
-    suffix: Tensor
-    suffix_mask: Tensor
-    scored: Tensor
-    in_trace: Tensor
-    group_of_row: Tensor
-    tag_at: Tensor
-    end_ids: Tensor
-    vocabulary: int
-    temperature: float = 1.0
-    share: bool = True
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """A batch with the way back: ``row_of[g]`` has the row of the empty trace, then of each trace;
-    ``answer_at[r]`` is the first answer target of row r (target j is predicted at position j)."""
-
-    batch: Batch
-    groups: tuple[PromptGroup, ...]
-    traces: tuple[Traces, ...]
-    row_of: tuple[tuple[int, ...], ...]
-    answer_at: tuple[int, ...]
-
-
-def pack(
-    groups: Sequence[PromptGroup],
-    traces: Sequence[Traces],
-    template: Template,
-    device: torch.device | str = "cpu",
-    *,
-    temperature: float = 1.0,
-    share: bool = True,
-) -> Packed:
-    """The rows of these groups, each distinct one once."""
-    rows: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = {}  # -> (row, answer_at)
-    row_of = []
-    for g, (group, sampled) in enumerate(zip(groups, traces, strict=True)):
-        indices = []
-        every = [(template.empty_trace(), True), *zip(sampled.ids, sampled.closed, strict=True)]
-        for ids, closed in every:
-            before = template.answer_prompt(group.prompt_ids[-1:], ids, closed)
-            key = (g, (*before, *group.answer_ids))
-            indices.append(rows.setdefault(key, (len(rows), len(before) - 1))[0])
-        row_of.append(tuple(indices))
-    after = len(template.gap_ids) + len(template.boundary.close_ids)
-    width = max(len(ids) for _, ids in rows)
-    suffix = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(suffix)
-    scored = torch.zeros_like(suffix, dtype=torch.bool)
-    in_trace = torch.zeros_like(scored)
-    for (_, ids), (r, answer_at) in rows.items():
-        suffix[r, : len(ids)] = torch.tensor(ids)
-        mask[r, : len(ids)] = 1
-        in_trace[r, : answer_at - len(template.gap_ids)] = True
-        scored[r, answer_at : len(ids) - 1] = True
-    prefix, prefix_mask = left_pad(
-        [group.prompt_ids[:-1] for group in groups], torch.device(device)
-    )
-    batch = Batch(
-        prefix=prefix,
-        prefix_mask=prefix_mask,
-        suffix=suffix.to(device),
-        suffix_mask=mask.to(device),
-        scored=(scored | in_trace).to(device),
-        in_trace=in_trace.to(device),
-        group_of_row=torch.tensor([g for g, _ in rows], device=device),
-        tag_at=torch.tensor([max(at - after, 0) for _, at in rows.values()], device=device),
-        end_ids=torch.tensor(template.end_ids, device=device),
-        vocabulary=template.vocabulary,
-        temperature=temperature,
-        share=share and prefix.shape[1] > 0,
-    )
-    answer_at = tuple(at for _, at in rows.values())
-    return Packed(batch, tuple(groups), tuple(traces), tuple(row_of), answer_at)
 
 
 # -- The forward -----------------------------------------------------------------------------------
@@ -193,8 +106,8 @@ def _token_logps(logits: Tensor, batch: Batch) -> Tensor:
     logits = logits[:, : batch.vocabulary]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if batch.temperature != 1:
-        in_trace = batch.in_trace[:, :-1][chosen]
-        logits = logits / torch.where(in_trace, batch.temperature, 1.0)[:, None]
+        sampled = batch.sampled[:, :-1][chosen]
+        logits = logits / torch.where(sampled, batch.temperature, 1.0)[:, None]
     targets, norm = batch.suffix[:, 1:][chosen], logits.logsumexp(-1)
     logps = logits.gather(-1, targets[:, None])[:, 0] - norm
     laid_out = logps.new_zeros(chosen.shape).masked_scatter(chosen, logps)
@@ -208,71 +121,75 @@ def unpack(
     packed: Packed, logps: Tensor, template: Template, rounding: float = 1e-5
 ) -> list[Scores]:
     """The scores of each group from what ``model(score=batch)`` returned."""
-    out = []
-    ends = dict(zip(template.end_ids, range(-len(template.end_ids), 0), strict=True))  # columns
-    for group, traces, rows in zip(packed.groups, packed.traces, packed.row_of, strict=True):
-        t, longest = len(group.answer_ids), max(traces.lengths)
-        index = torch.tensor(rows[1:], device=logps.device)
-        at = torch.arange(longest, device=logps.device)
-        mask = at < torch.tensor(traces.lengths, device=logps.device)[:, None]
-        # the decision to end the turn stands where the spliced tag stands
-        stops = traces.stops()
-        ended = torch.tensor([-1 if end is None else len(ids) for ids, end in stops]).to(at)
-        column = torch.tensor([0 if end is None else ends[end] for _, end in stops]).to(at)
-        trace = torch.where(
-            at == ended[:, None], logps[index, column][:, None], logps[index, :longest]
-        )
+    out, tag = [], len(template.boundary.close_ids)
+    for g, (group, traces) in enumerate(zip(packed.groups, packed.traces, strict=True)):
+        rows, t = packed.row_of[g], len(group.answer_ids)
         answers = torch.stack([logps[r, packed.answer_at[r] :][:t] for r in rows])
-        tag = len(template.boundary.close_ids)
         forced = [
             logps.new_zeros(()) if closed else logps[r, n : n + tag].sum()
             for r, n, closed in zip(rows[1:], map(len, traces.ids), traces.closed, strict=True)
         ]
+        at = _sampled_places(packed, g, template, logps.shape[1]).to(logps.device)
+        index = torch.tensor(packed.sampled_in[g], device=logps.device)
+        pairs = zip(traces.ids, traces.closed, strict=True)
+        length = [len(ids) - tag * closed for ids, closed in pairs]
+        answered = None
+        if traces.answers:
+            answered = torch.tensor([len(a) for a in traces.answers], device=logps.device)
         out.append(
             Scores(
-                trace=trace * mask,
-                trace_mask=mask,
+                trace=logps[index[:, None], at.clamp(min=0)] * (at >= 0),
+                trace_mask=at >= 0,
                 answer=answers[1:],
                 baseline=answers[0],
                 forced_tag=torch.stack(forced),
                 closed=torch.tensor(traces.closed, device=logps.device),
                 rounding=rounding,
+                trace_length=torch.tensor(length, device=logps.device),
+                answer_length=answered,
             )
         )
     return out
 
 
-# -- Which way to forward --------------------------------------------------------------------------
+def _sampled_places(packed: Packed, g: int, template: Template, width: int) -> Tensor:
+    """(K, L) where in its row of log-probabilities each sampled token of group g stands, in order;
+    −1 pads. The decision to end the turn, scored where the spliced tag stands, has columns of its
+    own behind the rest."""
+    ends = {end: width - len(template.end_ids) + i for i, end in enumerate(template.end_ids)}
+    traces, places = packed.traces[g], []
+    for row, (ids, end), answer in zip(
+        packed.sampled_in[g], traces.stops(), traces.answered(), strict=True
+    ):
+        decision = [] if end is None else [ends[end]]
+        first = packed.answer_at[row]
+        places.append(
+            torch.tensor([*range(len(ids)), *decision, *range(first, first + len(answer))])
+        )
+    return pad_sequence(places, batch_first=True, padding_value=-1).long()
 
 
-def can_share_prompts(model: PreTrainedModel, template: Template) -> bool:
-    """Tries the shared prompt against plain rows on this architecture: True if they agree.
+@dataclass(frozen=True)
+class Scorer:
+    """Scores groups under any model that ``install_scoring`` has prepared: ``pack``, forward,
+    ``unpack``, with one run's settings."""
 
-    Caches of linear-attention layers cannot be repeated, for one. The trial prompt is longer than a
-    sliding window of up to 2,048 tokens (4,096 on an accelerator), because a window is where
-    sharing could go wrong; for a wider window it is short.
-    """
-    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
-    length = window + 8 if window <= (2048 if model.device.type == "cpu" else 4096) else 16
-    usable = [i for i in range(template.vocabulary) if i not in template.control_ids][:97]
-    prompt = tuple(usable[(7 * i) % len(usable)] for i in range(length))
-    example = Example((("user", ""),), "", row_id=0, line=0)
-    groups = [
-        PromptGroup(example, prompt, (*usable[:3], template.end_ids[0])),
-        PromptGroup(example, prompt[: length // 2], (usable[0], template.end_ids[0])),
-    ]
-    traces = [Traces(((usable[1], usable[2]), (usable[3],)), (False, False))] * 2
-    with inference(model):
-        try:
-            shared, plain = (
-                model(score=pack(groups, traces, template, model.device, share=share).batch)
-                for share in (True, False)
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            return False
-    tolerance = min(
-        100 * rounding_of(next(model.parameters()).dtype), 0.01
-    )  # mistakes are above 0.03
-    return bool((shared - plain).abs().mean() <= tolerance * plain.abs().mean())
+    template: Template
+    device: torch.device
+    temperature: float
+    share: bool
+    rounding: float
+
+    def __call__(
+        self, model: torch.nn.Module, groups: Sequence[PromptGroup], traces: Sequence[Traces]
+    ) -> list[Scores]:
+        """The scores of each group, with gradients if they are on."""
+        packed = pack(
+            groups,
+            traces,
+            self.template,
+            self.device,
+            temperature=self.temperature,
+            share=self.share,
+        )
+        return unpack(packed, model(score=packed.batch), self.template, self.rounding)

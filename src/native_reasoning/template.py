@@ -198,6 +198,16 @@ class Template:
         text = decode(self.tokenizer, [i for i in ids if i not in hidden])
         return text.removesuffix(b.close_text) if b.closes_by_text else text
 
+    def completion(self, ids: Sequence[int]) -> str:
+        """Ids as text for reward functions: the closing tag stays, end-of-turn tokens do not."""
+        return decode(self.tokenizer, [i for i in ids if i not in self.end_ids])
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The texts that a trace or an answer in the right format does not hold."""
+        b = self.boundary
+        return tuple(filter(None, (b.open_text.strip(), b.close_text)))
+
     def is_empty(self, ids: Sequence[int]) -> bool:
         """Whether a trace holds nothing before what closed it."""
         if self.boundary.closes_by_text:

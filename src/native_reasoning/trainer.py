@@ -30,17 +30,23 @@ from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checkpoints import WholeCheckpoints
+from native_reasoning.checks import check_sampling
 from native_reasoning.config import NRTConfig, model_dtype
+from native_reasoning.custom import find_custom, name_of
 from native_reasoning.data import content_hash
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, make_schedule, read_groups, require
-from native_reasoning.meter import Meter, means, trace_rows
-from native_reasoning.objective import Objective, group_loss
+from native_reasoning.judges import Judges
+from native_reasoning.losses import group_loss
+from native_reasoning.objective import Objective
 from native_reasoning.policy import load_policy
-from native_reasoning.records import RunFolder, TraceRow
+from native_reasoning.records import RunFolder
 from native_reasoning.resume import checkpoint_step, find_checkpoint, machine, open_run
 from native_reasoning.rollout.hf import HFEngine, check_decoding
-from native_reasoning.scoring import can_share_prompts, install_scoring, rounding_of
+from native_reasoning.runlog import RunLog
+from native_reasoning.scoring import Scorer, install_scoring, rounding_of
+from native_reasoning.sharing import can_share_prompts
+from native_reasoning.state import ObjectiveState
 from native_reasoning.types import PromptGroup, Scores, Signal
 from native_reasoning.window import MicroBatch, Window, WindowMaker
 
@@ -50,7 +56,8 @@ class NRTTrainer(WholeCheckpoints):
 
     ``model`` is a hub id, a folder or a causal language model. ``train_dataset`` and
     ``eval_dataset`` are anything that ``load_examples`` reads (a path, a datasets.Dataset, a list
-    of dicts) or ``Examples``. ``objective`` replaces the preset's: any callable Scores -> Signal.
+    of dicts) or ``Examples``. ``objective`` replaces the preset's rewards and advantages: any
+    callable Scores -> Signal. ``reward_funcs`` have TRL's signature and are added to the reward.
 
     Raises ConfigError, DataError, TemplateError or PolicyError before training starts, RunError at
     ``train()`` if the run folder is taken.
@@ -67,22 +74,27 @@ class NRTTrainer(WholeCheckpoints):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         objective: Callable[[Scores], Signal] | None = None,
+        reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        self.settings = args.resolved_objective()
+        objective, rewards = find_custom(args, objective, reward_funcs)
+        check_sampling(args, self.settings, judged=bool(rewards or objective))
+        self.keep_columns = bool(rewards)
         policy = load_policy(model, args, processing_class)
-        self.template = policy.template
-        self.settings, self.context = args.objective(), policy.context
+        self.template, self.context = policy.template, policy.context
         self.train_groups, self.train_report = self._read(train_dataset, args)
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
         install_scoring(policy.model)
         self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
+        self.memory = ObjectiveState(self.settings)
         super().__init__(
             model=policy.model,
             args=args,
             train_dataset=self.train_groups or None,  # type: ignore[arg-type]
             eval_dataset=self.eval_groups or None,  # type: ignore[arg-type]
             processing_class=policy.tokenizer,
-            callbacks=[self.finite_guard, self.signals, *(callbacks or [])],
+            callbacks=[self.finite_guard, self.signals, self.memory, *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         check_decoding(policy.model, self.template.vocabulary)
@@ -96,26 +108,34 @@ class NRTTrainer(WholeCheckpoints):
             batch_size=args.rollout_batch_size,
         )
         half = args.bf16 or args.fp16
+        rounding = rounding_of(model_dtype(args) if half else policy.model.dtype)
+        scorer = Scorer(self.template, args.device, args.temperature, self.share_prompts, rounding)
+        if self.settings.needs_frozen or self.settings.needs_ema:
+            self.memory.judges = Judges(
+                policy.model, self.settings, scorer, lambda: self.accelerator.autocast()
+            )
         self.maker = WindowMaker(
             args,
-            self.template,
             self.train_groups,
             self.engine,
+            scorer,
             objective or self.settings,
-            share=self.share_prompts,
-            rounding=rounding_of(model_dtype(args) if half else policy.model.dtype),
+            rewards,
+            self.memory,
         )
-        self.meter = Meter()
         self.window: Window | None = None
-        self.records = RunFolder(self.folder, writes=False)
+        self.runlog = self._new_log(RunFolder(self.folder, writes=False))
         #: More of config.yaml; the command line puts the data paths here.
         self.recipe: dict[str, Any] = {}
-        self._pending: list[TraceRow] = []
         self._clock: dict[str, float] = {}
         self._resumed: Path | None = None
 
+    def _new_log(self, records: RunFolder) -> RunLog:
+        supervised = self.maker.objective == self.settings and self.settings.reward == "none"
+        return RunLog(records, self.template, not supervised or bool(self.maker.rewards))
+
     def _read(self, source: Any, args: NRTConfig) -> Any:
-        return read_groups(source, self.template, args, self.context)
+        return read_groups(source, self.template, args, self.context, self.keep_columns)
 
     # -- The run -----------------------------------------------------------------------------------
 
@@ -128,8 +148,10 @@ class NRTTrainer(WholeCheckpoints):
         """
         require(self.train_groups, "train_dataset")
         checkpoint = find_checkpoint(resume_from_checkpoint, self.folder)
-        self.records = self._open_run(checkpoint)
-        self.window, self._resumed, self._pending = None, checkpoint, []
+        self.runlog = self._new_log(self._open_run(checkpoint))
+        self.window, self._resumed = None, checkpoint
+        if checkpoint is not None:
+            self.memory.load(checkpoint)
         path = None if checkpoint is None else str(checkpoint)
         if path is not None and checkpoint_step(Path(path)) >= self.total_steps:
             self._load_from_checkpoint(path)  # the run is finished: nothing is trained again
@@ -140,13 +162,16 @@ class NRTTrainer(WholeCheckpoints):
         finally:
             self.signals.restore()
             if self.args.world_size == 1 or sys.exc_info()[0] is None:
-                self._keep_traces()
+                self.runlog.write_traces(self.state.global_step)
 
     def _open_run(self, checkpoint: Path | None) -> RunFolder:
         model = self.accelerator.unwrap_model(self.model)
         settings = {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()}  # type: ignore[attr-defined]
         if not isinstance(self.maker.objective, Objective):
-            settings["objective"] = repr(self.maker.objective)
+            settings["objective"] = settings["objective"] or name_of(self.maker.objective)
+        if self.maker.rewards:
+            names = [name_of(function) for function in self.maker.rewards.functions]
+            settings["reward_funcs"] = settings["reward_funcs"] or names
         report = () if self.train_report is None else self.train_report.lines()
         return open_run(
             self.folder,
@@ -156,7 +181,7 @@ class NRTTrainer(WholeCheckpoints):
                 "data_report": list(report),
                 "boundary": asdict(self.template.boundary),
                 "shared_prompts": self.share_prompts,
-                "machine": machine(self.args.world_size),
+                "machine": machine(self.args.world_size, self.memory.first_policy),
             },
             data_hash=content_hash([group.example for group in self.train_groups]),
             seed=self.args.seed,
@@ -199,9 +224,22 @@ class NRTTrainer(WholeCheckpoints):
             if self._resumed is not None and self._window_is_open():
                 self.window = self.maker.reopen(self._resumed / self._window_name())
             else:
-                self.window = self.maker.make(self.schedule, self.plan, self.model_wrapped)  # type: ignore[arg-type]
+                self.window = self.maker.make(
+                    self.schedule,
+                    self.plan,
+                    self.model_wrapped,  # type: ignore[arg-type]
+                    trainer_state=self.state,
+                )
+        self.memory.rollout = self.window.rollout
+        minibatch = self.window.minibatches[self.plan.minibatch]
+        self.mean_tokens = self.maker.mean_tokens(minibatch, self._traces_per_step)
         self._clock = {"rollout": time.perf_counter() - began, "began": began}
-        return [{"micro": micro} for micro in self.window.minibatches[self.plan.minibatch]], None
+        return [{"micro": micro} for micro in minibatch], None
+
+    @property
+    def _traces_per_step(self) -> int:
+        """N, all traces of the step, over all ranks."""
+        return self.plan.prompts * (self.args.num_generations if self.maker.samples else 1)
 
     def _window_is_open(self) -> bool:
         """Whether this step trains on traces that an earlier one sampled."""
@@ -221,22 +259,22 @@ class NRTTrainer(WholeCheckpoints):
     ) -> Tensor:
         """The micro-batch's share of the step's loss; DDP averages over ranks, hence world_size."""
         micro: MicroBatch = inputs["micro"]
-        per_prompt = self.args.num_generations if self.maker.samples else 1
-        share = self.args.world_size / (self.plan.prompts * per_prompt)
-        terms = []
+        share, terms = self.args.world_size / self._traces_per_step, []
         for i, scores in enumerate(self.maker.scores(micro, model)):
-            if not micro.groups[i].weight:
+            group, traces = micro.groups[i], micro.traces[i]
+            if not group.weight:
                 terms.append(0.0 * scores.answer.sum())  # every rank takes part in the backward
                 continue
             recall = micro.recalls[i] if micro.recalls else None
             signal = recall.signal if recall else self.maker.signal(scores, self.plan)
-            term = group_loss(scores, signal, self.settings, recall.trace if recall else None)
+            old = recall.trace if recall else None
+            term = group_loss(scores, signal, self.settings, old, self.mean_tokens)
             terms.append(share * term.total())
-            self.meter.add_group(scores, signal, micro.traces[i], self.template)
-            self.meter.add_loss(term, share / self.args.world_size)
+            weight = share / self.args.world_size
+            self.runlog.note(group, traces, scores, signal, term, weight)
             if self.plan.first_pass and self.args.record_traces and self.maker.samples:
-                step, group, traces = self.state.global_step + 1, micro.groups[i], micro.traces[i]
-                self._pending += trace_rows(step, group, traces, scores, signal, self.template)
+                step = self.state.global_step + 1
+                self.runlog.note_traces(step, group, traces, scores, signal)
         return torch.stack(terms).sum()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -248,35 +286,24 @@ class NRTTrainer(WholeCheckpoints):
 
     # -- What is written ---------------------------------------------------------------------------
 
-    def _keep_traces(self) -> None:
-        """Hands the finished steps' traces of all ranks to the records and writes them out."""
-        step = self.state.global_step
-        done = [row for row in self._pending if row.step <= step]
-        self._pending = [row for row in self._pending if row.step > step]
-        self.records.add_traces(gather_object(done))
-        self.records.flush_traces(step)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's means to the loss; metrics and times go to the run folder."""
         step, now = self.state.global_step, time.perf_counter()
         if "train_runtime" in logs:
-            self.records.append_timings(step, logs)
+            self.runlog.records.append_timings(step, logs)
             super().log(logs, start_time)
             return
         if "loss" in logs:
-            logs |= means(gather_object([self.meter.sums()]))
-            if isinstance(self.maker.objective, Objective) and self.settings.reward is None:
-                for name in ("reward", "reward_baseline", "helped"):  # there is none
-                    del logs[name]
+            logs |= self.runlog.means()
             logs["skipped_updates"] = skipped = self.finite_guard.take()
             logs["loss"] = math.nan if skipped else logs["loss"]
             seconds = {
                 "rollout_seconds": self._clock["rollout"],
                 "step_seconds": now - self._clock["began"],
             }
-            self.records.append_timings(step, seconds)
+            self.runlog.records.append_timings(step, seconds)
         super().log(logs, start_time)
-        self.records.append_metrics(step, logs)
+        self.runlog.records.append_metrics(step, logs)
 
     def evaluate(
         self,
@@ -296,7 +323,7 @@ class NRTTrainer(WholeCheckpoints):
         summary = summarise(self.outcomes(groups[: self.args.eval_samples]))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
         seconds = {f"{metric_key_prefix}_seconds": time.perf_counter() - began}
-        self.records.append_timings(self.state.global_step, seconds)
+        self.runlog.records.append_timings(self.state.global_step, seconds)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -317,11 +344,13 @@ class NRTTrainer(WholeCheckpoints):
 
     def before_checkpoint(self) -> None:
         """Traces and metrics up to here are on the disk before the checkpoint is."""
-        self._keep_traces()
-        self.records.sync()
+        self.runlog.write_traces(self.state.global_step)
+        self.runlog.records.sync()
 
     def add_to_checkpoint(self, folder: Path) -> None:
-        """The open window, if the next step goes on with it."""
+        """The open window, if the next step goes on with it, and what the objective remembers."""
         if self._window_is_open():
             assert self.window is not None
             self.window.save(folder / self._window_name())
+        if self.args.should_save:
+            self.memory.save(folder)

@@ -1,13 +1,16 @@
 """What one stage of the line hands to the next: frozen dataclasses, never dicts of tensors.
 
-    Example -> PromptGroup -> Traces -> Scores -> Signal
+    Example -> PromptGroup -> Traces -> Verdict -> Scores -> Signal
 
-Axis names: K = traces of one prompt, L = tokens of the longest trace of the group, T = tokens of
-the answer with its end-of-turn token. Log-probabilities are natural logarithms (nats), float32.
+Axis names: K = traces of one prompt, L = most tokens sampled for a trace of the group, T = tokens
+of the answer with its end-of-turn token. Log-probabilities are natural logarithms (nats), float32.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -17,7 +20,8 @@ class Example:
 
     ``prompt`` is a tuple of chat turns ``(role, content)`` that ends with the turn to be answered;
     a plain question is one user turn. ``row_id`` is the row's stable number after filtering: it is
-    part of the random key. ``line`` is the 1-based row of the source, for messages.
+    part of the random key. ``line`` is the 1-based row of the source, for messages. ``columns``
+    holds the row's other columns where reward functions may ask for them, else nothing.
 
     >>> Example(prompt=(("user", "2 + 2?"),), answer="4", row_id=0, line=1).question
     '2 + 2?'
@@ -27,6 +31,7 @@ class Example:
     answer: str
     row_id: int
     line: int
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def question(self) -> str:
@@ -59,6 +64,8 @@ class Traces:
     An open trace ran into the length limit, or was stopped by the end-of-turn token ``ended[k]``
     (None: it was not). That token is not in ``ids``, because the tag is spliced in its place; but
     it was sampled, so its decision is part of log π(z). ``ended`` may be () for "none was".
+    ``answers[k]`` is the answer that was sampled after a closed trace, with its end-of-turn token
+    unless it ran into a limit; () where none was. ``answers`` may be () for "none was".
 
     Three traces, the second cut at the limit of three tokens, the third ended by token 2 (9 is the
     closing tag)::
@@ -69,10 +76,15 @@ class Traces:
     ids: tuple[tuple[int, ...], ...]
     closed: tuple[bool, ...]
     ended: tuple[int | None, ...] = ()
+    answers: tuple[tuple[int, ...], ...] = ()
 
     def stops(self) -> tuple[tuple[tuple[int, ...], int | None], ...]:
         """Each trace's ids with the end-of-turn token that stopped it, or None."""
         return tuple(zip(self.ids, self.ended or (None,) * len(self.ids), strict=True))
+
+    def answered(self) -> tuple[tuple[int, ...], ...]:
+        """Each trace's sampled answer, () where there is none."""
+        return self.answers or ((),) * len(self.ids)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -81,17 +93,56 @@ class Traces:
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
-    """Log-probabilities of one group under the trainer's weights.
+class Verdict:
+    """What the text of K traces says, without any model. All of shape (K,).
 
-    ``trace`` (K, L): log π(z_t | x, z_<t), the stop decision last where one was sampled; 0 where
-    ``trace_mask`` (K, L) is False.
-    ``answer`` (K, T): l, log π(y*_i | x, z_k, y*_<i).
+    ``complete``: in the right format: the trace closed itself and holds no second tag, and an
+    answer, where one is sampled, has text and ended itself. ``correct``: the sampled answer is the
+    reference's text. ``repetitive``: ten words in a row occur ten times. ``added``: the weighted
+    sum of the reward functions, if there are any.
+    """
+
+    complete: Tensor
+    correct: Tensor
+    repetitive: Tensor
+    added: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Verdict":
+        """The same on another device."""
+        added = None if self.added is None else self.added.to(device)
+        moved = (self.complete.to(device), self.correct.to(device), self.repetitive.to(device))
+        return Verdict(*moved, added)
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """The group's log-probabilities under a copy of the policy, without gradients.
+
+    ``baseline`` (T,), and where they are asked for ``answer`` (K, T) and ``trace`` (K, L), are as
+    in ``Scores``.
+    """
+
+    baseline: Tensor
+    answer: Tensor | None = None
+    trace: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-probabilities of one group under the trainer's weights, and what else is known of it.
+
+    ``trace`` (K, L): log π of every sampled token in order: the trace z, its stop decision if one
+    was sampled, the answer after it if one was sampled; 0 where ``trace_mask`` (K, L) is False.
+    ``answer`` (K, T): l, log π(y*_i | x, z_k, y*_<i), of the reference answer.
     ``baseline`` (T,): b, the same with an empty trace.
     ``forced_tag`` (K,): log π of the closing tag where it had to be spliced in, 0 where sampled.
     ``closed`` (K,): whether the trace closed itself.
     ``rounding``: the relative difference below which two rewards count as equal: 1e-5 for a float32
     forward, 5e-3 for bfloat16 (method.md section 3, numerics), 1e-12 for float64.
+    ``trace_length`` (K,): tokens of z without its stop decision; None means ``trace_mask`` counts.
+    ``answer_length`` (K,): tokens of the sampled answer; None where none was sampled.
+    ``verdict`` is None where no text was looked at. ``frozen`` and ``ema`` are what the first
+    policy and a lagging copy say, None where the objective does not ask them.
     ``trace``, ``answer``, ``forced_tag`` carry gradients when the forward did.
 
     With K = 2, L = 3, T = 2 and traces of 3 and 1 tokens, ``trace_mask`` is
@@ -105,31 +156,49 @@ class Scores:
     forced_tag: Tensor
     closed: Tensor
     rounding: float = 1e-5
+    trace_length: Tensor | None = None
+    answer_length: Tensor | None = None
+    verdict: Verdict | None = None
+    frozen: Judgement | None = None
+    ema: Judgement | None = None
 
     def detach(self) -> "Scores":
         """The same numbers without gradients."""
-        return Scores(
+        return replace(
+            self,
             trace=self.trace.detach(),
-            trace_mask=self.trace_mask,
             answer=self.answer.detach(),
             baseline=self.baseline.detach(),
             forced_tag=self.forced_tag.detach(),
-            closed=self.closed,
-            rounding=self.rounding,
         )
+
+    @property
+    def complete(self) -> Tensor:
+        """(K,) whether the trace, and the answer if one was sampled, are in the right format."""
+        return self.closed if self.verdict is None else self.verdict.complete
+
+    @property
+    def lengths(self) -> Tensor:
+        """(K,) tokens of each trace, without its stop decision where that is known."""
+        return self.trace_mask.sum(-1) if self.trace_length is None else self.trace_length
 
 
 @dataclass(frozen=True, eq=False)
 class Signal:
     """What an objective makes of one group's scores; everything is a constant for the gradient.
 
-    ``rewards`` (K,): R_k = f(c_k). ``baseline_reward`` (): R_base, f at the empty trace.
+    ``rewards`` (K,): R_k, what each trace is worth before any clip.
+    ``baseline_reward`` (): R_base, f at the empty trace.
     ``advantages`` (K,): A_k, the weight of log π(z_k).
     ``answer_weights`` (K, T): w_{k,i}, the weight of l_{k,i}, λ included.
+    ``trace_weights`` (K, L): a weight of each sampled token in place of its trace's A_k, 0 where
+    ``Scores.trace_mask`` is False; None means A_k for all of them.
     ``helped`` (K,): whether the trace beat the empty one beyond rounding; None where an objective
     does not say, and rewards are compared.
     ``flat`` says that the group's rewards were equal up to rounding; with std scaling A is then 0.
-    ``clamped`` is the share of b that was clamped before it weighted anything.
+    ``clamped`` is the share of b that was clamped before it weighted anything, ``underflow`` the
+    share of rewards too small for float32, ``spread`` the standard deviation of the rewards that A
+    is made of. ``kept`` False leaves the group out of the step's loss; N counts it.
 
     Two traces, one better than the other: ``advantages = [0.71, -0.71]``.
     """
@@ -138,6 +207,10 @@ class Signal:
     baseline_reward: Tensor
     advantages: Tensor
     answer_weights: Tensor
+    trace_weights: Tensor | None = None
     helped: Tensor | None = None
     flat: bool = False
     clamped: float = 0.0
+    underflow: float = 0.0
+    spread: float = 0.0
+    kept: bool = True

@@ -6,38 +6,47 @@ part of every checkpoint.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from native_reasoning.config import NRTConfig
-from native_reasoning.groups import PlannedStep, Rows, Schedule, rank_share
+from native_reasoning.custom import RewardFunctions, check_signal, name_of
+from native_reasoning.groups import PlannedStep, Schedule, rank_share
+from native_reasoning.objective import Objective
+from native_reasoning.ranks import sum_of_ranks
+from native_reasoning.rollout.answers import sample_answers
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
 from native_reasoning.rollout.hf import inference
-from native_reasoning.scoring import Packed, pack, unpack
-from native_reasoning.template import Template
-from native_reasoning.types import PromptGroup, Scores, Signal, Traces
+from native_reasoning.scoring import Scorer
+from native_reasoning.state import ObjectiveState
+from native_reasoning.types import Judgement, PromptGroup, Scores, Signal, Traces, Verdict
+from native_reasoning.verdicts import judge
 
 
 @dataclass(frozen=True, eq=False)
 class Recall:
-    """What is remembered of a group from the time it was sampled: its signal, and log π(z) (K, L)
-    under the weights that sampled it."""
+    """What is remembered of a group from the time it was sampled: its signal, log π(z) (K, L) under
+    the weights that sampled it, and under the first policy where the loss needs it."""
 
     signal: Signal
     trace: Tensor
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Groups that are forwarded together. ``recalls`` is None on-policy."""
+    """Groups that are forwarded together. ``verdicts`` is None where no text is looked at,
+    ``recalls`` on-policy."""
 
     groups: tuple[PromptGroup, ...]
     traces: tuple[Traces, ...]
+    verdicts: tuple[Verdict, ...] | None = None
     recalls: tuple[Recall, ...] | None = None
 
 
@@ -82,7 +91,10 @@ class Window:
                         ),
                         traces=tuple(
                             Traces(
-                                tuple(map(tuple, c["ids"])), tuple(c["closed"]), tuple(c["ended"])
+                                ids=tuple(map(tuple, c["ids"])),
+                                closed=tuple(c["closed"]),
+                                ended=tuple(c["ended"]),
+                                answers=tuple(map(tuple, c["answers"])),
                             )
                             for c in cells
                         ),
@@ -95,73 +107,69 @@ class Window:
 
 def _describe(group: PromptGroup, traces: Traces) -> dict:
     row = group.example.row_id if group.weight else None
-    return {"row": row, "ids": traces.ids, "closed": traces.closed, "ended": traces.ended}
+    return {"row": row, **vars(traces)}
 
 
 def _tensors(recall: Recall) -> dict[str, Tensor]:
-    signal = recall.signal
-    named = {
-        "trace": recall.trace,
-        "rewards": signal.rewards,
-        "baseline_reward": signal.baseline_reward,
-        "advantages": signal.advantages,
-        "answer_weights": signal.answer_weights,
-        "flat": torch.tensor(signal.flat),
-        "clamped": torch.tensor(signal.clamped, dtype=torch.float64),
+    """Everything that is remembered, as tensors by name; what is None is left out."""
+    named = {"trace": recall.trace, "reference": recall.reference, **vars(recall.signal)}
+    return {
+        name: torch.as_tensor(
+            value, dtype=torch.float64 if isinstance(value, float) else None
+        ).contiguous()
+        for name, value in named.items()
+        if value is not None
     }
-    if signal.helped is not None:
-        named["helped"] = signal.helped
-    return {name: value.contiguous() for name, value in named.items()}
 
 
 def _recall(tensors: dict[str, Tensor], prefix: str) -> Recall:
-    def get(name: str) -> Tensor:
-        return tensors[prefix + name]
+    def get(field: Any) -> Any:
+        value = tensors.get(prefix + field.name)
+        return value if value is None or field.type not in (bool, float) else field.type(value)
 
-    signal = Signal(
-        rewards=get("rewards"),
-        baseline_reward=get("baseline_reward"),
-        advantages=get("advantages"),
-        answer_weights=get("answer_weights"),
-        helped=tensors.get(f"{prefix}helped"),
-        flat=bool(get("flat")),
-        clamped=float(get("clamped")),
-    )
-    return Recall(signal, get("trace"))
+    signal = Signal(**{field.name: get(field) for field in fields(Signal)})
+    return Recall(signal, tensors[prefix + "trace"], tensors.get(prefix + "reference"))
 
 
 class WindowMaker:
     """Samples and scores windows of one run, this rank's share of them.
 
-    ``engine`` samples, ``objective`` makes signals, ``share`` and ``rounding`` are scoring.py's.
+    ``engine`` samples, ``scorer`` scores, ``objective`` makes signals, ``rewards`` are the user's
+    functions, ``state`` has what the objective remembers.
     """
 
     def __init__(
         self,
         args: NRTConfig,
-        template: Template,
         groups: tuple[PromptGroup, ...],
         engine: RolloutEngine,
+        scorer: Scorer,
         objective: Callable[[Scores], Signal],
-        *,
-        share: bool,
-        rounding: float,
+        rewards: RewardFunctions,
+        state: ObjectiveState,
     ) -> None:
-        self.args, self.template, self.groups = args, template, groups
-        self.engine, self.objective = engine, objective
-        self.share, self.rounding = share, rounding
-        self.samples = args.objective().traces == "sampled"
+        self.args, self.groups, self.template = args, groups, scorer.template
+        self.engine, self.scorer = engine, scorer
+        self.objective, self.rewards, self.state = objective, rewards, state
+        self.settings = args.resolved_objective()
+        self.samples = self.settings.traces == "sampled"
 
-    def make(self, schedule: Schedule, plan: PlannedStep, model: nn.Module) -> Window:
-        """Rolls out ``plan.rollout``; with several updates, scores it under ``model`` too."""
+    def make(
+        self, schedule: Schedule, plan: PlannedStep, model: nn.Module, **context: Any
+    ) -> Window:
+        """Rolls out ``plan.rollout``; with several updates, scores it under ``model`` too.
+        ``context`` is handed to the reward functions."""
         args = self.args
         shares = [
             rank_share(rows, args.process_index, args.world_size, args.per_device_train_batch_size)
             for rows in schedule.rollout(plan.rollout)
         ]
-        real = [self.groups[r] for s in shares for rows in s for r in rows if r is not None]
-        sampled = iter(self._sample(real, plan.rollout))
-        minibatches = [tuple(self._micro_batch(rows, sampled) for rows in s) for s in shares]
+        rows = [r for s in shares for batch in s for r in batch]
+        groups = [self._filler() if r is None else self.groups[r] for r in rows]
+        sampled = iter(self._sample([g for g in groups if g.weight], plan.rollout))
+        traces = [next(sampled) if group.weight else self._empty() for group in groups]
+        every = iter(zip(groups, traces, self._verdicts(groups, traces, context), strict=True))
+        minibatches = [tuple(_micro_batch([next(every) for _ in b]) for b in s) for s in shares]
         if len(minibatches) * args.num_iterations > 1:
             minibatches = [
                 tuple(self._remember(micro, plan, model) for micro in m) for m in minibatches
@@ -174,45 +182,87 @@ class WindowMaker:
 
     def scores(self, micro: MicroBatch, model: nn.Module) -> list[Scores]:
         """Scores of a micro-batch under ``model``, with gradients if they are on."""
-        packed = self._pack(micro)
-        return unpack(packed, model(score=packed.batch), self.template, self.rounding)
+        scores = self.scorer(model, micro.groups, micro.traces)
+        if micro.verdicts is not None:
+            pairs = zip(scores, micro.verdicts, strict=True)
+            scores = [replace(one, verdict=verdict) for one, verdict in pairs]
+        if micro.recalls is not None:  # its signal is made; the loss may still need π_0
+            pairs = zip(scores, micro.recalls, strict=True)
+            return [replace(s, frozen=Judgement(s.baseline, trace=r.reference)) for s, r in pairs]
+        if self.state.judges is None:
+            return scores
+        return self.state.judges.attach(scores, micro.groups, micro.traces)
 
-    def signal(self, scores: Scores, plan: PlannedStep) -> Signal:
-        """The objective's signal, in the format warm-up without its trace term."""
-        signal = self.objective(scores)
+    def signal(self, scores: Scores, plan: PlannedStep, weight: float = 1.0) -> Signal:
+        """The objective's signal of a group, in the format warm-up without its trace term.
+
+        Raises RunError where an objective of the user's own returns what does not fit.
+        """
+        signal = self.objective(scores.detach())
+        if not isinstance(self.objective, Objective):
+            signal = check_signal(signal, scores, name_of(self.objective))
+        if self.state.filter is not None and weight:
+            signal = replace(signal, kept=self.state.filter.keeps(signal.spread))
         if plan.rollout >= self.args.format_warmup_steps:
             return signal
-        return replace(signal, advantages=torch.zeros_like(signal.advantages))
+        return replace(signal, advantages=torch.zeros_like(signal.advantages), trace_weights=None)
+
+    def mean_tokens(self, minibatch: Sequence[MicroBatch], traces: int) -> float:
+        """Sampled tokens with policy gradient per trace of a step that has ``traces`` of them over
+        all ranks; 1 where nothing is divided by it."""
+        if self.settings.length_norm != "token_mean":
+            return 1.0
+        pairs = [pair for m in minibatch for pair in zip(m.groups, m.traces, strict=True)]
+        count = sum(self._policy_tokens(t) for group, t in pairs if group.weight)
+        (total,) = sum_of_ranks([float(count)], self.args.device)
+        return max(total, 1.0) / traces
+
+    def _policy_tokens(self, traces: Traces) -> int:
+        if self.settings.policy_tokens == "trace":
+            tag = len(self.template.boundary.close_ids)
+            return sum(map(len, traces.ids)) - tag * sum(traces.closed)
+        return sum(traces.lengths) + sum(map(len, traces.answers))
 
     def _remember(self, micro: MicroBatch, plan: PlannedStep, model: nn.Module) -> MicroBatch:
         with inference(model):
             scores = self.scores(micro, model)
-        return replace(micro, recalls=tuple(Recall(self.signal(s, plan), s.trace) for s in scores))
-
-    def _pack(self, micro: MicroBatch) -> Packed:
-        return pack(
-            micro.groups,
-            micro.traces,
-            self.template,
-            self.args.device,
-            temperature=self.args.temperature,
-            share=self.share,
-        )
+        recalls = []
+        for group, s in zip(micro.groups, scores, strict=True):
+            reference = None if s.frozen is None else s.frozen.trace
+            recalls.append(Recall(self.signal(s, plan, group.weight), s.trace, reference))
+        return replace(micro, recalls=tuple(recalls))
 
     def _sample(self, groups: list[PromptGroup], step: int) -> list[Traces]:
         if not self.samples:
             return [self._empty() for _ in groups]
         a = self.args
         sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
-        return self.engine.rollout(groups, sampling, NoiseKey(a.seed, step))
+        key = NoiseKey(a.seed, step)
+        traces = self.engine.rollout(groups, sampling, key)
+        if not self.settings.samples_answers:
+            return traces
+        sampling = replace(sampling, max_tokens=a.max_answer_length)
+        return sample_answers(self.engine, self.template, groups, traces, sampling, key)
 
-    def _micro_batch(self, rows: Rows, sampled: Iterator[Traces]) -> MicroBatch:
-        groups = [self._filler() if r is None else self.groups[r] for r in rows]
-        traces = [self._empty() if r is None else next(sampled) for r in rows]
-        return MicroBatch(tuple(groups), tuple(traces))
+    def _verdicts(
+        self, groups: list[PromptGroup], traces: list[Traces], context: dict[str, Any]
+    ) -> Sequence[Verdict | None]:
+        if not (self.settings.reads_text or self.rewards):
+            return [None] * len(groups)
+        verdicts = judge(groups, traces, self.template, self.rewards, **context)
+        return [verdict.to(self.args.device) for verdict in verdicts]
 
     def _empty(self) -> Traces:
         return Traces((self.template.empty_trace(),), (True,))
 
     def _filler(self) -> PromptGroup:
         return replace(self.groups[0], weight=0.0)
+
+
+def _micro_batch(cells: list[tuple[PromptGroup, Traces, Verdict | None]]) -> MicroBatch:
+    verdicts = tuple(verdict for _, _, verdict in cells if verdict is not None)
+    return MicroBatch(
+        groups=tuple(group for group, _, _ in cells),
+        traces=tuple(traces for _, traces, _ in cells),
+        verdicts=verdicts or None,
+    )

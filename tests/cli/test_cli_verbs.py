@@ -151,7 +151,7 @@ def test_presets(nrt):
 def test_a_preset_is_explained_setting_by_setting(name, nrt):
     _, text, _ = nrt("presets", name)
     assert text.startswith(f"{name}: {PRESETS[name].summary}")
-    assert json.loads(nrt("presets", name, "--json")[1])["scale"] == PRESETS[name].objective.scale
+    assert json.loads(nrt("presets", name, "--json")[1])["scale"] == PRESETS[name].settings.scale
 
 
 def test_demo_is_wired(nrt, monkeypatch):

@@ -195,7 +195,7 @@ def training_memory(model: Any, config: Any, groups: Sequence[Any]) -> dict[str,
     prompts = config.per_device_train_batch_size
     prompt = max(len(group.prompt_ids) for group in groups)
     answer = max(len(group.answer_ids) for group in groups)
-    sampled = config.objective().traces == "sampled"
+    sampled = config.resolved_objective().traces == "sampled"
     rows = prompts * ((config.num_generations if sampled else 0) + 1)
     trace = config.max_trace_length if sampled else 1
     scored = rows * (trace + answer)

@@ -49,6 +49,7 @@ def load_data(name: str, config: NRTConfig) -> Examples:
         answer_regex=config.answer_regex,
         split=split,
         strict=config.strict,
+        keep_columns=bool(config.reward_funcs),
     )
 
 

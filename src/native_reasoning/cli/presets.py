@@ -1,56 +1,137 @@
-"""``nrt presets``: the objectives as a table, or one of them explained."""
+"""``nrt presets``: the objectives as a table, or one of them explained.
 
-from dataclasses import asdict, fields
+No torch here: it answers at once. docs/make_objectives.py writes the same texts as pages.
+"""
+
+import shlex
+from dataclasses import asdict
+from typing import Any
 
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.output import show, show_json, show_table
-from native_reasoning.errors import ConfigError, did_you_mean
-from native_reasoning.options import NRTOptions
-from native_reasoning.presets import PRESETS
+from native_reasoning.cli.output import indented, show, show_json, show_table
+from native_reasoning.methods import differences
+from native_reasoning.presets import DEFAULT, PRESETS, Preset, find_preset
+from native_reasoning.settings import SETTINGS, ObjectiveSettings
 
-_COLUMNS = ("reward", "clip", "answer_weight", "scale")
-
-#: Settings of an objective that are no option of the command line.
-_OTHERS = {
-    "baseline": "what the trace is compared with: the answer without a trace, or nothing",
-    "ratio_low": "lower bound of the importance ratio",
-    "ratio_high": "upper bound of the importance ratio",
-    "traces": "whether traces are sampled, or every trace is the empty one",
-}
+COLUMNS = (
+    "preset",
+    "f",
+    "R_base, clip",
+    "centre, scale",
+    "answer",
+    "policy tokens",
+    "ratio",
+    "filter",
+    "KL",
+    "bad format",
+)
+_TOKENS = {"trace": "z", "trace_tag": "z + tag", "trace_tag_answer": "z + tag + ŷ"}
 
 
 def run(parsed: Parsed) -> int:
     """Prints the table, or one preset."""
     name = parsed.positional
-    if name is not None and name not in PRESETS:
-        raise ConfigError(
-            f"unknown preset {name!r}{did_you_mean(name, PRESETS)}",
-            why="there is nothing to explain",
-            fix="nrt presets lists them all",
-        )
-    rows = {
-        key: {"summary": preset.summary, "source": preset.source, **asdict(preset.objective)}
-        for key, preset in PRESETS.items()
-    }
-    if parsed.own["json"]:
-        show_json(rows if name is None else {"name": name, **rows[name]})
-    elif name is None:
-        show_table(
-            ["name", *(column.replace("_", " ") for column in _COLUMNS), "source"],
-            [[k, *(str(row[c]) for c in _COLUMNS), row["source"]] for k, row in rows.items()],
-        )
-        show("nrt presets NAME explains one; nrt train --preset NAME uses it")
+    if name is not None:
+        preset = find_preset(name)
+        if parsed.own["json"]:
+            show_json({"name": name, **entry(preset)})
+        else:
+            _explain(name, preset)
+    elif parsed.own["json"]:
+        show_json({key: entry(preset) for key, preset in PRESETS.items()})
     else:
-        _explain(name, rows[name])
+        show_table(COLUMNS, [table_row(*item) for item in PRESETS.items()])
+        show("nrt presets NAME explains one; nrt train --preset NAME uses it")
     return 0
 
 
-def _explain(name: str, row: dict) -> None:
-    told = {f.name: f.metadata["help"] for f in fields(NRTOptions)} | _OTHERS
-    show(f"{name}: {row['summary']}\nsource: {row['source']}\n")
-    settings = [key for key in row if key not in ("summary", "source")]
-    show_table(
-        ["setting", "value", "meaning"],
-        [[key, str(row[key]), told.get(key, "").split("; default")[0]] for key in settings],
-    )
-    show(f"\nnrt train --preset {name} ...; --reward, --clip and so on change one setting of it")
+def entry(preset: Preset) -> dict[str, Any]:
+    """All that is known of a preset, as plain values."""
+    method = preset.method
+    return {
+        "title": method.title,
+        "summary": preset.summary,
+        "source": method.source,
+        "form": preset.form,
+        "formula": method.formula,
+        "differs": list(differences(method, preset.form)),
+        "published": dict(method.published),
+        **asdict(preset.settings),
+    }
+
+
+def table_row(name: str, preset: Preset) -> list[str]:
+    """A preset as a row under ``COLUMNS``."""
+    s = preset.settings
+    if s.reward == "none":
+        sampled = "z" if s.traces == "sampled" else "empty trace"
+        return [name, "-", "-", "-", _answer(s), f"none ({sampled})", "-", "-", "-", s.bad_format]
+    kl = f"{s.beta:g}" if s.beta else f"{s.kl_in_reward:g} in R" if s.kl_in_reward else "-"
+    clip = s.clip if s.clip != "none" else ""
+    forced = f" + {s.format_loss_coef:g}" if s.format_loss_coef else ""
+    return [
+        name,
+        _f(s),
+        ", ".join(filter(None, (s.baseline if s.baseline != "none" else "-", clip))),
+        f"{s.centre}, {_scale(s)}",
+        _answer(s),
+        _TOKENS[s.policy_tokens],
+        s.ratio if s.ratio == "none" else f"{s.ratio} {s.ratio_low:g}/{s.ratio_high:g}",
+        "-" if s.filter == "none" else f"{s.filter} {s.filter_coef:g}",
+        kl,
+        s.bad_format + forced,
+    ]
+
+
+def _f(s: ObjectiveSettings) -> str:
+    added = {
+        "format": s.format_reward,
+        "efficiency": s.efficiency_reward,
+        "length": s.length_reward,
+        "repetition": -s.repetition_penalty,
+    }
+    first = s.reward if s.reward_coef == 1 else f"{s.reward_coef:g} {s.reward}"
+    return first + "".join(f" {value:+g} {name}" for name, value in added.items() if value)
+
+
+def _scale(s: ObjectiveSettings) -> str:
+    scale = s.scale if s.std_eps is None else f"{s.scale} + {s.std_eps:g}"
+    return scale if s.adv_clip is None else f"{scale}, clip {s.adv_clip:g}"
+
+
+def _answer(s: ObjectiveSettings) -> str:
+    weight = s.answer_weight
+    return weight if s.answer_coef == 1 or weight == "none" else f"{s.answer_coef:g} {weight}"
+
+
+# -- One preset ------------------------------------------------------------------------------------
+
+
+def setting_rows(preset: Preset) -> list[list[str]]:
+    """Every setting with its value and meaning; * where the value is not that of nrt-ws."""
+    rows = []
+    for name, f in SETTINGS.items():
+        value = getattr(preset.settings, name)
+        mark = "*" if value != getattr(DEFAULT, name) else ""
+        rows.append([name, f"{value}{mark}", f.metadata["help"]])
+    return rows
+
+
+def command(name: str, preset: Preset) -> str:
+    """The command line that trains as the authors' runs did, as far as settings go."""
+    flags = [f"--{key.replace('_', '-')} {value}" for key, value in preset.method.published.items()]
+    return " ".join(["nrt train", f"--preset {shlex.quote(name)}", *flags, "--model M --data F"])
+
+
+def _explain(name: str, preset: Preset) -> None:
+    method = preset.method
+    show(f"{name}: {method.title}\n{preset.summary}\nsource: {method.source}\n")
+    show(indented(method.formula, "    ") + "\n")
+    if told := differences(method, preset.form):
+        show("what differs from the source, and why:")
+        show("\n".join(f"  - {text}" for text in told) + "\n")
+    show_table(["setting", "value", "meaning"], setting_rows(preset))
+    show("* not as in nrt-ws\n")
+    if method.published:
+        show(f"with the settings of the authors' runs:\n  {command(name, preset)}")
+    show(f"nrt train --preset {name} ...; --reward, --clip and so on change one setting of it")

@@ -119,7 +119,7 @@ def show_result(result: Mapping[str, Any]) -> None:
 def plan_of(trainer: Any, out: str, steps: int) -> dict[str, Any]:
     """What a run would do."""
     args, groups = trainer.args, trainer.train_groups
-    settings = args.objective()
+    settings = args.resolved_objective()
     boundary = trainer.template.boundary
     return {
         "run": out,

@@ -34,6 +34,7 @@ def load_examples(
     split: str | None = None,
     strict: bool = False,
     regex_timeout: float = 1.0,
+    keep_columns: bool = False,
 ) -> Examples:
     r"""Read a source (see ``load_rows``) into examples; bad rows are counted in the report.
 
@@ -45,13 +46,14 @@ def load_examples(
     seconds.
     ``strict`` raises at the first bad row. A row that repeats an earlier prompt and answer is no
     bad row: it is left out and counted either way.
+    ``keep_columns`` keeps every column of a row in its example, for reward functions.
 
     Raises DataError: unreadable or empty source, missing column, no usable row, or, when
     ``strict``, a bad row. Raises ConfigError: a bad pattern, or one that is too slow.
     """
     pattern = None if answer_regex is None else AnswerPattern(answer_regex, regex_timeout)
     rows = load_rows(source, split=split)
-    tally = _Tally(rows)
+    tally = _Tally(rows, keep_columns)
     for row in rows.rows:
         try:
             if row.problem is not None:
@@ -116,6 +118,7 @@ class _Tally:
     """The running account of one source."""
 
     rows: Rows
+    keep_columns: bool = False
     examples: list[Example] = field(default_factory=list)
     shapes: Counter[str] = field(default_factory=Counter)
     unused: tuple[str, ...] = ()
@@ -137,7 +140,8 @@ class _Tally:
         if not self.examples:
             self.unused = _unused(row.value, pair)
         self.shapes[pair.shape] += 1
-        self.examples.append(Example(pair.prompt, answer, len(self.examples), row.number))
+        columns = dict(row.value) if self.keep_columns else {}
+        self.examples.append(Example(pair.prompt, answer, len(self.examples), row.number, columns))
 
     def drop(self, row: Row, bad: BadRow) -> None:
         """Count a row that is left out, with its place."""

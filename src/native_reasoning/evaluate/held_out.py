@@ -21,10 +21,11 @@ from native_reasoning.evaluate.metrics import (
     numeric_match,
     token_f1,
 )
+from native_reasoning.packing import pack
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine, Sample, inference
 from native_reasoning.rollout.noise import EVALUATION
-from native_reasoning.scoring import pack, unpack
+from native_reasoning.scoring import unpack
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Traces
 

@@ -1,6 +1,6 @@
 """What a rollout engine promises, whatever runs the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,18 @@ class NoiseKey:
     domain: int = 0
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One sampled sequence: its ids, and the name of what stopped it ("limit" if nothing did)."""
+
+    ids: tuple[int, ...]
+    stopped: str
+
+
+#: Says after each token whether the sequence ends there: its reason, or None.
+Stop = Callable[[list[int]], str | None]
+
+
 class RolloutEngine(Protocol):
     """Samples traces for prompts. Equal arguments and weights give equal traces."""
 
@@ -34,4 +46,17 @@ class RolloutEngine(Protocol):
     ) -> list[Traces]:
         """K traces per group, in order; each stops at the closing tag, at an end-of-turn token
         (``Traces.ended``) or at ``sampling.max_tokens``."""
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        row_ids: Sequence[int],
+        sampling: Sampling,
+        key: NoiseKey,
+        stop: Stop,
+        traces: Sequence[int] | None = None,
+    ) -> list[list[Sample]]:
+        """``num_generations`` sequences per prompt, in order. The random numbers of the j-th one of
+        prompt i are those of trace ``traces[i]`` + j of row ``row_ids[i]``; None means 0."""
         ...

@@ -4,9 +4,8 @@ The prompt's cache is repeated K times, finished rows leave the batch, and each 
 inverting the cumulative distribution at one stateless uniform number (noise.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,24 +13,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.errors import PolicyError
-from native_reasoning.rollout.engine import NoiseKey, Sampling
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.types import PromptGroup, Traces
 
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
 DROP_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sampled sequence: its ids, and the name of what stopped it ("limit" if nothing did)."""
-
-    ids: tuple[int, ...]
-    stopped: str
-
-
-#: Says after each token whether the sequence ends there: its reason, or None.
-Stop = Callable[[list[int]], str | None]
 
 
 @contextmanager
@@ -156,15 +143,17 @@ class HFEngine:
         sampling: Sampling,
         key: NoiseKey,
         stop: Stop,
+        traces: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
-        """``num_generations`` sequences per prompt, in order, ``batch_size`` prompts at once."""
+        """See ``RolloutEngine``; ``batch_size`` prompts at once."""
+        first = [0] * len(prompts) if traces is None else traces
         size = self.batch_size or max(len(prompts), 1)
         out: list[list[Sample]] = []
         with inference(self.model):
             for i in range(0, len(prompts), size):
-                chunk, rows = prompts[i : i + size], row_ids[i : i + size]
-                noise = _noise(key, rows, sampling)
-                flat = self._decode(chunk, sampling, noise, stop)
+                streams = list(zip(row_ids[i : i + size], first[i : i + size], strict=True))
+                noise = _noise(key, streams, sampling)
+                flat = self._decode(prompts[i : i + size], sampling, noise, stop)
                 k = sampling.num_generations
                 out += [flat[j : j + k] for j in range(0, len(flat), k)]
         return out
@@ -223,15 +212,15 @@ class HFEngine:
         return logits, cache, mask
 
 
-def _noise(key: NoiseKey, row_ids: Sequence[int], sampling: Sampling) -> np.ndarray:
-    """Uniform numbers (rows·K, max_tokens), rows outermost."""
-    shape = (len(row_ids) * sampling.num_generations, sampling.max_tokens)
+def _noise(key: NoiseKey, streams: Sequence[tuple[int, int]], sampling: Sampling) -> np.ndarray:
+    """Uniform numbers (prompts·K, max_tokens); a stream is a prompt's row id and first trace."""
+    k = sampling.num_generations
     if sampling.temperature == 0:
-        return np.zeros(shape)
+        return np.zeros((len(streams) * k, sampling.max_tokens))
     draws = [
-        uniforms(key.seed, key.domain, key.step, row, k, sampling.max_tokens)
-        for row in row_ids
-        for k in range(sampling.num_generations)
+        uniforms(key.seed, key.domain, key.step, row, trace, sampling.max_tokens)
+        for row, first in streams
+        for trace in range(first, first + k)
     ]
     return np.stack(draws)
 

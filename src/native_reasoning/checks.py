@@ -1,0 +1,138 @@
+"""Settings that cannot work, alone or together, are refused before anything is loaded."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from native_reasoning.errors import ConfigError, did_you_mean
+from native_reasoning.objective import Objective
+from native_reasoning.options import NRTOptions
+from native_reasoning.rewards import REWARDS
+
+RANGES = (
+    ("num_generations", 1, 1e6),
+    ("max_prompt_length", 1, 1e7),
+    ("max_trace_length", 1, 1e7),
+    ("max_answer_length", 1, 1e7),
+    ("temperature", 1e-3, 100),
+    ("top_p", 1e-3, 1),
+    ("eval_samples", 1, 1e9),
+    ("eval_num_generations", 1, 1e6),
+    ("format_warmup_steps", 0, 1e9),
+    ("rollout_batch_size", 1, 1e9),
+    ("num_iterations", 1, 1e6),
+    ("per_device_train_batch_size", 1, 1e6),
+    ("per_device_eval_batch_size", 1, 1e6),
+    ("gradient_accumulation_steps", 1, 1e6),
+    ("std_eps", 0, 1e6),
+    ("adv_clip", 1e-9, 1e9),
+    ("beta", 0, 1e6),
+    ("kl_in_reward", 0, 1e6),
+    ("ratio_low", 0, 1),
+    ("ratio_high", 1, 1e6),
+    ("ema_decay", 0, 1),
+    ("ema_steps", 1, 1e9),
+    ("filter_coef", 0, 1e6),
+)
+#: Rewards that are logarithms of probabilities: negative, with 0 the best there is.
+LOG_PROBABILITIES = ("logp", "avg_logp", "jepo")
+
+
+def check_options(options: NRTOptions, objective: Callable[[], Objective]) -> None:
+    """Choices and ranges of our own options, then what they make together. Raises ConfigError."""
+    for f in fields(NRTOptions):
+        value, choices = getattr(options, f.name), f.metadata["choices"]
+        if choices and value is not None and value not in choices:
+            raise ConfigError(
+                f"{f.name} is {value!r}{did_you_mean(str(value), choices)}",
+                why=f.metadata["help"],
+                fix=f"one of: {', '.join(choices)}",
+            )
+    for name, low, high in RANGES:
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise ConfigError(
+                f"{name} is {value}",
+                why=f"it must be from {low:g} to {high:g}",
+                fix=f"change {name}",
+            )
+    if options.objective is None:
+        check_sampling(options, objective(), judged=bool(options.reward_funcs))
+        _check_reward(options, objective())
+
+
+def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> None:
+    """Rewards need something to tell apart: the preset's, or (``judged``) the user's own.
+
+    Raises ConfigError.
+    """
+    judged = judged or objective.reward != "none"
+    compares = objective.centre != "none" or objective.scale != "none"
+    if judged and compares and options.num_generations < 2:
+        raise ConfigError(
+            f"num_generations is {options.num_generations} with preset {options.preset!r}",
+            why="a trace is judged against the others of its question; one alone teaches nothing",
+            fix="num_generations 8, or preset sft-think, which compares nothing",
+        )
+    if judged and objective.traces == "empty":
+        name = "a reward of your own" if objective.reward == "none" else repr(objective.reward)
+        raise ConfigError(
+            f"reward is {name} with preset {options.preset!r}, which samples nothing",
+            why="a reward tells traces apart, and the one trace here is empty",
+            fix="leave it out, or preset nrt-ws",
+        )
+    if objective.reward == "none" and objective.answer_gate == "relu":
+        raise ConfigError(
+            f"answer_gate is 'relu' with preset {options.preset!r}, which has no reward",
+            why="the gate is open after traces that helped, and nothing says which did",
+            fix="answer_gate none",
+        )
+    needs_answer = objective.reward == "exact_match" or bool(objective.length_reward)
+    if needs_answer and not objective.samples_answers:
+        name = "length_reward" if objective.length_reward else "reward 'exact_match'"
+        raise ConfigError(
+            f"{name} with policy_tokens {objective.policy_tokens!r}",
+            why="it looks at a sampled answer, and none is sampled",
+            fix="policy_tokens trace_tag_answer",
+        )
+
+
+def _check_reward(options: NRTOptions, objective: Objective) -> None:
+    """Settings that a reward does not go with."""
+    reward, preset = objective.reward, options.preset
+    if objective.clip == "relu" and objective.baseline == "none" and reward != "none":
+        raise ConfigError(
+            f"clip is 'relu' with preset {preset!r}, which has no baseline",
+            why="the clip is on R - R_base, and there is no R_base",
+            fix="clip none, or a preset whose baseline is 'current'",
+        )
+    if objective.answer_weight == "exact" and REWARDS[reward].weights is None:
+        raise ConfigError(
+            f"answer_weight is 'exact' with reward {reward!r}",
+            why="that reward has no gradient through the answer's tokens",
+            fix="answer_weight none, or one",
+        )
+    if reward == "jepo" and objective.centre != "lme_loo":
+        raise ConfigError(
+            f"centre is {objective.centre!r} with reward 'jepo'",
+            why="its answer weights belong to the group's log-mean-exp",
+            fix="centre lme_loo, or reward logp",
+        )
+    if objective.centre == "lme_loo" and reward not in LOG_PROBABILITIES:
+        raise ConfigError(
+            f"centre is 'lme_loo' with reward {reward!r}",
+            why="it takes the logarithm of a mean of probabilities, so R must be a log-probability",
+            fix="reward jepo or logp, or centre leave_one_out",
+        )
+    signed = reward in LOG_PROBABILITIES
+    if objective.bad_format == "zero" and signed and objective.clip == "none":
+        raise ConfigError(
+            f"bad_format is 'zero' with reward {reward!r} and no clip",
+            why="0 is the best log-probability there is: a trace that never closes would win",
+            fix="bad_format mask or penalty, or clip relu",
+        )
+    if objective.bad_format == "twice_mean" and (not signed or objective.clip == "relu"):
+        raise ConfigError(
+            f"bad_format is 'twice_mean' with reward {reward!r}, clip {objective.clip!r}",
+            why="twice the mean is a penalty only where rewards are negative",
+            fix="bad_format zero, or reward logp with clip none",
+        )

@@ -1,0 +1,72 @@
+"""What a run notes of each step: means for metrics.jsonl, traces for the run folder, warnings."""
+
+import sys
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from native_reasoning.losses import LossTerms
+from native_reasoning.meter import Meter, means, trace_rows
+from native_reasoning.records import RunFolder, TraceRow
+from native_reasoning.template import Template
+from native_reasoning.types import PromptGroup, Scores, Signal, Traces
+
+#: Metrics of a step that samples and rewards nothing would only be zeros.
+_OF_REWARDS = ("reward", "reward_baseline", "helped")
+
+
+class RunLog:
+    """Collects on every rank; what is written goes through ``records``, on rank 0 alone."""
+
+    def __init__(self, records: RunFolder, template: Template, rewarded: bool) -> None:
+        self.records, self.template, self.rewarded = records, template, rewarded
+        self.meter = Meter()
+        self._pending: list[TraceRow] = []
+        self._warned = False
+
+    def note(
+        self,
+        group: PromptGroup,
+        traces: Traces,
+        scores: Scores,
+        signal: Signal,
+        terms: LossTerms,
+        weight: float,
+    ) -> None:
+        """One group of the step; ``weight`` divides its loss terms by N."""
+        self.meter.add_group(scores, signal, traces, self.template)
+        self.meter.add_loss(terms, weight)
+
+    def note_traces(
+        self, step: int, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal
+    ) -> None:
+        """The group's traces, to be written; ``step`` counts from 1."""
+        self._pending += trace_rows(step, group, traces, scores, signal, self.template)
+
+    def write_traces(self, step: int) -> None:
+        """Hands the traces of steps up to ``step`` of all ranks to the records."""
+        done = [row for row in self._pending if row.step <= step]
+        self._pending = [row for row in self._pending if row.step > step]
+        self.records.add_traces(gather_object(done))
+        self.records.flush_traces(step)
+
+    def means(self) -> dict[str, float]:
+        """The means since they were asked for last, over all ranks."""
+        values = means(gather_object([self.meter.sums()]))
+        if not self.rewarded:
+            values = {name: value for name, value in values.items() if name not in _OF_REWARDS}
+        self._warn(values)
+        return values
+
+    def _warn(self, values: dict[str, Any]) -> None:
+        """Once: rewards that float32 rounds to nothing look like rewards that are all equal."""
+        share = values.get("underflow", 0.0)
+        if share and not self._warned and self.records.writes:
+            self._warned = True
+            print(
+                f"warning: {share:.0%} of this step's rewards are below e^-87 and underflow: whole "
+                "answers are too improbable for reward prob without scaling. Shorter answers, "
+                "--scale std, or reward geometric_mean",
+                file=sys.stderr,
+                flush=True,
+            )
