@@ -63,6 +63,9 @@ EXPECTED = {
     "distinct": (3 + 2) / 6,
     "flat_groups": 1 / 2,
     "clamped_baseline": 1 / 2,
+    "underflow": 0.0,
+    "kept_groups": 1.0,
+    "answer_weight": 0.0,
 }
 
 
@@ -110,11 +113,12 @@ def test_grouping_into_micro_batches_does_not_matter():
 
 def test_loss_terms_are_added_up_with_their_weights():
     meter = Meter()
-    terms = LossTerms(torch.tensor(2.0, requires_grad=True), torch.tensor(3.0), torch.tensor(-1.0))
+    first = torch.tensor(2.0, requires_grad=True)
+    terms = LossTerms(first, torch.tensor(3.0), torch.tensor(-1.0), torch.tensor(0.5))
     meter.add_loss(terms, 0.25)
     meter.add_loss(terms, 0.5)
     got = means([meter.sums()])
-    assert got == {"loss_trace": 1.5, "loss_answer": 2.25, "loss_format": -0.75}
+    assert got == {"loss_trace": 1.5, "loss_answer": 2.25, "loss_format": -0.75, "loss_kl": 0.375}
 
 
 def test_trace_rows_hold_what_the_group_has():

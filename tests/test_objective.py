@@ -12,12 +12,14 @@ from native_reasoning.losses import RATIOS, group_loss
 from native_reasoning.objective import Objective, preset_objective
 from native_reasoning.presets import PRESETS
 from native_reasoning.rewards import REWARDS
-from native_reasoning.settings import SETTINGS
+from native_reasoning.settings import SETTINGS, TOKEN_REWARDS
 from native_reasoning.types import Scores, Signal
 
 C = [[0.5, 0.9, 0.02], [0.25, 0.6, 0.3], [0.1, 0.95, 0.4], [0.7, 0.01, 0.6]]
 B = [0.2, 0.8, 0.15]
-LOG_REWARDS = sorted(name for name, reward in REWARDS.items() if reward.is_log)
+#: Rewards of one trace and its answer; those of the whole group are in test_rewards.py.
+TOKENS = [name for name in TOKEN_REWARDS if name != "jepo"]
+LOG_REWARDS = [name for name in TOKENS if REWARDS[name].is_log]
 
 
 def f(name, c, b):
@@ -66,14 +68,14 @@ def close(tensor, expected, tolerance=1e-9):
 # -- Rewards and weights ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TOKENS)
 def test_reward_is_its_formula(name):
     signal = Objective(reward=name, scale="none")(of(C, B))
     close(signal.rewards, [f(name, c, B) for c in C])
     close(signal.baseline_reward, f(name, B, B))
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TOKENS)
 def test_exact_weight_is_c_times_the_derivative_of_f(name):
     c = torch.tensor(C, dtype=torch.float64, requires_grad=True)
     b = torch.tensor(B, dtype=torch.float64)
@@ -93,7 +95,7 @@ def test_exact_weight_is_c_times_the_derivative_of_f(name):
 
 
 @pytest.mark.parametrize("length", [1, 2, 400, 4000])
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TOKENS)
 def test_any_length_and_tiny_probabilities_give_finite_numbers(name, length):
     torch.manual_seed(0)
     deep = -100 * torch.rand(8, length)
@@ -136,7 +138,7 @@ def test_empty_trace_is_worth_exactly_nothing():
     b = -torch.rand(7) * 20
     b[0] = 0.0  # clamped above, and below for weighted_inverse
     l = torch.stack([b, b - 0.5, b])
-    for name in REWARDS:
+    for name in TOKENS:
         signal = Objective(reward=name, centre="none", scale="none")(
             scores(l, b, rounding=1e-5, dtype=torch.float32)
         )
@@ -156,7 +158,7 @@ def test_relu_makes_a_trace_that_hurts_worth_nothing():
     assert signal.advantages[1] == signal.advantages[3] == 0
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TOKENS)
 def test_unclipped_baseline_is_irrelevant_under_centring(name):
     for centre in ("mean", "leave_one_out"):
         for scale in ("std", "none"):
@@ -165,7 +167,7 @@ def test_unclipped_baseline_is_irrelevant_under_centring(name):
             close(with_base(of(C, B)).advantages, without(of(C, B)).advantages, 1e-5)
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TOKENS)
 def test_without_a_baseline_the_empty_trace_cannot_silence_the_group(name):
     # the empty trace is far better than all: its size must not make the others look equal
     l = torch.tensor([[-40.0, -41.0], [-42.0, -40.0], [-44.0, -41.0]])
@@ -196,7 +198,7 @@ def test_positive_affine_changes_of_the_reward_are_irrelevant_under_std():
 
 
 def test_mean_and_leave_one_out_give_the_same_advantages_under_std():
-    for name in REWARDS:
+    for name in TOKENS:
         mean = Objective(reward=name, centre="mean")(of(C, B)).advantages
         out = Objective(reward=name, centre="leave_one_out")(of(C, B)).advantages
         assert not torch.equal(mean, torch.zeros_like(mean))
@@ -229,7 +231,7 @@ def test_one_trace_alone_has_no_advantage_and_no_error(scale):
 # -- Flat groups -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TOKENS)
 def test_identical_traces_are_flat_and_get_no_advantage(name):
     signal = Objective(reward=name)(of([C[0]] * 4, B))
     assert signal.flat
@@ -310,7 +312,7 @@ def test_answer_weight_none_one_exact():
 
 @pytest.mark.parametrize("baseline", ["current", "none"])
 @pytest.mark.parametrize("clip", ["none", "relu"])
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", TOKENS)
 def test_answer_gate_trains_the_answer_only_after_traces_that_beat_the_empty_one(
     name, clip, baseline
 ):
@@ -325,7 +327,7 @@ def test_answer_gate_trains_the_answer_only_after_traces_that_beat_the_empty_one
 
 def test_supervised_objective_has_no_reward_and_the_gate_does_not_silence_it():
     for gate in ("none", "relu"):
-        signal = Objective(reward=None, answer_gate=gate, answer_coef=2.0)(of(C, B))
+        signal = Objective(reward="none", answer_gate=gate, answer_coef=2.0)(of(C, B))
         assert signal.advantages.tolist() == signal.rewards.tolist() == [0.0] * 4
         assert signal.baseline_reward.shape == ()
         assert signal.answer_weights.tolist() == [[2.0] * 3] * 4
@@ -337,7 +339,7 @@ def test_signal_carries_no_gradient_and_neither_does_the_baseline():
     tag = torch.full((4,), -2.0, requires_grad=True)
     trace = torch.full((4, 1), -1.0, requires_grad=True)
     parts = {"trace": trace, "forced_tag": tag, "closed": torch.zeros(4, dtype=torch.bool)}
-    for name in REWARDS:
+    for name in TOKENS:
         group = Scores(answer=l, baseline=b, trace_mask=torch.ones(4, 1, dtype=torch.bool), **parts)
         objective = Objective(reward=name, answer_weight="exact")
         signal = objective(group)
@@ -445,4 +447,6 @@ def test_every_preset_says_what_it_is_and_where_it_comes_from():
     assert set(SETTINGS) >= {"reward", "clip", "centre", "scale", "answer_weight"}
     for preset in PRESETS.values():
         assert preset.summary
-        assert preset.source
+        assert preset.method.title
+        assert preset.method.source
+        assert preset.method.formula

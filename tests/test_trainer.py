@@ -75,7 +75,7 @@ def test_run_folder_holds_config_metrics_timings_and_traces(tmp_path):
     folder = tmp_path / "run"
     config = read_config(folder)
     assert config["config"]["preset"] == "nrt-ws"
-    assert config["config"]["objective"]["reward"] == "weighted_neglog"
+    assert config["config"]["resolved_objective"]["reward"] == "weighted_neglog"
     assert len(config["data_hash"]) == 64
     metrics = read_metrics(folder)
     assert [m["step"] for m in metrics] == [1, 2]

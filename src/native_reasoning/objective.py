@@ -108,7 +108,7 @@ class Objective(ObjectiveSettings):
         b = judge.baseline[:last]
         clamped_b = b.clamp(reward.smallest_baseline, LARGEST_BASELINE)
         correct = torch.zeros_like(s.closed) if s.verdict is None else s.verdict.correct
-        group = Group(answerer.answer[:, :last], clamped_b, s.lengths, s.complete, correct)
+        group = Group(answerer.answer[:, :last], b, clamped_b, s.lengths, s.complete, correct)
         return group, (clamped_b != b).double().mean().item()
 
     def _worth(
@@ -212,7 +212,7 @@ class Objective(ObjectiveSettings):
         elif self.answer_weight == "exact":
             assert reward.weights is not None, self.reward
             scaled = self.answer_scale == "group_std"
-            exact = reward.weights(group.l, group.b)
+            exact = reward.weights(group.l, group.clamped)
             if reward.is_log:
                 exact = (exact - worth.shift if scaled else exact).exp()
             exact = self.reward_coef * exact

@@ -23,12 +23,13 @@ SMALLEST_INVERSE = -10.0
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """What a reward sees: ``l`` (K, T) and clamped ``b`` (T,), and of each trace (K,) its
-    ``length`` in tokens, whether it is ``complete`` (in the right format), and whether its sampled
-    answer is ``correct``."""
+    """What a reward sees: ``l`` (K, T), ``b`` (T,), the same ``clamped`` for where it weights
+    something, and of each trace (K,) its ``length`` in tokens, whether it is ``complete`` (in the
+    right format), and whether its sampled answer is ``correct``."""
 
     l: Tensor
     b: Tensor
+    clamped: Tensor
     length: Tensor
     complete: Tensor
     correct: Tensor
@@ -162,7 +163,7 @@ class Reward:
 
 def of_tokens(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Group], tuple[Tensor, Tensor]]:
     """A reward of a group from one of a row of log-probabilities: R_base is f at b itself."""
-    return lambda group: (f(group.l, group.b), f(group.b, group.b))
+    return lambda group: (f(group.l, group.clamped), f(group.b, group.clamped))
 
 
 REWARDS: dict[str, Reward] = {

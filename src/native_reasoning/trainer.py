@@ -32,7 +32,7 @@ from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checkpoints import WholeCheckpoints
 from native_reasoning.checks import check_sampling
 from native_reasoning.config import NRTConfig, model_dtype
-from native_reasoning.custom import find_custom, name_of
+from native_reasoning.custom import RewardFunctions, find_custom, name_of
 from native_reasoning.data import content_hash
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, make_schedule, read_groups, require
@@ -107,28 +107,32 @@ class NRTTrainer(WholeCheckpoints):
             repeat_cache=shares,
             batch_size=args.rollout_batch_size,
         )
-        half = args.bf16 or args.fp16
-        rounding = rounding_of(model_dtype(args) if half else policy.model.dtype)
-        scorer = Scorer(self.template, args.device, args.temperature, self.share_prompts, rounding)
-        if self.settings.needs_frozen or self.settings.needs_ema:
-            self.memory.judges = Judges(
-                policy.model, self.settings, scorer, lambda: self.accelerator.autocast()
-            )
-        self.maker = WindowMaker(
-            args,
-            self.train_groups,
-            self.engine,
-            scorer,
-            objective or self.settings,
-            rewards,
-            self.memory,
-        )
+        self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
         self.window: Window | None = None
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
         #: More of config.yaml; the command line puts the data paths here.
         self.recipe: dict[str, Any] = {}
         self._clock: dict[str, float] = {}
         self._resumed: Path | None = None
+
+    def _make_maker(
+        self,
+        model: PreTrainedModel,
+        objective: Callable[[Scores], Signal],
+        rewards: RewardFunctions,
+    ) -> WindowMaker:
+        """What samples and scores; copies of the policy are made of ``model`` as it is now."""
+        args, settings = self.args, self.settings
+        dtype = model_dtype(args) if args.bf16 or args.fp16 else model.dtype
+        scorer = Scorer(
+            self.template, args.device, args.temperature, self.share_prompts, rounding_of(dtype)
+        )
+        if settings.needs_frozen or settings.needs_ema:
+            autocast = lambda: self.accelerator.autocast()  # noqa: E731
+            self.memory.judges = Judges(model, settings, scorer, autocast)
+        return WindowMaker(
+            args, self.train_groups, self.engine, scorer, objective, rewards, self.memory
+        )
 
     def _new_log(self, records: RunFolder) -> RunLog:
         supervised = self.maker.objective == self.settings and self.settings.reward == "none"

@@ -142,7 +142,7 @@ def test_columns_beside_an_answer_in_a_list(tmp_path):
 def test_presets(nrt):
     code, text, _ = nrt("presets")
     assert code == 0
-    assert text.splitlines()[0].split()[:3] == ["name", "reward", "clip"]
+    assert text.splitlines()[0].split()[:3] == ["preset", "f", "R_base,"]
     assert all(f"\n{name} " in text for name in PRESETS)
     assert set(json.loads(nrt("presets", "--json")[1])) == set(PRESETS)
 
@@ -150,7 +150,7 @@ def test_presets(nrt):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_explained_setting_by_setting(name, nrt):
     _, text, _ = nrt("presets", name)
-    assert text.startswith(f"{name}: {PRESETS[name].summary}")
+    assert text.startswith(f"{name}: {PRESETS[name].method.title}\n{PRESETS[name].summary}\n")
     assert json.loads(nrt("presets", name, "--json")[1])["scale"] == PRESETS[name].settings.scale
 
 
