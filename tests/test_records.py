@@ -40,6 +40,7 @@ def row(step: int, k: int = 0, **changes) -> TraceRow:
         trace="two and two",
         answer="4",
         closed=True,
+        sampled_answer="",
         ended=False,
         length=4,
         reward=0.25,

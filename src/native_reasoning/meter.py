@@ -96,6 +96,7 @@ def trace_rows(
             prompt=group.example.question,
             trace=template.text(ids),
             answer=group.example.answer,
+            sampled_answer=template.text(traces.answered()[k]),
             closed=traces.closed[k],
             ended=end is not None,
             length=traces.lengths[k],

@@ -41,7 +41,8 @@ _TRACE_FILE = re.compile(r"step-(\d+)-(\d+)\.parquet")
 class TraceRow:
     """One sampled trace: trace ``k`` of the data row ``row_id`` at optimiser step ``step``.
 
-    ``prompt``, ``trace`` and ``answer`` (the reference) are text; ``length`` counts sampled tokens;
+    ``prompt``, ``trace``, ``answer`` (the reference) and ``sampled_answer`` ("" where none was
+    sampled) are text; ``length`` counts the trace's sampled tokens;
     ``closed`` by the tag, ``ended`` by an end-of-turn token, or cut at the limit.
     ``answer_logps`` is l and ``baseline_logps`` b (nats, one per answer token), ``answer_tokens``
     the same tokens as text. For "2 + 2?" with the answer ``4<end>`` both have two entries.
@@ -53,6 +54,7 @@ class TraceRow:
     prompt: str
     trace: str
     answer: str
+    sampled_answer: str
     closed: bool
     ended: bool
     length: int

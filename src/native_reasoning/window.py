@@ -68,7 +68,9 @@ class Window:
                     [_describe(*pair) for pair in zip(micro.groups, micro.traces, strict=True)]
                 )
                 for g, recall in enumerate(micro.recalls or ()):
-                    tensors |= {f"{i}.{j}.{g}.{k}": v for k, v in _tensors(recall).items()}
+                    verdict = micro.verdicts[g] if micro.verdicts else None
+                    named = _tensors(recall, verdict)
+                    tensors |= {f"{i}.{j}.{g}.{k}": v for k, v in named.items()}
         text = json.dumps({"rollout": self.rollout, "minibatches": layout})
         path.with_suffix(".json").write_text(text, encoding="utf-8")
         save_file(tensors, path.with_suffix(".safetensors"))
@@ -84,6 +86,8 @@ class Window:
         for i, layout in enumerate(state["minibatches"]):
             micros = []
             for j, cells in enumerate(layout):
+                places = [f"{i}.{j}.{g}." for g in range(len(cells))]
+                verdicts = [_verdict(tensors, place) for place in places]
                 micros.append(
                     MicroBatch(
                         groups=tuple(
@@ -98,7 +102,8 @@ class Window:
                             )
                             for c in cells
                         ),
-                        recalls=tuple(_recall(tensors, f"{i}.{j}.{g}.") for g in range(len(cells))),
+                        verdicts=tuple(v for v in verdicts if v is not None) or None,
+                        recalls=tuple(_recall(tensors, place) for place in places),
                     )
                 )
             minibatches.append(tuple(micros))
@@ -110,9 +115,10 @@ def _describe(group: PromptGroup, traces: Traces) -> dict:
     return {"row": row, **vars(traces)}
 
 
-def _tensors(recall: Recall) -> dict[str, Tensor]:
+def _tensors(recall: Recall, verdict: Verdict | None) -> dict[str, Tensor]:
     """Everything that is remembered, as tensors by name; what is None is left out."""
     named = {"trace": recall.trace, "reference": recall.reference, **vars(recall.signal)}
+    named |= {} if verdict is None else vars(verdict)
     return {
         name: torch.as_tensor(
             value, dtype=torch.float64 if isinstance(value, float) else None
@@ -129,6 +135,11 @@ def _recall(tensors: dict[str, Tensor], prefix: str) -> Recall:
 
     signal = Signal(**{field.name: get(field) for field in fields(Signal)})
     return Recall(signal, tensors[prefix + "trace"], tensors.get(prefix + "reference"))
+
+
+def _verdict(tensors: dict[str, Tensor], prefix: str) -> Verdict | None:
+    named = {field.name: tensors.get(prefix + field.name) for field in fields(Verdict)}
+    return None if named["complete"] is None else Verdict(**named)  # type: ignore[arg-type]
 
 
 class WindowMaker:

@@ -1,0 +1,164 @@
+"""Every method trains: what is sampled, what gets a gradient, and that it resumes bit for bit."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from lab_run import lab_trainer
+from native_reasoning import filters
+from native_reasoning.judges import EMA
+from native_reasoning.presets import PRESETS
+from native_reasoning.records import read_metrics, read_traces
+from native_reasoning.state import FILTER
+
+RIVALS = [name for name, preset in PRESETS.items() if not name.startswith("nrt-")]
+
+
+class Gradients(TrainerCallback):
+    """The gradient of each step, flat."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+
+
+class Killed(Exception):
+    """Stands for the power going off."""
+
+
+class KillIn(TrainerCallback):
+    """Raises in step ``step + 1``, after its backward."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def gradients(folder, **settings) -> list[torch.Tensor]:
+    keep = Gradients()
+    lab_trainer(folder, [keep], **settings).train()
+    return keep.seen
+
+
+@pytest.mark.parametrize("preset", RIVALS)
+def test_every_method_trains(preset, tmp_path):
+    settings = PRESETS[preset].settings
+    seen = gradients(tmp_path / "run", preset=preset)
+    assert len(seen) == 2
+    assert all(g.isfinite().all() for g in seen)
+    assert all(g.norm() > 0 for g in seen)
+    for m in read_metrics(tmp_path / "run"):
+        parts = ("trace", "answer", "format", "kl")
+        total = sum(m[f"loss_{part}"] for part in parts)
+        assert m["loss"] == pytest.approx(total, rel=1e-4, abs=1e-6)
+        assert ("sampled_correct" in m) == settings.samples_answers
+        assert (m["loss_answer"] == 0) == (settings.answer_weight == "none")
+    # the first policy is the policy itself in the first step, and no longer in the second
+    first, second = read_metrics(tmp_path / "run")
+    assert first["loss_kl"] == pytest.approx(0, abs=1e-6)
+    assert (second["loss_kl"] > 1e-8) == bool(settings.beta)
+
+
+def test_sampled_answers_are_recorded_and_judged(tmp_path):
+    lab_trainer(tmp_path / "run", preset="rlvr", max_steps=1).train()
+    rows = read_traces(tmp_path / "run").to_pylist()
+    (metrics,) = read_metrics(tmp_path / "run")
+    assert all(bool(r["sampled_answer"]) == r["closed"] for r in rows)
+    right = [r["sampled_answer"].strip() == r["answer"] for r in rows]
+    assert 0 < sum(right) < len(rows)
+    assert [r["reward"] for r in rows] == [float(x) for x in right]
+    assert metrics["sampled_correct"] == pytest.approx(sum(right) / len(rows))
+
+
+@pytest.mark.parametrize("preset", ["rlpr", "nover", "jepo", "latro", "dro"])
+def test_micro_batches_change_no_gradient(preset, tmp_path):
+    """Sampled answers, KL, token mean and copies: the step is the same however it is cut."""
+    whole = gradients(tmp_path / "a", preset=preset)
+    parts = gradients(
+        tmp_path / "b",
+        preset=preset,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=3,
+        rollout_batch_size=2,
+    )
+    assert (whole[0] - parts[0]).norm() <= 1e-5 * whole[0].norm()
+    sampled = [
+        sorted(
+            (r["row_id"], r["k"], r["trace"], r["sampled_answer"]) for r in found if r["step"] == 1
+        )
+        for found in (read_traces(tmp_path / run).to_pylist() for run in "ab")
+    ]
+    assert sampled[0] == sampled[1]
+
+
+@pytest.mark.parametrize("preset", ["rlpr", "nover", "jepo", "latro", "dro", "rlvr", "verifree"])
+def test_scores_taken_beforehand_give_the_gradient_of_the_fused_pass(preset, tmp_path):
+    fused = gradients(tmp_path / "a", preset=preset, max_steps=1)
+    apart = gradients(tmp_path / "b", preset=preset, max_steps=1, num_iterations=2)
+    assert (fused[0] - apart[0]).norm() <= 1e-5 * fused[0].norm()
+
+
+RESUMED = {
+    "a lagging copy, KL, sampled answers": {"preset": "nover", "ema_steps": 2},
+    "a first policy and a filter": {"preset": "rlpr"},
+    "an open window": {"preset": "rlpr", "num_iterations": 2, "beta": 0.1},
+    "KL in the reward": {"preset": "latro"},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_killed_and_resumed_run_is_bit_identical(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(filters, "FIRST", 1)
+    monkeypatch.setattr(filters, "LAST", 2)
+    settings = {**RESUMED[name], "max_steps": 6, "save_strategy": "steps", "save_steps": 1}
+    settings["save_total_limit"] = None
+    lab_trainer(tmp_path / "whole", **settings).train()
+    with pytest.raises(Killed):
+        lab_trainer(tmp_path / "run", [KillIn(3)], **settings).train()
+    lab_trainer(tmp_path / "run", **settings).train(resume_from_checkpoint=True)
+    one, two = tmp_path / "whole" / "checkpoint-6", tmp_path / "run" / "checkpoint-6"
+    files = ["model.safetensors"] + [EMA] * (settings["preset"] == "nover")
+    for file in files:
+        a, b = load_file(one / file), load_file(two / file)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    if settings["preset"] == "rlpr":
+        assert (one / FILTER).read_text() == (two / FILTER).read_text()
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "run")
+    assert read_traces(tmp_path / "whole").equals(read_traces(tmp_path / "run"))
+
+
+def test_the_filter_leaves_groups_out_once_it_acts(tmp_path, monkeypatch):
+    monkeypatch.setattr(filters, "FIRST", 1)
+    monkeypatch.setattr(filters, "LAST", 2)
+    seen = gradients(tmp_path / "run", preset="rlpr", max_steps=4, filter_coef=1.2)
+    kept = [m["kept_groups"] for m in read_metrics(tmp_path / "run")]
+    assert kept[:2] == [1.0, 1.0]
+    assert min(kept[2:]) < 1
+    assert all(math.isfinite(g.norm()) for g in seen)
+
+
+def test_resuming_with_another_first_policy_is_said(tmp_path, capsys):
+    settings = {"preset": "jepo", "save_strategy": "steps", "save_steps": 1}
+    lab_trainer(tmp_path / "run", **settings).train()
+    trainer = lab_trainer(tmp_path / "run", **{**settings, "max_steps": 3})
+    with torch.no_grad():
+        next(trainer.memory.judges.frozen.parameters()).add_(1)
+    trainer.train(resume_from_checkpoint=True)
+    assert "first_policy" in capsys.readouterr().err
+
+
+def test_underflow_of_whole_answers_is_said_once(tmp_path, capsys):
+    rows = [{"question": "add 1 2 3 4 5", "answer": "dear pal " * 15 + str(i)} for i in range(6)]
+    lab_trainer(tmp_path / "run", preset="verifree", rows=rows, max_answer_length=40).train()
+    told = [line for line in capsys.readouterr().err.splitlines() if "underflow" in line]
+    assert len(told) == 1
+    assert "100% of this step's rewards" in told[0]
