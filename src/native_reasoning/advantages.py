@@ -57,17 +57,10 @@ def spread(r: Tensor) -> Tensor:
     return r.std() if len(r) > 1 else r.new_zeros(())
 
 
-def bad_format_rewards(r: Tensor, complete: Tensor, policy: str) -> Tensor:
-    """The rewards (K,) with those of traces in a wrong format replaced, as ``policy`` has it.
-
-    "zero": 0, counted in the group's mean (VeriFree, RLPR, NOVER). "twice_mean": twice the mean of
-    all rewards as they were (LaTRO, whose log-probabilities are negative). Else as they are.
-    """
-    if policy == "zero":
-        return torch.where(complete, r, 0)
-    if policy == "twice_mean":
-        return torch.where(complete, r, 2 * r.mean())
-    return r
+def twice_mean(r: Tensor, complete: Tensor) -> Tensor:
+    """Twice the mean of all rewards (K,) in place of those of traces in a wrong format: a penalty
+    for log-probabilities, which are negative. LaTRO's released code (2411.04282)."""
+    return torch.where(complete, r, 2 * r.mean())
 
 
 #: Policies that leave the answer of a trace in a wrong format untrained.

@@ -25,6 +25,7 @@ RANGES = (
     ("gradient_accumulation_steps", 1, 1e6),
     ("std_eps", 0, 1e6),
     ("adv_clip", 1e-9, 1e9),
+    ("format_penalty", 1e-9, 1e9),
     ("beta", 0, 1e6),
     ("kl_in_reward", 0, 1e6),
     ("ratio_low", 0, 1),

@@ -48,11 +48,18 @@ RATIOS: dict[str, Callable[[Tensor, Tensor, Tensor, ObjectiveSettings], Tensor]]
 }
 
 
+#: A token that was sampled is not e^20 times likelier under the first policy, but for a mishap.
+LARGEST_LOG_RATIO = 20.0
+
+
 def kl_k3(new: Tensor, reference: Tensor) -> Tensor:
     """e^d − d − 1 with d = log π_0 − log π: an estimate of KL(π ‖ π_0) per sampled token that is
-    never negative (Schulman, "Approximating KL divergence", k3; GRPO, 2402.03300)."""
+    never negative (Schulman, "Approximating KL divergence", k3; GRPO, 2402.03300).
+
+    Beyond ``LARGEST_LOG_RATIO`` e^d goes on as a straight line, so that it stays finite."""
     d = reference - new
-    return d.exp() - d - 1
+    near = d.clamp(max=LARGEST_LOG_RATIO)
+    return near.exp() * (1 + d - near) - d - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +93,10 @@ def group_loss(
     ratio = on_policy if rollout_trace is None else RATIOS[settings.ratio]
     old = scores.trace.detach() if rollout_trace is None else rollout_trace
     weights, mask = signal.trace_weights, policy_mask(scores, settings.policy_tokens)
+    if settings.bad_format == "mask":
+        mask = mask & scores.complete[:, None]
     weights = signal.advantages.unsqueeze(-1) if weights is None else weights
-    share = _token_share(mask, settings, mean_tokens)
+    share = _token_share(mask.to(scores.trace.dtype), settings, mean_tokens)
     kept = float(signal.kept)
     zero = scores.trace.new_zeros(())
     return LossTerms(
@@ -100,11 +109,11 @@ def group_loss(
 
 def _token_share(mask: Tensor, settings: ObjectiveSettings, mean_tokens: float) -> Tensor:
     """(K, L) what each sampled token counts in its trace: 0 outside ``mask``."""
-    if settings.length_norm == "token_sum":
-        return mask
     if settings.length_norm == "token_mean":
         return mask / mean_tokens
-    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    if settings.length_norm == "sequence_mean":
+        return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    return mask
 
 
 def _kl(scores: Scores, share: Tensor) -> Tensor:

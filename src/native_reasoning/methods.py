@@ -70,8 +70,8 @@ def _nrt(title: str, summary: str, f: str, w: str) -> Method:
 
 _SPLICE = "the answer follows this model's own closing tag, not the source's prompt format"
 _SHARED = (
-    "only f and its answer weight are the method's; clip, normalisation, ratio and format term are"
-    " those of nrt-ws, so that the two differ in nothing else",
+    "the formula is the method's own recipe: this form takes f and the answer weight from it; clip,"
+    " normalisation, ratio, format term and the tokens that f looks at are those of nrt-ws",
 )
 
 METHODS: dict[str, Method] = {
@@ -207,7 +207,9 @@ groups with std R < 0.5·EMA(std) are left out from step 11""",
                 " prompt without tags (its issue 10 calls that a saving of compute)",
                 "the entropy bonus of 1e-3 is left out: it is a default of its engine, not of the"
                 " paper; rewards are not rounded to bfloat16",
-                "filter_coef 0.5 is its value for Qwen, 0.9 that for Llama, 1.0 for Gemma",
+                "filter_coef 0.5 is its value for Qwen, 0.9 that for Llama, 1.0 for Gemma; the mean"
+                " behind it takes in the groups that are left out",
+                "a group with std < 1e-6 is not set to 0: the 1e-6 in the divisor does as much",
                 "the token mean is over the optimiser step, not over one device's micro-batch",
             )
         },
@@ -253,7 +255,7 @@ A_k = (R_k − mean R) / (std R + 1e-4)
         "Xu et al., arXiv 2506.13351 v1; no public code",
         """σ_i = std over k of l_ki,  ω_i = σ_i/Σσ
 R_k = Σ_i ω_i (l_ki − b_i)
-A_k = (R_k − mean R) / std R, 0 where the trace did not close or the answer did not end
+A_k = (R_k − mean R) / std R;  a trace in a wrong format counts in mean and σ, not in the loss
 ΔΘ  ∝ Σ_k A_k ∇log π(z_k, ŷ_k) − 1e-3 ∇KL""",
         {
             "": (
@@ -262,6 +264,7 @@ A_k = (R_k − mean R) / std R, 0 where the trace did not close or the answer di
                 "its filter of prompts (token ranks, then the largest σ) is left out: the"
                 " thresholds are not known to us",
                 "its length reward is off (--length-reward): the coefficient is not known to us",
+                "its upper clip of 0.2 is left out: there is one update per rollout",
             )
         },
         {"num_generations": 16, "temperature": 1.0, "top_p": 0.95, "max_trace_length": 8192},
@@ -270,7 +273,7 @@ A_k = (R_k − mean R) / std R, 0 where the trace did not close or the answer di
         "RLVR by exact match",
         "1 where the sampled answer is the reference, else 0: a verified control",
         "GRPO, arXiv 2402.03300, with an exact-match verifier",
-        """R_k = [ŷ_k = y*]
+        """R_k = [ŷ_k = y*], 0 in a wrong format
 A_k = (R_k − mean R) / std R
 ΔΘ  ∝ Σ_k A_k ∇log π(z_k, ŷ_k);  with leave-one-out and no std its mean is VeriFree's""",
         {"": ("answers are compared as text without surrounding white space",)},

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from native_reasoning.advantages import ANSWER_MASKED, CENTRES, bad_format_rewards, spread
+from native_reasoning.advantages import ANSWER_MASKED, CENTRES, spread, twice_mean
 from native_reasoning.presets import find_preset
 from native_reasoning.rewards import (
     LARGEST_BASELINE,
@@ -68,7 +68,7 @@ class Objective(ObjectiveSettings):
         reward = REWARDS[self.reward]
         group, clamped = self._group(s, reward)
         score, base = reward.score(group)
-        worth = self._worth(score, base, reward.is_log, s.rounding, adds)
+        worth = self._worth(score, base, reward.is_log, s, adds)
         r = self._with_additions(worth.r, s, group) if adds else worth.r
         unit = torch.maximum(worth.unit, r.abs().max()) if adds else worth.unit
         wide = spread(r)
@@ -77,8 +77,10 @@ class Objective(ObjectiveSettings):
         divisor = self._divisor(centred, unit, flat)
         advantages = self._advantages(centred, divisor, flat, s.complete)
         natural, base = (score.exp(), base.exp()) if reward.is_log else (score, base)
+        if adds:  # what was added makes f alone misleading
+            natural, base = r, base * (self.baseline == "none")
         return Signal(
-            rewards=r if adds else natural,
+            rewards=natural,
             baseline_reward=base,
             advantages=advantages,
             answer_weights=self._answer_weights(group, reward, worth, divisor, s),
@@ -111,10 +113,8 @@ class Objective(ObjectiveSettings):
         group = Group(answerer.answer[:, :last], b, clamped_b, s.lengths, s.complete, correct)
         return group, (clamped_b != b).double().mean().item()
 
-    def _worth(
-        self, score: Tensor, base: Tensor, is_log: bool, rounding: float, adds: bool
-    ) -> _Worth:
-        """R' and its size.
+    def _worth(self, score: Tensor, base: Tensor, is_log: bool, s: Scores, adds: bool) -> _Worth:
+        """R' and its size, from f of the traces and of the empty one.
 
         With std scaling any positive factor of R cancels, so R is taken relative to the largest
         reward of the group: exp(S − m). That is exact where a product would underflow. It holds
@@ -129,11 +129,17 @@ class Objective(ObjectiveSettings):
             else:
                 underflow = (score < UNDERFLOW).double().mean().item()
             score, base = (score - shift).exp(), (base - shift).exp()
+        if self.bad_format == "twice_mean":
+            score = twice_mean(score, s.complete)
+        if self.kl_in_reward:
+            assert s.frozen is not None and s.frozen.trace is not None
+            ratio = log_ratio(s.trace, s.frozen.trace, policy_mask(s, self.policy_tokens))
+            score = score - self.kl_in_reward * ratio
         unit = torch.maximum(score.abs().max(), base.abs()) if compared else score.abs().max()
-        helped = score - base > rounding * unit
+        helped = score - base > s.rounding * unit
         r = score - base if compared else score
         if self.clip == "relu":
-            r = torch.where(r <= rounding * unit, 0, r)
+            r = torch.where(r <= s.rounding * unit, 0, r)
         return _Worth(r, unit, helped, shift, underflow)
 
     def _adds(self, s: Scores) -> bool:
@@ -153,20 +159,19 @@ class Objective(ObjectiveSettings):
         """R' (K,) with every reward that is not f, in the order of settings.py."""
         r = self.reward_coef * r
         if self.format_reward:
-            r = r + self.format_reward * group.complete
+            r = r + self.format_reward * group.complete.to(r.dtype)
         if self.efficiency_reward:
             r = r + self.efficiency_reward * efficiency(group)
         if self.length_reward and s.answer_length is not None:
-            r = r - self.length_reward * length_difference(s.answer_length, s.answer.shape[-1])
+            r = r - self.length_reward * length_difference(
+                s.answer_length.to(r.dtype), s.answer.shape[-1]
+            )
         if s.verdict is not None and s.verdict.added is not None:
             r = r + s.verdict.added
-        r = bad_format_rewards(r, group.complete, self.bad_format)
+        if self.bad_format == "zero":
+            r = torch.where(group.complete, r, 0)
         if self.repetition_penalty and s.verdict is not None:  # a reward of exactly 0 escapes it
             r = torch.where(s.verdict.repetitive & (r != 0), r - self.repetition_penalty, r)
-        if self.kl_in_reward:
-            assert s.frozen is not None and s.frozen.trace is not None
-            ratio = log_ratio(s.trace, s.frozen.trace, policy_mask(s, self.policy_tokens))
-            r = r - self.kl_in_reward * ratio
         return r
 
     # -- What it does to the policy ----------------------------------------------------------------
@@ -186,16 +191,15 @@ class Objective(ObjectiveSettings):
             a = torch.zeros_like(a)
         a = self._clipped(a)
         if self.bad_format == "penalty":
-            a = a + self._format_advantages(ok)
+            a = a + self._format_advantages(ok.to(a.dtype))
         return torch.where(ok, a, 0) if self.bad_format == "mask" else a
 
     def _format_advantages(self, complete: Tensor) -> Tensor:
         """JEPO's advantage of its own for the format: −p for a wrong one, treated like R."""
-        penalty = torch.where(complete, 0.0, -self.format_penalty)
-        centred = CENTRES["leave_one_out"](penalty)
-        std = spread(centred)
-        scaled = centred / std if self.scale == "std" and std > 0 else centred
-        return self._clipped(scaled)
+        centred = CENTRES["leave_one_out"](self.format_penalty * (complete - 1))
+        if self.scale == "std":
+            centred = centred / (spread(centred) + 1e-6 * self.format_penalty)
+        return self._clipped(centred)
 
     def _clipped(self, a: Tensor) -> Tensor:
         return a if self.adv_clip is None else a.clamp(-self.adv_clip, self.adv_clip)

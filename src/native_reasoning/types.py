@@ -187,8 +187,9 @@ class Scores:
 class Signal:
     """What an objective makes of one group's scores; everything is a constant for the gradient.
 
-    ``rewards`` (K,): R_k, what each trace is worth before any clip.
-    ``baseline_reward`` (): R_base, f at the empty trace.
+    ``rewards`` (K,): R_k = f(c_k) before any clip; where a preset adds something to f, the total
+    that A is made of.
+    ``baseline_reward`` (): R_base, f at the empty trace; 0 where it is taken off that total.
     ``advantages`` (K,): A_k, the weight of log π(z_k).
     ``answer_weights`` (K, T): w_{k,i}, the weight of l_{k,i}, λ included.
     ``trace_weights`` (K, L): a weight of each sampled token in place of its trace's A_k, 0 where
