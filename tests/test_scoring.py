@@ -133,6 +133,64 @@ def test_text_tag_sampled_in_fewer_pieces_than_it_is_written_in():
     check(plain, scores, GROUPS[:1], traces, TEXT)
 
 
+def test_the_length_of_a_text_tag_is_that_of_the_pieces_it_was_sampled_in():
+    tag = TEXT.boundary.close_ids
+    letters = [TEXT.tokenizer(c, add_special_tokens=False)["input_ids"] for c in "\nThe answer is"]
+    apart = tuple(i for ids in letters for i in ids)
+    assert len(apart) > len(tag)
+    for written in (tag, apart):
+        assert TEXT.stop_trace([11, 12, *written]) == "closed"
+        assert TEXT.tag_length((11, 12, *written)) == len(written)
+        assert TEXT.tag_length(written) == len(written)
+    assert TEMPLATE.tag_length((11, TAG)) == 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("template", [TEMPLATE, GAP, TEXT], ids=["tag", "gap", "text"])
+def test_sampled_answers_are_scored_behind_their_traces(template, temperature):
+    """log π(z, ŷ): the trace, its tag and the answer that was sampled, all at the temperature."""
+    model, plain = models("llama")
+    tag, end = template.boundary.close_ids, template.end_ids[0]
+    reference = GROUPS[0].answer_ids
+    traces = Traces(
+        ids=((11, 12, *tag), (13,), tag, (11, 12, *tag), (15,)),
+        closed=(True, False, True, True, False),
+        ended=(None, None, None, None, template.end_ids[-1]),
+        answers=((60, 61, end), (), (62, 63, 64, 65), reference, ()),
+    )
+    for share in (True, False):
+        with torch.no_grad():
+            (got,) = run(
+                model, GROUPS[:1], (traces,), template, share=share, temperature=temperature
+            )
+            for k, (ids, closed) in enumerate(zip(traces.ids, traces.closed, strict=True)):
+                answer = traces.answers[k]
+                row = (*GROUPS[0].prompt_ids, *ids)
+                warm = row_logps(plain, row, len(template.tokenizer), temperature)[-len(ids) :]
+                if answer:
+                    row = (*row, *template.gap_ids, *answer)
+                    behind = row_logps(plain, row, len(template.tokenizer), temperature)
+                    warm += behind[-len(answer) :]
+                decided = traces.ended[k] is not None
+                n = len(ids) + len(answer)
+                assert got.trace_mask[k].sum() == n + decided
+                torch.testing.assert_close(
+                    got.trace[k, :n], torch.stack(warm), rtol=1e-5, atol=2e-5
+                )
+                want = expected(plain, GROUPS[0], ids, closed, template, temperature)
+                torch.testing.assert_close(
+                    got.answer[k], torch.stack(want[1]), rtol=1e-5, atol=2e-5
+                )
+        assert got.trace_length.tolist() == [2, 1, 0, 2, 1]
+        assert got.answer_length.tolist() == [3, 0, 4, len(reference), 0]
+
+
+def test_a_sampled_answer_that_is_the_reference_is_one_row_at_temperature_one():
+    traces = (Traces(((11, TAG),), (True,), answers=(GROUPS[0].answer_ids,)),)
+    assert len(pack(GROUPS[:1], traces, TEMPLATE).batch.suffix) == 2  # and the empty trace's
+    assert len(pack(GROUPS[:1], traces, TEMPLATE, temperature=0.5).batch.suffix) == 3
+
+
 def test_temperature_scales_traces_and_tags_and_not_answers():
     model, plain = models("llama")
     with torch.no_grad():

@@ -132,7 +132,7 @@ def unpack(
         at = _sampled_places(packed, g, template, logps.shape[1]).to(logps.device)
         index = torch.tensor(packed.sampled_in[g], device=logps.device)
         pairs = zip(traces.ids, traces.closed, strict=True)
-        length = [len(ids) - tag * closed for ids, closed in pairs]
+        length = [len(ids) - (template.tag_length(ids) if closed else 0) for ids, closed in pairs]
         answered = None
         if traces.answers:
             answered = torch.tensor([len(a) for a in traces.answers], device=logps.device)

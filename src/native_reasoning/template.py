@@ -187,6 +187,18 @@ class Template:
         tail = decode(self.tokenizer, ids[-2 * len(self.boundary.close_text) :])
         return "closed" if tail.endswith(self.boundary.close_text) else None
 
+    def tag_length(self, ids: Sequence[int]) -> int:
+        """How many of a closed trace's last tokens are its tag, which a model may write in other
+        pieces than ours where the tag is text."""
+        if not self.boundary.closes_by_text:
+            return 1
+        ends = (
+            n
+            for n in range(1, len(ids))
+            if decode(self.tokenizer, ids[-n:]).endswith(self.boundary.close_text)
+        )
+        return next(ends, len(ids))
+
     def stop_answer(self, ids: list[int]) -> str | None:
         """Returns "ended" after an end-of-turn token, else None."""
         return "ended" if ids[-1] in self.end_ids else None

@@ -230,8 +230,8 @@ class WindowMaker:
 
     def _policy_tokens(self, traces: Traces) -> int:
         if self.settings.policy_tokens == "trace":
-            tag = len(self.template.boundary.close_ids)
-            return sum(map(len, traces.ids)) - tag * sum(traces.closed)
+            closed = [z for z, closed in zip(traces.ids, traces.closed, strict=True) if closed]
+            return sum(map(len, traces.ids)) - sum(map(self.template.tag_length, closed))
         return sum(traces.lengths) + sum(map(len, traces.answers))
 
     def _remember(self, micro: MicroBatch, plan: PlannedStep, model: nn.Module) -> MicroBatch:
