@@ -7,6 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from native_reasoning.config import NRTConfig
+from native_reasoning.lab import base_path, make_rows
 from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
@@ -23,15 +24,19 @@ class KeepGradient(TrainerCallback):
             torch.save(gradient, self.path)
 
 
-def main(folder: str, batch: str, rows: str, steps_per_generation: str) -> None:
+def main(folder: str, batch: str, rows: str, steps_per_generation: str, preset: str) -> None:
     torch.set_num_threads(1)
     window = int(steps_per_generation)
+    lab = preset != "nrt-ws"  # rivals sample answers, and the lab's base is one that closes traces
+    data = make_rows("short_answer", "train", 12, seed=5) if lab else QA
     args = NRTConfig(
         output_dir=f"{folder}/run",
+        preset=preset,
         per_device_train_batch_size=int(batch),
         gradient_accumulation_steps=1,
         num_generations=3,
-        max_trace_length=6,
+        max_trace_length=10 if lab else 6,
+        max_answer_length=12,
         max_steps=3,
         learning_rate=1e-3,
         max_grad_norm=0,
@@ -42,7 +47,12 @@ def main(folder: str, batch: str, rows: str, steps_per_generation: str) -> None:
     )
     keep = KeepGradient(Path(folder) / f"gradient-{args.process_index}.pt")
     trainer = NRTTrainer(
-        tiny_model(), args, QA[: int(rows)], QA[:3], byte_tokenizer(), callbacks=[keep]
+        str(base_path()) if lab else tiny_model(),
+        args,
+        data[: int(rows)],
+        data[:3],
+        None if lab else byte_tokenizer(),
+        callbacks=[keep],
     )
     trainer.train()
     metrics = trainer.evaluate()

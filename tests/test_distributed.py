@@ -20,11 +20,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(folder: Path, ranks: int, batch: int, rows: int, window: int = 1) -> list[torch.Tensor]:
+def run(
+    folder: Path, ranks: int, batch: int, rows: int, window: int = 1, preset: str = "nrt-ws"
+) -> list[torch.Tensor]:
     """The first step's gradient on each rank."""
     folder.mkdir()
     command = [sys.executable, str(TESTS / "distributed_worker.py"), str(folder)]
-    command += [str(batch), str(rows), str(window)]
+    command += [str(batch), str(rows), str(window), preset]
     base = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     if ranks > 1:
         base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -40,10 +42,15 @@ def run(folder: Path, ranks: int, batch: int, rows: int, window: int = 1) -> lis
 
 
 # 5 rows at 4 prompts a step: the second step has one real prompt, so one rank has none at all
-@pytest.mark.parametrize(("rows", "window"), [(5, 1), (12, 2)])
-def test_every_rank_has_the_gradient_of_the_single_process(rows, window, tmp_path):
-    (single,) = run(tmp_path / "one", 1, 4, rows, window)
-    several = run(tmp_path / "two", 2, 2, rows, window)
+# rlpr: sampled answers, a first policy, a mean over tokens of all ranks and a filter; nover: an EMA
+@pytest.mark.parametrize(
+    ("rows", "window", "preset"),
+    [(5, 1, "nrt-ws"), (12, 2, "nrt-ws"), (5, 1, "rlpr"), (12, 2, "nover")],
+)
+def test_every_rank_has_the_gradient_of_the_single_process(rows, window, preset, tmp_path):
+    (single,) = run(tmp_path / "one", 1, 4, rows, window, preset)
+    several = run(tmp_path / "two", 2, 2, rows, window, preset)
+    assert single.norm() > 0
     for gradient in several:
         assert (gradient - single).norm() <= 1e-5 * single.norm()
     one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"

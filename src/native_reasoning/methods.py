@@ -46,8 +46,7 @@ _NRT_DIFFERS = {
     "released": (
         "sampled ids are scored as sampled; the released code decodes and encodes them again",
         "forced tags get no policy gradient, and the loss is not divided by a padded width",
-        "the reference answers' end token, the tag and b are as in the released code's formulas;"
-        " its tag is a new token <|response_start|> without an opening one",
+        "its tag is a new token <|response_start|> without an opening one; ours is the model's own",
     ),
 }
 _NRT_RUN = {
@@ -115,7 +114,8 @@ METHODS: dict[str, Method] = {
             "": (
                 "the source's answer is `> \\boxed{…} </answer>`, scored with its delimiters and"
                 " cut inside the tag; " + _SPLICE + ". The end token is left out, as there",
-                "only answers of fewer than 7 tokens were kept: --max-answer-length 7, with an end",
+                "only answers of fewer than 7 tokens were kept: --max-answer-length 7, as the end"
+                " token is one",
             )
         },
         {

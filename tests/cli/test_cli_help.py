@@ -34,6 +34,17 @@ def test_help_imports_nothing_heavy(arguments):
     assert not HEAVY & set(done.stderr.split())
 
 
+@pytest.mark.parametrize("arguments", [["presets"], ["presets", "verifree"], ["presets", "--json"]])
+def test_presets_import_no_torch(arguments):
+    code = (
+        "import sys; from native_reasoning.cli import main; "
+        f"main({arguments!r}); print(*sys.modules, file=sys.stderr)"
+    )
+    done = _python(code)
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(done.stderr.split())
+
+
 def test_import_of_the_package_is_light():
     done = _python("import sys, native_reasoning; print(*sys.modules)")
     assert not HEAVY & set(done.stdout.split())

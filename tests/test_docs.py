@@ -1,0 +1,69 @@
+"""Pages that are written from the package's tables say what the package does."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from native_reasoning.config import NRTConfig
+from native_reasoning.methods import METHODS
+from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.presets import PRESETS
+from native_reasoning.recipe import make_config
+from native_reasoning.settings import SETTINGS
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def made():
+    spec = importlib.util.spec_from_file_location("make_objectives", DOCS / "make_objectives.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.pages()
+
+
+def test_the_pages_of_the_objectives_are_up_to_date(made):
+    written = {path.name: path.read_text("utf-8") for path in (DOCS / "objectives").glob("*.md")}
+    assert written == made, "python docs/make_objectives.py writes them anew"
+
+
+def test_every_method_has_a_page_with_formula_source_forms_and_differences(made):
+    for name, method in METHODS.items():
+        text = made[f"{name}.md"]
+        assert method.source in text
+        assert method.formula in text
+        for key, preset in PRESETS.items():
+            assert (f"## `{key}`" in text) == (preset.method is method)
+        for told in method.differs.values():
+            assert all(line in text for line in told)
+
+
+def test_links_between_the_pages_lead_somewhere(made):
+    for text in made.values():
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert (DOCS / "objectives" / target).resolve().exists(), target
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_published_settings_are_settings(name, tmp_path):
+    published = METHODS[name].published
+    assert set(published) <= {*vars(NRTConfig)["__dataclass_fields__"]}
+    made = make_config({"preset": name, "output_dir": str(tmp_path), "use_cpu": True, **published})
+    for key, value in published.items():
+        assert getattr(made, key) == value
+
+
+def test_overrides_are_the_settings_of_an_objective():
+    """options.py repeats the names of settings.py, and nothing else of them."""
+    options = NRTOptions.__dataclass_fields__
+    assert [name for name in options if name in SETTINGS] == [
+        name for name in SETTINGS if name != "traces"
+    ]
+    for name, setting in SETTINGS.items():
+        if name != "traces":  # what a preset is, not a knob of one
+            assert options[name].default is None
+            assert dict(options[name].metadata) == dict(setting.metadata)
+            assert options[name].type == setting.type | None
+    assert not set(SETTINGS) & set(COMMON_ARGUMENTS)
