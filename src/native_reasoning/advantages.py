@@ -1,9 +1,10 @@
 """From what traces are worth to their advantages: clip, bad format, centring, scaling.
 
-Pure functions of the K rewards of one group; ``complete`` (K,) says which traces are in the right
-format.
+Pure functions of the K rewards of a group, or of several groups' with an axis in front;
+``complete`` (..., K) says which traces are in the right format.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor
 
 def centre_mean(r: Tensor) -> Tensor:
     """R'_k − mean R'. Gives (K−1)/K of the exact trace term when unscaled."""
-    return r - r.mean()
+    return r - r.mean(-1, keepdim=True)
 
 
 def centre_leave_one_out(r: Tensor) -> Tensor:
     """R'_k minus the mean of the others: the unbiased baseline (VeriFree, LaTRO); 0 for K = 1."""
-    return (r - r.mean()) * (len(r) / max(len(r) - 1, 1))
+    n = r.shape[-1]
+    return centre_mean(r) * (n / max(n - 1, 1))
 
 
 def centre_lme_loo(r: Tensor) -> Tensor:
@@ -26,21 +28,20 @@ def centre_lme_loo(r: Tensor) -> Tensor:
     JEPO's advantage of a log-probability (2503.19618): it is centred already, and the n makes up
     for the 1/n of the sum over traces.
     """
-    n = len(r)
+    n = r.shape[-1]
     if n == 1:
         return torch.zeros_like(r)
-    every = r.expand(n, n).masked_fill(torch.eye(n, dtype=torch.bool, device=r.device), -torch.inf)
-    log_mean = r.logsumexp(0) - torch.tensor(n, dtype=r.dtype).log()
-    log_mean_others = every.logsumexp(1) - torch.tensor(n - 1, dtype=r.dtype).log()
-    return n * (log_mean - log_mean_others)
+    itself = torch.eye(n, dtype=torch.bool, device=r.device)
+    others = r.unsqueeze(-2).expand(*r.shape, n).masked_fill(itself, -math.inf)
+    log_mean = r.logsumexp(-1, keepdim=True) - math.log(n)
+    return n * (log_mean - (others.logsumexp(-1) - math.log(n - 1)))
 
 
 def centre_rank(r: Tensor) -> Tensor:
     """The share of the others that are worse, ties counted half, less ½: from −½ to ½."""
-    n = max(len(r) - 1, 1)
-    worse = (r[None, :] < r[:, None]).sum(1)
-    better = (r[None, :] > r[:, None]).sum(1)
-    return (worse - better).to(r.dtype) / (2 * n)
+    one, other = r[..., :, None], r[..., None, :]
+    worse, better = (other < one).sum(-1), (other > one).sum(-1)
+    return (worse - better).to(r.dtype) / (2 * max(r.shape[-1] - 1, 1))
 
 
 CENTRES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -53,14 +54,14 @@ CENTRES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def spread(r: Tensor) -> Tensor:
-    """The unbiased standard deviation, 0 for one trace."""
-    return r.std() if len(r) > 1 else r.new_zeros(())
+    """(...) the unbiased standard deviation of (..., K), 0 for one trace."""
+    return r.std(-1) if r.shape[-1] > 1 else r.new_zeros(r.shape[:-1])
 
 
 def twice_mean(r: Tensor, complete: Tensor) -> Tensor:
-    """Twice the mean of all rewards (K,) in place of those of traces in a wrong format: a penalty
-    for log-probabilities, which are negative. LaTRO's released code (2411.04282)."""
-    return torch.where(complete, r, 2 * r.mean())
+    """Twice the mean of all rewards (..., K) in place of those in a wrong format: a penalty where
+    rewards are log-probabilities, which are negative. LaTRO's released code (2411.04282)."""
+    return torch.where(complete, r, 2 * r.mean(-1, keepdim=True))
 
 
 #: Policies that leave the answer of a trace in a wrong format untrained.

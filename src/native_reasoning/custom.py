@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.objective import Objective
 from native_reasoning.types import Scores, Signal
 
 
@@ -87,6 +88,18 @@ def find_custom(
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     functions = functions or [load_callable(name, trust) for name in args.reward_funcs or ()]
     return objective, RewardFunctions(functions, args.reward_weights)
+
+
+def given_names(
+    settings: Mapping[str, Any], objective: Callable[[Scores], Signal], rewards: "RewardFunctions"
+) -> dict[str, Any]:
+    """What config.yaml calls an objective and reward functions that ``settings`` do not name."""
+    names: dict[str, Any] = {}
+    if type(objective) is not Objective and not settings["objective"]:
+        names["objective"] = name_of(objective)
+    if rewards and not settings["reward_funcs"]:
+        names["reward_funcs"] = [name_of(function) for function in rewards.functions]
+    return names
 
 
 def name_of(function: Callable[..., Any]) -> str:

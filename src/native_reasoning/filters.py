@@ -1,10 +1,12 @@
 """Which groups a step trains on: RLPR's filter by the spread of their rewards (2506.18254)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from native_reasoning.ranks import sum_of_ranks
+from native_reasoning.types import Signal
 
 #: As in RLPR's released code: rollouts 6 to 10 begin the mean, the filter acts from rollout 11.
 FIRST, LAST, DECAY = 6, 10, 0.99
@@ -31,6 +33,10 @@ class StdFilter:
         """Whether a group is trained on; it is noted for the running mean either way."""
         self._sum, self._count = self._sum + spread, self._count + 1
         return self.threshold is None or spread >= self.threshold
+
+    def judge(self, signal: Signal) -> Signal:
+        """The signal, marked as not kept where the filter leaves its group out."""
+        return signal if self.keeps(signal.spread) else replace(signal, kept=False)
 
     def close(self, device: torch.device) -> None:
         """Ends a rollout, on all ranks together."""

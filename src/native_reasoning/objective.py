@@ -9,9 +9,12 @@ same with an empty trace::
     w_ki = λ c_i ∂f/∂c_i, or λ, or 0     what the answer's tokens weigh
 
 A and w are constants for the gradient of the loss (losses.py). Every method is a choice of settings
-(settings.py, presets.py); nothing here knows a method's name.
+(settings.py, presets.py); nothing here knows a method's name. Groups of equal shape are computed
+together: all tensors below have an axis of groups in front, G.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -27,6 +30,7 @@ from native_reasoning.rewards import (
     efficiency,
     length_difference,
     log_ratio,
+    per_trace,
     policy_mask,
 )
 from native_reasoning.settings import ObjectiveSettings
@@ -38,18 +42,13 @@ UNDERFLOW = -87.0
 
 @dataclass(frozen=True, eq=False)
 class _Worth:
-    """Rewards and what is read off them.
-
-    ``r`` (K,) is R' in units of e^``shift``; ``unit`` is the size of the rewards it is made of,
-    ``helped`` (K,) whether R > R_base beyond rounding, ``underflow`` the share of rewards that
-    float32 cannot hold.
-    """
+    """R' (G, K) in units of e^``shift``, ``unit`` the size of the rewards that it is made of, and
+    whether R > R_base beyond rounding; ``shift`` and ``unit`` are (G, 1)."""
 
     r: Tensor
     unit: Tensor
     helped: Tensor
     shift: Tensor
-    underflow: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,35 +60,53 @@ class Objective(ObjectiveSettings):
 
     def __call__(self, scores: Scores) -> Signal:
         """Rewards, advantages and answer weights of one group, all without gradients."""
-        s = scores.detach()
-        adds = self._adds(s)
+        return self.of_groups([scores])[0]
+
+    def of_groups(self, scores: Sequence[Scores]) -> list[Signal]:
+        """The signals of several groups, those of equal shape computed together."""
+        places = defaultdict(list)
+        for i, s in enumerate(scores):
+            places[s.answer.shape].append(i)
+        signals: dict[int, Signal] = {}
+        with torch.no_grad():
+            for same in places.values():
+                made = self._signals([scores[i] for i in same])
+                signals.update(zip(same, made, strict=True))
+        return [signals[i] for i in range(len(scores))]
+
+    def _signals(self, scores: Sequence[Scores]) -> list[Signal]:
+        adds = self._adds(scores[0])
         if self.reward == "none" and not adds:
-            return self._supervised(s)
+            return [self._supervised(s) for s in scores]
         reward = REWARDS[self.reward]
-        group, clamped = self._group(s, reward)
+        group = self._group(scores, reward)
         score, base = reward.score(group)
-        worth = self._worth(score, base, reward.is_log, s, adds)
-        r = self._with_additions(worth.r, s, group) if adds else worth.r
-        unit = torch.maximum(worth.unit, r.abs().max()) if adds else worth.unit
-        wide = spread(r)
-        flat = bool(wide <= s.rounding * unit)
+        worth = self._worth(score, base[:, None], reward.is_log, scores, adds)
+        r = self._with_additions(worth.r, scores, group) if adds else worth.r
+        unit = torch.maximum(worth.unit, r.abs().amax(-1, keepdim=True)) if adds else worth.unit
+        wide = spread(r)[:, None]
+        flat = wide <= scores[0].rounding * unit
         centred = CENTRES[self.centre](r)
         divisor = self._divisor(centred, unit, flat)
-        advantages = self._advantages(centred, divisor, flat, s.complete)
-        natural, base = (score.exp(), base.exp()) if reward.is_log else (score, base)
+        advantages = self._advantages(centred, divisor, flat, group.complete)
+        weights = self._answer_weights(group, reward, worth, divisor, scores)
+        underflow = torch.zeros_like(base)
+        if reward.is_log:
+            underflow = ((score < UNDERFLOW) & (worth.shift == 0)).double().mean(-1)
+            score, base = score.exp(), base.exp()
         if adds:  # what was added makes f alone misleading
-            natural, base = r, base * (self.baseline == "none")
-        return Signal(
-            rewards=natural,
-            baseline_reward=base,
-            advantages=advantages,
-            answer_weights=self._answer_weights(group, reward, worth, divisor, s),
-            helped=worth.helped,
-            flat=flat,
-            clamped=clamped,
-            underflow=worth.underflow,
-            spread=wide.item(),
+            score, base = r, base * (self.baseline == "none")
+        columns = (
+            *(tensor.unbind() for tensor in (score, base, advantages, weights, worth.helped)),
+            flat[:, 0].tolist(),
+            (group.clamped != group.b).double().mean(-1).tolist(),
+            underflow.tolist(),
+            wide[:, 0].tolist(),
         )
+        return [
+            Signal(r, b, a, w, helped=h, flat=f, clamped=c, underflow=u, spread=s)
+            for r, b, a, w, h, f, c, u, s in zip(*columns, strict=True)
+        ]
 
     # -- What a trace is worth ---------------------------------------------------------------------
 
@@ -100,20 +117,29 @@ class Objective(ObjectiveSettings):
             weights = weights + self.answer_coef
         return Signal(zero, zero.sum(), zero, weights)
 
-    def _group(self, s: Scores, reward: Reward) -> tuple[Group, float]:
-        """What the reward sees, and the share of b that was clamped."""
-        judges = {"none": s, "current": s, "frozen": s.frozen, "ema": s.ema}
-        answerer = s.ema if self.scored_by == "ema" else s
-        judge = judges[self.baseline]
-        assert judge is not None and answerer is not None and answerer.answer is not None
-        last = s.answer.shape[-1] - (self.reward_span == "answer" and s.answer.shape[-1] > 1)
-        b = judge.baseline[:last]
-        clamped_b = b.clamp(reward.smallest_baseline, LARGEST_BASELINE)
-        correct = torch.zeros_like(s.closed) if s.verdict is None else s.verdict.correct
-        group = Group(answerer.answer[:, :last], b, clamped_b, s.lengths, s.complete, correct)
-        return group, (clamped_b != b).double().mean().item()
+    def _group(self, scores: Sequence[Scores], reward: Reward) -> Group:
+        """What the reward sees of these groups."""
+        judges = [{"frozen": s.frozen, "ema": s.ema}.get(self.baseline, s) for s in scores]
+        answerers = [s.ema if self.scored_by == "ema" else s for s in scores]
+        t = scores[0].answer.shape[-1]
+        last = t - (self.reward_span == "answer" and t > 1)
+        b = torch.stack([judge.baseline for judge in judges])[:, :last]  # type: ignore[union-attr]
+        l = torch.stack([one.answer for one in answerers])[..., :last]  # type: ignore[union-attr,misc]
+        right = [
+            torch.zeros_like(s.closed) if s.verdict is None else s.verdict.correct for s in scores
+        ]
+        return Group(
+            l=l,
+            b=b,
+            clamped=b.clamp(reward.smallest_baseline, LARGEST_BASELINE),
+            length=torch.stack([s.lengths for s in scores]),
+            complete=torch.stack([s.complete for s in scores]),
+            correct=torch.stack(right),
+        )
 
-    def _worth(self, score: Tensor, base: Tensor, is_log: bool, s: Scores, adds: bool) -> _Worth:
+    def _worth(
+        self, score: Tensor, base: Tensor, is_log: bool, scores: Sequence[Scores], adds: bool
+    ) -> _Worth:
         """R' and its size, from f of the traces and of the empty one.
 
         With std scaling any positive factor of R cancels, so R is taken relative to the largest
@@ -121,26 +147,29 @@ class Objective(ObjectiveSettings):
         only where nothing of another size is added to R or to its standard deviation.
         """
         compared = self.baseline != "none"
-        shift, underflow = torch.zeros_like(base), 0.0
+        shift = torch.zeros_like(base)
         if is_log:
             cancels = self.scale == "std" and self.std_eps is None and self.centre != "lme_loo"
             if cancels and not adds:
-                shift = torch.maximum(score.max(), base) if compared else score.max()
-            else:
-                underflow = (score < UNDERFLOW).double().mean().item()
+                shift = score.amax(-1, keepdim=True)
+                shift = torch.maximum(shift, base) if compared else shift
             score, base = (score - shift).exp(), (base - shift).exp()
         if self.bad_format == "twice_mean":
-            score = twice_mean(score, s.complete)
+            score = twice_mean(score, torch.stack([s.complete for s in scores]))
         if self.kl_in_reward:
-            assert s.frozen is not None and s.frozen.trace is not None
-            ratio = log_ratio(s.trace, s.frozen.trace, policy_mask(s, self.policy_tokens))
-            score = score - self.kl_in_reward * ratio
-        unit = torch.maximum(score.abs().max(), base.abs()) if compared else score.abs().max()
-        helped = score - base > s.rounding * unit
+            score = score - self.kl_in_reward * torch.stack([self._ratio(s) for s in scores])
+        unit = score.abs().amax(-1, keepdim=True)
+        unit = torch.maximum(unit, base.abs()) if compared else unit
+        helped = score - base > scores[0].rounding * unit
         r = score - base if compared else score
         if self.clip == "relu":
-            r = torch.where(r <= s.rounding * unit, 0, r)
-        return _Worth(r, unit, helped, shift, underflow)
+            r = torch.where(r <= scores[0].rounding * unit, 0, r)
+        return _Worth(r, unit, helped, shift)
+
+    def _ratio(self, s: Scores) -> Tensor:
+        """(K,) log(π/π_0) of each trace."""
+        assert s.frozen is not None and s.frozen.trace is not None
+        return log_ratio(s.trace, s.frozen.trace, policy_mask(s, self.policy_tokens))
 
     def _adds(self, s: Scores) -> bool:
         """Whether anything is added to R', so that its size matters."""
@@ -155,41 +184,43 @@ class Objective(ObjectiveSettings):
             or (s.verdict is not None and s.verdict.added is not None)
         )
 
-    def _with_additions(self, r: Tensor, s: Scores, group: Group) -> Tensor:
-        """R' (K,) with every reward that is not f, in the order of settings.py."""
+    def _with_additions(self, r: Tensor, scores: Sequence[Scores], group: Group) -> Tensor:
+        """R' (G, K) with every reward that is not f, in the order of settings.py."""
         r = self.reward_coef * r
         if self.format_reward:
             r = r + self.format_reward * group.complete.to(r.dtype)
         if self.efficiency_reward:
             r = r + self.efficiency_reward * efficiency(group)
-        if self.length_reward and s.answer_length is not None:
-            r = r - self.length_reward * length_difference(
-                s.answer_length.to(r.dtype), s.answer.shape[-1]
-            )
-        if s.verdict is not None and s.verdict.added is not None:
-            r = r + s.verdict.added
+        if self.length_reward and (sampled := [s.answer_length for s in scores])[0] is not None:
+            lengths = torch.stack(sampled).to(r.dtype)  # type: ignore[arg-type]
+            r = r - self.length_reward * length_difference(lengths, scores[0].answer.shape[-1])
+        verdicts = [s.verdict for s in scores if s.verdict is not None]
+        if verdicts and verdicts[0].added is not None:
+            r = r + torch.stack([v.added for v in verdicts])  # type: ignore[misc]
         if self.bad_format == "zero":
             r = torch.where(group.complete, r, 0)
-        if self.repetition_penalty and s.verdict is not None:  # a reward of exactly 0 escapes it
-            r = torch.where(s.verdict.repetitive & (r != 0), r - self.repetition_penalty, r)
+        if self.repetition_penalty and verdicts:  # a reward of exactly 0 escapes it
+            again = torch.stack([v.repetitive for v in verdicts])
+            r = torch.where(again & (r != 0), r - self.repetition_penalty, r)
         return r
 
     # -- What it does to the policy ----------------------------------------------------------------
 
-    def _divisor(self, centred: Tensor, unit: Tensor, flat: bool) -> Tensor:
-        """What advantages are divided by; in a flat group, whose A is 0, the rewards' size."""
+    def _divisor(self, centred: Tensor, unit: Tensor, flat: Tensor) -> Tensor:
+        """(G, 1) what A is divided by; in a flat group, whose A is 0, the rewards' size."""
         if self.scale == "none":
             return torch.ones_like(unit)
+        std = spread(centred)[:, None]
         if self.std_eps is not None:
-            return spread(centred) + self.std_eps
-        return unit if flat else spread(centred) + 1e-6 * unit
+            return std + self.std_eps
+        return torch.where(flat, unit, std + 1e-6 * unit)
 
-    def _advantages(self, centred: Tensor, divisor: Tensor, flat: bool, ok: Tensor) -> Tensor:
-        """A (K,) after clipping and the policy for a wrong format; ``ok`` (K,) is complete."""
-        a = centred / divisor
-        if flat and self.scale == "std" and self.std_eps is None:
-            a = torch.zeros_like(a)
-        a = self._clipped(a)
+    def _advantages(self, centred: Tensor, divisor: Tensor, flat: Tensor, ok: Tensor) -> Tensor:
+        """A (G, K) after clipping and the policy for a wrong format; ``ok`` is complete."""
+        if self.scale == "std" and self.std_eps is None:
+            centred = torch.where(flat, 0, centred)
+            divisor = torch.where(flat, 1, divisor)
+        a = self._clipped(centred / divisor)
         if self.bad_format == "penalty":
             a = a + self._format_advantages(ok.to(a.dtype))
         return torch.where(ok, a, 0) if self.bad_format == "mask" else a
@@ -198,34 +229,40 @@ class Objective(ObjectiveSettings):
         """JEPO's advantage of its own for the format: −p for a wrong one, treated like R."""
         centred = CENTRES["leave_one_out"](self.format_penalty * (complete - 1))
         if self.scale == "std":
-            centred = centred / (spread(centred) + 1e-6 * self.format_penalty)
+            centred = centred / (spread(centred)[:, None] + 1e-6 * self.format_penalty)
         return self._clipped(centred)
 
     def _clipped(self, a: Tensor) -> Tensor:
         return a if self.adv_clip is None else a.clamp(-self.adv_clip, self.adv_clip)
 
     def _answer_weights(
-        self, group: Group, reward: Reward, worth: _Worth, divisor: Tensor, s: Scores
+        self,
+        group: Group,
+        reward: Reward,
+        worth: _Worth,
+        divisor: Tensor,
+        scores: Sequence[Scores],
     ) -> Tensor:
-        """λ·w (K, T): gated, scaled, and zero where the answer is not trained."""
-        weights = torch.zeros_like(s.answer)
+        """λ·w (G, K, T): gated, scaled, and zero where the answer is not trained."""
+        g, k, t = len(scores), *scores[0].answer.shape
+        weights = group.l.new_zeros(g, k, t)
+        scaled = self.answer_scale == "group_std"
         if self.answer_weight == "one":
-            weights = torch.ones_like(s.answer)
-            if self.answer_scale == "group_std":
-                weights = weights / divisor
+            weights = weights + 1
+            weights = weights / divisor[..., None] if scaled else weights
         elif self.answer_weight == "exact":
             assert reward.weights is not None, self.reward
-            scaled = self.answer_scale == "group_std"
-            exact = reward.weights(group.l, group.clamped)
+            exact = reward.weights(group.l, per_trace(group.clamped))
             if reward.is_log:
-                exact = (exact - worth.shift if scaled else exact).exp()
+                exact = (exact - worth.shift[..., None] if scaled else exact).exp()
             exact = self.reward_coef * exact
-            weights[:, : exact.shape[1]] = exact / divisor if scaled else exact
+            exact = exact / divisor[..., None] if scaled else exact
+            weights[..., : exact.shape[-1]] = exact
         if self.answer_gate == "relu":
-            weights = weights * worth.helped[:, None]
+            weights = weights * worth.helped[..., None]
         if self.bad_format in ANSWER_MASKED:
-            weights = weights * s.complete[:, None]
-        return self.answer_coef * weights
+            weights = weights * group.complete[..., None]
+        return weights if self.answer_coef == 1 else self.answer_coef * weights
 
 
 def preset_objective(name: str) -> Objective:

@@ -41,9 +41,9 @@ _TRACE_FILE = re.compile(r"step-(\d+)-(\d+)\.parquet")
 class TraceRow:
     """One sampled trace: trace ``k`` of the data row ``row_id`` at optimiser step ``step``.
 
-    ``prompt``, ``trace``, ``answer`` (the reference) and ``sampled_answer`` ("" where none was
-    sampled) are text; ``length`` counts the trace's sampled tokens;
-    ``closed`` by the tag, ``ended`` by an end-of-turn token, or cut at the limit.
+    ``prompt``, ``trace``, ``answer`` (the reference) and ``sampled_answer`` ("" if there is none)
+    are text; ``length`` counts the trace's sampled tokens; it was ``closed`` by the tag, ``ended``
+    by an end-of-turn token, or cut at the limit.
     ``answer_logps`` is l and ``baseline_logps`` b (nats, one per answer token), ``answer_tokens``
     the same tokens as text. For "2 + 2?" with the answer ``4<end>`` both have two entries.
     """

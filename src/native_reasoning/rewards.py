@@ -2,8 +2,9 @@
 
 With l_{k,i} = log π(y*_i | x, z_k, y*_<i), c = exp l, and b_i the same with an empty trace, a
 reward is R_k = f(c_k), and its exact answer weights w_i = c_i ∂f/∂c_i make A_k ∇log π(z_k) +
-Σ_i w_i ∇l_i the gradient of E[f]. Everything is a pure function of one group's tensors (types.py
-names the axes) and works in log space, where a product of 4,000 probabilities is exact.
+Σ_i w_i ∇l_i the gradient of E[f]. Everything is a pure function of a group's tensors (types.py
+names the axes), or of several groups' with an axis in front, and works in log space, where a
+product of 4,000 probabilities is exact.
 """
 
 import math
@@ -23,9 +24,9 @@ SMALLEST_INVERSE = -10.0
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """What a reward sees: ``l`` (K, T), ``b`` (T,), the same ``clamped`` for where it weights
-    something, and of each trace (K,) its ``length`` in tokens, whether it is ``complete`` (in the
-    right format), and whether its sampled answer is ``correct``."""
+    """What a reward sees: ``l`` (..., K, T), ``b`` (..., T), the same ``clamped`` for where it
+    weights something, and of each trace (..., K) its ``length`` in tokens, whether it is
+    ``complete`` (in the right format), and whether its sampled answer is ``correct``."""
 
     l: Tensor
     b: Tensor
@@ -101,8 +102,8 @@ def log_weighted_neglog_weights(l: Tensor, b: Tensor) -> Tensor:
 def jepo_weights(l: Tensor, b: Tensor) -> Tensor:
     """w_{k,i} = n·softmax_k(S), with the 1/n outside: the gradient of log mean_k e^{S_k} for the
     n = K traces of a group, S = ``logp``. JEPO (2503.19618)."""
-    share = logp(l, b).softmax(0)
-    return (len(l) * share).unsqueeze(-1).expand_as(l)
+    share = logp(l, b).softmax(-1)
+    return (l.shape[-2] * share).unsqueeze(-1).expand_as(l)
 
 
 # -- Group rewards: no gradient through the answer -------------------------------------------------
@@ -111,9 +112,10 @@ def jepo_weights(l: Tensor, b: Tensor) -> Tensor:
 def reflection(group: Group) -> tuple[Tensor, Tensor]:
     """R_k = Σ_i ω_i (l_{k,i} − b_i), ω_i = σ_i/Σσ, σ_i the standard deviation of l_{·,i} over the
     traces: tokens that react to reasoning count. DRO's R3 (2506.13351), which leaves ω open."""
-    sigma = group.l.std(0, unbiased=False)
-    omega = sigma / sigma.sum().clamp(min=torch.finfo(sigma.dtype).tiny)
-    return (group.l - group.b) @ omega, group.b.new_zeros(())
+    sigma = group.l.std(-2, unbiased=False)
+    omega = sigma / sigma.sum(-1, keepdim=True).clamp(min=torch.finfo(sigma.dtype).tiny)
+    gain = (group.l - per_trace(group.b)) * per_trace(omega)
+    return gain.sum(-1), group.b.new_zeros(group.b.shape[:-1])
 
 
 def length_normalised(group: Group) -> tuple[Tensor, Tensor]:
@@ -127,16 +129,16 @@ def perplexity_rank(group: Group) -> tuple[Tensor, Tensor]:
     order of sampling; 0 for the others. NOVER's reasoning reward (2505.16022)."""
     worth, _ = length_normalised(group)
     worth = torch.where(group.complete, worth, -math.inf)
-    order = worth.argsort(descending=True, stable=True)
-    rank = torch.empty_like(worth)
-    rank[order] = torch.arange(len(worth), device=worth.device, dtype=worth.dtype)
-    count = group.complete.sum()
-    return torch.where(group.complete, (count - rank) / count.clamp(min=1), 0), worth.new_zeros(())
+    order = worth.argsort(dim=-1, descending=True, stable=True)
+    rank = order.argsort(-1).to(worth.dtype)  # the inverse permutation
+    count = group.complete.sum(-1, keepdim=True)
+    worth = torch.where(group.complete, (count - rank) / count.clamp(min=1), 0)
+    return worth, worth.new_zeros(worth.shape[:-1])
 
 
 def nothing(group: Group) -> tuple[Tensor, Tensor]:
     """R_k = 0: no trace is told from another, but by what is added."""
-    return group.l.new_zeros(len(group.l)), group.b.new_zeros(())
+    return group.l.new_zeros(group.l.shape[:-1]), group.b.new_zeros(group.b.shape[:-1])
 
 
 def exact_match(group: Group) -> tuple[Tensor, Tensor]:
@@ -149,9 +151,10 @@ def exact_match(group: Group) -> tuple[Tensor, Tensor]:
 class Reward:
     """One aggregation f.
 
-    ``score`` gives R (K,) and R_base (), or their logarithms where ``is_log``: a product of many
-    probabilities is exact in log space and zero outside it. ``weights`` gives the exact answer
-    weights (K, T), in the same space, or is None where f does not act on the reference's tokens.
+    ``score`` gives R (..., K) and R_base (...), or their logarithms where ``is_log``: a product of
+    many probabilities is exact in log space and zero outside it. ``weights`` gives the exact answer
+    weights (..., K, T) from l and from b with an axis for the traces, in the same space, or is None
+    where f does not act on the reference's tokens.
     ``smallest_baseline`` bounds b from below.
     """
 
@@ -163,7 +166,12 @@ class Reward:
 
 def of_tokens(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Group], tuple[Tensor, Tensor]]:
     """A reward of a group from one of a row of log-probabilities: R_base is f at b itself."""
-    return lambda group: (f(group.l, group.clamped), f(group.b, group.clamped))
+    return lambda group: (f(group.l, per_trace(group.clamped)), f(group.b, group.clamped))
+
+
+def per_trace(b: Tensor) -> Tensor:
+    """(..., T) -> (..., 1, T): what a prompt has, beside what each of its traces has."""
+    return b.unsqueeze(-2)
 
 
 REWARDS: dict[str, Reward] = {
@@ -191,18 +199,18 @@ REWARDS: dict[str, Reward] = {
 
 
 def efficiency(group: Group) -> Tensor:
-    """(K,) the share of the other complete traces that are both longer and of higher perplexity; 0
+    """(..., K) the share of the other complete traces that are longer and of higher perplexity; 0
     for a trace that is not complete, or has no other. NOVER (2505.16022)."""
     worth, _ = length_normalised(group)
-    longer = group.length[None, :] > group.length[:, None]
-    worse = worth[None, :] < worth[:, None]
-    both = longer & worse & group.complete[None, :] & group.complete[:, None]
-    others = (group.complete.sum() - 1).clamp(min=1)
-    return both.sum(1).to(worth.dtype) / others
+    longer = group.length[..., None, :] > group.length[..., :, None]
+    worse = worth[..., None, :] < worth[..., :, None]
+    both = longer & worse & group.complete[..., None, :] & group.complete[..., :, None]
+    others = (group.complete.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return both.sum(-1).to(worth.dtype) / others
 
 
 def length_difference(sampled: Tensor, reference: int) -> Tensor:
-    """(K,) ||ŷ| − |y*||/|y*| for sampled answers of ``sampled`` (K,) tokens. DRO (2506.13351)."""
+    """||ŷ| − |y*||/|y*| for sampled answers of ``sampled`` tokens each. DRO (2506.13351)."""
     return (sampled - reference).abs() / reference
 
 

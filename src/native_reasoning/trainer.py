@@ -32,13 +32,12 @@ from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checkpoints import WholeCheckpoints
 from native_reasoning.checks import check_sampling
 from native_reasoning.config import NRTConfig, model_dtype
-from native_reasoning.custom import RewardFunctions, find_custom, name_of
+from native_reasoning.custom import RewardFunctions, find_custom, given_names
 from native_reasoning.data import content_hash
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, make_schedule, read_groups, require
 from native_reasoning.judges import Judges
 from native_reasoning.losses import group_loss
-from native_reasoning.objective import Objective
 from native_reasoning.policy import load_policy
 from native_reasoning.records import RunFolder
 from native_reasoning.resume import checkpoint_step, find_checkpoint, machine, open_run
@@ -171,11 +170,7 @@ class NRTTrainer(WholeCheckpoints):
     def _open_run(self, checkpoint: Path | None) -> RunFolder:
         model = self.accelerator.unwrap_model(self.model)
         settings = {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()}  # type: ignore[attr-defined]
-        if not isinstance(self.maker.objective, Objective):
-            settings["objective"] = settings["objective"] or name_of(self.maker.objective)
-        if self.maker.rewards:
-            names = [name_of(function) for function in self.maker.rewards.functions]
-            settings["reward_funcs"] = settings["reward_funcs"] or names
+        settings |= given_names(settings, self.maker.objective, self.maker.rewards)
         report = () if self.train_report is None else self.train_report.lines()
         return open_run(
             self.folder,
@@ -264,14 +259,16 @@ class NRTTrainer(WholeCheckpoints):
         """The micro-batch's share of the step's loss; DDP averages over ranks, hence world_size."""
         micro: MicroBatch = inputs["micro"]
         share, terms = self.args.world_size / self._traces_per_step, []
-        for i, scores in enumerate(self.maker.scores(micro, model)):
+        found = self.maker.scores(micro, model)
+        signals = [r.signal for r in micro.recalls or ()] or self.maker.signals(
+            micro, found, self.plan
+        )
+        for i, (scores, signal) in enumerate(zip(found, signals, strict=True)):
             group, traces = micro.groups[i], micro.traces[i]
             if not group.weight:
                 terms.append(0.0 * scores.answer.sum())  # every rank takes part in the backward
                 continue
-            recall = micro.recalls[i] if micro.recalls else None
-            signal = recall.signal if recall else self.maker.signal(scores, self.plan)
-            old = recall.trace if recall else None
+            old = micro.recalls[i].trace if micro.recalls else None
             term = group_loss(scores, signal, self.settings, old, self.mean_tokens)
             terms.append(share * term.total())
             weight = share / self.args.world_size

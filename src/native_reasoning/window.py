@@ -204,19 +204,27 @@ class WindowMaker:
             return scores
         return self.state.judges.attach(scores, micro.groups, micro.traces)
 
-    def signal(self, scores: Scores, plan: PlannedStep, weight: float = 1.0) -> Signal:
-        """The objective's signal of a group, in the format warm-up without its trace term.
+    def signals(
+        self, micro: MicroBatch, scores: Sequence[Scores], plan: PlannedStep
+    ) -> list[Signal]:
+        """The objective's signal of each group, in the format warm-up without its trace term.
 
         Raises RunError where an objective of the user's own returns what does not fit.
         """
-        signal = self.objective(scores.detach())
-        if not isinstance(self.objective, Objective):
-            signal = check_signal(signal, scores, name_of(self.objective))
-        if self.state.filter is not None and weight:
-            signal = replace(signal, kept=self.state.filter.keeps(signal.spread))
+        if type(self.objective) is Objective:  # a subclass may have a __call__ of its own
+            signals = self.objective.of_groups(scores)
+        else:
+            name = name_of(self.objective)
+            signals = [check_signal(self.objective(s.detach()), s, name) for s in scores]
+        if self.state.filter is not None:
+            pairs = zip(signals, micro.groups, strict=True)
+            signals = [self.state.filter.judge(s) if g.weight else s for s, g in pairs]
         if plan.rollout >= self.args.format_warmup_steps:
-            return signal
-        return replace(signal, advantages=torch.zeros_like(signal.advantages), trace_weights=None)
+            return signals
+        return [
+            replace(s, advantages=torch.zeros_like(s.advantages), trace_weights=None)
+            for s in signals
+        ]
 
     def mean_tokens(self, minibatch: Sequence[MicroBatch], traces: int) -> float:
         """Sampled tokens with policy gradient per trace of a step that has ``traces`` of them over
@@ -238,9 +246,8 @@ class WindowMaker:
         with inference(model):
             scores = self.scores(micro, model)
         recalls = []
-        for group, s in zip(micro.groups, scores, strict=True):
-            reference = None if s.frozen is None else s.frozen.trace
-            recalls.append(Recall(self.signal(s, plan, group.weight), s.trace, reference))
+        for s, signal in zip(scores, self.signals(micro, scores, plan), strict=True):
+            recalls.append(Recall(signal, s.trace, None if s.frozen is None else s.frozen.trace))
         return replace(micro, recalls=tuple(recalls))
 
     def _sample(self, groups: list[PromptGroup], step: int) -> list[Traces]:
