@@ -42,10 +42,9 @@ class TraceRow:
     """One sampled trace: trace ``k`` of the data row ``row_id`` at optimiser step ``step``.
 
     ``prompt``, ``trace``, ``answer`` (the reference) and ``sampled_answer`` ("" if there is none)
-    are text; ``length`` counts the trace's sampled tokens; it was ``closed`` by the tag, ``ended``
-    by an end-of-turn token, or cut at the limit.
-    ``answer_logps`` is l and ``baseline_logps`` b (nats, one per answer token), ``answer_tokens``
-    the same tokens as text. For "2 + 2?" with the answer ``4<end>`` both have two entries.
+    are text; ``length`` counts the trace's tokens; it was ``closed`` by the tag, ``ended`` by an
+    end-of-turn token, or cut. ``answer_logps`` is l and ``baseline_logps`` b (nats, one per answer
+    token), ``answer_tokens`` the same tokens as text: two entries for the answer ``4<end>``.
     """
 
     step: int
@@ -143,8 +142,7 @@ class RunFolder:
 
     def add_traces(self, rows: Iterable[TraceRow]) -> None:
         """Keeps rows until ``flush_traces``."""
-        if self.writes:
-            self._rows.extend(rows)
+        self._rows.extend(rows if self.writes else ())
 
     def flush_traces(self, last_step: int) -> None:
         """Writes the kept rows as one file, named after their first step and ``last_step``."""

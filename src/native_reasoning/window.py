@@ -211,11 +211,12 @@ class WindowMaker:
 
         Raises RunError where an objective of the user's own returns what does not fit.
         """
-        if type(self.objective) is Objective:  # a subclass may have a __call__ of its own
-            signals = self.objective.of_groups(scores)
-        else:
-            name = name_of(self.objective)
-            signals = [check_signal(self.objective(s.detach()), s, name) for s in scores]
+        objective = self.objective
+        if isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__:
+            signals = objective.of_groups(scores)
+        else:  # the user's own, or a subclass with a __call__ of its own
+            name = name_of(objective)
+            signals = [check_signal(objective(s.detach()), s, name) for s in scores]
         if self.state.filter is not None:
             pairs = zip(signals, micro.groups, strict=True)
             signals = [self.state.filter.judge(s) if g.weight else s for s, g in pairs]
