@@ -19,8 +19,8 @@ which takes only f and the answer weight from it and all else from `nrt-ws`. `-p
 exact answer weights, `-released` no clip."""
 LEGEND = """f: what a trace is worth. R_base: the empty trace's worth, and with whose weights.
 answer: what a reference token weighs. policy tokens: sampled tokens with policy gradient, ŷ a
-sampled answer. KL: coefficient. bad format: what happens to a trace without its tag, + the loss on a tag
-that was spliced in."""
+sampled answer. KL: coefficient. bad format: what happens to a trace without its tag, + the loss on
+a tag that was spliced in."""
 FORMS = {
     "": "The recipe of its own",
     "paper": "With the paper's answer weights",

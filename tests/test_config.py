@@ -91,6 +91,17 @@ def test_settings_that_cannot_work_say_what_why_and_fix(settings, what, tmp_path
     assert caught.value.fix
 
 
+def test_lists_come_from_lists_from_text_and_from_one_number(tmp_path):
+    for given in ("1.5,2", [1.5, 2], ["1.5", "2"]):
+        assert config(tmp_path, reward_weights=given).reward_weights == [1.5, 2.0]
+    assert config(tmp_path, reward_weights="0.5").reward_weights == [0.5]
+    assert config(tmp_path, reward_weights=0.5).reward_weights == [0.5]
+    assert config(tmp_path, reward_funcs="a:b, c:d").reward_funcs == ["a:b", "c:d"]
+    assert config(tmp_path, reward_funcs="").reward_funcs is None
+    with pytest.raises(ConfigError, match="each weight is a number"):
+        config(tmp_path, reward_weights="much,little")
+
+
 def test_one_trace_is_enough_where_nothing_is_compared(tmp_path):
     assert config(tmp_path, preset="sft-think", num_generations=1).num_generations == 1
     assert config(tmp_path, preset="sft", num_generations=1).num_generations == 1

@@ -75,9 +75,9 @@ def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> N
             fix="num_generations 8, or preset sft-think, which compares nothing",
         )
     if judged and objective.traces == "empty":
-        name = "a reward of your own" if objective.reward == "none" else repr(objective.reward)
+        name = "of your own" if objective.reward == "none" else repr(objective.reward)
         raise ConfigError(
-            f"reward is {name} with preset {options.preset!r}, which samples nothing",
+            f"a reward {name} with preset {options.preset!r}, which samples nothing",
             why="a reward tells traces apart, and the one trace here is empty",
             fix="leave it out, or preset nrt-ws",
         )

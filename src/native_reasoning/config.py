@@ -128,10 +128,12 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def listed(value: list[Any] | str | None) -> list[Any] | None:
-    """A list, also from text whose items stand between commas."""
+def listed(value: Any) -> list[Any] | None:
+    """A list, also from text whose items stand between commas, or from one number."""
     if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()] or None
+        value = [item.strip() for item in value.split(",") if item.strip()]
+    if isinstance(value, int | float):
+        value = [value]
     return value or None
 
 

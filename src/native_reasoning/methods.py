@@ -209,7 +209,8 @@ groups with std R < 0.5·EMA(std) are left out from step 11""",
                 " paper; rewards are not rounded to bfloat16",
                 "filter_coef 0.5 is its value for Qwen, 0.9 that for Llama, 1.0 for Gemma; the mean"
                 " behind it takes in the groups that are left out",
-                "a group with std < 1e-6 is not set to 0: the 1e-6 in the divisor does as much",
+                "a group is flat, with A = 0, relative to the size of its rewards, as everywhere"
+                " here; the source has std < 1e-6",
                 "the token mean is over the optimiser step, not over one device's micro-batch",
             )
         },

@@ -211,13 +211,13 @@ class Objective(ObjectiveSettings):
         if self.scale == "none":
             return torch.ones_like(unit)
         std = spread(centred)[:, None]
-        if self.std_eps is not None:
-            return std + self.std_eps
-        return torch.where(flat, unit, std + 1e-6 * unit)
+        return torch.where(
+            flat, unit, std + (1e-6 * unit if self.std_eps is None else self.std_eps)
+        )
 
     def _advantages(self, centred: Tensor, divisor: Tensor, flat: Tensor, ok: Tensor) -> Tensor:
         """A (G, K) after clipping and the policy for a wrong format; ``ok`` is complete."""
-        if self.scale == "std" and self.std_eps is None:
+        if self.scale == "std":
             centred = torch.where(flat, 0, centred)
             divisor = torch.where(flat, 1, divisor)
         a = self._clipped(centred / divisor)

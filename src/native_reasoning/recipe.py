@@ -103,7 +103,7 @@ def _fits(value: Any, annotation: str) -> bool:
         return "None" in annotation
     if isinstance(value, bool):
         return "bool" in annotation
-    kinds = {int: ("int", "float"), float: ("float",), dict: ("dict",)}
+    kinds = {int: ("int", "float"), float: ("float",), dict: ("dict",), list: ("list",)}
     return any(kind in annotation for kind in kinds.get(type(value), ()))
 
 

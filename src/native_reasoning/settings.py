@@ -87,7 +87,7 @@ class ObjectiveSettings:
         "std", "std: divide advantages by the group's standard deviation", ("std", "none")
     )
     std_eps: float | None = setting(
-        None, "added to the standard deviation; default: relative to the rewards, with a flat rule"
+        None, "added to the standard deviation; default: a millionth of the rewards' size"
     )
     adv_clip: float | None = setting(None, "bound of an advantage's size, after scaling")
     # -- the answer term
