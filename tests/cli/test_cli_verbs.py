@@ -8,6 +8,7 @@ import pytest
 from cli_helpers import LENGTHS, SMALL, sums, write_rows
 
 from native_reasoning.cli import doctor
+from native_reasoning.cli.presets import fitted
 from native_reasoning.presets import PRESETS
 from native_reasoning.types import Example
 
@@ -145,6 +146,14 @@ def test_presets(nrt):
     assert text.splitlines()[0].split()[:3] == ["preset", "f", "R_base,"]
     assert all(f"\n{name} " in text for name in PRESETS)
     assert set(json.loads(nrt("presets", "--json")[1])) == set(PRESETS)
+
+
+def test_the_table_of_presets_fits_a_terminal():
+    rows = [["preset", "f", "clip"], ["nrt-ws", "x" * 40, "relu"], ["nrt-am", "y", "none"]]
+    assert fitted(rows, None) is rows
+    assert fitted(rows, 200)[1] == ["nrt-ws", "x" * 26 + "…", "relu"]
+    assert fitted(rows, 40) == [["preset", "f"], ["nrt-ws", "x" * 26 + "…"], ["nrt-am", "y"]]
+    assert fitted(rows, 5) == [["preset"], ["nrt-ws"], ["nrt-am"]]  # never less than the names
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import unicodedata
 import warnings
@@ -88,6 +89,11 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     Console(file=sys.stdout).print(table)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal on stdout; None where it is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.output import indented, show, show_json, show_table
+from native_reasoning.cli.output import (
+    indented,
+    show,
+    show_json,
+    show_table,
+    terminal_width,
+)
 from native_reasoning.methods import differences
 from native_reasoning.presets import DEFAULT, PRESETS, Preset, find_preset
 from native_reasoning.settings import SETTINGS, ObjectiveSettings
@@ -25,6 +31,8 @@ COLUMNS = (
     "KL",
     "bad format",
 )
+#: A cell of the table on a terminal.
+_LONGEST = 27
 _TOKENS = {"trace": "z", "trace_tag": "z + tag", "trace_tag_answer": "z + tag + ŷ"}
 
 
@@ -40,9 +48,23 @@ def run(parsed: Parsed) -> int:
     elif parsed.own["json"]:
         show_json({key: entry(preset) for key, preset in PRESETS.items()})
     else:
-        show_table(COLUMNS, [table_row(*item) for item in PRESETS.items()])
+        rows = [list(COLUMNS), *(table_row(*item) for item in PRESETS.items())]
+        shown = fitted(rows, terminal_width())
+        show_table(shown[0], shown[1:])
+        if hidden := len(COLUMNS) - len(shown[0]):
+            show(f"{hidden} more columns in a wider terminal, with --json, or in docs/objectives/")
         show("nrt presets NAME explains one; nrt train --preset NAME uses it")
     return 0
+
+
+def fitted(rows: list[list[str]], width: int | None) -> list[list[str]]:
+    """The first columns that a terminal of ``width`` holds, long cells cut; all if it is None."""
+    if width is None:
+        return rows
+    cut = [[c if len(c) <= _LONGEST else c[: _LONGEST - 1] + "…" for c in row] for row in rows]
+    widths = [max(map(len, column)) + 3 for column in zip(*cut, strict=True)]
+    count = max(n for n in range(1, len(widths) + 1) if n == 1 or sum(widths[:n]) <= width)
+    return [row[:count] for row in cut]
 
 
 def entry(preset: Preset) -> dict[str, Any]:
