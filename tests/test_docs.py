@@ -67,3 +67,23 @@ def test_overrides_are_the_settings_of_an_objective():
             assert dict(options[name].metadata) == dict(setting.metadata)
             assert options[name].type == setting.type | None
     assert not set(SETTINGS) & set(COMMON_ARGUMENTS)
+
+
+def test_the_example_of_an_objective_of_ones_own_runs(capsys):
+    path = DOCS.parent / "examples" / "custom_objective.py"
+    spec = importlib.util.spec_from_file_location("custom_objective", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(steps=1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "with thinking" in line]
+    assert [line.split(",")[0] for line in lines] == [
+        "hardest_token",
+        "nrt-ws + ends_with_the_digit",
+    ]
+    assert module.ends_with_the_digit(
+        ["4 1 5 </think>", "5 </think>", "</think>"], ["is 5"] * 3
+    ) == [
+        0.5,
+        0.5,
+        0.0,
+    ]

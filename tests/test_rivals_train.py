@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from lab_run import lab_trainer
 from native_reasoning import filters
+from native_reasoning.errors import RunError
 from native_reasoning.judges import EMA
 from native_reasoning.presets import PRESETS
 from native_reasoning.records import read_metrics, read_traces
@@ -154,6 +155,15 @@ def test_resuming_with_another_first_policy_is_said(tmp_path, capsys):
         next(trainer.memory.judges.frozen.parameters()).add_(1)
     trainer.train(resume_from_checkpoint=True)
     assert "first_policy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("preset", "file"), [("nover", EMA), ("rlpr", FILTER)])
+def test_resuming_with_an_objective_that_needs_more_than_was_kept(preset, file, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    lab_trainer(tmp_path / "run", preset="jepo", **settings).train()
+    trainer = lab_trainer(tmp_path / "run", preset=preset, max_steps=3, **settings)
+    with pytest.raises(RunError, match=f"has no {file}"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_underflow_of_whole_answers_is_said_once(tmp_path, capsys):

@@ -71,7 +71,9 @@ class NRTOptions:
     num_generations: int = option(8, "traces sampled per prompt (K)")
     max_prompt_length: int = option(1024, "longest prompt in tokens; longer rows are dropped")
     max_trace_length: int = option(512, "longest trace in tokens; the closing tag is spliced in")
-    max_answer_length: int = option(512, "longest answer in tokens; longer rows are dropped")
+    max_answer_length: int = option(
+        512, "longest answer in tokens: longer rows are dropped, sampled answers are cut"
+    )
     temperature: float = option(1.0, "sampling temperature of traces, also used to score them")
     top_p: float = option(1.0, "nucleus of the sampling distribution; below 1 biases the gradient")
     steps_per_generation: int | None = option(

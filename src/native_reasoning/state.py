@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.errors import RunError
 from native_reasoning.filters import StdFilter
-from native_reasoning.judges import Judges
+from native_reasoning.judges import EMA, Judges
 from native_reasoning.settings import ObjectiveSettings
 
 FILTER = "filter.json"
@@ -49,7 +50,17 @@ class ObjectiveState(TrainerCallback):
             (folder / FILTER).write_text(json.dumps(self.filter.state()), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """From a checkpoint."""
+        """From a checkpoint. Raises RunError where it was written without what is needed now."""
+        needed = [EMA] if self.judges is not None and self.judges.ema is not None else []
+        needed += [FILTER] if self.filter is not None else []
+        for name in needed:
+            if not (folder / name).is_file():
+                raise RunError(
+                    f"{folder} has no {name}",
+                    why="this objective goes on with it, and the run was begun with another one",
+                    fix="resume with the old objective, or start a new run with the checkpoint as "
+                    "--model",
+                )
         if self.judges is not None:
             self.judges.load(folder)
         if self.filter is not None:
