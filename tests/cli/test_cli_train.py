@@ -78,6 +78,12 @@ def test_dry_run_writes_nothing(model, data, tmp_path, nrt, monkeypatch):
     outlook = json.loads(text)
     assert outlook["first_prompt"]["prompt"].endswith("<think>")
     assert outlook["memory"]["total"] > 16 * outlook["parameters"]
+    assert "copies" not in outlook["memory"]
+    dry = ("--dry-run", "--json", "--preset", "nover")  # a first policy, a lagging one, answers
+    code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, *dry)
+    more = json.loads(text)["memory"]
+    assert more["copies"] == 2 * more["weights"]
+    assert more["logits"] > 1.5 * outlook["memory"]["logits"]
 
 
 def test_recipe_then_flags_and_a_folder_of_its_own(model, data, tmp_path, nrt, monkeypatch):
@@ -156,3 +162,38 @@ def test_committed_recipes_are_settings_that_work(recipe):
     assert config.preset == "nrt-ws"
     text = recipe.read_text()
     assert all(word in text for word in ("Paper:", "Hardware:", "Minutes:", "Expected:"))
+
+
+def test_functions_of_the_users_own_come_from_the_working_folder(
+    model, data, tmp_path, nrt, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_cli.py").write_text(
+        "import torch\n"
+        "from native_reasoning import Signal\n"
+        "def first_only(scores):\n"
+        "    advantages = torch.zeros(len(scores.answer)); advantages[0] = 1.0\n"
+        "    return Signal(scores.answer.sum(-1), scores.baseline.sum(), advantages,\n"
+        "                  torch.ones_like(scores.answer))\n"
+        "def short(completions, **columns):\n"
+        "    return [-len(text) / 10 for text in completions]\n"
+    )
+    out, small = tmp_path / "run", ("--model", model, "--data", data, *SMALL)
+    code, _, _ = nrt("train", *small, "--out", out, "--objective", "mine_cli:first_only")
+    assert code == 0
+    assert read_config(out)["config"]["objective"] == "mine_cli:first_only"
+    out = tmp_path / "second"
+    code, _, _ = nrt(
+        "train", *small, "--out", out, "--reward-funcs", "mine_cli:short", "--reward-weights", "0.5"
+    )
+    assert code == 0
+    assert read_config(out)["config"]["reward_funcs"] == ["mine_cli:short"]
+    assert all(line["added_reward"] < 0 for line in read_metrics(out) if "added_reward" in line)
+    code, _, err = nrt("train", *small, "--out", tmp_path / "no", "--objective", "mine_cli:none")
+    assert code == 2
+    assert err.splitlines()[-3:] == [
+        "error: mine_cli has no function 'none'",
+        "  why: mine_cli:none is asked for",
+        "  fix: define none at the top level of mine_cli",
+    ]
+    assert not (tmp_path / "no").exists()

@@ -185,7 +185,9 @@ def training_memory(model: Any, config: Any, groups: Sequence[Any]) -> dict[str,
 
     Per parameter: the weight, its gradient and Adam's two moments. Per token and layer, about 14
     vectors of the hidden width and 4 of the MLP's (one with activation checkpointing). Three times
-    the logits of the scored positions. ZeRO or FSDP divide the first three among devices.
+    the logits of the scored positions. A copy of the weights for the first policy and for a lagging
+    one, and a second row for each trace with a sampled answer, where the objective asks for them.
+    ZeRO or FSDP divide the first three among devices.
     """
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
@@ -195,10 +197,14 @@ def training_memory(model: Any, config: Any, groups: Sequence[Any]) -> dict[str,
     prompts = config.per_device_train_batch_size
     prompt = max(len(group.prompt_ids) for group in groups)
     answer = max(len(group.answer_ids) for group in groups)
-    sampled = config.resolved_objective().traces == "sampled"
-    rows = prompts * ((config.num_generations if sampled else 0) + 1)
+    objective = config.resolved_objective()
+    sampled = objective.traces == "sampled"
+    per_trace = 2 if objective.samples_answers else 1
+    rows = prompts * ((per_trace * config.num_generations if sampled else 0) + 1)
     trace = config.max_trace_length if sampled else 1
+    answer = max(answer, config.max_answer_length) if objective.samples_answers else answer
     scored = rows * (trace + answer)
+    copies = objective.needs_frozen + objective.needs_ema
     half = 2 if config.bf16 or config.fp16 or width == 2 else 4
     vectors = hidden if config.activation_checkpointing else 14 * hidden + 4 * mlp
     parts = {
@@ -208,6 +214,7 @@ def training_memory(model: Any, config: Any, groups: Sequence[Any]) -> dict[str,
         "activations": (prompts * prompt + scored) * layers * vectors * half,
         "logits": 3 * 4 * scored * shape.vocab_size,
     }
+    parts |= {"copies": copies * parts["weights"]} if copies else {}
     return {**parts, "total": sum(parts.values())}
 
 
