@@ -64,10 +64,13 @@ def _check_origin(module_name: str, here: Path, trust_imports: bool) -> None:
     spec = importlib.util.find_spec(top) if loaded is None else loaded.__spec__
     if spec is None:
         raise ImportError(f"no module named {top!r}")
-    origin = Path(spec.origin or (spec.submodule_search_locations or ["?"])[0]).resolve()
-    if not trust_imports and not origin.is_relative_to(here.resolve()):
+    # built-in and frozen modules have no place, a package without __init__ has several
+    found = [spec.origin] if spec.has_location else spec.submodule_search_locations
+    places = [Path(str(place)).resolve() for place in found or ()]
+    inside = [place.is_relative_to(here.resolve()) for place in places]
+    if not trust_imports and not (inside and all(inside)):
         raise ConfigError(
-            f"{module_name} lies outside the working folder, at {origin}",
+            f"{module_name} lies outside the working folder, at {spec.origin or places}",
             why="importing it runs its code, and a recipe may come from anybody",
             fix="trust_imports true, if you know the module",
         )

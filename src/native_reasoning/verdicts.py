@@ -27,9 +27,11 @@ def judge(
     The reward functions are called once, with every trace of every group that has weight.
     """
     verdicts = [read(*pair, template) for pair in zip(groups, traces, strict=True)]
+    real = [i for i, group in enumerate(groups) if group.weight]
     if not rewards:
         return verdicts
-    real = [i for i, group in enumerate(groups) if group.weight]
+    if not real:
+        return [replace(v, added=torch.zeros(len(v.correct))) for v in verdicts]
     columns = columns_of([groups[i] for i in real], [traces[i] for i in real], template)
     sizes = [len(t.ids) if g.weight else 0 for g, t in zip(groups, traces, strict=True)]
     added = rewards(sum(sizes), **columns, **context).split(sizes)

@@ -1,0 +1,136 @@
+"""Copies of the policy: what they say, how one follows, and that the other stays."""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from native_reasoning.judges import EMA, Judges
+from native_reasoning.objective import preset_objective
+from native_reasoning.scoring import Scorer, install_scoring
+from native_reasoning.template import make_template
+from native_reasoning.types import Example, PromptGroup, Traces
+
+TEMPLATE = make_template(tiny.byte_tokenizer())
+TAG, END = TEMPLATE.boundary.close_ids[0], TEMPLATE.end_ids[0]
+EXAMPLE = Example((("user", "?"),), "!", row_id=0, line=1)
+GROUPS = [PromptGroup(EXAMPLE, (50, 51, 52), (60, 61, END)), PromptGroup(EXAMPLE, (53,), (62, END))]
+TRACES = [Traces(((70, 71, TAG), (72,)), (True, False)), Traces(((TAG,), (73, TAG)), (True, True))]
+
+
+def scorer():
+    return Scorer(TEMPLATE, torch.device("cpu"), 1.0, True, 1e-5)
+
+
+def judges(preset, model=None, **changes):
+    model = model or tiny.tiny_model(seed=1)
+    install_scoring(model)
+    settings = replace(preset_objective(preset), **changes)
+    return Judges(model, settings, scorer(), contextlib.nullcontext), model
+
+
+def logps(model, row, count):
+    """log π of the last ``count`` tokens of a row, from a plain forward."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([row])).logits[0, :, : TEMPLATE.vocabulary]
+    found = logits[:-1].log_softmax(-1).gather(-1, torch.tensor(row[1:])[:, None])[:, 0]
+    return found[-count:]
+
+
+@pytest.mark.parametrize(
+    ("preset", "frozen", "ema"),
+    [
+        ("rlpr", (True, False), None),
+        ("jepo", (True, True), None),
+        ("latro", (True, True), None),
+        ("nover", (True, True), (True, True)),
+        ("nrt-ws", None, None),
+    ],
+)
+def test_copies_say_what_a_plain_forward_of_them_says(preset, frozen, ema):
+    made, model = judges(preset)
+    policy = tiny.tiny_model(seed=0)
+    install_scoring(policy)
+    scores = made.attach(scorer()(policy, GROUPS, TRACES), GROUPS, TRACES)
+    for s, group, traces in zip(scores, GROUPS, TRACES, strict=True):
+        for judgement, asked in ((s.frozen, frozen), (s.ema, ema)):
+            assert (judgement is not None) == (asked is not None)
+            if judgement is None:
+                continue
+            row = [*group.prompt_ids, TAG, *group.answer_ids]
+            expected = logps(model, row, len(group.answer_ids))
+            torch.testing.assert_close(judgement.baseline, expected, rtol=1e-5, atol=2e-5)
+            assert not judgement.baseline.requires_grad
+            assert not torch.allclose(judgement.baseline, s.baseline)  # the policy is another
+        if s.frozen is not None:
+            assert (s.frozen.trace is not None) == frozen[1]
+            assert s.frozen.answer is None
+        if s.frozen is not None and s.frozen.trace is not None:
+            row = [*group.prompt_ids, *traces.ids[1]]
+            n = len(traces.ids[1])
+            torch.testing.assert_close(
+                s.frozen.trace[1, :n], logps(model, row, n), rtol=1e-5, atol=2e-5
+            )
+        if s.ema is not None:
+            closing = () if traces.closed[0] else (TAG,)
+            row = [*group.prompt_ids, *traces.ids[0], *closing, *group.answer_ids]
+            expected = logps(model, row, len(group.answer_ids))
+            torch.testing.assert_close(s.ema.answer[0], expected, rtol=1e-5, atol=2e-5)
+            assert s.ema.trace is None
+
+
+def test_a_lagging_baseline_alone_needs_no_answers():
+    made, _ = judges("nrt-ws", baseline="ema")
+    policy = tiny.tiny_model(seed=0)
+    install_scoring(policy)
+    for s in made.attach(scorer()(policy, GROUPS, TRACES), GROUPS, TRACES):
+        assert s.frozen is None
+        assert s.ema.answer is None
+        assert s.ema.baseline.shape == s.baseline.shape
+
+
+def test_the_lagging_copy_follows_and_the_first_policy_stays():
+    made, model = judges("nover", ema_decay=0.9, ema_steps=2)
+    first = {n: p.clone() for n, p in model.named_parameters()}
+    policy = tiny.tiny_model(seed=2)
+    second = dict(policy.named_parameters())
+    made.follow(policy, 1)
+    assert all(torch.equal(p, first[n]) for n, p in made.ema.named_parameters())
+    made.follow(policy, 2)
+    for n, p in made.ema.named_parameters():
+        torch.testing.assert_close(p, 0.9 * first[n] + 0.1 * second[n].detach())
+    assert all(torch.equal(p, first[n]) for n, p in made.frozen.named_parameters())
+    assert not any(p.requires_grad for p in (*made.ema.parameters(), *made.frozen.parameters()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_lagging_copy_is_saved_and_comes_back(tied, tmp_path):
+    made, model = judges("nover", tiny.tiny_model(seed=3, tie_word_embeddings=tied))
+    made.save(tmp_path)
+    assert ("lm_head.weight" in load_file(tmp_path / EMA)) != tied  # once, whatever is tied
+    other, _ = judges("nover", tiny.tiny_model(seed=4, tie_word_embeddings=tied))
+    other.load(tmp_path)
+    pairs = zip(other.ema.parameters(), model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_nothing_is_saved_or_followed_without_a_lagging_copy(tmp_path):
+    made, model = judges("jepo")
+    made.follow(model, 100)
+    made.save(tmp_path)
+    made.load(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_fingerprint_is_of_the_first_policy():
+    one, model = judges("jepo")
+    same, _ = judges("jepo", tiny.tiny_model(seed=1))
+    other, _ = judges("jepo", tiny.tiny_model(seed=2))
+    assert one.fingerprint() == same.fingerprint() != other.fingerprint()
+    with torch.no_grad():
+        next(model.parameters()).add_(1)  # the policy moves, its first copy does not
+    assert one.fingerprint() == same.fingerprint()
+    assert judges("nrt-ws")[0].fingerprint() is None
