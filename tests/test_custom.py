@@ -1,16 +1,28 @@
 """Objectives and reward functions of the user's own: found, checked, called, and resumed."""
 
+import asyncio
+import math
 import sys
+import types
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from groups_of_scores import full_scores
 from lab_run import ROWS, lab_trainer
-from native_reasoning.custom import RewardFunctions, check_signal, load_callable, name_of
+from native_reasoning.custom import (
+    RewardFunctions,
+    check_signal,
+    find_custom,
+    load_callable,
+    name_of,
+)
 from native_reasoning.errors import ConfigError, RunError
 from native_reasoning.objective import Objective
+from native_reasoning.recipe import make_config, read_recipe
 from native_reasoning.records import read_config, read_metrics, read_traces
 from native_reasoning.types import Signal
 
@@ -90,17 +102,108 @@ def test_a_package_without_init_lies_where_all_its_parts_lie(folder, tmp_path, m
         ("os:system", "outside the working folder"),
         ("json:loads", "outside the working folder"),
         ("sys:exit", "outside the working folder"),
-        ("__main__:f", "__main__ cannot be imported"),
+        ("mine_package.nowhere:f", "mine_package.nowhere cannot be imported"),
+        (".mine_c:f", ".mine_c cannot be imported"),
+        ("./mine_c.py:f", "./mine_c.py cannot be imported"),
     ],
 )
 def test_names_that_lead_nowhere(name, what, folder):
     (folder / "mine_c.py").write_text("NUMBER = 1\ndef f(): pass\n")
     (folder / "mine_d.py").write_text("import a_module_that_is_not_there\n")
+    (folder / "mine_package").mkdir()
+    (folder / "mine_package" / "__init__.py").write_text("")
+    path = list(sys.path)
     with pytest.raises(ConfigError) as caught:
         load_callable(name)
     assert what in caught.value.what
     assert caught.value.why
     assert caught.value.fix
+    assert sys.path == path
+
+
+def test_a_module_that_was_not_imported_has_no_place(folder, monkeypatch):
+    """Nothing says where it lies, as with the ``__main__`` of a script."""
+    monkeypatch.setitem(sys.modules, "mine_bare", types.ModuleType("mine_bare"))
+    with pytest.raises(ConfigError, match="mine_bare cannot be imported"):
+        load_callable("mine_bare:f")
+
+
+def test_a_module_that_fails_by_itself_says_so_and_leaves_the_path_alone(folder):
+    (folder / "mine_zero.py").write_text("1 / 0\n")
+    path = list(sys.path)
+    with pytest.raises(ZeroDivisionError):
+        load_callable("mine_zero:f")
+    assert sys.path == path
+
+
+def test_a_module_that_lies_here_and_misses_another_is_not_asked_for_again(folder):
+    """The module is in the folder: what is missing is what it imports."""
+    (folder / "mine_d.py").write_text("import a_module_that_is_not_there\n")
+    with pytest.raises(ConfigError) as caught:
+        load_callable("mine_d:f")
+    assert "a_module_that_is_not_there" in caught.value.what
+    assert "put mine_d.py into" not in caught.value.fix
+
+
+def test_what_is_given_comes_before_what_is_named(folder):
+    (folder / "mine_e.py").write_text("def f(**columns): return [1.0]\ndef g(scores): pass\n")
+    named = make_config(
+        {"output_dir": "run", "objective": "mine_e:g", "reward_funcs": "mine_e:f", "use_cpu": True}
+    )
+    objective, rewards = find_custom(named)
+    assert (name_of(objective), [name_of(f) for f in rewards.functions]) == ("g", ["f"])
+    nowhere = {"objective": "mine_nowhere:g", "reward_funcs": "mine_nowhere:f"}
+    named = make_config({"output_dir": "run", "use_cpu": True, **nowhere})
+    assert find_custom(named, len, max) == (len, rewards_of(max))
+    assert find_custom(named, len, [max, min]) == (len, rewards_of(max, min))
+    none, nothing = find_custom(make_config({"output_dir": "run", "use_cpu": True}))
+    assert none is None
+    assert not nothing
+    with pytest.raises(ConfigError, match="mine_nowhere cannot be imported"):
+        find_custom(named, len)
+
+
+class rewards_of:  # noqa: N801
+    """Equal to RewardFunctions of these functions."""
+
+    def __init__(self, *functions):
+        self.functions = functions
+
+    def __eq__(self, other):
+        return other.functions == self.functions
+
+
+def test_trust_imports_goes_for_both(folder, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine_g.py").write_text("def f(*given, **columns): return [1.0]\n")
+    monkeypatch.syspath_prepend(str(elsewhere))
+    for name in ("objective", "reward_funcs"):
+        settings = {"output_dir": "run", "use_cpu": True, name: "mine_g:f"}
+        with pytest.raises(ConfigError, match="mine_g lies outside the working folder") as caught:
+            find_custom(make_config(settings))
+        assert "trust_imports" in caught.value.fix
+        objective, rewards = find_custom(make_config({**settings, "trust_imports": "true"}))
+        assert bool(objective) == (name == "objective")
+        assert bool(rewards) == (name == "reward_funcs")
+
+
+def test_a_recipe_names_functions_in_a_list_or_between_commas(folder):
+    (folder / "mine_h.py").write_text(
+        "def one(completions, **columns): return [1.0] * len(completions)\n"
+        "async def two(completions, **columns): return [2.0] * len(completions)\n"
+    )
+    for functions, weights in (
+        (["mine_h:one", "mine_h:two"], [0.5, 10]),
+        ("mine_h:one, mine_h:two", "0.5,10"),
+    ):
+        recipe = {"output_dir": "run", "reward_funcs": functions, "reward_weights": weights}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        _, rewards = find_custom(make_config(read_recipe(folder / "recipe.yaml"), use_cpu=True))
+        assert rewards(2, completions=["a", "b"]).tolist() == [20.5, 20.5]
+    settings = {"output_dir": "run", "use_cpu": True, "reward_funcs": "mine_h:one"}
+    with pytest.raises(ConfigError, match="2 reward_weights for 1 reward_funcs"):
+        find_custom(make_config({**settings, "reward_weights": "1,2"}))
 
 
 # -- Signals ---------------------------------------------------------------------------------------
@@ -182,6 +285,100 @@ def test_weights_per_token_weigh_the_policy_gradient(tmp_path):
     assert read_config(tmp_path / "run")["config"]["objective"] == "first_token"
 
 
+def by_answer(scores, weights):
+    """An objective: GRPO on the answer's probability, with these weights per token."""
+    rewards = scores.answer.sum(-1).exp()
+    advantages = rewards - rewards.mean()
+    return Signal(
+        rewards=rewards,
+        baseline_reward=scores.baseline.sum().exp(),
+        advantages=advantages,
+        answer_weights=torch.zeros_like(scores.answer),
+        trace_weights=weights(advantages, scores),
+    )
+
+
+def plain(scores):
+    return by_answer(scores, lambda a, s: None)
+
+
+def spread_out(scores):
+    return by_answer(scores, lambda a, s: a[:, None] * s.trace_mask)
+
+
+def nothing(scores):
+    return by_answer(scores, lambda a, s: torch.zeros_like(s.trace))
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_weights_per_token_take_the_place_of_the_traces_own(updates, tmp_path):
+    """Also where they are remembered from one update of a rollout to the next."""
+    settings = {"num_iterations": updates, "format_loss_coef": 0}
+    found = {}
+    for objective in (plain, spread_out, nothing):
+        folder = tmp_path / objective.__name__
+        lab_trainer(folder, objective_fn=objective, **settings).train()
+        found[objective] = read_metrics(folder)
+    assert all(m["loss_trace"] != 0 for m in found[plain])
+    for one, other in zip(found[plain], found[spread_out], strict=True):
+        assert one["loss_trace"] == pytest.approx(other["loss_trace"], rel=1e-4, abs=1e-7)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    # advantages are as before, and weigh nothing
+    assert [m["loss_trace"] for m in found[nothing]] == [0, 0]
+    assert [m["grad_norm"] for m in found[nothing]] == [0, 0]
+
+
+def test_the_format_warm_up_has_no_weights_per_token_either(tmp_path):
+    lab_trainer(tmp_path / "run", objective_fn=spread_out, format_warmup_steps=1).train()
+    first, second = read_metrics(tmp_path / "run")
+    assert first["loss_trace"] == 0
+    assert second["loss_trace"] != 0
+
+
+HALF_OF_THE_FIRST = """
+import torch
+from native_reasoning import Signal
+
+def half(scores):
+    advantages = torch.zeros(len(scores.answer))
+    advantages[0] = 0.5
+    rewards = scores.answer.sum(-1)
+    return Signal(rewards, rewards.mean(), advantages, torch.zeros_like(scores.answer))
+"""
+
+
+def test_an_objective_by_name_trains_as_the_function_itself(folder):
+    (folder / "mine_objective.py").write_text(HALF_OF_THE_FIRST)
+    lab_trainer(folder / "named", objective="mine_objective:half").train()
+    half = sys.modules["mine_objective"].half
+    lab_trainer(folder / "given", objective_fn=half).train()
+    lab_trainer(folder / "preset").train()
+    assert read_metrics(folder / "named") == read_metrics(folder / "given")
+    assert read_metrics(folder / "named") != read_metrics(folder / "preset")
+    rows = read_traces(folder / "named").to_pylist()
+    assert all(r["advantage"] == (0.5 if r["k"] == 0 else 0.0) for r in rows)
+    names = {run: read_config(folder / run)["config"]["objective"] for run in ("named", "given")}
+    assert names == {"named": "mine_objective:half", "given": "half"}
+    assert read_config(folder / "preset")["config"]["objective"] is None
+
+
+def test_the_run_folder_names_what_was_trained_with(folder):
+    """A function that is given takes the place of one that is named, in the record too."""
+    (folder / "mine_named.py").write_text(
+        HALF_OF_THE_FIRST + "def zero(prompts, **columns): return [0.0] * len(prompts)\n"
+    )
+    lab_trainer(
+        folder / "run",
+        objective="mine_named:half",
+        reward_funcs=["mine_named:zero"],
+        objective_fn=plain,
+        funcs=lengths,
+        max_steps=1,
+    ).train()
+    config = read_config(folder / "run")["config"]
+    assert (config["objective"], config["reward_funcs"]) == ("plain", ["lengths"])
+
+
 def test_a_wrong_signal_stops_the_run_with_its_name(tmp_path):
     def too_few(scores):
         one = torch.zeros(1)
@@ -202,6 +399,21 @@ def test_a_subclass_with_a_call_of_its_own_is_asked_group_by_group(tmp_path):
     lab_trainer(tmp_path / "run", objective_fn=Mine(), max_steps=1).train()
     assert len(calls) == 3
     assert not calls[0].answer.requires_grad
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_groups_that_only_fill_up_a_step_are_shown_to_no_objective(iterations, tmp_path):
+    """12 rows at 5 prompts a step: the third step has two prompts and three fillers."""
+    calls = []
+
+    def mine(scores):
+        calls.append(len(scores.answer))
+        a = scores.answer.sum(-1)
+        return Signal(a, a.mean(), (a - a.mean()) / a.std(), torch.ones_like(scores.answer))
+
+    settings = {"per_device_train_batch_size": 5, "num_iterations": iterations}
+    lab_trainer(tmp_path / "run", objective_fn=mine, max_steps=3 * iterations, **settings).train()
+    assert calls == [4] * 12
 
 
 # -- Reward functions ------------------------------------------------------------------------------
@@ -228,12 +440,47 @@ def test_rewards_are_weighed_and_none_counts_as_nothing():
         RewardFunctions([lengths, later], [1.0])
 
 
+def test_coroutines_may_be_any_awaitable_and_run_inside_a_loop_that_runs():
+    """As in a notebook, whose cells run inside a loop."""
+
+    async def waits(completions, **columns):
+        await asyncio.sleep(0)
+        return [4.0]
+
+    assert RewardFunctions([waits])(1, completions=["a"]).tolist() == [4.0]
+
+    async def cell():
+        return RewardFunctions([waits])(1, completions=["a"])
+
+    assert asyncio.run(cell()).tolist() == [4.0]
+
+
+@pytest.mark.parametrize("given", [(1, 0), torch.tensor([1, 0]), (x for x in (True, False))])
+def test_rewards_may_be_any_numbers(given):
+    rewards = RewardFunctions([lambda completions: given])(2, completions=["a", "b"])
+    assert rewards.tolist() == [1.0, 0.0]
+    assert rewards.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "given", [None, 1.0, ["good", "bad"], [[1.0], [2.0]], [1e39, 0.0]], ids=repr
+)
+def test_what_is_not_one_number_per_trace_names_the_function(given):
+    def mine(completions, **columns):
+        return given
+
+    with pytest.raises(RunError, match="reward function mine"):
+        RewardFunctions([mine])(2, completions=["a", "b"])
+
+
 @pytest.mark.parametrize(
     ("function", "what"),
     [
         (lambda completions, **columns: [1.0], "returned 1 rewards for 2 traces"),
         (lambda completions, **columns: [1.0, float("nan")], "returned nan for completion 1"),
+        (lambda completions, **columns: [-math.inf, 1.0], "returned -inf for completion 0"),
         (lambda solution, **columns: [1.0, 1.0], "failed: "),
+        (lambda completions: [1.0, 1.0], "failed: "),
     ],
 )
 def test_reward_functions_that_do_not_answer(function, what):
@@ -277,6 +524,82 @@ def test_they_get_what_trl_gives_them(tokens, tmp_path):
     added = [2.0 * ("7" in text) for text in completions]
     assert read_metrics(tmp_path / "run")[0]["added_reward"] == pytest.approx(sum(added) / 12)
     assert read_config(tmp_path / "run")["config"]["reward_funcs"] == ["nosy"]
+
+
+def test_they_get_these_columns_and_no_filler(tmp_path):
+    """Five rows at three a step: the second step has two, and a filler."""
+    seen = []
+
+    def every(**columns):
+        seen.append(columns)
+        return [0.0] * len(columns["prompts"])
+
+    lab_trainer(tmp_path / "run", rows=LEVELS[:5], funcs=every).train()
+    ours = {"prompts", "completions", "completion_ids", "answer", "trainer_state"}
+    assert all(columns.keys() == ours | {"question", "level"} for columns in seen)
+    assert [len(columns["prompts"]) for columns in seen] == [12, 8]
+    assert all(
+        len(column) == len(columns["prompts"])
+        for columns in seen
+        for name, column in columns.items()
+        if name != "trainer_state"
+    )
+
+
+def test_a_reward_function_that_asks_for_a_column_that_is_not_there_stops_the_run(tmp_path):
+    def mine(completions, solution, **columns):
+        return [0.0] * len(completions)
+
+    with pytest.raises(RunError) as caught:
+        lab_trainer(tmp_path / "run", rows=LEVELS, funcs=mine).train()
+    assert "reward function mine failed" in caught.value.what
+    assert "'solution'" in caught.value.what
+    assert "completion_ids, answer, question, level, trainer_state" in caught.value.fix
+
+
+SHORT_AND_SEVEN = """
+def short(completions, **columns):
+    return [-len(text) / 20 for text in completions]
+
+async def seven(completions, **columns):
+    return ["7" in text or None for text in completions]
+"""
+
+
+def test_functions_by_name_and_as_arguments_are_added_to_the_presets_reward(folder):
+    """R = relu(R − R_base) + 0.5·short + 2·seven, then (R − mean)/std, from what is recorded."""
+    (folder / "mine_two.py").write_text(SHORT_AND_SEVEN)
+    weights = {"reward_weights": [0.5, 2.0], "max_steps": 1}
+    names = ["mine_two:short", "mine_two:seven"]
+    lab_trainer(folder / "list", reward_funcs=names, **weights).train()
+    module = sys.modules["mine_two"]
+    lab_trainer(folder / "text", reward_funcs=", ".join(names), **weights).train()
+    lab_trainer(folder / "given", funcs=[module.short, module.seven], **weights).train()
+    runs = ("list", "text", "given")
+    found = {run: read_config(folder / run)["config"]["reward_funcs"] for run in runs}
+    assert found == {"list": names, "text": names, "given": ["short", "seven"]}
+    metrics = [read_metrics(folder / run) for run in runs]
+    assert metrics[0] == metrics[1] == metrics[2]
+    rows = read_traces(folder / "list").to_pylist()
+    for row in rows:
+        text = row["trace"] + " </think>" * row["closed"]
+        row["added"] = 0.5 * -len(text.strip()) / 20 + 2.0 * ("7" in text)
+    assert len({row["added"] for row in rows}) > 3
+    added = sum(row["added"] for row in rows) / 12
+    assert metrics[0][0]["added_reward"] == pytest.approx(added, rel=1e-5)
+    for row_id in {row["row_id"] for row in rows}:
+        group = [row for row in rows if row["row_id"] == row_id]
+        b = [max(min(x, -1e-6), -1e9) for x in group[0]["baseline_logps"]]
+        base = sum(math.exp(x) * -x for x in b) / len(b)
+
+        def worth(row, b=b, base=base):
+            l = row["answer_logps"]
+            f = sum(math.exp(x) * -y for x, y in zip(l, b, strict=True)) / len(b)
+            return max(0.0, f - base) + row["added"]
+
+        r = torch.tensor([worth(row) for row in group])
+        got = torch.tensor([row["advantage"] for row in group])
+        torch.testing.assert_close(got, (r - r.mean()) / r.std(), rtol=1e-3, atol=1e-3)
 
 
 def test_rewards_of_ones_own_alone_are_grpo(tmp_path):
@@ -332,6 +655,55 @@ def test_a_run_with_reward_functions_by_name_resumes_bit_for_bit(folder):
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert read_metrics(folder / "whole") == read_metrics(folder / "run")
+
+
+class PowerOff(Exception):
+    """Stands for the power going off."""
+
+
+class OffIn(TrainerCallback):
+    """Raises in step ``step + 1``, after its backward."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise PowerOff
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("preset", ["nrt-ws", "rlvr"])
+def test_killed_and_resumed_run_with_reward_functions_is_bit_identical(preset, updates, tmp_path):
+    """With two updates a rollout is open at step 3: its rewards are not asked for again."""
+    settings = {
+        "preset": preset,
+        "num_iterations": updates,
+        "funcs": [nosy, lengths],
+        "reward_weights": [1.0, -0.05],
+        "rows": LEVELS,
+        "max_steps": 5,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": None,
+    }
+    SEEN.clear()
+    lab_trainer(tmp_path / "whole", **settings).train()
+    whole = [step for *_, step in SEEN]
+    assert whole == list(range(0, 5, updates))
+    SEEN.clear()
+    with pytest.raises(PowerOff):
+        lab_trainer(tmp_path / "run", [OffIn(3)], **settings).train()
+    SEEN.clear()
+    lab_trainer(tmp_path / "run", **settings).train(resume_from_checkpoint=True)
+    assert [step for *_, step in SEEN] == [step for step in whole if step >= 3]
+    one, two = (
+        load_file(tmp_path / f / "checkpoint-5" / "model.safetensors") for f in ("whole", "run")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "run")
+    assert read_traces(tmp_path / "whole").equals(read_traces(tmp_path / "run"))
 
 
 def test_own_rewards_need_something_to_tell_apart(tmp_path):

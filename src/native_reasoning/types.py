@@ -215,3 +215,9 @@ class Signal:
     underflow: float = 0.0
     spread: float = 0.0
     kept: bool = True
+
+    @classmethod
+    def nothing(cls, scores: Scores) -> "Signal":
+        """Of a group that counts for nothing: every weight is 0."""
+        zero = scores.answer.detach().new_zeros(len(scores.answer))
+        return cls(zero, zero.sum(), zero, torch.zeros_like(scores.answer).detach())

@@ -207,25 +207,32 @@ class WindowMaker:
     def signals(
         self, micro: MicroBatch, scores: Sequence[Scores], plan: PlannedStep
     ) -> list[Signal]:
-        """The objective's signal of each group, in the format warm-up without its trace term.
+        """The objective's signal of each group, in the format warm-up without its trace term;
+        groups of weight 0 get one of zeros.
 
         Raises RunError where an objective of the user's own returns what does not fit.
         """
-        objective = self.objective
-        if isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__:
-            signals = objective.of_groups(scores)
-        else:  # the user's own, or a subclass with a __call__ of its own
-            name = name_of(objective)
-            signals = [check_signal(objective(s.detach()), s, name) for s in scores]
-        if self.state.filter is not None:
-            pairs = zip(signals, micro.groups, strict=True)
-            signals = [self.state.filter.judge(s) if g.weight else s for s, g in pairs]
+        real = [s for s, group in zip(scores, micro.groups, strict=True) if group.weight]
+        made = iter(self._judged(real))
+        signals = [
+            next(made) if group.weight else Signal.nothing(s)
+            for s, group in zip(scores, micro.groups, strict=True)
+        ]
         if plan.rollout >= self.args.format_warmup_steps:
             return signals
         return [
             replace(s, advantages=torch.zeros_like(s.advantages), trace_weights=None)
             for s in signals
         ]
+
+    def _judged(self, scores: Sequence[Scores]) -> list[Signal]:
+        objective, filter = self.objective, self.state.filter
+        if isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__:
+            signals = objective.of_groups(scores)
+        else:  # the user's own, or a subclass with a __call__ of its own
+            name = name_of(objective)
+            signals = [check_signal(objective(s.detach()), s, name) for s in scores]
+        return signals if filter is None else [filter.judge(signal) for signal in signals]
 
     def mean_tokens(self, minibatch: Sequence[MicroBatch], traces: int) -> float:
         """Sampled tokens with policy gradient per trace of a step that has ``traces`` of them over

@@ -182,6 +182,10 @@ def test_functions_of_the_users_own_come_from_the_working_folder(
     code, _, _ = nrt("train", *small, "--out", out, "--objective", "mine_cli:first_only")
     assert code == 0
     assert read_config(out)["config"]["objective"] == "mine_cli:first_only"
+    with monkeypatch.context() as elsewhere:  # what judged the traces is not needed to evaluate
+        elsewhere.chdir(tmp_path.parent)
+        code, _, err = nrt("eval", out, "--data", data, "--eval-samples", "2")
+        assert code == 0, err
     out = tmp_path / "second"
     code, _, _ = nrt(
         "train", *small, "--out", out, "--reward-funcs", "mine_cli:short", "--reward-weights", "0.5"

@@ -15,6 +15,9 @@ from native_reasoning.cli.output import (
     show_table,
 )
 from native_reasoning.errors import ConfigError
+from native_reasoning.settings import SETTINGS
+
+_JUDGING = ("preset", "objective", "reward_funcs", "reward_weights", *SETTINGS)
 
 
 def run(parsed: Parsed) -> int:
@@ -30,7 +33,8 @@ def run(parsed: Parsed) -> int:
     showing = number(parsed.own, "show") or 0
     model, run_folder = model_folder(parsed.positional)
     settings: dict[str, Any] = run_settings(run_folder) if run_folder else {}
-    for key in ("model", "data", "eval_data"):
+    # how the run judged its traces does not matter, and functions of its own may be elsewhere
+    for key in ("model", "data", "eval_data", *_JUDGING):
         settings.pop(key, None)
     settings |= parsed.settings
     with TemporaryDirectory() as nowhere:
