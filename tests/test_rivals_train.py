@@ -172,3 +172,12 @@ def test_underflow_of_whole_answers_is_said_once(tmp_path, capsys):
     told = [line for line in capsys.readouterr().err.splitlines() if "underflow" in line]
     assert len(told) == 1
     assert "100% of this step's rewards" in told[0]
+
+
+def test_copies_compute_in_the_trainers_arithmetic(tmp_path):
+    """In bfloat16 too the first policy is the policy itself in the first step."""
+    lab_trainer(tmp_path / "run", preset="nover", bf16=True, max_steps=1, beta=1.0).train()
+    lab_trainer(tmp_path / "exact", preset="nover", max_steps=1, beta=1.0).train()
+    (rounded,), (exact,) = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "exact")
+    assert rounded["loss_kl"] == pytest.approx(0, abs=1e-6)
+    assert rounded["answer_logp"] != exact["answer_logp"]
