@@ -44,6 +44,8 @@ def forms_of(name: str) -> dict[str, Preset]:
 def form_text(key: str, preset: Preset) -> str:
     """One form: its line of the table, what differs from the source, settings unlike nrt-ws."""
     parts = [f"## `{key}`: {FORMS[preset.form][0].lower()}{FORMS[preset.form][1:]}"]
+    if other := preset.method.formulas.get(preset.form):
+        parts.append(f"```\n{other}\n```")
     if told := differences(preset.method, preset.form):
         parts += ["What differs from the source, and why:", "\n".join(f"- {x}" for x in told)]
     rows = [[f"`{n}`", f"`{v}`", text] for n, v, text in setting_rows(preset)]
@@ -68,7 +70,10 @@ def page(name: str) -> str:
         *(form_text(key, preset) for key, preset in forms_of(name).items()),
     ]
     if method.published:
-        told = "With the settings of the authors' runs, which a preset does not set:"
+        told = (
+            "With the settings of the authors' runs, which a preset does not set, on one device "
+            "(a micro-batch is one prompt with its traces):"
+        )
         parts += ["## As its authors ran it", told, f"```\n{command(name, PRESETS[name])}\n```"]
     parts.append(f"`nrt presets {name}` prints every setting. [All objectives](README.md)")
     return "\n\n".join(parts) + "\n"

@@ -1,8 +1,13 @@
 """Settings that cannot work are refused with what, why and fix."""
 
+import math
+import re
+from dataclasses import fields
+from itertools import pairwise
+
 import pytest
 
-from native_reasoning.checks import RANGES
+from native_reasoning.checks import LOG_PROBABILITIES, RANGES, check_sampling
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
 from native_reasoning.options import NRTOptions
@@ -26,6 +31,18 @@ REFUSED = [
     ({"preset": "verifree", "reward": "logp"}, "bad_format is 'zero' with reward 'logp'"),
     ({"preset": "latro", "reward": "prob"}, "bad_format is 'twice_mean' with reward 'prob'"),
     ({"preset": "nrt-logp", "bad_format": "twice_mean"}, "bad_format is 'twice_mean'"),
+    ({"preset": "sft-think", "reward": "logp", "num_generations": 1}, "num_generations is 1"),
+    ({"preset": "sft-think", "reward_funcs": "a:b", "num_generations": 1}, "num_generations is 1"),
+    ({"preset": "sft", "policy_tokens": "trace_tag_answer", "reward": "exact_match"}, "samples n"),
+    ({"preset": "rlvr", "policy_tokens": "trace_tag"}, "reward 'exact_match' with policy_tokens"),
+    ({"preset": "rlvr", "answer_weight": "exact"}, "answer_weight is 'exact' with reward 'exact_"),
+    ({"preset": "nover", "answer_weight": "exact"}, "with reward 'perplexity_rank'"),
+    ({"preset": "jepo", "centre": "rank"}, "centre is 'rank' with reward 'jepo'"),
+    ({"preset": "jepo", "reward": "prob"}, "centre is 'lme_loo' with reward 'prob'"),
+    ({"preset": "verifree", "reward": "avg_logp"}, "bad_format is 'zero' with reward 'avg_logp'"),
+    ({"preset": "jepo", "bad_format": "zero"}, "bad_format is 'zero' with reward 'jepo'"),
+    ({"preset": "latro", "clip": "relu", "baseline": "ema"}, "reward 'logp', clip 'relu'"),
+    ({"preset": "nrt-logp-released", "clip": "relu"}, "clip is 'relu' with preset 'nrt-logp-rel"),
 ]
 
 
@@ -40,6 +57,85 @@ def test_refused(settings, what, tmp_path):
     assert what in caught.value.what
     assert caught.value.why
     assert caught.value.fix
+    assert str(caught.value).splitlines()[0] == caught.value.what
+    changed = [name for name in settings if name not in ("preset", "reward_funcs")]
+    assert not changed or any(name in caught.value.what for name in changed)
+
+
+OPTIONS = {f.name: f for f in fields(NRTOptions)}
+
+
+def ways_out(fix):
+    """The settings that a ``fix:`` line names, one dictionary per alternative.
+
+    >>> ways_out("bad_format mask or penalty, or reward logp with clip none")
+    [{'bad_format': 'mask'}, {'bad_format': 'penalty'}, {'reward': 'logp', 'clip': 'none'}]
+    """
+    out, last = [], ""
+    for part in re.split(r",? or ", fix):
+        words = part.split(",")[0].replace(" is ", " ").replace("'", "").split()
+        found = {a: b for a, b in pairwise(words) if a in OPTIONS and b != "whose"}
+        found = found or ({last: words[0]} if len(words) == 1 and last else {})
+        last = next(iter(found), last)
+        out += [found] if found else []
+    return out
+
+
+def test_alternatives_of_a_fix_are_read_right():
+    assert ways_out("bad_format mask or penalty, or reward logp with clip none") == [
+        {"bad_format": "mask"},
+        {"bad_format": "penalty"},
+        {"reward": "logp", "clip": "none"},
+    ]
+    assert ways_out("num_generations 8, or preset sft-think, which compares nothing") == [
+        {"num_generations": "8"},
+        {"preset": "sft-think"},
+    ]
+
+
+@pytest.mark.parametrize("settings", [s for s, _ in REFUSED], ids=str)
+def test_every_setting_that_a_fix_names_helps(settings, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, **settings)
+    ways = ways_out(caught.value.fix)
+    assert ways or "one of: " in caught.value.fix
+    for way in ways:
+        config(tmp_path, **{**settings, **way})
+
+
+@pytest.mark.parametrize("name", [name for name, f in OPTIONS.items() if f.metadata["choices"]])
+def test_a_value_that_is_no_choice_is_told_all_of_them(name, tmp_path):
+    choices = OPTIONS[name].metadata["choices"]
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, **{name: choices[0] + "x"})
+    assert caught.value.what == f"{name} is '{choices[0]}x' (did you mean {choices[0]!r}?)"
+    assert caught.value.why == OPTIONS[name].metadata["help"]
+    assert caught.value.fix == f"one of: {', '.join(choices)}"
+    with pytest.raises(ConfigError, match=f"{name} is 'zzzzzz'\n"):
+        config(tmp_path, **{name: "zzzzzz"})
+
+
+@pytest.mark.parametrize("reward", ["logp", "avg_logp", "jepo", "prob", "reflection"])
+def test_the_rewards_that_are_logarithms(reward, tmp_path):
+    settings = {"preset": "jepo-1", "reward": reward, "answer_weight": "none", "centre": "lme_loo"}
+    if reward in LOG_PROBABILITIES:
+        assert config(tmp_path, **settings).resolved_objective().reward == reward
+    else:
+        with pytest.raises(ConfigError, match="R must be a log-probability"):
+            config(tmp_path, **settings)
+
+
+def test_an_objective_that_is_given_needs_more_than_one_trace(tmp_path):
+    """As one that is named: the trainer asks again, with what it was given."""
+    made = config(tmp_path, preset="sft-think", num_generations=1)
+    check_sampling(made, made.resolved_objective(), judged=False)
+    with pytest.raises(ConfigError, match="num_generations is 1 with preset 'sft-think'"):
+        check_sampling(made, made.resolved_objective(), judged=True)
+    alone = config(tmp_path, preset="avg-logp", centre="none", num_generations=1)
+    check_sampling(alone, alone.resolved_objective(), judged=True)
+    empty = config(tmp_path, preset="sft")
+    with pytest.raises(ConfigError, match="a reward of your own with preset 'sft'"):
+        check_sampling(empty, empty.resolved_objective(), judged=True)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -64,9 +160,40 @@ def test_allowed(settings, tmp_path):
 
 @pytest.mark.parametrize(("name", "low", "high"), RANGES)
 def test_ranges(name, low, high, tmp_path):
-    kind = NRTConfig.__dataclass_fields__[name].type
-    assert name in NRTOptions.__dataclass_fields__ or "batch" in name or "accumulation" in name
-    for value in (low - 1, high * 1.5):
-        value = int(value) if "int" in str(kind) else value
-        with pytest.raises(ConfigError, match=f"{name} is"):
+    whole = "int" in str(NRTConfig.__dataclass_fields__[name].type)
+    assert name in OPTIONS or name in {f.name for f in fields(NRTConfig)}
+    for value in (low, high):
+        made = config(tmp_path, preset="sft-think", **{name: int(value) if whole else value})
+        assert getattr(made, name) == value
+    beyond = [low - 1, high + 1] if whole else [math.nextafter(low, -math.inf), high * 1.001]
+    for value in [int(v) for v in beyond] if whole else [*beyond, math.nan, math.inf, -math.inf]:
+        with pytest.raises(ConfigError) as caught:
             config(tmp_path, preset="sft-think", **{name: value})
+        assert caught.value.what == f"{name} is {value}"
+        assert caught.value.why == f"it must be from {low:g} to {high:g}"
+        assert caught.value.fix == f"change {name}"
+
+
+def test_coefficients_are_numbers_too(tmp_path):
+    """With another every step would be skipped: its loss is not a number."""
+    settings = {"preset": "rlvr", "reward_funcs": "a:b", "reward_weights": 0.5}
+    coefficients = [
+        "reward_coef",
+        "format_reward",
+        "efficiency_reward",
+        "length_reward",
+        "repetition_penalty",
+        "answer_coef",
+        "format_loss_coef",
+        "reward_weights",
+    ]
+    taken = []
+    for name in coefficients:
+        config(tmp_path, **{**settings, name: 0.25})
+        for value in (math.nan, math.inf):
+            try:
+                config(tmp_path, **{**settings, name: value})
+                taken.append((name, value))
+            except ConfigError as error:
+                assert name in error.what  # noqa: PT017
+    assert taken == []

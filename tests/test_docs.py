@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 
 from native_reasoning.config import NRTConfig
+from native_reasoning.groups import make_schedule
 from native_reasoning.methods import METHODS
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.presets import PRESETS
 from native_reasoning.recipe import make_config
 from native_reasoning.settings import SETTINGS
 
+#: Prompts per optimiser step and updates per rollout of the authors' runs, of one device.
+AUTHORS = {
+    "nrt": (64, 4), "verifree": (16, 1), "jepo": (64, 1), "latro": (3, 1), "rlpr": (192, 4),
+    "nover": (1, 1), "dro": (128, 1), "avg": (8, 1),
+}
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -36,6 +42,7 @@ def test_every_method_has_a_page_with_formula_source_forms_and_differences(made)
         assert method.formula in text
         for key, preset in PRESETS.items():
             assert (f"## `{key}`" in text) == (preset.method is method)
+        assert all(formula in text for formula in method.formulas.values())
         for told in method.differs.values():
             assert all(line in text for line in told)
 
@@ -53,6 +60,10 @@ def test_published_settings_are_settings(name, tmp_path):
     made = make_config({"preset": name, "output_dir": str(tmp_path), "use_cpu": True, **published})
     for key, value in published.items():
         assert getattr(made, key) == value
+    # prompts of an optimiser step and updates per rollout, as rivals.md has them
+    prompts, updates = AUTHORS.get(name.split("-")[0], (8, 1))
+    assert make_schedule(1000, made).prompts == prompts
+    assert made.steps_per_rollout() == updates
 
 
 def test_overrides_are_the_settings_of_an_objective():

@@ -1,4 +1,8 @@
-"""The nine facts of method.md section 3, one test each, and the rule for flat groups."""
+"""The facts of method.md section 3, one test each, and the rule for flat groups.
+
+Fact 8, on sampled answers, is in test_gradient.py: test_rewards_of_the_trace_alone_train_no_sampled
+_answer and test_verified_rewards_are_verifree_on_average.
+"""
 
 import itertools
 import math
@@ -127,22 +131,7 @@ def test_7_a_tag_that_was_forced_in_gets_the_format_loss_alone():
         assert gradient[0] == -objective.format_loss_coef
 
 
-def test_8_a_sampled_answer_changes_nothing_on_average_and_verified_rewards_are_verifree():
-    """By hand on one trace position with two traces and two answers; test_gradient.py has a world.
-
-    For a reward of y* alone, Σ_y π(y) R ∇log π(y) = R ∇Σπ(y) = 0; for R = [y = y*] it is ∇π(y*).
-    """
-    logits = torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64, requires_grad=True)
-    pi = logits.softmax(-1)
-    alone = sum(pi[y].detach() * 0.7 * pi[y].log() for y in range(3))
-    (gradient,) = torch.autograd.grad(alone, logits, retain_graph=True)
-    assert gradient.abs().max() < 1e-15
-    matched = sum(pi[y].detach() * float(y == 1) * pi[y].log() for y in range(3))
-    one, other = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (matched, pi[1]))
-    torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
-
-
-def test_9_rewards_come_from_the_trainers_weights_at_temperature_one(tmp_path):
+def test_9_answers_are_scored_at_temperature_one_and_traces_as_they_were_drawn(tmp_path):
     trainer = lab_trainer(tmp_path / "run", temperature=0.5, max_steps=1, learning_rate=0.0)
     trainer.train()
     (micro,) = trainer.window.minibatches[0]
@@ -192,6 +181,16 @@ def test_flat_rule_for_identical_nearly_identical_and_one_winner_groups(name, cl
     tiny = b.expand(8, 3).clone()
     tiny[2] += 0.02 * rounding
     assert of(tiny).flat
+
+
+@pytest.mark.parametrize(("name", "rounding"), [("dro", 1e-5), ("dro@shared", 5e-3)])
+def test_traces_that_say_what_the_empty_one_says_are_flat_for_reflection_too(name, rounding):
+    torch.manual_seed(0)
+    b = -3 * torch.rand(5, dtype=torch.float64)
+    noise = 0.2 * rounding * torch.randn(6, 5, dtype=torch.float64)
+    signal = preset_objective(name)(scores(b + noise, b, rounding=rounding))
+    assert signal.flat
+    assert signal.advantages.abs().max() == 0
 
 
 def test_permuting_the_answer_leaves_the_traces_probability(tmp_path):

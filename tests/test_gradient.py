@@ -321,13 +321,13 @@ def nover_worth(world, z):
 
 
 def dro_worth(world, z):
-    """Σ_i ω_i (l_i − b_i) with ω from the standard deviation of each token over the group."""
+    """Σ_i ω_i l_i with ω from the standard deviation of each token over the group."""
     l = answer_logps(world).tolist()
     sigma = [plain_std([l[i][t] for i in z]) for t in range(2)]
     if sum(sigma) < 1e-13:
         return [0.0] * len(z)
     omega = [x / sum(sigma) for x in sigma]
-    return [sum(o * (x - b) for o, x, b in zip(omega, l[i], l[EMPTY], strict=True)) for i in z]
+    return [sum(o * x for o, x in zip(omega, l[i], strict=True)) for i in z]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from lab_run import lab_trainer
 from native_reasoning.judges import EMA, Judges
+from native_reasoning.lab import base_path
 from native_reasoning.objective import preset_objective
 from native_reasoning.scoring import Scorer, install_scoring
 from native_reasoning.template import make_template
@@ -134,3 +136,100 @@ def test_the_fingerprint_is_of_the_first_policy():
         next(model.parameters()).add_(1)  # the policy moves, its first copy does not
     assert one.fingerprint() == same.fingerprint()
     assert judges("nrt-ws")[0].fingerprint() is None
+
+
+def test_the_mixture_of_four_steps_by_hand():
+    """Every two steps nine tenths stay: 0.9·(0.9·w₀ + 0.1·w₂) + 0.1·w₄."""
+    made, model = judges("nover", ema_decay=0.9, ema_steps=2)
+    frozen = made.fingerprint()
+    policy = tiny.tiny_model(seed=2)
+    for step in range(1, 6):
+        with torch.no_grad():
+            for p in policy.parameters():
+                p.fill_(float(step))
+        made.follow(policy, step)
+    first = dict(model.named_parameters())
+    for n, p in made.ema.named_parameters():
+        expected = 0.9 * (0.9 * first[n].detach() + 0.1 * 2) + 0.1 * 4
+        torch.testing.assert_close(p, expected, rtol=1e-6, atol=1e-6)
+    assert made.fingerprint() == frozen
+    assert all(torch.equal(p, first[n]) for n, p in made.frozen.named_parameters())
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_the_ends_of_the_decay(decay):
+    made, model = judges("nover", ema_decay=decay, ema_steps=1)
+    policy = tiny.tiny_model(seed=2)
+    made.follow(policy, 1)
+    source = dict((model if decay else policy).named_parameters())
+    for n, p in made.ema.named_parameters():
+        torch.testing.assert_close(p, source[n].detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_a_tied_copy_that_moved_comes_back_and_goes_on_alike(tmp_path):
+    made, _ = judges("nover", tiny.tiny_model(seed=3, tie_word_embeddings=True), ema_steps=1)
+    policy = tiny.tiny_model(seed=5, tie_word_embeddings=True)
+    made.follow(policy, 1)
+    made.save(tmp_path)
+    other, _ = judges("nover", tiny.tiny_model(seed=4, tie_word_embeddings=True), ema_steps=1)
+    other.load(tmp_path)
+    for one in (made, other):
+        one.follow(policy, 2)
+    one, two = (dict(j.ema.named_parameters()) for j in (made, other))
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    assert other.ema.lm_head.weight is other.ema.model.embed_tokens.weight
+
+
+def test_copies_do_not_train_and_leave_the_models_mode_alone():
+    made, model = judges("nover")
+    policy = tiny.tiny_model(seed=0).train()
+    install_scoring(policy)
+    scores = scorer()(policy, GROUPS, TRACES)
+    attached = made.attach(scores, GROUPS, TRACES)
+    assert policy.training
+    assert not made.frozen.training
+    assert not made.ema.training
+    assert all(p.requires_grad for p in model.parameters())
+    sum(s.answer.sum() + s.frozen.baseline.sum() + s.ema.answer.sum() for s in attached).backward()
+    assert all(p.grad is None for p in (*made.frozen.parameters(), *made.ema.parameters()))
+    assert any(p.grad is not None for p in policy.parameters())
+    for one, before in zip(attached, scores, strict=True):
+        assert one.answer is before.answer  # the policy's own numbers are as they were
+
+
+def test_training_moves_the_policy_and_never_the_first_policy(tmp_path):
+    trainer = lab_trainer(tmp_path / "run", preset="jepo")
+    made = trainer.memory.judges
+    base = load_file(base_path() / "model.safetensors")
+    mark = made.fingerprint()
+    trainer.train()
+    assert made.fingerprint() == mark
+    named = dict(made.frozen.named_parameters())
+    found = {n for n in named if n in base and base[n].shape == named[n].shape}
+    assert len(found) > 10
+    assert all(torch.equal(named[n], base[n]) for n in found)
+    policy = dict(trainer.model.named_parameters())
+    assert any(not torch.equal(policy[n], base[n]) for n in found)
+
+
+def test_a_run_mixes_the_lagging_copy_from_its_own_checkpoints(tmp_path):
+    """E_t = 0.9·E_{t−1} + 0.1·W_t after every second step, W_t the checkpoint's model."""
+    folder = tmp_path / "run"
+    lab_trainer(
+        folder,
+        preset="nover",
+        ema_steps=2,
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=None,
+    ).train()
+    steps = [folder / f"checkpoint-{i}" for i in (1, 2, 3, 4)]
+    copies = [load_file(step / EMA) for step in steps]
+    models = [load_file(step / "model.safetensors") for step in steps]
+    for n in copies[0]:
+        assert torch.equal(copies[1][n], copies[2][n])  # nothing happens in an odd step
+        for i in (1, 3):
+            expected = 0.9 * copies[i - 1][n] + 0.1 * models[i][n]
+            torch.testing.assert_close(copies[i][n], expected, rtol=1e-5, atol=1e-7)
+    assert any(not torch.equal(copies[0][n], copies[1][n]) for n in copies[0])

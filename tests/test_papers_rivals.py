@@ -250,7 +250,7 @@ def dro():
     A truncated completion is masked: it counts in the group and is in no part of the loss."""
     sigma = [stdev(L[k][i] for k in range(K)) for i in range(T)]
     omega = [sigma[i] / sum(sigma) for i in range(T)]
-    r = [sum(omega[i] * (L[k][i] - B[i]) for i in range(T)) for k in range(K)]
+    r = [sum(omega[i] * L[k][i] for i in range(T)) for k in range(K)]  # the masked trace's cancels
     eps = 1e-6 * max(abs(x) for x in r)
     a = [(r[k] - mean(r)) / (stdev(r) + eps) if COMPLETE[k] else 0.0 for k in range(K)]
     w = [[0.0] * T for k in range(K)]
@@ -345,8 +345,8 @@ def nover_shared():
 def dro_shared():
     sigma = [stdev(L[k][i] for k in range(K)) for i in range(T)]
     omega = [sigma[i] / sum(sigma) for i in range(T)]
-    r = [sum(omega[i] * (L[k][i] - B[i]) for i in range(T)) for k in range(K)]
-    return shared(r, 0.0, [[0.0] * T for k in range(K)])
+    r = [sum(omega[i] * L[k][i] for i in range(T)) for k in range(K)]
+    return shared(r, sum(omega[i] * B[i] for i in range(T)), [[0.0] * T for k in range(K)])
 
 
 METHODS = {

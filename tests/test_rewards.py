@@ -58,13 +58,15 @@ def test_the_table_holds_every_reward_and_says_which_have_weights():
 def test_reflection_weighs_tokens_by_how_much_they_react():
     # σ of (−1, −3) is 1, of (−2, −2) is 0: the first token alone counts
     worth, base = reflection(group([[-1.0, -2.0], [-3.0, -2.0]], b=(-2.0, -5.0)))
-    close(worth, [1.0, -1.0])
-    assert base == 0
+    close(worth, [-1.0, -3.0])
+    close(base, -2.0)
     # σ = 1 and 3: weights 1/4 and 3/4
-    worth, _ = reflection(group([[-1.0, -1.0], [-3.0, -7.0]], b=(-2.0, -2.0)))
-    close(worth, [1 / 4 * 1 + 3 / 4 * 1, 1 / 4 * -1 + 3 / 4 * -5])
-    worth, _ = reflection(group([[-1.0, -2.0]] * 3))
+    worth, base = reflection(group([[-1.0, -1.0], [-3.0, -7.0]], b=(-2.0, -4.0)))
+    close(worth, [-1.0, -3 / 4 - 3 * 7 / 4])
+    close(base, -2 / 4 - 3 * 4 / 4)
+    worth, base = reflection(group([[-1.0, -2.0]] * 3))
     close(worth, [0.0, 0.0, 0.0])  # nothing reacts
+    close(base, 0.0)
 
 
 def test_perplexity_rank_ranks_complete_traces_and_breaks_ties_by_order():

@@ -112,18 +112,31 @@ RESUMED = {
     "a first policy and a filter": {"preset": "rlpr"},
     "an open window": {"preset": "rlpr", "num_iterations": 2, "beta": 0.1},
     "KL in the reward": {"preset": "latro"},
+    # 12 rows at 5 prompts a step, two mini-batches, twice each: fillers inside an open window
+    "fillers in an open window": {
+        "preset": "nover",
+        "per_device_train_batch_size": 5,
+        "steps_per_generation": 2,
+        "num_iterations": 2,
+    },
+    "no reward in an open window": {
+        "preset": "sft-think",
+        "per_device_train_batch_size": 5,
+        "num_iterations": 2,
+    },
 }
 
 
+@pytest.mark.parametrize("step", [3, 5])
 @pytest.mark.parametrize("name", RESUMED)
-def test_killed_and_resumed_run_is_bit_identical(name, tmp_path, monkeypatch):
+def test_killed_and_resumed_run_is_bit_identical(name, step, tmp_path, monkeypatch):
     monkeypatch.setattr(filters, "FIRST", 1)
     monkeypatch.setattr(filters, "LAST", 2)
     settings = {**RESUMED[name], "max_steps": 6, "save_strategy": "steps", "save_steps": 1}
     settings["save_total_limit"] = None
     lab_trainer(tmp_path / "whole", **settings).train()
     with pytest.raises(Killed):
-        lab_trainer(tmp_path / "run", [KillIn(3)], **settings).train()
+        lab_trainer(tmp_path / "run", [KillIn(step)], **settings).train()
     lab_trainer(tmp_path / "run", **settings).train(resume_from_checkpoint=True)
     one, two = tmp_path / "whole" / "checkpoint-6", tmp_path / "run" / "checkpoint-6"
     files = ["model.safetensors"] + [EMA] * (settings["preset"] == "nover")

@@ -42,7 +42,7 @@ def ours(folder, **settings):
         ratio="none",
         baseline="none",
         clip="none",
-        std_eps=1e-4,
+        std_eps=1e-4 if settings["scale"] == "std" else None,
         max_trace_length=LONGEST,
         num_generations=TRACES,
         max_steps=1,

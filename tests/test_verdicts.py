@@ -35,7 +35,12 @@ CASES = {
     "empty trace": ("", (*ids("red"), END), True, True),
     "a tag as text in the trace": ("a <think> b", (*ids("red"), END), False, True),
     "a tag as text in the answer": ("hm", (*ids("red </think>"), END), False, False),
+    "a tag as text at the end of the trace": ("hm </think>", (*ids("red"), END), False, True),
+    "white space around the trace": (" \n hm \n ", (*ids("red"), END), True, True),
+    "another end": ("hm", (*ids("red"), END, END), True, True),
+    "longer than the reference": ("hm", (*ids("red red"), END), True, False),
     "open": ("hm", None, False, False),
+    "nothing sampled at all": ("", None, False, False),
 }
 
 
@@ -59,6 +64,50 @@ def test_without_sampled_answers_a_closed_trace_is_complete():
     verdict = read(group(), traces, TEMPLATE)
     assert verdict.complete.tolist() == [True, False]
     assert verdict.correct.tolist() == [False, False]
+
+
+def test_white_space_around_the_reference_does_not_count():
+    traces = Traces(((TAG,), (TAG,)), (True, True), answers=((*ids("red"), END), (*ids("r"), END)))
+    assert read(group("\n red "), traces, TEMPLATE).correct.tolist() == [True, False]
+
+
+def test_the_opening_token_inside_a_trace_is_a_tag_too():
+    opening = TEMPLATE.tokenizer.convert_tokens_to_ids("<think>")
+    traces = Traces(((opening, *ids("hm"), TAG), (*ids("hm"), TAG)), (True, True))
+    assert read(group(), traces, TEMPLATE).complete.tolist() == [False, True]
+
+
+def test_a_trace_that_an_end_of_turn_stopped_is_open():
+    traces = Traces(((), (*ids("hm"), TAG)), (False, True), ended=(END, None))
+    verdict = read(group(), traces, TEMPLATE)
+    assert verdict.complete.tolist() == [False, True]
+    assert verdict.repetitive.tolist() == [False, False]
+
+
+def test_where_the_tag_is_text_it_is_not_looked_for_in_its_own_place():
+    """The text that closes a trace is its tag once; in an answer it is a second one."""
+    template = make_template(tiny.byte_tokenizer(), boundary="text")
+    tag, end = template.boundary.close_ids, template.end_ids[0]
+    right, again = (*ids(" red"), end), (*ids(" red"), *tag, *ids(" red"), end)
+    traces = Traces(
+        ids=((*ids("hm"), *tag), (*ids("hm"), *tag), (*ids("hm"), *tag, *tag)),
+        closed=(True, True, True),
+        answers=(right, again, right),
+    )
+    verdict = read(group(), traces, template)
+    assert verdict.complete.tolist() == [True, False, False]
+    assert verdict.correct.tolist() == [True, False, True]
+    columns = columns_of([group()], [traces], template)
+    assert columns["completions"][0] == "hm\nThe answer is red"
+
+
+def test_ten_words_in_a_row_need_not_follow_each_other():
+    ten = " ".join("abcdefghij")
+    apart = " ".join(f"{ten} {i}" for i in range(10))
+    assert repeats(apart)
+    assert repeats(f"\n{apart.replace(' ', chr(10))}\t")
+    assert not repeats(apart.replace(f"{ten} 4", "a b c"))  # nine are left
+    assert not repeats(" ".join(f"{ten[:-2]} {i}" for i in range(20)))  # nine words in a row
 
 
 def test_repetition_is_ten_words_ten_times():
@@ -105,6 +154,58 @@ def test_a_rank_of_fillers_alone_asks_nobody():
     one = Traces(((TAG,),), (True,))
     (verdict,) = judge([group(weight=0.0)], [one], TEMPLATE, RewardFunctions([never]))
     assert verdict.added.tolist() == [0.0]
+
+
+def test_the_white_space_after_the_tag_is_part_of_what_was_sampled():
+    tokenizer = tiny.byte_tokenizer(think=True)
+    tokenizer.chat_template = tiny.QWEN3
+    template = make_template(tokenizer)
+    close, end = template.boundary.close_ids, template.end_ids[0]
+    traces = Traces(
+        ids=((*ids("hm"), *close), (*ids("hm"), *close)),
+        closed=(True, True),
+        answers=((*ids("red"), end), ()),
+    )
+    columns = columns_of([group()], [traces], template)
+    assert template.gap_ids
+    assert columns["completions"] == ["hm</think>\n\nred", "hm</think>"]
+    assert columns["completion_ids"] == [
+        [*ids("hm"), *close, *template.gap_ids, *ids("red"), end],
+        [*ids("hm"), *close],
+    ]
+
+
+def test_one_conversation_makes_all_of_them_conversations():
+    turns = (("system", "be brief"), ("user", "colour?"))
+    chat = replace(group(), example=replace(group().example, prompt=turns))
+    one = Traces(((*ids("hm"), TAG),), (True,))
+    columns = columns_of([group(level=1), chat], [one, one], TEMPLATE)
+    question = {"role": "user", "content": "colour?"}
+    assert columns["prompts"] == [
+        [question],
+        [{"role": "system", "content": "be brief"}, question],
+    ]
+    assert columns["completions"] == [[{"role": "assistant", "content": "hm</think>"}]] * 2
+    assert columns["level"] == [1, None]
+
+
+@pytest.mark.parametrize("name", ["count", "self", "function", "columns"])
+def test_a_column_may_have_any_name(name):
+    def reward(completions, **columns):
+        return columns[name]
+
+    one = Traces(((*ids("hm"), TAG), (TAG,)), (True, True))
+    (verdict,) = judge([group(**{name: 7})], [one], TEMPLATE, RewardFunctions([reward]))
+    assert verdict.added.tolist() == [7.0, 7.0]
+
+
+def test_a_column_called_trainer_state_does_not_replace_the_state():
+    def reward(completions, trainer_state, **columns):
+        return [trainer_state]
+
+    one, rewards = Traces(((TAG,),), (True,)), RewardFunctions([reward])
+    (verdict,) = judge([group(trainer_state=7)], [one], TEMPLATE, rewards, trainer_state=5)
+    assert verdict.added.tolist() == [5.0]
 
 
 def test_columns_called_like_ours_do_not_replace_ours():

@@ -33,9 +33,26 @@ RANGES = (
     ("ema_decay", 0, 1),
     ("ema_steps", 1, 1e9),
     ("filter_coef", 0, 1e6),
+    ("answer_coef", 0, 1e6),
+    ("reward_coef", 1e-9, 1e6),
+    ("format_reward", 0, 1e6),
+    ("efficiency_reward", 0, 1e6),
+    ("length_reward", 0, 1e6),
+    ("repetition_penalty", 0, 1e6),
+    ("format_loss_coef", 0, 1e6),
+)
+#: Settings that do something only beside another: name, whether it does, what it needs.
+NEEDS: tuple[tuple[str, Callable[[Objective], bool], str], ...] = (
+    ("ema_decay", lambda o: o.needs_ema, "baseline ema or scored_by ema"),
+    ("ema_steps", lambda o: o.needs_ema, "baseline ema or scored_by ema"),
+    ("filter_coef", lambda o: o.filter != "none", "filter ema_std"),
+    ("format_penalty", lambda o: o.bad_format == "penalty", "bad_format penalty"),
+    ("std_eps", lambda o: o.scale == "std", "scale std"),
+    ("ratio_low", lambda o: o.ratio != "none", "ratio cispo or ppo"),
+    ("ratio_high", lambda o: o.ratio != "none", "ratio cispo or ppo"),
 )
 #: Rewards that are logarithms of probabilities: negative, with 0 the best there is.
-LOG_PROBABILITIES = ("logp", "avg_logp", "jepo")
+LOG_PROBABILITIES = ("logp", "avg_logp", "jepo", "reflection")
 
 
 def check_options(options: NRTOptions, objective: Callable[[], Objective]) -> None:
@@ -59,6 +76,7 @@ def check_options(options: NRTOptions, objective: Callable[[], Objective]) -> No
     if options.objective is None:
         check_sampling(options, objective(), judged=bool(options.reward_funcs))
         _check_reward(options, objective())
+        _check_effect(options, objective())
 
 
 def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> None:
@@ -97,6 +115,32 @@ def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> N
         )
 
 
+def _check_effect(options: NRTOptions, objective: Objective) -> None:
+    """Settings that would change nothing, and mixtures of two policies' numbers."""
+    for name, does, need in NEEDS:
+        if getattr(options, name) is not None and not does(objective):
+            raise ConfigError(
+                f"{name} is {getattr(options, name)} with preset {options.preset!r}",
+                why="nothing reads it",
+                fix=f"leave it out, or {need}",
+            )
+    trained = objective.answer_weight != "none" or objective.format_loss_coef
+    if options.format_warmup_steps and not trained:
+        raise ConfigError(
+            f"format_warmup_steps is {options.format_warmup_steps} with preset {options.preset!r}",
+            why="it trains the answer and the closing tag alone, and this preset trains neither",
+            fix="format_loss_coef 0.3, or a run with preset sft-think first",
+        )
+    mixed = objective.baseline in ("current", "frozen") or objective.answer_weight == "exact"
+    if objective.scored_by == "ema" and mixed:
+        raise ConfigError(
+            f"scored_by is 'ema' with baseline {objective.baseline!r}, answer_weight "
+            f"{objective.answer_weight!r}",
+            why="R would be the lagging copy's, R_base and the gradient another policy's",
+            fix="baseline ema or none, and answer_weight one or none",
+        )
+
+
 def _check_reward(options: NRTOptions, objective: Objective) -> None:
     """Settings that a reward does not go with."""
     reward, preset = objective.reward, options.preset
@@ -125,10 +169,11 @@ def _check_reward(options: NRTOptions, objective: Objective) -> None:
             fix="reward jepo or logp, or centre leave_one_out",
         )
     signed = reward in LOG_PROBABILITIES
-    if objective.bad_format == "zero" and signed and objective.clip == "none":
+    negative = signed or bool(objective.kl_in_reward)
+    if objective.bad_format == "zero" and negative and objective.clip == "none":
         raise ConfigError(
             f"bad_format is 'zero' with reward {reward!r} and no clip",
-            why="0 is the best log-probability there is: a trace that never closes would win",
+            why="0 is better than what other traces get: one that never closes would win",
             fix="bad_format mask or penalty, or clip relu",
         )
     if objective.bad_format == "twice_mean" and (not signed or objective.clip == "relu"):

@@ -8,9 +8,10 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import sysconfig
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +19,91 @@ import torch
 from torch import Tensor
 
 from native_reasoning.errors import ConfigError, RunError
-from native_reasoning.objective import Objective
 from native_reasoning.types import Scores, Signal
+
+_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
+#: A reward that float32 holds, also after weights and sums.
+LARGEST_REWARD = 1e30
 
 
 def load_callable(name: str, trust_imports: bool = False) -> Callable[..., Any]:
     """The function that ``module:function`` names.
 
-    Raises ConfigError if there is none, or if the module lies outside the working folder and
-    ``trust_imports`` is not set.
+    The working folder is added to the end of ``sys.path``, so that the function may import from it
+    when it is called. Raises ConfigError if there is no such function, or if the module lies
+    outside the working folder and ``trust_imports`` is not set.
     """
     module_name, _, function = name.partition(":")
-    if not module_name or not function:
+    if not function or not all(part.isidentifier() for part in module_name.split(".")):
         raise ConfigError(
             f"{name!r} does not name a function",
-            why="it is written module:function",
-            fix="my_module:my_function, with my_module.py in the working folder",
+            why="it is written module:function, and a function from Python has no such name",
+            fix="my_module:my_function, with my_module.py in the working folder; a run that was "
+            "given a function from Python goes on from Python",
         )
     here = str(Path.cwd())
+    path = list(sys.path)
     sys.path.insert(0, here)
     try:
-        _check_origin(module_name, Path(here), trust_imports)
-        found = getattr(importlib.import_module(module_name), function, None)
-    except ImportError as error:
-        raise ConfigError(
-            f"{module_name} cannot be imported: {error}",
-            why=f"{name} is asked for",
-            fix=f"put {module_name.split('.')[0]}.py into {here}, or run nrt from its folder",
-        ) from None
+        module = _import(module_name, Path(here), trust_imports)
     finally:
-        sys.path.remove(here)
+        sys.path[:] = path
+    found = getattr(module, function, None)
     if not callable(found):
         raise ConfigError(
             f"{module_name} has no function {function!r}",
             why=f"{name} is asked for",
             fix=f"define {function} at the top level of {module_name}",
         )
+    if here not in path:
+        sys.path.append(here)
     return found
 
 
-def _check_origin(module_name: str, here: Path, trust_imports: bool) -> None:
-    """Refuses a module from elsewhere before it is imported, and so before any of it runs."""
-    top = module_name.split(".")[0]
-    loaded = sys.modules.get(top)
-    spec = importlib.util.find_spec(top) if loaded is None else loaded.__spec__
+def _import(module_name: str, here: Path, trust_imports: bool) -> Any:
+    """The module, after each of its packages and itself were found to lie in ``here``."""
+    names = module_name.split(".")
+    try:
+        for i in range(len(names)):
+            _check_origin(".".join(names[: i + 1]), here, trust_imports)
+        return importlib.import_module(module_name)
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's module runs, and may do anything
+        if isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "?"):
+            fix = f"put {names[0]}.py into {here}, or run nrt from its folder"
+        else:
+            fix = f"mend {module_name}: python -c 'import {module_name}' shows where it fails"
+        raise ConfigError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}",
+            why="a function of it is asked for",
+            fix=fix,
+        ) from error
+
+
+def _check_origin(name: str, here: Path, trust_imports: bool) -> None:
+    """Refuses a module from elsewhere before it is imported, and so before any of it runs.
+
+    Installed packages are elsewhere, also where their environment lies in the working folder.
+    """
+    loaded = sys.modules.get(name)
+    spec = importlib.util.find_spec(name) if loaded is None else loaded.__spec__
     if spec is None:
-        raise ImportError(f"no module named {top!r}")
+        raise ModuleNotFoundError(f"no module named {name!r}", name=name)
     # built-in and frozen modules have no place, a package without __init__ has several
     found = [spec.origin] if spec.has_location else spec.submodule_search_locations
     places = [Path(str(place)).resolve() for place in found or ()]
-    inside = [place.is_relative_to(here.resolve()) for place in places]
-    if not trust_imports and not (inside and all(inside)):
+    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in _INSTALLED]
+    own = [
+        place.is_relative_to(here.resolve())
+        and not any(place.is_relative_to(folder) for folder in installed)
+        for place in places
+    ]
+    if not trust_imports and not (own and all(own)):
         raise ConfigError(
-            f"{module_name} lies outside the working folder, at {spec.origin or places}",
+            f"{name} lies outside the working folder, at {spec.origin or places}",
             why="importing it runs its code, and a recipe may come from anybody",
-            fix="trust_imports true, if you know the module",
+            fix="--trust-imports, if you know the module",
         )
 
 
@@ -94,15 +125,13 @@ def find_custom(
 
 
 def given_names(
-    settings: Mapping[str, Any], objective: Callable[[Scores], Signal], rewards: "RewardFunctions"
+    objective: Callable[[Scores], Signal] | None,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
 ) -> dict[str, Any]:
-    """What config.yaml calls an objective and reward functions that ``settings`` do not name."""
-    names: dict[str, Any] = {}
-    if type(objective) is not Objective and not settings["objective"]:
-        names["objective"] = name_of(objective)
-    if rewards and not settings["reward_funcs"]:
-        names["reward_funcs"] = [name_of(function) for function in rewards.functions]
-    return names
+    """What config.yaml calls an objective and reward functions that were given from Python."""
+    functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+    names: dict[str, Any] = {} if objective is None else {"objective": name_of(objective)}
+    return names | ({"reward_funcs": list(map(name_of, functions))} if functions else {})
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -178,7 +207,8 @@ class RewardFunctions:
 
     Each is called once per rollout, for all traces of this process, as
     ``f(prompts=…, completions=…, completion_ids=…, answer=…, trainer_state=…, **columns)`` and
-    returns one number per completion; None counts as 0. Functions may be coroutines.
+    returns one number per completion; None counts as 0. Functions may be coroutines. An objective
+    of the user's own finds the weighted sum in ``Scores.verdict.added``.
     """
 
     def __init__(
@@ -196,39 +226,46 @@ class RewardFunctions:
     def __bool__(self) -> bool:
         return bool(self.functions)
 
-    def __call__(self, count: int, **columns: Any) -> Tensor:
+    def __call__(self, count: int, /, **columns: Any) -> Tensor:
         """The weighted sum (count,), float32. Raises RunError where a function does not answer."""
         total = torch.zeros(count, dtype=torch.float64)
         for function, weight in zip(self.functions, self.weights, strict=True):
-            total += weight * torch.tensor(self._ask(function, count, columns)).double()
+            values = _ask(function, count, columns)
+            total += weight * torch.tensor(values, dtype=torch.float64)
         return total.float()
 
-    def _ask(
-        self, function: Callable[..., Any], count: int, columns: dict[str, Any]
-    ) -> list[float]:
-        name = name_of(function)
-        try:
-            given = function(**columns)
-            if inspect.isawaitable(given):
-                given = asyncio.run(_wait(given))
-        except TypeError as error:
-            raise _no_reward(name, f"failed: {error}", columns) from error
+
+def _ask(function: Callable[..., Any], count: int, columns: dict[str, Any]) -> list[float]:
+    name = name_of(function)
+    try:
+        given = function(**columns)
+        if inspect.isawaitable(given):
+            given = _wait(given)
         values = [0.0 if value is None else float(value) for value in given]
-        if len(values) != count:
-            raise _no_reward(name, f"returned {len(values)} rewards for {count} traces", columns)
-        for i, value in enumerate(values):
-            if not math.isfinite(value):
-                raise _no_reward(name, f"returned {value} for completion {i}", columns)
-        return values
+    except Exception as error:  # the user's function may do anything
+        raise _no_reward(name, f"failed: {type(error).__name__}: {error}", columns) from error
+    if len(values) != count:
+        raise _no_reward(name, f"returned {len(values)} rewards for {count} traces", columns)
+    for i, value in enumerate(values):
+        if not abs(value) <= LARGEST_REWARD:
+            raise _no_reward(name, f"returned {value} for completion {i}", columns)
+    return values
 
 
-async def _wait(value: Any) -> Any:
-    return await value
+def _wait(value: Awaitable[Any]) -> Any:
+    """What a coroutine returns, run in a thread of its own: a notebook has a loop already."""
+
+    async def result() -> Any:
+        return await value
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, result()).result()
 
 
 def _no_reward(name: str, what: str, columns: dict[str, Any]) -> RunError:
+    given = ", ".join(column for column in columns if column != "trainer_state")
     return RunError(
         f"reward function {name} {what}",
         why="every trace needs a reward, and one number each",
-        fix=f"it is given {', '.join(columns)}, each a list with one entry per trace",
+        fix=f"it is given {given}, each a list with one entry per trace, and trainer_state",
     )

@@ -1,5 +1,6 @@
 """Which groups a step trains on: RLPR's filter by the spread of their rewards (2506.18254)."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,8 @@ class StdFilter:
 
     def keeps(self, spread: float) -> bool:
         """Whether a group is trained on; it is noted for the running mean either way."""
-        self._sum, self._count = self._sum + spread, self._count + 1
+        if math.isfinite(spread):  # a broken step must not break the mean for good
+            self._sum, self._count = self._sum + spread, self._count + 1
         return self.threshold is None or spread >= self.threshold
 
     def judge(self, signal: Signal) -> Signal:

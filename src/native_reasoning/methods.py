@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 class Method:
     """A method as its source has it.
 
-    ``formula`` is the update of one prompt. ``differs`` says for each form ("" is the method's own
+    ``formula`` is the update of one prompt, ``formulas`` that of a form which has another.
+    ``differs`` says for each form ("" is the method's own
     recipe) what is not as in the source, and why. ``published`` has the settings of the authors'
     runs that are no part of an objective: a preset does not set them.
     """
@@ -24,11 +25,12 @@ class Method:
     formula: str
     differs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     published: Mapping[str, object] = field(default_factory=dict)
+    formulas: Mapping[str, str] = field(default_factory=dict)
 
 
 _NRT_SOURCE = "Wang et al., Native Reasoning Models, arXiv 2602.11549, ICLR 2026"
-_NRT_UPDATE = """R'_k = max(0, R_k − R_base),  R_base = f of the empty trace
-A_k  = (R'_k − mean R') / std R'
+_NRT_CLIP = "R'_k = max(0, R_k − R_base),  R_base = f of the empty trace"
+_NRT_UPDATE = """A_k  = (R'_k − mean R') / std R'
 ΔΘ   ∝ Σ_k [ A_k ∇log π(z_k) + Σ_i w_ki ∇l_ki ] + 0.3 Σ_open ∇log π(tag)"""
 _NRT_DIFFERS = {
     "": (
@@ -52,7 +54,10 @@ _NRT_DIFFERS = {
 _NRT_RUN = {
     "num_generations": 8,
     "learning_rate": 2e-6,
+    "gradient_accumulation_steps": 64,
+    "steps_per_generation": 256,
     "adam_beta2": 0.95,
+    "adam_epsilon": 1e-15,
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
     "max_grad_norm": 1.0,
@@ -63,8 +68,12 @@ _NRT_RUN = {
 
 
 def _nrt(title: str, summary: str, f: str, w: str) -> Method:
-    formula = f"R_k  = {f}\n{_NRT_UPDATE}\nw_ki = 1 by default; -paper: {w}"
-    return Method(title, summary, _NRT_SOURCE, formula, _NRT_DIFFERS, _NRT_RUN)
+    def formula(clip: str, weight: str) -> str:
+        return f"R_k  = {f}\n{clip}\n{_NRT_UPDATE}\nw_ki = {weight}"
+
+    formulas = {"paper": formula(_NRT_CLIP, w), "released": formula("R'_k = R_k", "1")}
+    own = formula(_NRT_CLIP, "1")
+    return Method(title, summary, _NRT_SOURCE, own, _NRT_DIFFERS, _NRT_RUN, formulas)
 
 
 _SPLICE = "the answer follows this model's own closing tag, not the source's prompt format"
@@ -120,6 +129,7 @@ METHODS: dict[str, Method] = {
         },
         {
             "num_generations": 8,
+            "gradient_accumulation_steps": 16,
             "learning_rate": 1e-6,
             "lr_scheduler_type": "constant",
             "max_trace_length": 3000,
@@ -146,7 +156,7 @@ A_k = clip( n (LME(all) − LME(all but k)) / std, −1, 1 ) + the same of −10
                 "the baseline's relu acts on S before the log of the mean, which is part of f",
             ),
         },
-        {"num_generations": 4, "per_device_train_batch_size": 64, "temperature": 1.0},
+        {"num_generations": 4, "gradient_accumulation_steps": 64, "temperature": 1.0},
     ),
     "jepo-1": Method(
         "JEPO, one sample (JLB)",
@@ -162,7 +172,7 @@ A_k = clip( (S_k − mean_{j≠k} S_j) / std, −1, 1 ) + the same of −10·[op
                 " such bounds that are averaged",
             )
         },
-        {"num_generations": 4, "per_device_train_batch_size": 64, "temperature": 1.0},
+        {"num_generations": 4, "gradient_accumulation_steps": 64, "temperature": 1.0},
     ),
     "latro": Method(
         "LaTRO",
@@ -184,6 +194,7 @@ A_k = clip( (S_k − mean_{j≠k} S_j) / std, −1, 1 ) + the same of −10·[op
         },
         {
             "num_generations": 16,
+            "gradient_accumulation_steps": 3,
             "learning_rate": 5e-7,
             "lr_scheduler_type": "linear",
             "warmup_steps": 0,
@@ -216,6 +227,8 @@ groups with std R < 0.5·EMA(std) are left out from step 11""",
         },
         {
             "num_generations": 8,
+            "gradient_accumulation_steps": 192,
+            "steps_per_generation": 768,
             "learning_rate": 1e-6,
             "lr_scheduler_type": "constant",
             "max_prompt_length": 2048,
@@ -245,6 +258,7 @@ A_k = (R_k − mean R) / (std R + 1e-4)
         },
         {
             "num_generations": 8,
+            "gradient_accumulation_steps": 1,
             "learning_rate": 1e-5,
             "temperature": 0.6,
             "max_trace_length": 2048,
@@ -255,7 +269,7 @@ A_k = (R_k − mean R) / (std R + 1e-4)
         "log-probability gained by reasoning, at the tokens that react to it",
         "Xu et al., arXiv 2506.13351 v1; no public code",
         """σ_i = std over k of l_ki,  ω_i = σ_i/Σσ
-R_k = Σ_i ω_i (l_ki − b_i)
+R_k = Σ_i ω_i l_ki − Σ_i ω_i b_i
 A_k = (R_k − mean R) / std R;  a trace in a wrong format counts in mean and σ, not in the loss
 ΔΘ  ∝ Σ_k A_k ∇log π(z_k, ŷ_k) − 1e-3 ∇KL""",
         {
@@ -268,7 +282,12 @@ A_k = (R_k − mean R) / std R;  a trace in a wrong format counts in mean and σ
                 "its upper clip of 0.2 is left out: there is one update per rollout",
             )
         },
-        {"num_generations": 16, "temperature": 1.0, "top_p": 0.95, "max_trace_length": 8192},
+        {
+            "num_generations": 16,
+            "gradient_accumulation_steps": 128,
+            "top_p": 0.95,
+            "max_trace_length": 8192,
+        },
     ),
     "rlvr": Method(
         "RLVR by exact match",

@@ -101,7 +101,7 @@ class Objective(ObjectiveSettings):
             flat[:, 0].tolist(),
             (group.clamped != group.b).double().mean(-1).tolist(),
             underflow.tolist(),
-            wide[:, 0].tolist(),
+            (wide * worth.shift.exp())[:, 0].tolist(),
         )
         return [
             Signal(r, b, a, w, helped=h, flat=f, clamped=c, underflow=u, spread=s)
@@ -115,6 +115,8 @@ class Objective(ObjectiveSettings):
         zero, weights = s.answer.new_zeros(len(s.answer)), torch.zeros_like(s.answer)
         if self.answer_weight == "one":
             weights = weights + self.answer_coef
+        if self.bad_format in ANSWER_MASKED:
+            weights = weights * s.complete[:, None]
         return Signal(zero, zero.sum(), zero, weights)
 
     def _group(self, scores: Sequence[Scores], reward: Reward) -> Group:
@@ -185,23 +187,24 @@ class Objective(ObjectiveSettings):
         )
 
     def _with_additions(self, r: Tensor, scores: Sequence[Scores], group: Group) -> Tensor:
-        """R' (G, K) with every reward that is not f, in the order of settings.py."""
+        """R' (G, K) with every reward that is not f. What can be negative comes after the zero for
+        a wrong format, which would be a prize otherwise."""
         r = self.reward_coef * r
         if self.format_reward:
             r = r + self.format_reward * group.complete.to(r.dtype)
         if self.efficiency_reward:
             r = r + self.efficiency_reward * efficiency(group)
-        if self.length_reward and (sampled := [s.answer_length for s in scores])[0] is not None:
-            lengths = torch.stack(sampled).to(r.dtype)  # type: ignore[arg-type]
-            r = r - self.length_reward * length_difference(lengths, scores[0].answer.shape[-1])
         verdicts = [s.verdict for s in scores if s.verdict is not None]
-        if verdicts and verdicts[0].added is not None:
-            r = r + torch.stack([v.added for v in verdicts])  # type: ignore[misc]
         if self.bad_format == "zero":
             r = torch.where(group.complete, r, 0)
         if self.repetition_penalty and verdicts:  # a reward of exactly 0 escapes it
             again = torch.stack([v.repetitive for v in verdicts])
             r = torch.where(again & (r != 0), r - self.repetition_penalty, r)
+        if self.length_reward and (sampled := [s.answer_length for s in scores])[0] is not None:
+            lengths = torch.stack(sampled).to(r.dtype)  # type: ignore[arg-type]
+            r = r - self.length_reward * length_difference(lengths, scores[0].answer.shape[-1])
+        if verdicts and verdicts[0].added is not None:
+            r = r + torch.stack([v.added for v in verdicts])  # type: ignore[misc]
         return r
 
     # -- What it does to the policy ----------------------------------------------------------------

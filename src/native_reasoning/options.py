@@ -55,7 +55,9 @@ class NRTOptions:
     ema_decay: float | None = override("ema_decay")
     ema_steps: int | None = override("ema_steps")
     objective: str | None = option(
-        None, "an objective of your own, Scores -> Signal, as module:function; replaces f, A and w"
+        None,
+        "an objective of your own, Scores -> Signal, as module:function; replaces f, A and w, and "
+        "finds reward_funcs in scores.verdict.added",
     )
     reward_funcs: list[str] | str | None = option(  # noqa: RUF009
         None, "reward functions with TRL's signature, as module:function, added to the reward"

@@ -12,6 +12,8 @@ from native_reasoning.errors import ConfigError, did_you_mean
 
 #: What a recipe may hold besides the fields of NRTConfig.
 RECIPE_KEYS = ("model", "data", "eval_data")
+#: What only a person who runs a recipe may set.
+VOUCHER = "trust_imports"
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -35,8 +37,15 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             fix="start from one in recipes/",
         )
     if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
-        values = values["config"]
-    return {key: value for key, value in values.items() if key != "resolved_objective"}
+        drop = ("resolved_objective", VOUCHER)
+        return {key: value for key, value in values["config"].items() if key not in drop}
+    if values.get(VOUCHER) or values.get(VOUCHER.replace("_", "-")):
+        raise ConfigError(
+            f"{VOUCHER} in recipe {path}",
+            why="it lets a recipe run any installed code, and a recipe cannot vouch for itself",
+            fix="leave it out of the recipe, and give --trust-imports if you know what it names",
+        )
+    return values
 
 
 def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:

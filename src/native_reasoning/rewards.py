@@ -110,12 +110,12 @@ def jepo_weights(l: Tensor, b: Tensor) -> Tensor:
 
 
 def reflection(group: Group) -> tuple[Tensor, Tensor]:
-    """R_k = Σ_i ω_i (l_{k,i} − b_i), ω_i = σ_i/Σσ, σ_i the standard deviation of l_{·,i} over the
-    traces: tokens that react to reasoning count. DRO's R3 (2506.13351), which leaves ω open."""
+    """R_k = Σ_i ω_i l_{k,i}, R_base = Σ_i ω_i b_i, ω_i = σ_i/Σσ, σ_i the standard deviation of
+    l_{·,i} over the traces: tokens that react to reasoning count. R − R_base is DRO's R3
+    (2506.13351), which leaves ω open."""
     sigma = group.l.std(-2, unbiased=False)
     omega = sigma / sigma.sum(-1, keepdim=True).clamp(min=torch.finfo(sigma.dtype).tiny)
-    gain = (group.l - per_trace(group.b)) * per_trace(omega)
-    return gain.sum(-1), group.b.new_zeros(group.b.shape[:-1])
+    return (group.l * per_trace(omega)).sum(-1), (group.b * omega).sum(-1)
 
 
 def length_normalised(group: Group) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,9 @@ class ObjectiveSettings:
         "it 0, give it a penalty of its own, or twice the group's mean",
         ("splice", "mask", "zero", "penalty", "twice_mean"),
     )
-    format_penalty: float = setting(10.0, "size of the penalty with bad_format penalty (JEPO)")
+    format_penalty: float = setting(
+        10.0, "size of the penalty with bad_format penalty (JEPO); with scale std it is divided out"
+    )
     # -- advantages
     centre: str = setting(
         "mean",
@@ -99,7 +101,7 @@ class ObjectiveSettings:
     )
     answer_scale: str = setting(
         "none",
-        "group_std: divide answer weights by what advantages are divided by",
+        "group_std: divide answer weights by the std too; they grow as a group gets flat",
         ("none", "group_std"),
     )
     answer_coef: float = setting(1.0, "coefficient of the answer term (lambda)")

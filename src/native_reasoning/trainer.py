@@ -77,8 +77,10 @@ class NRTTrainer(WholeCheckpoints):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.settings = args.resolved_objective()
+        self.given = given_names(objective, reward_funcs)
         objective, rewards = find_custom(args, objective, reward_funcs)
-        check_sampling(args, self.settings, judged=bool(rewards or objective))
+        if objective is None:
+            check_sampling(args, self.settings, judged=bool(rewards))
         self.keep_columns = bool(rewards)
         policy = load_policy(model, args, processing_class)
         self.template, self.context = policy.template, policy.context
@@ -170,7 +172,7 @@ class NRTTrainer(WholeCheckpoints):
     def _open_run(self, checkpoint: Path | None) -> RunFolder:
         model = self.accelerator.unwrap_model(self.model)
         settings = {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()}  # type: ignore[attr-defined]
-        settings |= given_names(settings, self.maker.objective, self.maker.rewards)
+        settings |= self.given
         report = () if self.train_report is None else self.train_report.lines()
         return open_run(
             self.folder,

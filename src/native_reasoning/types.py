@@ -96,10 +96,10 @@ class Traces:
 class Verdict:
     """What the text of K traces says, without any model. All of shape (K,).
 
-    ``complete``: in the right format: the trace closed itself and holds no second tag, and an
-    answer, where one is sampled, has text and ended itself. ``correct``: the sampled answer is the
-    reference's text. ``repetitive``: ten words in a row occur ten times. ``added``: the weighted
-    sum of the reward functions, if there are any.
+    ``complete``: in the right format: the trace closed itself, and where an answer is sampled, it
+    has text and ended itself, and neither of the two holds another tag. ``correct``: the sampled
+    answer is the reference's text. ``repetitive``: ten words in a row occur ten times. ``added``:
+    the weighted sum of the reward functions, if there are any.
     """
 
     complete: Tensor

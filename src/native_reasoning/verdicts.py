@@ -34,7 +34,7 @@ def judge(
         return [replace(v, added=torch.zeros(len(v.correct))) for v in verdicts]
     columns = columns_of([groups[i] for i in real], [traces[i] for i in real], template)
     sizes = [len(t.ids) if g.weight else 0 for g, t in zip(groups, traces, strict=True)]
-    added = rewards(sum(sizes), **columns, **context).split(sizes)
+    added = rewards(sum(sizes), **{**columns, **context}).split(sizes)
     return [
         replace(v, added=one if len(one) else torch.zeros(len(v.correct)))
         for v, one in zip(verdicts, added, strict=True)
@@ -46,10 +46,11 @@ def read(group: PromptGroup, traces: Traces, template: Template) -> Verdict:
     complete, correct, repetitive = [], [], []
     answered = bool(traces.answers)
     for ids, closed, answer in zip(traces.ids, traces.closed, traces.answered(), strict=True):
-        trace, text = template.text(ids), template.text(answer).strip()
+        before = ids[: len(ids) - template.tag_length(ids)] if closed else ids
+        trace, text = template.completion(before), template.completion(answer).strip()
         ended = bool(answer) and answer[-1] in template.end_ids
         tagged = any(tag in part for tag in template.tags for part in (trace, text))
-        complete.append(closed and not tagged and (not answered or (ended and bool(text))))
+        complete.append(closed and (not answered or (ended and bool(text) and not tagged)))
         correct.append(ended and text == group.example.answer.strip())
         repetitive.append(repeats(f"{trace} {text}"))
     return Verdict(torch.tensor(complete), torch.tensor(correct), torch.tensor(repetitive))

@@ -122,7 +122,7 @@ def _tensors(recall: Recall, verdict: Verdict | None) -> dict[str, Tensor]:
     return {
         name: torch.as_tensor(
             value, dtype=torch.float64 if isinstance(value, float) else None
-        ).contiguous()
+        ).clone(memory_format=torch.contiguous_format)  # two of them may be one tensor
         for name, value in named.items()
         if value is not None
     }
@@ -214,14 +214,14 @@ class WindowMaker:
         """
         real = [s for s, group in zip(scores, micro.groups, strict=True) if group.weight]
         made = iter(self._judged(real))
+        warm = plan.rollout < self.args.format_warmup_steps
         signals = [
             next(made) if group.weight else Signal.nothing(s)
             for s, group in zip(scores, micro.groups, strict=True)
         ]
-        if plan.rollout >= self.args.format_warmup_steps:
-            return signals
+        zeros = {"trace_weights": None, "kept": True}
         return [
-            replace(s, advantages=torch.zeros_like(s.advantages), trace_weights=None)
+            replace(s, advantages=torch.zeros_like(s.advantages), **zeros) if warm else s
             for s in signals
         ]
 

@@ -75,7 +75,7 @@ def entry(preset: Preset) -> dict[str, Any]:
         "summary": preset.summary,
         "source": method.source,
         "form": preset.form,
-        "formula": method.formula,
+        "formula": method.formulas.get(preset.form, method.formula),
         "differs": list(differences(method, preset.form)),
         "published": dict(method.published),
         **asdict(preset.settings),
@@ -140,7 +140,8 @@ def setting_rows(preset: Preset) -> list[list[str]]:
 
 
 def command(name: str, preset: Preset) -> str:
-    """The command line that trains as the authors' runs did, as far as settings go."""
+    """The command line that trains as the authors' runs did, on one device, as far as settings go:
+    one prompt with its traces is a micro-batch."""
     flags = [f"--{key.replace('_', '-')} {value}" for key, value in preset.method.published.items()]
     return " ".join(["nrt train", f"--preset {shlex.quote(name)}", *flags, "--model M --data F"])
 
@@ -148,7 +149,7 @@ def command(name: str, preset: Preset) -> str:
 def _explain(name: str, preset: Preset) -> None:
     method = preset.method
     show(f"{name}: {method.title}\n{preset.summary}\nsource: {method.source}\n")
-    show(indented(method.formula, "    ") + "\n")
+    show(indented(method.formulas.get(preset.form, method.formula), "    ") + "\n")
     if told := differences(method, preset.form):
         show("what differs from the source, and why:")
         show("\n".join(f"  - {text}" for text in told) + "\n")
