@@ -158,17 +158,28 @@ def test_allowed(settings, tmp_path):
     config(tmp_path, **settings)
 
 
+#: Something reads every setting, and one trace is enough.
+READER = {
+    "preset": "sft-think",
+    "baseline": "ema",
+    "bad_format": "penalty",
+    "filter": "ema_std",
+    "ratio": "ppo",
+    "policy_tokens": "trace_tag_answer",
+}
+
+
 @pytest.mark.parametrize(("name", "low", "high"), RANGES)
 def test_ranges(name, low, high, tmp_path):
     whole = "int" in str(NRTConfig.__dataclass_fields__[name].type)
     assert name in OPTIONS or name in {f.name for f in fields(NRTConfig)}
     for value in (low, high):
-        made = config(tmp_path, preset="sft-think", **{name: int(value) if whole else value})
+        made = config(tmp_path, **{**READER, name: int(value) if whole else value})
         assert getattr(made, name) == value
     beyond = [low - 1, high + 1] if whole else [math.nextafter(low, -math.inf), high * 1.001]
     for value in [int(v) for v in beyond] if whole else [*beyond, math.nan, math.inf, -math.inf]:
         with pytest.raises(ConfigError) as caught:
-            config(tmp_path, preset="sft-think", **{name: value})
+            config(tmp_path, **{**READER, name: value})
         assert caught.value.what == f"{name} is {value}"
         assert caught.value.why == f"it must be from {low:g} to {high:g}"
         assert caught.value.fix == f"change {name}"

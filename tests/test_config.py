@@ -136,6 +136,17 @@ def test_the_resolved_config_is_a_recipe_that_gives_the_same_config(tmp_path):
     assert second.resolved_objective() == first.resolved_objective()
 
 
+def test_a_recipe_cannot_vouch_for_the_code_that_it_names(tmp_path):
+    recipe = tmp_path / "foreign.yaml"
+    for name in ("trust_imports", "trust-imports"):
+        recipe.write_text(f"reward_funcs: [evil:f]\n{name}: true\n")
+        with pytest.raises(ConfigError, match="cannot vouch for itself"):
+            read_recipe(recipe)
+    # nor does the config.yaml of a run that somebody hands on
+    recipe.write_text(yaml.safe_dump({"config": {"preset": "nrt-gm", "trust_imports": True}}))
+    assert read_recipe(recipe) == {"preset": "nrt-gm"}
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

@@ -3,8 +3,10 @@
 import asyncio
 import math
 import sys
+import sysconfig
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,16 +46,40 @@ def folder(tmp_path, monkeypatch):
 # -- Finding ---------------------------------------------------------------------------------------
 
 
-def test_a_function_of_the_working_folder_is_found_and_the_path_is_left_alone(folder):
+def test_a_function_of_the_working_folder_is_found_and_the_folder_ends_the_path(folder):
+    """At its end it hides nothing, and the function may import from it when it is called."""
     (folder / "mine_a.py").write_text("def one(): return 1\n")
     package = folder / "mine_package"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "inner.py").write_text("def two(): return 2\n")
+    (package / "inner.py").write_text(
+        "def two():\n    import mine_a\n    return 1 + mine_a.one()\n"
+    )
     path = list(sys.path)
-    assert load_callable("mine_a:one")() == 1
     assert load_callable("mine_package.inner:two")() == 2
-    assert sys.path == path
+    assert load_callable("mine_a:one")() == 1
+    assert sys.path == [*path, str(folder)]
+    sys.path[:] = path
+
+
+def test_an_installed_package_is_elsewhere_though_its_environment_lies_here(tmp_path, monkeypatch):
+    """As with the .venv that this project's own make target puts into the working folder."""
+    where = Path(sysconfig.get_path("purelib")).resolve()
+    monkeypatch.chdir(where.parents[1])
+    with pytest.raises(ConfigError, match="outside the working folder"):
+        load_callable("yaml:unsafe_load")
+
+
+def test_every_package_on_the_way_is_looked_at(folder, tmp_path):
+    (tmp_path / "elsewhere.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+    )
+    (folder / "mine_deep").mkdir()
+    (folder / "mine_deep" / "__init__.py").write_text("")
+    (folder / "mine_deep" / "leaf.py").symlink_to(tmp_path / "elsewhere.py")
+    with pytest.raises(ConfigError, match=r"mine_deep\.leaf lies outside the working folder"):
+        load_callable("mine_deep.leaf:f")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -139,8 +165,9 @@ def test_a_module_that_was_not_imported_has_no_place(folder, monkeypatch):
 def test_a_module_that_fails_by_itself_says_so_and_leaves_the_path_alone(folder):
     (folder / "mine_zero.py").write_text("1 / 0\n")
     path = list(sys.path)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ConfigError, match="ZeroDivisionError: division by zero") as caught:
         load_callable("mine_zero:f")
+    assert "put mine_zero.py" not in caught.value.fix
     assert sys.path == path
 
 
@@ -561,7 +588,7 @@ def test_a_reward_function_that_asks_for_a_column_that_is_not_there_stops_the_ru
         lab_trainer(tmp_path / "run", rows=LEVELS, funcs=mine).train()
     assert "reward function mine failed" in caught.value.what
     assert "'solution'" in caught.value.what
-    assert "completion_ids, answer, question, level, trainer_state" in caught.value.fix
+    assert "completion_ids, answer, question, level" in caught.value.fix
 
 
 SHORT_AND_SEVEN = """

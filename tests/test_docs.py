@@ -16,8 +16,14 @@ from native_reasoning.settings import SETTINGS
 
 #: Prompts per optimiser step and updates per rollout of the authors' runs, of one device.
 AUTHORS = {
-    "nrt": (64, 4), "verifree": (16, 1), "jepo": (64, 1), "latro": (3, 1), "rlpr": (192, 4),
-    "nover": (1, 1), "dro": (128, 1), "avg": (8, 1),
+    "nrt": (64, 4),
+    "verifree": (16, 1),
+    "jepo": (64, 1),
+    "latro": (3, 1),
+    "rlpr": (192, 4),
+    "nover": (1, 1),
+    "dro": (128, 1),
+    "avg": (8, 1),
 }
 DOCS = Path(__file__).parents[1] / "docs"
 

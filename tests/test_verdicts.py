@@ -73,7 +73,8 @@ def test_white_space_around_the_reference_does_not_count():
 
 def test_the_opening_token_inside_a_trace_is_a_tag_too():
     opening = TEMPLATE.tokenizer.convert_tokens_to_ids("<think>")
-    traces = Traces(((opening, *ids("hm"), TAG), (*ids("hm"), TAG)), (True, True))
+    answers = ((*ids("red"), END),) * 2
+    traces = Traces(((opening, *ids("hm"), TAG), (*ids("hm"), TAG)), (True, True), answers=answers)
     assert read(group(), traces, TEMPLATE).complete.tolist() == [False, True]
 
 

@@ -52,7 +52,7 @@ NEEDS: tuple[tuple[str, Callable[[Objective], bool], str], ...] = (
     ("ratio_high", lambda o: o.ratio != "none", "ratio cispo or ppo"),
 )
 #: Rewards that are logarithms of probabilities: negative, with 0 the best there is.
-LOG_PROBABILITIES = ("logp", "avg_logp", "jepo", "reflection")
+LOG_PROBABILITIES = ("logp", "avg_logp", "jepo")
 
 
 def check_options(options: NRTOptions, objective: Callable[[], Objective]) -> None:
@@ -90,7 +90,7 @@ def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> N
         raise ConfigError(
             f"num_generations is {options.num_generations} with preset {options.preset!r}",
             why="a trace is judged against the others of its question; one alone teaches nothing",
-            fix="num_generations 8, or preset sft-think, which compares nothing",
+            fix="num_generations 8, or centre none with scale none, which compares nothing",
         )
     if judged and objective.traces == "empty":
         name = "of your own" if objective.reward == "none" else repr(objective.reward)
@@ -169,16 +169,16 @@ def _check_reward(options: NRTOptions, objective: Objective) -> None:
             fix="reward jepo or logp, or centre leave_one_out",
         )
     signed = reward in LOG_PROBABILITIES
-    negative = signed or bool(objective.kl_in_reward)
+    negative = signed or reward == "reflection" or bool(objective.kl_in_reward)
     if objective.bad_format == "zero" and negative and objective.clip == "none":
         raise ConfigError(
             f"bad_format is 'zero' with reward {reward!r} and no clip",
             why="0 is better than what other traces get: one that never closes would win",
-            fix="bad_format mask or penalty, or clip relu",
+            fix="bad_format mask or penalty",
         )
     if objective.bad_format == "twice_mean" and (not signed or objective.clip == "relu"):
         raise ConfigError(
             f"bad_format is 'twice_mean' with reward {reward!r}, clip {objective.clip!r}",
             why="twice the mean is a penalty only where rewards are negative",
-            fix="bad_format zero, or reward logp with clip none",
+            fix="bad_format mask or penalty, or reward logp with clip none",
         )

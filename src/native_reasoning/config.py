@@ -1,6 +1,7 @@
 """``NRTConfig``: transformers' ``TrainingArguments`` with our options, and recipes that fill it."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
@@ -140,7 +141,10 @@ def listed(value: Any) -> list[Any] | None:
 def numbers(values: list[Any] | None, name: str) -> list[float] | None:
     """The values as numbers. Raises ConfigError."""
     try:
-        return None if values is None else [float(value) for value in values]
+        found = None if values is None else [float(value) for value in values]
+        if not all(map(math.isfinite, found or ())):
+            raise ValueError
+        return found
     except (TypeError, ValueError):
         raise ConfigError(
             f"{name} is {values!r}", why="each weight is a number", fix=f"{name} 1.0,0.5"

@@ -34,7 +34,8 @@ def load_callable(name: str, trust_imports: bool = False) -> Callable[..., Any]:
     outside the working folder and ``trust_imports`` is not set.
     """
     module_name, _, function = name.partition(":")
-    if not function or not all(part.isidentifier() for part in module_name.split(".")):
+    parts = module_name.split(".")
+    if not function or parts[-1] == "py" or not all(map(str.isidentifier, parts)):
         raise ConfigError(
             f"{name!r} does not name a function",
             why="it is written module:function, and a function from Python has no such name",
@@ -103,7 +104,7 @@ def _check_origin(name: str, here: Path, trust_imports: bool) -> None:
         raise ConfigError(
             f"{name} lies outside the working folder, at {spec.origin or places}",
             why="importing it runs its code, and a recipe may come from anybody",
-            fix="--trust-imports, if you know the module",
+            fix="trust_imports true on the command line or in Python, if you know the module",
         )
 
 

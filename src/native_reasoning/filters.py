@@ -55,8 +55,9 @@ class StdFilter:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; between rollouts nothing else is known."""
-        return {"rollouts": self.rollouts, "mean": self.mean, "first": self._first}
+        return {"rollouts": self.rollouts, "mean": self.mean, "first": list(self._first)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from ``state``."""
-        self.rollouts, self.mean, self._first = state["rollouts"], state["mean"], state["first"]
+        self.rollouts, self.mean = state["rollouts"], state["mean"]
+        self._first = list(state["first"])

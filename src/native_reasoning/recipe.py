@@ -43,7 +43,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{VOUCHER} in recipe {path}",
             why="it lets a recipe run any installed code, and a recipe cannot vouch for itself",
-            fix="leave it out of the recipe, and give --trust-imports if you know what it names",
+            fix="leave it out of the recipe; --trust-imports, if you know what the recipe names",
         )
     return values
 
