@@ -19,7 +19,10 @@ REFUSED = [
     ({"num_generations": 1}, "num_generations is 1"),
     ({"preset": "rlpr", "num_generations": 1}, "num_generations is 1"),
     ({"preset": "sft", "reward": "logp"}, "a reward 'logp' with preset 'sft'"),
-    ({"preset": "sft", "reward_funcs": "a:b"}, "a reward of your own with preset 'sft'"),
+    (
+        {"preset": "sft", "reward_funcs": "a:b"},
+        "a reward of your own (reward_funcs) with preset 'sft'",
+    ),
     ({"preset": "sft-think", "answer_gate": "relu"}, "answer_gate is 'relu'"),
     ({"reward": "exact_match"}, "reward 'exact_match' with policy_tokens 'trace_tag'"),
     ({"length_reward": 0.5}, "length_reward with policy_tokens 'trace_tag'"),
@@ -43,6 +46,18 @@ REFUSED = [
     ({"preset": "jepo", "bad_format": "zero"}, "bad_format is 'zero' with reward 'jepo'"),
     ({"preset": "latro", "clip": "relu", "baseline": "ema"}, "reward 'logp', clip 'relu'"),
     ({"preset": "nrt-logp-released", "clip": "relu"}, "clip is 'relu' with preset 'nrt-logp-rel"),
+    ({"preset": "latro", "bad_format": "zero"}, "bad_format is 'zero' with reward 'logp'"),
+    ({"preset": "dro", "bad_format": "zero"}, "bad_format is 'zero' with reward 'reflection'"),
+    ({"preset": "verifree", "kl_in_reward": 0.1}, "bad_format is 'zero' with reward 'prob'"),
+    ({"ema_decay": 0.5}, "ema_decay is 0.5 with preset 'nrt-ws'"),
+    ({"ema_steps": 5}, "ema_steps is 5 with preset 'nrt-ws'"),
+    ({"filter_coef": 0.4}, "filter_coef is 0.4 with preset 'nrt-ws'"),
+    ({"format_penalty": 5}, "format_penalty is 5 with preset 'nrt-ws'"),
+    ({"preset": "latro", "std_eps": 1e-4}, "std_eps is 0.0001 with preset 'latro'"),
+    ({"preset": "latro", "ratio_low": 0.5}, "ratio_low is 0.5 with preset 'latro'"),
+    ({"preset": "latro", "ratio_high": 2}, "ratio_high is 2 with preset 'latro'"),
+    ({"preset": "rlpr", "format_warmup_steps": 5}, "format_warmup_steps is 5 with preset 'rlpr'"),
+    ({"preset": "nover", "baseline": "current"}, "scored_by is 'ema' with baseline 'current'"),
 ]
 
 
@@ -103,6 +118,30 @@ def test_every_setting_that_a_fix_names_helps(settings, tmp_path):
         config(tmp_path, **{**settings, **way})
 
 
+@pytest.mark.parametrize(
+    ("preset", "baseline", "weight", "mixes"),
+    [
+        ("nrt-ws", "current", "one", True),
+        ("nrt-ws", "frozen", "one", True),
+        ("nrt-ws", "ema", "one", False),
+        ("nrt-ws", "ema", "none", False),
+        ("nrt-ws", "ema", "exact", True),
+        ("nrt-ws-released", "none", "one", False),
+        ("nrt-ws-released", "none", "exact", True),
+    ],
+)
+def test_a_lagging_copy_scores_alone_or_not_at_all(preset, baseline, weight, mixes, tmp_path):
+    settings = {"preset": preset, "baseline": baseline, "answer_weight": weight}
+    if not mixes:
+        config(tmp_path, scored_by="ema", **settings)
+        return
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, scored_by="ema", **settings)
+    told = f"scored_by is 'ema' with baseline {baseline!r}, answer_weight {weight!r}"
+    assert caught.value.what == told
+    assert caught.value.fix == "baseline ema with answer_weight one"
+
+
 @pytest.mark.parametrize("name", [name for name, f in OPTIONS.items() if f.metadata["choices"]])
 def test_a_value_that_is_no_choice_is_told_all_of_them(name, tmp_path):
     choices = OPTIONS[name].metadata["choices"]
@@ -134,7 +173,9 @@ def test_an_objective_that_is_given_needs_more_than_one_trace(tmp_path):
     alone = config(tmp_path, preset="avg-logp", centre="none", num_generations=1)
     check_sampling(alone, alone.resolved_objective(), judged=True)
     empty = config(tmp_path, preset="sft")
-    with pytest.raises(ConfigError, match="a reward of your own with preset 'sft'"):
+    with pytest.raises(
+        ConfigError, match=r"a reward of your own \(reward_funcs\) with preset 'sft'"
+    ):
         check_sampling(empty, empty.resolved_objective(), judged=True)
 
 

@@ -32,12 +32,13 @@ from native_reasoning.types import Signal
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder whose modules are forgotten afterwards."""
+    """A working folder whose modules, and itself on the path, are forgotten afterwards."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    before = set(sys.modules)
+    before, path = set(sys.modules), list(sys.path)
     yield here
+    sys.path[:] = path
     for name in set(sys.modules) - before:
         if "mine" in name:
             del sys.modules[name]
@@ -59,7 +60,6 @@ def test_a_function_of_the_working_folder_is_found_and_the_folder_ends_the_path(
     assert load_callable("mine_package.inner:two")() == 2
     assert load_callable("mine_a:one")() == 1
     assert sys.path == [*path, str(folder)]
-    sys.path[:] = path
 
 
 def test_an_installed_package_is_elsewhere_though_its_environment_lies_here(tmp_path, monkeypatch):

@@ -124,3 +124,11 @@ def test_a_coefficient_of_nothing_keeps_all():
     one = StdFilter(0.0)
     one.restore({"rollouts": 10, "mean": 8.0, "first": []})
     assert roll(one, 0.0) == [True]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_group_does_not_break_the_mean(broken):
+    one = StdFilter(0.5)
+    one.restore({"rollouts": 10, "mean": 8.0, "first": []})
+    roll(one, 2.0, broken, 6.0)
+    assert one.mean == pytest.approx(0.99 * 8 + 0.01 * 4)

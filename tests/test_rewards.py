@@ -380,3 +380,10 @@ def test_rewards_of_ones_own_are_enough():
     signal = Objective(reward="none", clip="none", std_eps=1e-4)(one)
     close(signal.advantages, [(x - 0.25) / (0.5 + 1e-4) for x in added.tolist()])
     assert signal.answer_weights.tolist() == torch.ones(4, 4).tolist()
+
+
+@pytest.mark.parametrize("policy", ["mask", "zero", "penalty"])
+def test_supervised_answers_after_a_trace_in_a_wrong_format_are_left_out_too(policy):
+    weights = Objective(reward="none", bad_format=policy, clip="none", format_penalty=1.0)(scores())
+    answer = weights.answer_weights[:, 0].tolist()
+    assert answer == [1.0, 1.0, 1.0, 0.0]

@@ -43,8 +43,8 @@ RANGES = (
 )
 #: Settings that do something only beside another: name, whether it does, what it needs.
 NEEDS: tuple[tuple[str, Callable[[Objective], bool], str], ...] = (
-    ("ema_decay", lambda o: o.needs_ema, "baseline ema or scored_by ema"),
-    ("ema_steps", lambda o: o.needs_ema, "baseline ema or scored_by ema"),
+    ("ema_decay", lambda o: o.needs_ema, "baseline ema"),
+    ("ema_steps", lambda o: o.needs_ema, "baseline ema"),
     ("filter_coef", lambda o: o.filter != "none", "filter ema_std"),
     ("format_penalty", lambda o: o.bad_format == "penalty", "bad_format penalty"),
     ("std_eps", lambda o: o.scale == "std", "scale std"),
@@ -93,7 +93,9 @@ def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> N
             fix="num_generations 8, or centre none with scale none, which compares nothing",
         )
     if judged and objective.traces == "empty":
-        name = "of your own" if objective.reward == "none" else repr(objective.reward)
+        name = (
+            "of your own (reward_funcs)" if objective.reward == "none" else repr(objective.reward)
+        )
         raise ConfigError(
             f"a reward {name} with preset {options.preset!r}, which samples nothing",
             why="a reward tells traces apart, and the one trace here is empty",
@@ -137,7 +139,7 @@ def _check_effect(options: NRTOptions, objective: Objective) -> None:
             f"scored_by is 'ema' with baseline {objective.baseline!r}, answer_weight "
             f"{objective.answer_weight!r}",
             why="R would be the lagging copy's, R_base and the gradient another policy's",
-            fix="baseline ema or none, and answer_weight one or none",
+            fix="baseline ema with answer_weight one",
         )
 
 
@@ -148,7 +150,7 @@ def _check_reward(options: NRTOptions, objective: Objective) -> None:
         raise ConfigError(
             f"clip is 'relu' with preset {preset!r}, which has no baseline",
             why="the clip is on R - R_base, and there is no R_base",
-            fix="clip none, or a preset whose baseline is 'current'",
+            fix="clip none, or baseline current",
         )
     if objective.answer_weight == "exact" and REWARDS[reward].weights is None:
         raise ConfigError(
@@ -172,7 +174,8 @@ def _check_reward(options: NRTOptions, objective: Objective) -> None:
     negative = signed or reward == "reflection" or bool(objective.kl_in_reward)
     if objective.bad_format == "zero" and negative and objective.clip == "none":
         raise ConfigError(
-            f"bad_format is 'zero' with reward {reward!r} and no clip",
+            f"bad_format is 'zero' with reward {reward!r}, kl_in_reward {objective.kl_in_reward:g} "
+            "and no clip",
             why="0 is better than what other traces get: one that never closes would win",
             fix="bad_format mask or penalty",
         )

@@ -71,7 +71,8 @@ def _import(module_name: str, here: Path, trust_imports: bool) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # the user's module runs, and may do anything
-        if isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "?"):
+        itself = {".".join(names[: i + 1]) for i in range(len(names))}
+        if isinstance(error, ModuleNotFoundError) and error.name in itself:
             fix = f"put {names[0]}.py into {here}, or run nrt from its folder"
         else:
             fix = f"mend {module_name}: python -c 'import {module_name}' shows where it fails"
