@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"trainer.py": 360, "methods.py": 330}
+LONGER = {"trainer.py": 362, "methods.py": 330}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (

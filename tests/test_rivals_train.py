@@ -194,3 +194,20 @@ def test_copies_compute_in_the_trainers_arithmetic(tmp_path):
     (rounded,), (exact,) = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "exact")
     assert rounded["loss_kl"] == pytest.approx(0, abs=1e-6)
     assert rounded["answer_logp"] != exact["answer_logp"]
+
+
+def test_a_step_without_a_trace_in_the_right_format_is_said_once(tmp_path, capsys):
+    rows = [{"question": "add 1 2 3 4 5", "answer": "the last digit of their sum is 5 ."}]
+    trainer = lab_trainer(tmp_path / "run", preset="rlpr", rows=rows, max_steps=2)
+    trainer.runlog.records.writes = True
+    for closed in (0.0, 0.0, 1.0):
+        trainer.runlog.meter.add("sampled_complete", closed, 4)
+        trainer.runlog.means()
+    told = [x for x in capsys.readouterr().err.splitlines() if "right format" in x]
+    assert len(told) == 1
+    assert "--format-loss-coef 0.3" in told[0]
+    lenient = lab_trainer(tmp_path / "other", preset="nrt-ws", rows=rows)
+    lenient.runlog.records.writes = True
+    lenient.runlog.meter.add("closed", 0.0, 4)
+    lenient.runlog.means()
+    assert "right format" not in capsys.readouterr().err

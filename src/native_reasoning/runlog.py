@@ -16,13 +16,19 @@ _OF_REWARDS = ("reward", "reward_baseline", "helped")
 
 
 class RunLog:
-    """Collects on every rank; what is written goes through ``records``, on rank 0 alone."""
+    """Collects on every rank; what is written goes through ``records``, on rank 0 alone.
 
-    def __init__(self, records: RunFolder, template: Template, rewarded: bool) -> None:
-        self.records, self.template, self.rewarded = records, template, rewarded
+    ``rewarded``: traces are told apart. ``strict``: those in a wrong format are worth nothing.
+    """
+
+    def __init__(
+        self, records: RunFolder, template: Template, *, rewarded: bool, strict: bool
+    ) -> None:
+        self.records, self.template = records, template
+        self.rewarded, self.strict = rewarded, strict
         self.meter = Meter()
         self._pending: list[TraceRow] = []
-        self._warned = False
+        self._told: set[str] = set()
 
     def note(
         self,
@@ -59,14 +65,24 @@ class RunLog:
         return values
 
     def _warn(self, values: dict[str, Any]) -> None:
-        """Once: rewards that float32 rounds to nothing look like rewards that are all equal."""
-        share = values.get("underflow", 0.0)
-        if share and not self._warned and self.records.writes:
-            self._warned = True
-            print(
-                f"warning: {share:.0%} of this step's rewards are below e^-87 and underflow: whole "
-                "answers are too improbable for reward prob without scaling. Shorter answers, "
-                "--scale std, or reward geometric_mean",
-                file=sys.stderr,
-                flush=True,
+        """Of what looks like rewards that are all equal."""
+        if share := values.get("underflow", 0.0):
+            self._tell(
+                "underflow",
+                f"{share:.0%} of this step's rewards are below e^-87 and underflow: whole answers "
+                "are too improbable for reward prob without scaling. Shorter answers, --scale std, "
+                "or reward geometric_mean",
             )
+        if self.strict and values.get("sampled_complete", values.get("closed")) == 0:
+            self._tell(
+                "format",
+                "no trace of this step is in the right format, and this preset gives such traces "
+                "nothing, so nothing is learned. A longer --max-trace-length, or "
+                "--format-loss-coef 0.3, which teaches the closing tag",
+            )
+
+    def _tell(self, what: str, text: str) -> None:
+        """A warning, once a run."""
+        if what not in self._told and self.records.writes:
+            self._told.add(what)
+            print(f"warning: {text}", file=sys.stderr, flush=True)

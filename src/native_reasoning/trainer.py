@@ -137,7 +137,9 @@ class NRTTrainer(WholeCheckpoints):
 
     def _new_log(self, records: RunFolder) -> RunLog:
         supervised = self.maker.objective == self.settings and self.settings.reward == "none"
-        return RunLog(records, self.template, not supervised or bool(self.maker.rewards))
+        rewarded = not supervised or bool(self.maker.rewards)
+        strict = rewarded and self.settings.bad_format in ("zero", "mask")
+        return RunLog(records, self.template, rewarded=rewarded, strict=strict)
 
     def _read(self, source: Any, args: NRTConfig) -> Any:
         return read_groups(source, self.template, args, self.context, self.keep_columns)
