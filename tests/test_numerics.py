@@ -106,14 +106,13 @@ def test_underflow_is_counted_where_it_matters_and_nowhere_else():
 
 
 def test_objectives_of_a_demo_step_are_quick():
-    """16 groups of 8 traces; the demo's step takes a few hundred ms. benchmarks/objective.py."""
+    """16 groups of 8 traces; a step of the demo takes 100 ms (benchmarks/objective/run.py)."""
     group = replace(full_scores(k=8, t=14, length=6), verdict=None)
     objective = preset_objective("nrt-ws")
-    objective(group)
     times = []
     for _ in range(20):
         began = time.process_time()
-        for _ in range(16):
-            objective(group)
+        signals = objective.of_groups([group] * 16)
         times.append(time.process_time() - began)
-    assert min(times) < 0.02
+    assert len(signals) == 16
+    assert min(times) < 0.003  # one group at a time takes 3 to 4 ms

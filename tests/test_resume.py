@@ -11,21 +11,7 @@ from native_reasoning.config import NRTConfig
 from native_reasoning.records import read_metrics, read_traces
 from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
-
-
-class Killed(Exception):
-    """Stands for the power going off."""
-
-
-class KillIn(TrainerCallback):
-    """Raises in the middle of step ``step + 1``: after its backward, before its update."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
+from watchers import Killed, KillIn
 
 
 def make(folder: Path, callbacks=None, **settings) -> NRTTrainer:

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from lab_run import lab_trainer
 from native_reasoning import filters
@@ -14,33 +13,9 @@ from native_reasoning.judges import EMA
 from native_reasoning.presets import PRESETS
 from native_reasoning.records import read_metrics, read_traces
 from native_reasoning.state import FILTER
+from watchers import Gradients, Killed, KillIn
 
 RIVALS = [name for name, preset in PRESETS.items() if not name.startswith("nrt-")]
-
-
-class Gradients(TrainerCallback):
-    """The gradient of each step, flat."""
-
-    def __init__(self) -> None:
-        self.seen: list[torch.Tensor] = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-
-
-class Killed(Exception):
-    """Stands for the power going off."""
-
-
-class KillIn(TrainerCallback):
-    """Raises in step ``step + 1``, after its backward."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
 
 
 def gradients(folder, **settings) -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ from native_reasoning.records import read_config, read_metrics, read_timings, re
 from native_reasoning.trainer import NRTTrainer
 from native_reasoning.types import Signal
 from tiny import QA, byte_tokenizer, tiny_model
+from watchers import Gradients
 
 
 def make(folder, model=None, callbacks=None, objective=None, rows=QA, **settings) -> NRTTrainer:
@@ -42,16 +43,6 @@ def make(folder, model=None, callbacks=None, objective=None, rows=QA, **settings
         objective=objective,
         callbacks=callbacks,
     )
-
-
-class Gradients(TrainerCallback):
-    """The gradient of each step, flat."""
-
-    def __init__(self) -> None:
-        self.seen: list[torch.Tensor] = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
 
 
 def first_gradient(folder, **settings) -> torch.Tensor:

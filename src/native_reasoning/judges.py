@@ -55,7 +55,8 @@ class Judges:
             ]
         if self.ema is not None:
             whole = s.scored_by == "ema"
-            said = self._ask(self.ema, groups, traces if whole else None)
+            bare = [replace(t, answers=()) for t in traces]  # only the reference's rows are read
+            said = self._ask(self.ema, groups, bare if whole else None)
             out = [
                 replace(one, ema=Judgement(j.baseline, answer=j.answer if whole else None))
                 for one, j in zip(out, said, strict=True)

@@ -129,8 +129,9 @@ class NRTTrainer(WholeCheckpoints):
             self.template, args.device, args.temperature, self.share_prompts, rounding_of(dtype)
         )
         if settings.needs_frozen or settings.needs_ema:
-            autocast = lambda: self.accelerator.autocast()  # noqa: E731
-            self.memory.judges = Judges(model, settings, scorer, autocast)
+            self.memory.judges = Judges(
+                model, settings, scorer, autocast=lambda: self.accelerator.autocast()
+            )
         return WindowMaker(
             args, self.train_groups, self.engine, scorer, objective, rewards, self.memory
         )

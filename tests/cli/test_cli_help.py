@@ -22,26 +22,24 @@ def _python(code: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)])
-def test_help_imports_nothing_heavy(arguments):
+QUICK = [
+    ["--help"],
+    *([verb, "--help"] for verb in VERBS),
+    ["presets"],
+    ["presets", "verifree"],
+    ["presets", "--json"],
+]
+
+
+@pytest.mark.parametrize("arguments", QUICK)
+def test_help_and_presets_import_nothing_heavy(arguments):
     code = (
         "import sys; from native_reasoning.cli import main; "
         f"code = main({arguments!r}); print(*sys.modules, file=sys.stderr); sys.exit(code)"
     )
     done = _python(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: nrt")
-    assert not HEAVY & set(done.stderr.split())
-
-
-@pytest.mark.parametrize("arguments", [["presets"], ["presets", "verifree"], ["presets", "--json"]])
-def test_presets_import_no_torch(arguments):
-    code = (
-        "import sys; from native_reasoning.cli import main; "
-        f"main({arguments!r}); print(*sys.modules, file=sys.stderr)"
-    )
-    done = _python(code)
-    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: nrt") == ("--help" in arguments)
     assert not HEAVY & set(done.stderr.split())
 
 
