@@ -112,8 +112,7 @@ def rows(regime: Regime, steps: int) -> list[dict[str, str]]:
 
     count = regime.prompts * steps
     return [
-        {"prompt": text(regime.prompt - 1), "answer": text(regime.answer - 1)}
-        for _ in range(count)
+        {"prompt": text(regime.prompt - 1), "answer": text(regime.answer - 1)} for _ in range(count)
     ]
 
 

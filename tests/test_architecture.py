@@ -26,6 +26,7 @@ LINE = (
     ("boundary",),
     ("template",),
     ("policy",),
+    ("head",),
     ("rollout",),
     ("packing",),
     ("scoring", "sharing"),

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import tiny
-from native_reasoning.packing import Batch, pack
+from native_reasoning import scoring
+from native_reasoning.head import chosen_logps, direct_head
+from native_reasoning.packing import pack
 from native_reasoning.scoring import install_scoring, unpack
 from native_reasoning.sharing import can_share_prompts
 from native_reasoning.template import make_template
@@ -305,17 +307,17 @@ def test_architecture_whose_cache_cannot_be_repeated_scores_the_plain_way():
 
 
 def test_model_whose_shared_prompt_is_wrong_does_not_share():
-    class Forgetful(type(tiny.tiny_model("llama"))):
+    class Forgetful(type(tiny.tiny_model("llama").model)):
         def forward(self, *args, **kwargs):
-            if kwargs.get("past_key_values") is not None:  # looks at the last prompt token only
-                mask = kwargs["attention_mask"].clone()
-                mask[:, : mask.shape[1] - kwargs["input_ids"].shape[1]] = 0
-                kwargs["attention_mask"] = mask
+            mask, width = kwargs.get("attention_mask"), kwargs["input_ids"].shape[1]
+            if mask is not None and mask.shape[1] > width:  # sees the last prompt token only
+                kwargs["attention_mask"] = mask.clone()
+                kwargs["attention_mask"][:, : mask.shape[1] - width] = 0
             return super().forward(*args, **kwargs)
 
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny.tiny_model("llama")
-        model.__class__ = Forgetful
+        model.model.__class__ = Forgetful
         install_scoring(model.to(dtype))
         assert not can_share_prompts(model, TEMPLATE)
 
@@ -437,18 +439,34 @@ def test_forward_that_fails_leaves_the_head_as_it_was():
     assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
-def test_only_scored_positions_reach_the_vocabulary():
-    model, _ = models("llama")
+#: trace, tag and answer of each distinct row of GROUPS and TRACES; not prompt, gap or padding
+SCORED = (1 + 4) + (4 + 4) + (3 + 4) + (1 + 2) + (11 + 2) + (2 + 2) + (1 + 7) + (2 + 7)
+
+
+def test_only_scored_positions_reach_the_vocabulary(monkeypatch):
     seen = []
-    hook = model.get_output_embeddings().register_forward_hook(
+
+    def watched(hidden, head, choice):
+        seen.append(len(hidden))
+        return chosen_logps(hidden, head, choice)
+
+    monkeypatch.setattr(scoring, "chosen_logps", watched)
+    model, _ = models("llama")
+    model(score=pack(GROUPS, TRACES, GAP).batch)
+    assert seen == [SCORED]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_logits_that_are_more_than_a_product_come_out_of_the_models_own_forward(share):
+    model, plain = models("gemma2", final_logit_softcapping=2.0)
+    assert not direct_head(model)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(
         lambda module, args, out: seen.append(out.shape[:-1].numel())
     )
-    packed = pack(GROUPS, TRACES, GAP)
-    model(score=packed.batch)
-    hook.remove()
-    assert isinstance(packed.batch, Batch)
-    # trace, tag and answer of each distinct row; not prompt, gap or padding
-    assert seen == [(1 + 4) + (4 + 4) + (3 + 4) + (1 + 2) + (11 + 2) + (2 + 2) + (1 + 7) + (2 + 7)]
+    with torch.no_grad():
+        check(plain, run(model, share=share))
+    assert seen == [SCORED]
 
 
 @pytest.mark.parametrize(

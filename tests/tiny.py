@@ -5,6 +5,8 @@ import json
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     Lfm2Config,
@@ -168,6 +170,10 @@ def tiny_model(kind: str = "llama", seed: int = 0, **config) -> PreTrainedModel:
     elif kind == "lfm2":  # its convolution layers keep a state that cannot be repeated
         layers = {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}
         made = Lfm2ForCausalLM(Lfm2Config(**_COMMON, **_WIDE, **_IDS, **layers, **config))
+    elif kind == "gemma2":  # every other layer has a window; logits get a soft cap
+        own = {"head_dim": 8, "sliding_window": 8}
+        own |= {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+        made = Gemma2ForCausalLM(Gemma2Config(**_COMMON, **_WIDE, **_IDS, **{**own, **config}))
     elif kind == "qwen3":
         made = Qwen3ForCausalLM(Qwen3Config(**_COMMON, **_WIDE, **_IDS, head_dim=8, **config))
     else:

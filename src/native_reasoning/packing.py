@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from native_reasoning.rollout.hf import left_pad
+from native_reasoning.rollout.inputs import left_pad
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Traces
 

@@ -18,14 +18,16 @@ import types
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from native_reasoning.head import Choice, chosen_logps, direct_head
 from native_reasoning.packing import Batch, Packed, pack
-from native_reasoning.rollout.hf import positions
+from native_reasoning.rollout.inputs import positions
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Traces
 
@@ -52,6 +54,7 @@ def install_scoring(model: PreTrainedModel) -> None:
     """
     if model in _INSTALLED:
         return
+    direct = direct_head(model)
     _INSTALLED.add(model)
     patched, original = vars(model).get("forward"), model.forward
 
@@ -60,14 +63,40 @@ def install_scoring(model: PreTrainedModel) -> None:
         plain = patched or functools.partial(type(self).forward, self)  # a deep copy's is its own
         if score is None:
             return plain(*args, **kwargs)
-        return _score(self, plain, score)
+        return _score(self, None if direct else plain, score)
 
     model.forward = types.MethodType(forward, model)
 
 
-def _score(model: PreTrainedModel, plain: Callable, batch: Batch) -> Tensor:
+def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch) -> Tensor:
+    """What ``model(score=batch)`` returns. ``plain`` None: logits are a linear map of the hidden
+    states, and head.py takes the log-probabilities; else the model's own forward makes them."""
+    inputs, skipped = _inputs(model, batch)
+    chosen = batch.scored[:, :-1]
+    head = model.get_output_embeddings()
+    if plain is None:
+        hidden = model.base_model(**inputs)[0][:, skipped:-1][chosen]
+        assert isinstance(head, torch.nn.Linear)
+        return _lay_out(chosen_logps(hidden, head, choice(batch)), batch)
+
+    def keep_scored(module: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0][:, skipped:-1][chosen][None],)
+
+    assert isinstance(head, torch.nn.Module)
+    hook = head.register_forward_pre_hook(keep_scored)
+    try:
+        logits = plain(**inputs).logits[0]
+    finally:
+        hook.remove()
+    return _lay_out(_of_logits(logits, choice(batch)), batch)
+
+
+def _inputs(model: PreTrainedModel, batch: Batch) -> tuple[dict[str, Any], int]:
+    """Arguments of the forward whose hidden states are wanted, and how many of its first positions
+    belong to the prefix."""
     prefix_mask = batch.prefix_mask[batch.group_of_row]
     mask = torch.cat([prefix_mask, batch.suffix_mask], dim=1)
+    inputs: dict[str, Any] = {"attention_mask": mask, "use_cache": batch.share}
     if batch.share:
         cache = DynamicCache(config=model.config)
         model.base_model(
@@ -78,43 +107,49 @@ def _score(model: PreTrainedModel, plain: Callable, batch: Batch) -> Tensor:
             use_cache=True,
         )
         cache.batch_select_indices(batch.group_of_row)
-        ids, skipped, options = batch.suffix, 0, {"past_key_values": cache, "use_cache": True}
+        inputs |= {"input_ids": batch.suffix, "past_key_values": cache}
     else:
         ids = torch.cat([batch.prefix[batch.group_of_row], batch.suffix], dim=1)
-        skipped, options = batch.prefix.shape[1], {"use_cache": False}
-    position_ids = positions(mask)[:, mask.shape[1] - ids.shape[1] :]
+        inputs["input_ids"] = ids
+    width = inputs["input_ids"].shape[1]
+    inputs["position_ids"] = positions(mask)[:, mask.shape[1] - width :]
+    return inputs, width - batch.suffix.shape[1]
+
+
+def choice(batch: Batch) -> Choice:
+    """The log-probabilities that a batch asks for, with its scored positions in order: each target,
+    then, for each row, the end-of-turn tokens where its closing tag is predicted."""
     chosen = batch.scored[:, :-1]
-
-    def keep_scored(module: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return (args[0][:, skipped:-1][chosen][None],)
-
-    head = model.get_output_embeddings()
-    assert isinstance(head, torch.nn.Module)
-    hook = head.register_forward_pre_hook(keep_scored)
-    try:
-        logits = plain(
-            input_ids=ids, attention_mask=mask, position_ids=position_ids, **options
-        ).logits[0]
-    finally:
-        hook.remove()
-    return _token_logps(logits, batch)
-
-
-def _token_logps(logits: Tensor, batch: Batch) -> Tensor:
-    """What ``model(score=batch)`` returns, in at least float32, from logits at scored positions."""
-    chosen = batch.scored[:, :-1]
-    logits = logits[:, : batch.vocabulary]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    place = chosen.flatten().cumsum(0).view(chosen.shape) - 1  # of each scored position
+    tags = place.gather(1, batch.tag_at[:, None])  # (R, 1)
+    targets, ends = batch.suffix[:, 1:][chosen], batch.end_ids
+    scale = None
     if batch.temperature != 1:
-        sampled = batch.sampled[:, :-1][chosen]
-        logits = logits / torch.where(sampled, batch.temperature, 1.0)[:, None]
-    targets, norm = batch.suffix[:, 1:][chosen], logits.logsumexp(-1)
-    logps = logits.gather(-1, targets[:, None])[:, 0] - norm
-    laid_out = logps.new_zeros(chosen.shape).masked_scatter(chosen, logps)
-    place = chosen.flatten().cumsum(0).view(chosen.shape) - 1  # of each scored position in logits
-    tags = place.gather(1, batch.tag_at[:, None])[:, 0]
-    ends = logits[tags][:, batch.end_ids] - norm[tags, None]
-    return torch.cat([laid_out, ends], dim=1)
+        scale = torch.where(batch.sampled[:, :-1][chosen], 1 / batch.temperature, 1.0)
+    return Choice(
+        at=torch.cat(
+            [torch.arange(len(targets), device=tags.device), tags.repeat(1, len(ends)).flatten()]
+        ),
+        token=torch.cat([targets, ends.repeat(len(tags))]),
+        vocabulary=batch.vocabulary,
+        scale=scale,
+    )
+
+
+def _of_logits(logits: Tensor, choice: Choice) -> Tensor:
+    """``chosen_logps`` from whole logits (N, V)."""
+    logits = logits[:, : choice.vocabulary]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits if choice.scale is None else logits * choice.scale[:, None]
+    return logits[choice.at, choice.token] - logits.logsumexp(-1)[choice.at]
+
+
+def _lay_out(logps: Tensor, batch: Batch) -> Tensor:
+    """What ``model(score=batch)`` returns, from the log-probabilities of ``choice``."""
+    chosen, rows, ends = batch.scored[:, :-1], len(batch.suffix), len(batch.end_ids)
+    count = len(logps) - rows * ends
+    laid_out = logps.new_zeros(chosen.shape).masked_scatter(chosen, logps[:count])
+    return torch.cat([laid_out, logps[count:].view(rows, ends)], dim=1)
 
 
 def unpack(

@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from native_reasoning.packing import pack
-from native_reasoning.rollout.hf import inference
+from native_reasoning.rollout.inputs import inference
 from native_reasoning.scoring import rounding_of
 from native_reasoning.template import Template
 from native_reasoning.types import Example, PromptGroup, Traces

@@ -22,7 +22,7 @@ from native_reasoning.objective import Objective
 from native_reasoning.ranks import sum_of_ranks
 from native_reasoning.rollout.answers import sample_answers
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
-from native_reasoning.rollout.hf import inference
+from native_reasoning.rollout.inputs import inference
 from native_reasoning.scoring import Scorer
 from native_reasoning.state import ObjectiveState
 from native_reasoning.types import Judgement, PromptGroup, Scores, Signal, Traces, Verdict

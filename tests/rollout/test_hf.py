@@ -7,11 +7,19 @@ import pytest
 import torch
 
 import tiny
-from native_reasoning.rollout.engine import NoiseKey, Sampling
-from native_reasoning.rollout.hf import HFEngine, Sample, inference, left_pad, positions
+from native_reasoning.rollout.decoders import (
+    RepeatDecoder,
+    SharedDecoder,
+    decoding_head,
+    shares_prompts,
+)
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
+from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.rollout.inputs import inference, left_pad, positions
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.types import Example, PromptGroup
 
+KINDS = ["llama", "gpt2", "mistral", "qwen3", "gemma2"]
 VOCABULARY = 333  # of 352 rows of the embedding
 CLOSE, END = 332, 2
 #: longer and shorter than Mistral's window of 8
@@ -68,14 +76,12 @@ def references(model, seed, stop=often, sampling=SAMPLING):
     return [[naive(model, p, r, i, sampling, key, stop) for i in k] for p, r in pairs]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen3"])
-@pytest.mark.parametrize("repeat_cache", [True, False])
-def test_ids_are_those_of_each_row_alone_without_a_cache(kind, repeat_cache):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", [{}, {"share": False}, {"repeat_cache": False}], ids=str)
+def test_ids_are_those_of_each_row_alone_without_a_cache(kind, how):
     model, kinds = tiny.tiny_model(kind).eval(), set()
     for seed in range(3):
-        out = engine(model, repeat_cache=repeat_cache).sample(
-            PROMPTS, ROWS, SAMPLING, replace(KEY, seed=seed), often
-        )
+        out = engine(model, **how).sample(PROMPTS, ROWS, SAMPLING, replace(KEY, seed=seed), often)
         expected = references(model, seed)
         flat = [s for group in out for s in group]
         rows = [r for group in expected for r in group]
@@ -106,23 +112,72 @@ def test_ids_do_not_depend_on_batch_size_or_on_the_other_prompts():
     assert equal >= 0.99 * total
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen3"])
-def test_logits_agree_with_whole_forwards(kind):
-    model = tiny.tiny_model(kind).eval()
-    seen = []
-    hook = model.get_output_embeddings().register_forward_hook(
-        lambda module, args, out: seen.append(out[:, -1])
-    )
-    (out,) = engine(model).sample([PROMPTS[0], PROMPTS[1]], [0, 1], SAMPLING, KEY, never)[:1]
-    hook.remove()
-    steps = [step if len(step) == 6 else step.repeat_interleave(3, 0) for step in seen]
-    assert len(steps) == SAMPLING.max_tokens
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_agree_with_whole_forwards(kind, shared):
+    model, k = tiny.tiny_model(kind).eval(), 3
+    decoder = SharedDecoder(model, decoding_head(model)) if shared else RepeatDecoder(model, True)
     with torch.no_grad():
-        for k, sample in enumerate(out):
-            whole = model(input_ids=torch.tensor([[*PROMPTS[0], *sample.ids]])).logits[0]
-            expected = whole[len(PROMPTS[0]) - 1 : -1]
-            got = torch.stack([step[k] for step in steps])
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        decoder.start(PROMPTS, k)
+        rows = [[*p] for p in PROMPTS for _ in range(k)]
+        for t in range(80):  # past the first buffers
+            expected = model(input_ids=torch.tensor([rows[t % 12]])).logits[0, -1]
+            torch.testing.assert_close(decoder.logits[t % 12], expected, rtol=1e-5, atol=1e-5)
+            tokens = torch.tensor([(31 * t + 7 * i) % VOCABULARY for i in range(12)])
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                row.append(token)
+            decoder.advance(tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_branch_goes_on_from_some_rows_and_leaves_the_others_alone(kind):
+    model, k, n = tiny.tiny_model(kind).eval(), 3, len(PROMPTS)
+    torch.manual_seed(0)
+    own, further = torch.randint(0, VOCABULARY, (n * k, 10)), torch.randint(0, VOCABULARY, (9, 4))
+    with torch.no_grad():
+        decoder = SharedDecoder(model, decoding_head(model)).start(PROMPTS, k)
+        decoder.forward(own)
+        branch, places = decoder.branch([1, 2, 7, 9, 10, 11])
+        assert places == [1, 2, 1, 7, 7, 7, 9, 10, 11]  # a grid, filled up
+        hidden = branch.forward(further)
+        for i, place in enumerate(places):
+            whole = [*PROMPTS[place // k], *own[place].tolist(), *further[i].tolist()]
+            expected = model.base_model(input_ids=torch.tensor([whole]))[0][0, -4:]
+            torch.testing.assert_close(hidden[i], expected, rtol=1e-4, atol=1e-4)
+        assert decoder.cache.length == 10
+        assert branch.cache.length == 14
+
+
+def test_architectures_that_can_keep_a_prompt_once_are_recognised():
+    for kind in KINDS:
+        assert shares_prompts(tiny.tiny_model(kind), VOCABULARY)
+    assert shares_prompts(tiny.tiny_model("mistral").train(), VOCABULARY)
+    assert not shares_prompts(tiny.tiny_model("lfm2"), VOCABULARY)
+    assert not shares_prompts(tiny.tiny_model("gemma2", attn_logit_softcapping=2.0), VOCABULARY)
+    assert not shares_prompts(tiny.tiny_model("gemma2", final_logit_softcapping=2.0), VOCABULARY)
+
+
+def test_attention_is_as_before_after_a_rollout_even_one_that_failed():
+    model = tiny.tiny_model("llama").eval()
+    before = model.config._attn_implementation
+    engine(model).sample(PROMPTS, ROWS, SAMPLING, KEY, never)
+    assert model.config._attn_implementation == before
+
+    def fails(ids):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        engine(model).sample(PROMPTS, ROWS, SAMPLING, KEY, fails)
+    assert model.config._attn_implementation == before
+
+
+def test_the_packed_head_multiplies_as_the_plain_one_does():
+    model = tiny.tiny_model("llama")
+    hidden = torch.randn(5, 32)
+    with torch.no_grad():
+        for bias in (None, torch.nn.Parameter(torch.randn(352))):
+            model.lm_head.bias = bias
+            torch.testing.assert_close(decoding_head(model)(hidden), model.lm_head(hidden))
 
 
 def test_convolution_layers_whose_cache_cannot_be_repeated_are_prefilled_k_times():
@@ -171,12 +226,12 @@ def test_rows_that_stop_do_not_change_the_others():
 
 def test_batch_shrinks_as_rows_finish_and_ends_with_the_last():
     model = tiny.tiny_model("llama").eval()
-    sizes = []
+    sampler, sizes = engine(model), []
     hook = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
     )
-    out = engine(model).sample(PROMPTS, ROWS, replace(SAMPLING, max_tokens=40), KEY, often)
+    out = sampler.sample(PROMPTS, ROWS, replace(SAMPLING, max_tokens=40), KEY, often)
     hook.remove()
     lengths = [len(s.ids) for group in out for s in group]
     assert sizes[0] == (4, 23)  # one prefill, each prompt once

@@ -8,7 +8,7 @@ import torch
 
 import tiny  # noqa: F401  (one thread)
 from native_reasoning.rollout.engine import Sampling
-from native_reasoning.rollout.hf import nucleus, pick
+from native_reasoning.rollout.pick import nucleus, pick
 
 PLAIN = Sampling(num_generations=1, max_tokens=1)
 LARGEST = 1 - 2**-53
@@ -16,7 +16,7 @@ LARGEST = 1 - 2**-53
 
 def draw(logits, u, sampling=PLAIN):
     u = torch.as_tensor(u, dtype=torch.float64).reshape(-1)
-    return pick(logits.expand(len(u), -1), sampling, u).tolist()
+    return pick(logits.expand(len(u), -1), sampling, u)[0].tolist()
 
 
 def test_token_is_where_the_cumulative_distribution_passes_the_number():
@@ -72,7 +72,7 @@ def test_distribution_over_many_numbers_is_the_softmax(dtype):
 def test_rows_are_drawn_apart():
     logits = torch.tensor([[0.0, 0.0], [-20.0, 0.0], [0.0, -20.0]])
     u = torch.tensor([0.6, 0.1, 0.9], dtype=torch.float64)
-    assert pick(logits, PLAIN, u).tolist() == [1, 1, 0]
+    assert pick(logits, PLAIN, u)[0].tolist() == [1, 1, 0]
 
 
 def test_temperature_zero_is_the_likeliest_token_whatever_the_number():

@@ -1,77 +1,32 @@
 """Sampling from a transformers model: prefill once per prompt, then a decode loop of our own.
 
-The prompt's cache is repeated K times, finished rows leave the batch, and each token is drawn by
-inverting the cumulative distribution at one stateless uniform number (noise.py).
+Each prompt is kept once for its K rows where the architecture allows it (decoders.py), finished
+rows leave the batch, and each token is drawn by inverting the cumulative distribution at one
+stateless uniform number (noise.py, pick.py).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.errors import PolicyError
+from native_reasoning.rollout.decoders import (
+    Decoder,
+    RepeatDecoder,
+    SharedDecoder,
+    decoding_head,
+    shares_prompts,
+)
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop
+from native_reasoning.rollout.inputs import inference, positions
 from native_reasoning.rollout.noise import uniforms
+from native_reasoning.rollout.pick import pick
 from native_reasoning.types import PromptGroup, Traces
-
-#: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
-DROP_SHARE = 0.25
-
-
-@contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients, restored afterwards: in train mode, activation checkpointing
-    would drop the cache."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask (rows, longest), both int64, padded on the left with id 0."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[i, width - len(row) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position ids of a padded batch: 0 at the first real token of each row."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """The token of each row at which the cumulative distribution passes ``uniform``.
-
-    ``logits`` (rows, V), ``uniform`` (rows,) in [0, 1). The sum is float64 and is not exactly 1, so
-    the number is scaled by its end and a token of probability 0 is never chosen.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probs = (logits.float() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        probs = nucleus(probs, sampling.top_p)
-    cdf = probs.double().cumsum(-1)
-    chosen = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
-    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)
-    return torch.minimum(chosen, last)
-
-
-def nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Zero outside the smallest set of likeliest tokens whose probability reaches ``top_p``."""
-    ordered, order = probs.sort(-1, descending=True)
-    outside = ordered.cumsum(-1) - ordered >= top_p
-    return probs.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0)
 
 
 def check_decoding(model: PreTrainedModel, vocabulary: int) -> None:
@@ -106,13 +61,38 @@ def check_decoding(model: PreTrainedModel, vocabulary: int) -> None:
         )
 
 
+class Watcher(Protocol):
+    """Looks on while rows are decoded by a ``SharedDecoder``. ``rows`` are places in the decoder's
+    batch, ``which`` the numbers of the sequences there."""
+
+    def begins(self, decoder: SharedDecoder) -> None:
+        """The prompts are in the cache, and nothing else."""
+        ...
+
+    def drew(self, which: Sequence[int], tokens: Sequence[int], logps: Tensor) -> None:
+        """A token was drawn for each sequence, with these log-probabilities."""
+        ...
+
+    def finished(
+        self,
+        decoder: SharedDecoder,
+        rows: Sequence[int],
+        which: Sequence[int],
+        samples: Sequence[Sample],
+    ) -> None:
+        """These sequences are whole. Their last token is not in the cache, and ``decoder.logits``
+        are those that it was drawn from."""
+        ...
+
+
 class HFEngine:
     """A rollout engine on a transformers causal language model.
 
     ``model`` is the unwrapped module. ``stop`` ends a trace: it returns "closed" after the closing
     tag and "ended" after an end-of-turn token. ``vocabulary`` is the template's: ids from there on
-    are padding of the embedding table and are never sampled. ``repeat_cache`` False prefills each
-    of the K copies, for caches that cannot be repeated.
+    are padding of the embedding table and are never sampled. ``share`` False keeps a cache for each
+    row (None: tried out on this architecture), ``repeat_cache`` False prefills each of the K
+    copies, for caches that cannot be repeated. ``autocast`` gives the context to compute in.
     """
 
     def __init__(
@@ -123,17 +103,27 @@ class HFEngine:
         *,
         repeat_cache: bool = True,
         batch_size: int | None = None,
+        share: bool | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
-        self.repeat_cache, self.batch_size = repeat_cache, batch_size
+        self.repeat_cache, self.batch_size, self.autocast = repeat_cache, batch_size, autocast
+        tried = repeat_cache and share is None
+        self.share = shares_prompts(model, vocabulary) if tried else bool(share)
 
     def rollout(
-        self, groups: Sequence[PromptGroup], sampling: Sampling, key: NoiseKey
+        self,
+        groups: Sequence[PromptGroup],
+        sampling: Sampling,
+        key: NoiseKey,
+        watch: Callable[[int, int], Watcher] | None = None,
     ) -> list[Traces]:
-        """See ``RolloutEngine``: the random numbers of a group depend on its row id alone."""
+        """See ``RolloutEngine``: the random numbers of a group depend on its row id alone.
+        ``watch`` makes a watcher for the groups from one number to another that are decoded
+        together."""
         prompts = [group.prompt_ids for group in groups]
-        rows = [group.example.row_id for group in groups]
-        samples = self.sample(prompts, rows, sampling, key, self.stop)
+        rows = [(group.example.row_id, 0) for group in groups]
+        samples = self._sample(prompts, rows, sampling, key, self.stop, watch)
         return [_traces(group_samples) for group_samples in samples]
 
     def sample(
@@ -147,69 +137,79 @@ class HFEngine:
     ) -> list[list[Sample]]:
         """See ``RolloutEngine``; ``batch_size`` prompts at once."""
         first = [0] * len(prompts) if traces is None else traces
+        streams = list(zip(row_ids, first, strict=True))
+        return self._sample(prompts, streams, sampling, key, stop)
+
+    def _sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        streams: Sequence[tuple[int, int]],
+        sampling: Sampling,
+        key: NoiseKey,
+        stop: Stop,
+        watch: Callable[[int, int], Watcher] | None = None,
+    ) -> list[list[Sample]]:
         size = self.batch_size or max(len(prompts), 1)
         out: list[list[Sample]] = []
-        with inference(self.model):
+        with inference(self.model), self.autocast():
             for i in range(0, len(prompts), size):
-                streams = list(zip(row_ids[i : i + size], first[i : i + size], strict=True))
-                noise = _noise(key, streams, sampling)
-                flat = self._decode(prompts[i : i + size], sampling, noise, stop)
+                noise = _noise(key, streams[i : i + size], sampling)
+                watcher = watch(i, i + size) if watch is not None else None
+                decoder = self._decoder(prompts[i : i + size], sampling.num_generations)
+                flat = self._decode(decoder, sampling, noise, stop, watcher)
                 k = sampling.num_generations
                 out += [flat[j : j + k] for j in range(0, len(flat), k)]
         return out
 
+    def _decoder(self, prompts: Sequence[Sequence[int]], copies: int) -> Decoder:
+        if self.share:
+            return SharedDecoder(self.model, decoding_head(self.model)).start(prompts, copies)
+        return RepeatDecoder(self.model, self.repeat_cache).start(prompts, copies)
+
     def _decode(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, noise: np.ndarray, stop: Stop
+        self,
+        decoder: Decoder,
+        sampling: Sampling,
+        noise: np.ndarray,
+        stop: Stop,
+        watcher: Watcher | None,
     ) -> list[Sample]:
-        device, k = self.model.device, sampling.num_generations
-        logits, cache, mask = self._prefill(prompts, k, device)
         ids: list[list[int]] = [[] for _ in noise]
         stopped: list[str | None] = [None] * len(noise)
         active = list(range(len(noise)))  # the batch row at index i holds sequence active[i]
+        uniform = torch.from_numpy(noise).to(self.model.device)
+        if watcher is not None:
+            assert isinstance(decoder, SharedDecoder)
+            watcher.begins(decoder)
         for t in range(sampling.max_tokens):
-            uniform = torch.from_numpy(noise[active, t]).to(device)
-            tokens = pick(logits[:, : self.vocabulary], sampling, uniform)
-            for row, token in zip(active, tokens.tolist(), strict=True):
-                if stopped[row] is None:
-                    ids[row].append(token)
-                    stopped[row] = stop(ids[row])
-            alive = [i for i, row in enumerate(active) if stopped[row] is None]
-            if not alive or t + 1 == sampling.max_tokens:
+            drawn, logps = pick(decoder.logits[:, : self.vocabulary], sampling, uniform[active, t])
+            open_rows = [i for i, q in enumerate(active) if q >= 0 and stopped[q] is None]
+            tokens = drawn.tolist()
+            for i in open_rows:
+                ids[active[i]].append(tokens[i])
+                stopped[active[i]] = stop(ids[active[i]])
+            alive = [i for i in open_rows if stopped[active[i]] is None]
+            last = t + 1 == sampling.max_tokens
+            if watcher is not None:
+                assert isinstance(decoder, SharedDecoder)
+                which = [active[i] for i in open_rows]
+                watcher.drew(which, [tokens[i] for i in open_rows], logps[open_rows])
+                done = open_rows if last else [i for i in open_rows if i not in set(alive)]
+                if done:
+                    samples = [_sample(ids[active[i]], stopped[active[i]]) for i in done]
+                    watcher.finished(decoder, done, [active[i] for i in done], samples)
+            if last or not alive:
                 break
-            if self.repeat_cache and len(alive) <= (1 - DROP_SHARE) * len(active):
-                kept = torch.tensor(alive, device=device)
-                cache.batch_select_indices(kept)
-                tokens, mask, active = tokens[kept], mask[kept], [active[i] for i in alive]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self.model(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(-1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-        return [Sample(tuple(i), s or "limit") for i, s in zip(ids, stopped, strict=True)]
+            if (kept := decoder.keep(alive)) is not None:
+                drawn = drawn[torch.tensor(kept, device=drawn.device)]
+                seen: set[int] = set()  # rows that come again only fill up the batch
+                active = [-1 if r in seen or seen.add(r) else active[r] for r in kept]
+            decoder.advance(drawn)
+        return [_sample(*pair) for pair in zip(ids, stopped, strict=True)]
 
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]], k: int, device: torch.device
-    ) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Next-token logits (prompts·K, V), cache and mask, each prompt's K copies side by side."""
-        copies = 1 if self.repeat_cache else k
-        ids, mask = left_pad([p for p in prompts for _ in range(copies)], device)
-        cache = DynamicCache(config=self.model.config)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        if self.repeat_cache and k > 1:
-            cache.batch_repeat_interleave(k)
-            logits, mask = logits.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
-        return logits, cache, mask
+
+def _sample(ids: Sequence[int], stopped: str | None) -> Sample:
+    return Sample(tuple(ids), stopped or "limit")
 
 
 def _noise(key: NoiseKey, streams: Sequence[tuple[int, int]], sampling: Sampling) -> np.ndarray:

@@ -1,0 +1,144 @@
+"""Log-probabilities of chosen tokens from hidden states, without the logits of a whole vocabulary.
+
+    log π(v | h) = (h · W_v + b_v) / T − log Σ_u exp((h · W_u + b_u) / T)
+
+The sum runs over pieces of the vocabulary, so that no more than ``PIECE`` bytes of logits exist at
+a time; the backward pass computes each piece again. With n positions that is a quarter more work in
+the head than keeping n·V logits, which for 16,000 positions of a 150,000-token vocabulary would be
+10 GB, three times over.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+#: Bytes of logits that exist at a time, by kind of device: on a CPU what its caches hold.
+PIECE = {"cpu": 2**24, "other": 2**29}
+_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Which log-probabilities are wanted: of token ``token[m]`` at position ``at[m]``, both (M,).
+
+    ``scale`` (N,) is one over each position's temperature, None means 1. Ids from ``vocabulary`` on
+    are padding of the table: their probability is 0.
+    """
+
+    at: Tensor
+    token: Tensor
+    vocabulary: int
+    scale: Tensor | None = None
+
+
+def chosen_logps(hidden: Tensor, head: nn.Linear, choice: Choice) -> Tensor:
+    """log π (M,) of the chosen tokens, in at least float32, from ``hidden`` (N, H)."""
+    weight, bias = head.weight[: choice.vocabulary], head.bias
+    bias = None if bias is None else bias[: choice.vocabulary]
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    with torch.autocast(kind, enabled=False):
+        found = _ChosenLogps.apply(hidden, weight, bias, choice.at, choice.token, choice.scale)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def direct_head(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are its last hidden states times its head's weights, and nothing
+    more: no soft cap, no scaling, no adapter on the head. Tried out on a few tokens."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or not head.weight.is_floating_point():
+        return False
+    ids = torch.arange(3, 9, device=model.device)[None] % head.weight.shape[0]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        again = head(model.base_model(input_ids=ids, use_cache=False)[0]).float()
+    model.train(training)
+    return bool((logits - again).abs().max() <= 1e-3 * logits.abs().max())
+
+
+class _ChosenLogps(torch.autograd.Function):
+    """See ``chosen_logps``. Backward, with p the softmax and g the incoming gradient::
+
+    dh = Σ_m g_m (W_token − Σ_v p_v W_v) / T,    dW_v = Σ_m g_m (1[v = token] − p_v) h / T
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        hidden, weight, bias, at, token, scale = tensors
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        top = hidden.new_full((len(hidden),), -torch.inf, dtype=exact)
+        total = torch.zeros_like(top)
+        for rows, columns in _pieces(hidden, weight):
+            logits = _logits(hidden, weight, bias, scale, rows, columns)
+            highest = torch.maximum(top[rows], logits.amax(-1))
+            summed = logits.sub_(highest[:, None]).exp_().sum(-1)
+            total[rows] = total[rows] * (top[rows] - highest).exp() + summed
+            top[rows] = highest
+        norm = top + total.log()
+        at_token = (hidden[at] * weight[token].to(hidden.dtype)).to(exact).sum(-1)
+        picked = at_token if bias is None else at_token + bias[token]
+        picked = picked.to(hidden.dtype).to(exact)  # rounded as the products above are
+        ctx.save_for_backward(*tensors, norm)
+        return (picked if scale is None else picked * scale[at]) - norm[at]
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor) -> Any:
+        hidden, weight, bias, at, token, scale, norm = ctx.saved_tensors
+        (g,) = incoming
+        pull = norm.new_zeros(len(hidden)).index_add_(0, at, g)  # of each position's softmax
+        pull, push = (pull, g) if scale is None else (pull * scale, g * scale[at])
+        d_hidden = hidden.new_zeros(hidden.shape, dtype=norm.dtype)
+        d_weight = weight.new_zeros(weight.shape) if ctx.needs_input_grad[1] else None
+        d_bias = None if bias is None else torch.zeros_like(bias)
+        for rows, columns in _pieces(hidden, weight):
+            logits = _logits(hidden, weight, bias, scale, rows, columns)
+            p = logits.sub_(norm[rows, None]).exp_().mul_(-pull[rows, None])
+            if d_bias is not None:
+                d_bias[columns] += p.sum(0)
+            p = p.to(hidden.dtype)
+            d_hidden[rows] += p @ weight[columns].to(p.dtype)
+            if d_weight is not None:
+                d_weight[columns].addmm_(p.T.to(weight.dtype), hidden[rows].to(weight.dtype))
+        push = push[:, None]
+        d_hidden.index_add_(0, at, push * weight[token])
+        if d_weight is not None:
+            d_weight.index_add_(0, token, (push * hidden[at]).to(weight.dtype))
+        if d_bias is not None:
+            d_bias.index_add_(0, token, push[:, 0].to(d_bias.dtype))
+        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
+
+
+def _pieces(hidden: Tensor, weight: Tensor) -> list[tuple[slice, slice]]:
+    """Rows and columns of the logits, a piece at a time."""
+    limit = PIECE.get(hidden.device.type, PIECE["other"])
+    rows = min(len(hidden), _ROWS)
+    columns = max(limit // (4 * max(rows, 1)) // 64 * 64, 64)
+    return [
+        (slice(r, min(r + rows, len(hidden))), slice(c, min(c + columns, len(weight))))
+        for c in range(0, len(weight), columns)
+        for r in range(0, len(hidden), rows)
+    ]
+
+
+def _logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    rows: slice,
+    columns: slice,
+) -> Tensor:
+    """A piece of the logits over their temperatures, in at least float32; the caller may write
+    into it."""
+    logits = hidden[rows] @ weight[columns].T.to(hidden.dtype)
+    if bias is not None:
+        logits += bias[columns]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if scale is None else logits.mul_(scale[rows, None])

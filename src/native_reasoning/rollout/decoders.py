@@ -1,0 +1,209 @@
+"""What holds the rows of a rollout and forwards their next tokens.
+
+A decoder starts from K rows for each of G prompts, side by side, and shows the logits of every
+row's next token. ``SharedDecoder`` keeps each prompt once (shared.py); ``RepeatDecoder`` is for
+models whose layers cannot, with an ordinary cache that is repeated K times, or prefilled K times.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from native_reasoning.head import direct_head
+from native_reasoning.rollout.inputs import inference, left_pad, positions
+from native_reasoning.rollout.shared import SharedCache, attending
+
+#: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
+DROP_SHARE = 0.25
+
+
+class Decoder(Protocol):
+    """``logits`` (rows, V) of each row's next token."""
+
+    logits: Tensor
+
+    def advance(self, tokens: Tensor) -> None:
+        """Appends a token (rows,) to each row."""
+        ...
+
+    def keep(self, alive: Sequence[int]) -> list[int] | None:
+        """Drops all rows but these, if that is worth it: the rows of the new batch by their old
+        place, where a place that comes a second time only fills up; else None."""
+        ...
+
+
+class SharedDecoder:
+    """Rows in a grid over a ``SharedCache``: ``copies`` for each prompt, whose lengths are
+    ``lengths`` (G, 1)."""
+
+    def __init__(self, model: PreTrainedModel, head: Callable[[Tensor], Tensor]) -> None:
+        self.model, self.head = model, head
+
+    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> "SharedDecoder":
+        """Forwards the prompts, each once."""
+        ids, mask = left_pad(prompts, self.model.device)
+        cache = DynamicCache()  # whole layers everywhere: windows are masked, not cut off
+        hidden = self.model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+        )[0][:, -1]
+        self.cache, self.copies, self.lengths = SharedCache(cache, mask), copies, mask.sum(1, True)
+        self.logits = self.head(hidden).repeat_interleave(copies, 0)
+        return self
+
+    def advance(self, tokens: Tensor) -> None:
+        """See ``Decoder``."""
+        self.logits = self.head(self.forward(tokens[:, None])[:, -1])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Hidden states (rows, S, H) of further tokens (rows, S), which go into the cache."""
+        start = self.cache.length
+        steps = torch.arange(start, start + ids.shape[1], device=ids.device)
+        at = (self.lengths + steps).repeat_interleave(self.copies, 0)
+        with attending(self.model, self.cache):
+            return self.model.base_model(
+                input_ids=ids,
+                attention_mask=ids.new_zeros(1, 1, 1, 1),  # ready-made: none is built
+                position_ids=at,
+                past_key_values=self.cache,
+                use_cache=True,
+            )[0]
+
+    def keep(self, alive: Sequence[int]) -> list[int] | None:
+        """See ``Decoder``."""
+        groups, grid = self._grid(alive)
+        if len(grid) > (1 - DROP_SHARE) * len(self.lengths) * self.copies:
+            return None
+        smaller = self._at(groups, grid)
+        self.cache, self.copies = smaller.cache, smaller.copies
+        self.lengths = smaller.lengths
+        return grid
+
+    def branch(self, rows: Sequence[int]) -> tuple["SharedDecoder", list[int]]:
+        """A decoder of its own that goes on from these rows, and its rows by their place here."""
+        groups, grid = self._grid(rows)
+        return self._at(groups, grid), grid
+
+    def _grid(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The prompts of some rows, and the rows in a grid, filled up with the first of each."""
+        by_prompt: dict[int, list[int]] = {}
+        for row in rows:
+            by_prompt.setdefault(row // self.copies, []).append(row)
+        widest = max(map(len, by_prompt.values()))
+        filled = [rows + rows[:1] * (widest - len(rows)) for rows in by_prompt.values()]
+        return list(by_prompt), [row for rows in filled for row in rows]
+
+    def _at(self, groups: list[int], grid: list[int]) -> "SharedDecoder":
+        made = SharedDecoder(self.model, self.head)
+        made.cache = self.cache.select(groups, grid)
+        made.copies = len(grid) // len(groups)
+        made.lengths = self.lengths[torch.tensor(groups, device=self.lengths.device)]
+        return made
+
+
+class RepeatDecoder:
+    """Rows on an ordinary cache; ``repeat`` False prefills each of the K copies, and no row is ever
+    dropped, for caches that cannot be repeated."""
+
+    def __init__(self, model: PreTrainedModel, repeat: bool) -> None:
+        self.model, self.repeat = model, repeat
+
+    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> "RepeatDecoder":
+        """Forwards the prompts."""
+        apart = 1 if self.repeat else copies
+        ids, self.mask = left_pad([p for p in prompts for _ in range(apart)], self.model.device)
+        self.cache = DynamicCache(config=self.model.config)
+        self.logits = self._next(ids, positions(self.mask))
+        if self.repeat and copies > 1:
+            self.cache.batch_repeat_interleave(copies)
+            self.logits = self.logits.repeat_interleave(copies, 0)
+            self.mask = self.mask.repeat_interleave(copies, 0)
+        return self
+
+    def advance(self, tokens: Tensor) -> None:
+        """See ``Decoder``."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.logits = self._next(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
+
+    def keep(self, alive: Sequence[int]) -> list[int] | None:
+        """See ``Decoder``."""
+        if not self.repeat or len(alive) > (1 - DROP_SHARE) * len(self.mask):
+            return None
+        kept = torch.tensor(alive, device=self.mask.device)
+        self.cache.batch_select_indices(kept)
+        self.mask = self.mask[kept]
+        return list(alive)
+
+    def _next(self, ids: Tensor, at: Tensor) -> Tensor:
+        return self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=at,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+
+# -- The head, one token per row ------------------------------------------------------------------
+
+
+def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The head as a function of hidden states (rows, H). On a CPU in float32 its weights, laid out
+    once as oneDNN multiplies them fastest: a few rows against a large vocabulary take a third of
+    the time."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return head
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+        multiply: Any = torch.ops.mkldnn._linear_pointwise
+        multiply(weight.new_zeros(1, weight.shape[1]), packed, bias, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return head
+    return lambda hidden: multiply(hidden.contiguous(), packed, bias, "none", [], "")
+
+
+# -- Trials on this architecture -------------------------------------------------------------------
+
+
+def shares_prompts(model: PreTrainedModel, vocabulary: int) -> bool:
+    """Whether ``SharedDecoder`` gives the hidden states of whole forwards on this architecture,
+    tried on two prompts, one of them longer than a sliding window of up to 2,048 tokens."""
+    if not direct_head(model):
+        return False
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    long = window + 8 if window <= 2048 else 16
+    ids = [(7 * i + 5) % vocabulary for i in range(long + 6)]
+    prompts, further = (ids[:long], ids[4 : 4 + long // 2]), ids[long:]
+    tokens = torch.tensor([further, further[::-1]] * 2, device=model.device)
+    with inference(model):
+        try:
+            decoder = SharedDecoder(model, lambda hidden: hidden).start(prompts, 2)
+            found = [decoder.forward(tokens[:, :1]), decoder.forward(tokens[:, 1:])]
+            got = torch.cat(found, dim=1)
+            for row, continued in enumerate(tokens.tolist()):
+                whole = torch.tensor([[*prompts[row // 2], *continued]], device=model.device)
+                expected = model.base_model(input_ids=whole, use_cache=False)[0][0, -6:]
+                if (got[row] - expected).abs().mean() > 0.02 * expected.abs().mean():
+                    return False
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            AttributeError,
+            IndexError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):
+            return False
+    return True

@@ -1,0 +1,44 @@
+"""What every forward of ours needs: padding, positions, and a model that does not train."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients, restored afterwards: in train mode, activation checkpointing
+    would drop the cache."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (rows, longest), both int64, padded on the left with id 0."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, width - len(row) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def right_pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Ids (rows, longest), int64, padded on the right with id 0."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return ids.to(device)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids of a padded batch: 0 at the first real token of each row."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)

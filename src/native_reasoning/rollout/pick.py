@@ -1,0 +1,64 @@
+"""Drawing a token from logits with one uniform number."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from native_reasoning.rollout.engine import Sampling
+
+#: Tokens whose probabilities are summed before the search for the number's place begins.
+_BLOCK = 256
+
+
+def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The token of each row at which the cumulative distribution passes ``uniform``, and its
+    log-probability at the sampling temperature, before any nucleus is cut out (0 for greedy).
+
+    ``logits`` (rows, V), ``uniform`` (rows,) in [0, 1). The distribution is summed in blocks, the
+    block found where the number falls, then the token in it. Sums are float64; the last one is not
+    exactly 1, so the number is scaled by it. A token of probability 0 is never chosen.
+    """
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, torch.zeros_like(tokens, dtype=torch.float32)
+    logits = logits.float()
+    weights = logits - logits.amax(-1, keepdim=True)
+    if sampling.temperature != 1:
+        weights.div_(sampling.temperature)
+    weights.exp_()
+    whole = weights.sum(-1)
+    if sampling.top_p < 1:
+        weights = nucleus(weights / whole[:, None], sampling.top_p)
+        whole = torch.ones_like(whole)
+    tokens = _invert(weights, uniform)
+    chosen = weights.gather(-1, tokens[:, None])[:, 0]
+    return tokens, (chosen / whole).log()
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Where the running sum of each row passes ``uniform`` times its end."""
+    rows, size = weights.shape
+    if size % _BLOCK:
+        weights = functional.pad(weights, (0, _BLOCK - size % _BLOCK))
+    blocks = weights.view(rows, -1, _BLOCK)
+    ends = blocks.double().sum(-1).cumsum(-1)
+    goal = uniform[:, None] * ends[:, -1:]
+    last = (
+        ends.shape[-1]
+        - 1
+        - (ends.diff(dim=-1, prepend=ends.new_zeros(rows, 1)).flip(-1) > 0).int().argmax(-1)
+    )
+    block = torch.minimum(torch.searchsorted(ends, goal, right=True)[:, 0], last)
+    inside = blocks[torch.arange(rows, device=weights.device), block].double()
+    before = ends.gather(-1, block[:, None]) - inside.sum(-1, keepdim=True)
+    token = torch.searchsorted(inside.cumsum(-1), goal - before, right=True)[:, 0]
+    likely = _BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1)
+    first = (inside > 0).int().argmax(-1)
+    return block * _BLOCK + torch.maximum(torch.minimum(token, likely), first)
+
+
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """Zero outside the smallest set of likeliest tokens whose probability reaches ``top_p``."""
+    ordered, order = probs.sort(-1, descending=True)
+    outside = ordered.cumsum(-1) - ordered >= top_p
+    return probs.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0)

@@ -1,0 +1,128 @@
+"""Log-probabilities in pieces against a plain log-softmax over whole logits."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny
+from native_reasoning import head
+from native_reasoning.head import Choice, chosen_logps, direct_head
+
+N, H, V = 37, 8, 301
+
+
+def parts(bias, scale, dtype=torch.float64, seed=0):
+    """Hidden states, a head, and a choice that asks some positions twice and some never."""
+    torch.manual_seed(seed)
+    linear = nn.Linear(H, V + 20, bias=bias, dtype=dtype)
+    hidden = (3 * torch.randn(N, H, dtype=dtype)).requires_grad_()
+    at = torch.randint(0, N - 5, (50,))
+    token = torch.randint(0, V, (50,))
+    scales = (0.5 + torch.rand(N, dtype=dtype)) if scale else None
+    return hidden, linear, Choice(at, token, V, scales)
+
+
+def plain(hidden, linear, choice):
+    logits = linear(hidden)[:, : choice.vocabulary]
+    logits = logits if choice.scale is None else logits * choice.scale[:, None]
+    return logits.log_softmax(-1)[choice.at, choice.token]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setitem(head.PIECE, "cpu", 4 * 16 * 64)
+    monkeypatch.setattr(head, "_ROWS", 16)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_and_gradients_equal_those_of_whole_logits(bias, scale):
+    hidden, linear, choice = parts(bias, scale)
+    assert len(head._pieces(hidden, linear.weight[:V])) == 3 * 5
+    weights = torch.randn(50, dtype=torch.float64)
+    leaves = [hidden, *linear.parameters()]
+    found = chosen_logps(hidden, linear, choice)
+    expected = plain(hidden, linear, choice)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad((weights * found).sum(), leaves)
+    theirs = torch.autograd.grad((weights * expected).sum(), leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert (ours[1][V:] == 0).all()  # padding of the table
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_frozen_head_gets_no_gradient_and_hidden_states_do():
+    hidden, linear, choice = parts(bias=True, scale=False)
+    linear.requires_grad_(False)
+    chosen_logps(hidden, linear, choice).sum().backward()
+    assert linear.weight.grad is None
+    assert hidden.grad.abs().sum() > 0
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_extreme_logits_stay_finite():
+    hidden, linear, choice = parts(bias=False, scale=False, dtype=torch.float32)
+    found = chosen_logps(1e4 * hidden, linear, choice)
+    found.sum().backward()
+    assert found.isfinite().all() and hidden.grad.isfinite().all()
+    assert (found <= 0).all() and found.min() < -1e4
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_bfloat16_and_autocast_give_float32_within_their_rounding():
+    hidden, linear, choice = parts(bias=False, scale=True, dtype=torch.float32)
+    exact = plain(hidden, linear, choice)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = chosen_logps(hidden, linear, choice)
+    whole = chosen_logps(hidden.bfloat16(), linear.bfloat16(), choice)
+    for found in (cast, whole):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, exact, atol=0.2, rtol=0.02)
+    cast.sum().backward()
+    assert hidden.grad.dtype == torch.float32
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def test_no_tensor_is_as_large_as_the_logits():
+    vocabulary, rows = 151_936, 300
+    linear, hidden = nn.Linear(2, vocabulary, bias=False), torch.randn(rows, 2, requires_grad=True)
+    choice = Choice(torch.arange(rows), torch.randint(0, vocabulary, (rows,)), vocabulary)
+    with Largest() as largest:
+        chosen_logps(hidden, linear, choice).sum().backward()
+    assert largest.elements <= max(head.PIECE["cpu"] // 4, 2 * vocabulary)
+
+
+def test_sixteen_thousand_positions_of_a_large_vocabulary_come_in_bounded_pieces():
+    hidden, weight = torch.empty(16_384, 1), torch.empty(151_936, 1)
+    pieces = head._pieces(hidden, weight)
+    sizes = [(r.stop - r.start) * (c.stop - c.start) for r, c in pieces]
+    assert sum(sizes) == 16_384 * 151_936
+    assert max(sizes) * 4 <= head.PIECE["cpu"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen3"])
+def test_heads_that_only_multiply_are_recognised(kind):
+    assert direct_head(tiny.tiny_model(kind))
+
+
+def test_heads_that_do_more_are_recognised():
+    assert not direct_head(tiny.tiny_model("gemma2", final_logit_softcapping=2.0))
+    model = tiny.tiny_model("llama")
+    model.lm_head = nn.Sequential(model.lm_head)
+    model.train()
+    assert not direct_head(model)
+    assert model.training
