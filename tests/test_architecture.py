@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"trainer.py": 362, "methods.py": 330}
+LONGER = {"trainer.py": 335, "methods.py": 330}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (
@@ -29,15 +29,18 @@ LINE = (
     ("head",),
     ("rollout",),
     ("packing",),
-    ("scoring", "sharing"),
+    ("scoring", "sharing", "rating"),
     ("verdicts",),
     ("judges", "filters", "state"),
     ("groups",),
     ("manifest", "records"),
     ("meter", "runlog"),
     ("window",),
+    ("parts", "limits"),
+    ("maker",),
     ("evaluate",),
     ("callbacks", "checkpoints", "progress", "resume"),
+    ("steps",),
     ("trainer",),
     ("lab",),
     ("cli",),

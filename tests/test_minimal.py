@@ -230,8 +230,8 @@ def trained(folder, model):
     trainer = NRTTrainer(model, args, QA, None, byte_tokenizer())
     rollouts, rollout = [], trainer.engine.rollout
 
-    def keep(groups, sampling, key):
-        rollouts.append((groups, rollout(groups, sampling, key)))
+    def keep(groups, sampling, key, watch=None):
+        rollouts.append((groups, rollout(groups, sampling, key, watch)))
         return rollouts[-1][1]
 
     trainer.engine.rollout = keep

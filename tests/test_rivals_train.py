@@ -77,9 +77,18 @@ def test_micro_batches_change_no_gradient(preset, tmp_path):
 
 @pytest.mark.parametrize("preset", ["rlpr", "nover", "jepo", "latro", "dro", "rlvr", "verifree"])
 def test_scores_taken_beforehand_give_the_gradient_of_the_fused_pass(preset, tmp_path):
-    fused = gradients(tmp_path / "a", preset=preset, max_steps=1)
-    apart = gradients(tmp_path / "b", preset=preset, max_steps=1, num_iterations=2)
-    assert (fused[0] - apart[0]).norm() <= 1e-5 * fused[0].norm()
+    """In float64, in which only the norms round to float32: standard deviations enlarge what other
+    shapes round differently."""
+    exact = {"preset": preset, "max_steps": 1, "model_init_kwargs": {"dtype": "float64"}}
+    fused = gradients(tmp_path / "a", **exact)
+    for name, way in {
+        "several": {"num_iterations": 2},
+        "parts of one trace": {"rows_per_forward": 1},
+        "parts of three": {"rows_per_forward": 3},
+        "parts of two groups": {"rows_per_forward": 9},
+    }.items():
+        apart = gradients(tmp_path / name, **exact, **way)
+        assert (fused[0] - apart[0]).norm() <= 2e-8 * fused[0].norm(), name
 
 
 RESUMED = {

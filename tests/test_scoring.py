@@ -289,7 +289,7 @@ def test_window_that_is_too_long_to_try_is_tried_with_a_short_prompt():
     model, _ = models("mistral", sliding_window=4096)
     seen = []
     hook = model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     assert can_share_prompts(model, TEMPLATE)
     hook.remove()
@@ -309,8 +309,9 @@ def test_architecture_whose_cache_cannot_be_repeated_scores_the_plain_way():
 def test_model_whose_shared_prompt_is_wrong_does_not_share():
     class Forgetful(type(tiny.tiny_model("llama").model)):
         def forward(self, *args, **kwargs):
-            mask, width = kwargs.get("attention_mask"), kwargs["input_ids"].shape[1]
-            if mask is not None and mask.shape[1] > width:  # sees the last prompt token only
+            mask, given = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
+            width = 0 if given is None else given.shape[1]
+            if mask is not None and mask.shape[1] > width > 0:  # sees one prompt token
                 kwargs["attention_mask"] = mask.clone()
                 kwargs["attention_mask"][:, : mask.shape[1] - width] = 0
             return super().forward(*args, **kwargs)

@@ -41,8 +41,11 @@ def chosen_logps(hidden: Tensor, head: nn.Linear, choice: Choice) -> Tensor:
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
+    scale = choice.scale
+    if scale is not None:
+        scale = scale.to(torch.promote_types(hidden.dtype, torch.float32))
     with torch.autocast(kind, enabled=False):
-        found = _ChosenLogps.apply(hidden, weight, bias, choice.at, choice.token, choice.scale)
+        found = _ChosenLogps.apply(hidden, weight, bias, choice.at, choice.token, scale)
     assert isinstance(found, Tensor)
     return found
 

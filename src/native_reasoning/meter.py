@@ -57,6 +57,12 @@ class Meter:
             term = getattr(terms, name).detach()
             self.add(f"loss_{name}", term * weight, 0)
 
+    def copy(self) -> "Meter":
+        """One that goes on from here by itself."""
+        made = Meter()
+        made._sums.update({name: list(cell) for name, cell in self._sums.items()})
+        return made
+
     def sums(self) -> dict[str, list[float]]:
         """Name -> [sum, count] so far, and a fresh start."""
         taken, self._sums = dict(self._sums), defaultdict(lambda: [0.0, 0.0])
@@ -83,8 +89,7 @@ def trace_rows(
 ) -> list[TraceRow]:
     """The group's traces as rows of the run folder. ``step`` counts from 1, as in metrics.jsonl.
 
-    With several updates per rollout the reward is from when the trace was sampled, and the
-    log-probabilities from when it was first trained on.
+    With several updates per rollout all of it is from when the trace was sampled.
     """
     tokens = template.token_texts(group.answer_ids)
     baseline = scores.baseline.tolist()

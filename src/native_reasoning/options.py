@@ -82,6 +82,11 @@ class NRTOptions:
         None, "micro-batches per rollout (TRL); default: those of one optimiser step"
     )
     num_iterations: int = option(1, "passes over each rollout (TRL)")
+    rows_per_forward: int | None = option(
+        None,
+        "most traces in one training forward; fewer need less memory and give the same gradient; "
+        "default: all of a micro-batch",
+    )
     rollout_batch_size: int | None = option(
         None, "prompts sampled at once; default: all prompts of the rollout"
     )

@@ -43,9 +43,10 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A batch with the way back: ``row_of[g]`` has the row of the empty trace, then of each trace
-    with the reference answer, ``sampled_in[g]`` the row of each trace as it was sampled;
-    ``answer_at[r]`` is the first answer target of row r (target j is predicted at position j)."""
+    """A batch with the way back: ``row_of[g]`` has the row of the empty trace, if it is there, then
+    of each trace with the reference answer, ``sampled_in[g]`` the row of each trace as it was
+    sampled; ``answer_at[r]`` is the first answer target of row r (target j is predicted at position
+    j)."""
 
     batch: Batch
     groups: tuple[PromptGroup, ...]
@@ -88,14 +89,16 @@ def pack(
     *,
     temperature: float = 1.0,
     share: bool = True,
+    empty: bool = True,
 ) -> Packed:
-    """The rows of these groups, each distinct one once."""
+    """The rows of these groups, each distinct one once; ``empty`` False leaves out those of the
+    empty traces, where the baseline is known."""
     rows, row_of, sampled_in = _Rows(template, temperature != 1), [], []
     for g, (group, sampled) in enumerate(zip(groups, traces, strict=True)):
-        empty = rows.place(g, group, template.empty_trace(), True)
+        first = (rows.place(g, group, template.empty_trace(), True),) if empty else ()
         pairs = list(zip(sampled.ids, sampled.closed, strict=True))
         scored_rows = tuple(rows.place(g, group, *pair) for pair in pairs)
-        row_of.append((empty, *scored_rows))
+        row_of.append((*first, *scored_rows))
         sampled_in.append(
             tuple(
                 rows.place(g, group, *pair, answer) if answer else row

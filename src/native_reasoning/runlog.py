@@ -29,6 +29,7 @@ class RunLog:
         self.meter = Meter()
         self._pending: list[TraceRow] = []
         self._told: set[str] = set()
+        self._marked = (Meter(), 0)
 
     def note(
         self,
@@ -36,12 +37,23 @@ class RunLog:
         traces: Traces,
         scores: Scores,
         signal: Signal,
-        terms: LossTerms,
-        weight: float,
     ) -> None:
-        """One group of the step; ``weight`` divides its loss terms by N."""
+        """One group of the step."""
         self.meter.add_group(scores, signal, traces, self.template)
+
+    def note_loss(self, terms: LossTerms, weight: float) -> None:
+        """Loss terms of a group or of a part of it; ``weight`` divides them by N."""
         self.meter.add_loss(terms, weight)
+
+    def mark(self) -> None:
+        """A step begins: ``rewind`` goes back to here."""
+        self._marked = (self.meter.copy(), len(self._pending))
+
+    def rewind(self) -> None:
+        """Forgets what was noted since ``mark``."""
+        meter, pending = self._marked
+        self.meter = meter.copy()
+        del self._pending[pending:]
 
     def note_traces(
         self, step: int, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal

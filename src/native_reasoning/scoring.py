@@ -94,24 +94,28 @@ def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch) -> Tens
 def _inputs(model: PreTrainedModel, batch: Batch) -> tuple[dict[str, Any], int]:
     """Arguments of the forward whose hidden states are wanted, and how many of its first positions
     belong to the prefix."""
+    ids = torch.cat([batch.prefix.flatten(), batch.suffix.flatten()])
+    count, embed = batch.prefix.numel(), model.get_input_embeddings()
+    embedded = embed(ids)  # once for all: each look-up has a gradient as large as the table
+    prefix = embedded[:count].view(*batch.prefix.shape, embedded.shape[-1])
+    suffix = embedded[count:].view(*batch.suffix.shape, embedded.shape[-1])
     prefix_mask = batch.prefix_mask[batch.group_of_row]
     mask = torch.cat([prefix_mask, batch.suffix_mask], dim=1)
     inputs: dict[str, Any] = {"attention_mask": mask, "use_cache": batch.share}
     if batch.share:
         cache = DynamicCache(config=model.config)
         model.base_model(
-            input_ids=batch.prefix,
+            inputs_embeds=prefix,
             attention_mask=batch.prefix_mask,
             position_ids=positions(batch.prefix_mask),
             past_key_values=cache,
             use_cache=True,
         )
         cache.batch_select_indices(batch.group_of_row)
-        inputs |= {"input_ids": batch.suffix, "past_key_values": cache}
+        inputs |= {"inputs_embeds": suffix, "past_key_values": cache}
     else:
-        ids = torch.cat([batch.prefix[batch.group_of_row], batch.suffix], dim=1)
-        inputs["input_ids"] = ids
-    width = inputs["input_ids"].shape[1]
+        inputs["inputs_embeds"] = torch.cat([prefix[batch.group_of_row], suffix], dim=1)
+    width = inputs["inputs_embeds"].shape[1]
     inputs["position_ids"] = positions(mask)[:, mask.shape[1] - width :]
     return inputs, width - batch.suffix.shape[1]
 
@@ -125,7 +129,8 @@ def choice(batch: Batch) -> Choice:
     targets, ends = batch.suffix[:, 1:][chosen], batch.end_ids
     scale = None
     if batch.temperature != 1:
-        scale = torch.where(batch.sampled[:, :-1][chosen], 1 / batch.temperature, 1.0)
+        sampled = batch.sampled[:, :-1][chosen].double()
+        scale = sampled / batch.temperature + (1 - sampled)
     return Choice(
         at=torch.cat(
             [torch.arange(len(targets), device=tags.device), tags.repeat(1, len(ends)).flatten()]
@@ -140,7 +145,8 @@ def _of_logits(logits: Tensor, choice: Choice) -> Tensor:
     """``chosen_logps`` from whole logits (N, V)."""
     logits = logits[:, : choice.vocabulary]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits = logits if choice.scale is None else logits * choice.scale[:, None]
+    if choice.scale is not None:
+        logits = logits * choice.scale.to(logits.dtype)[:, None]
     return logits[choice.at, choice.token] - logits.logsumexp(-1)[choice.at]
 
 
@@ -153,21 +159,28 @@ def _lay_out(logps: Tensor, batch: Batch) -> Tensor:
 
 
 def unpack(
-    packed: Packed, logps: Tensor, template: Template, rounding: float = 1e-5
+    packed: Packed,
+    logps: Tensor,
+    template: Template,
+    rounding: float = 1e-5,
+    baselines: Sequence[Tensor] | None = None,
 ) -> list[Scores]:
-    """The scores of each group from what ``model(score=batch)`` returned."""
+    """The scores of each group from what ``model(score=batch)`` returned. ``baselines`` are known
+    where the empty traces were not forwarded."""
     out, tag = [], len(template.boundary.close_ids)
     for g, (group, traces) in enumerate(zip(packed.groups, packed.traces, strict=True)):
         rows, t = packed.row_of[g], len(group.answer_ids)
         answers = torch.stack([logps[r, packed.answer_at[r] :][:t] for r in rows])
+        if baselines is None:
+            rows, baseline, answers = rows[1:], answers[0], answers[1:]
+        else:
+            baseline = baselines[g]
         forced = [
             logps.new_zeros(()) if closed else logps[r, n : n + tag].sum()
-            for r, n, closed in zip(rows[1:], map(len, traces.ids), traces.closed, strict=True)
+            for r, n, closed in zip(rows, map(len, traces.ids), traces.closed, strict=True)
         ]
         at = _sampled_places(packed, g, template, logps.shape[1]).to(logps.device)
         index = torch.tensor(packed.sampled_in[g], device=logps.device)
-        pairs = zip(traces.ids, traces.closed, strict=True)
-        length = [len(ids) - (template.tag_length(ids) if closed else 0) for ids, closed in pairs]
         answered = None
         if traces.answers:
             answered = torch.tensor([len(a) for a in traces.answers], device=logps.device)
@@ -175,12 +188,12 @@ def unpack(
             Scores(
                 trace=logps[index[:, None], at.clamp(min=0)] * (at >= 0),
                 trace_mask=at >= 0,
-                answer=answers[1:],
-                baseline=answers[0],
+                answer=answers,
+                baseline=baseline,
                 forced_tag=torch.stack(forced),
                 closed=torch.tensor(traces.closed, device=logps.device),
                 rounding=rounding,
-                trace_length=torch.tensor(length, device=logps.device),
+                trace_length=torch.tensor(template.trace_lengths(traces), device=logps.device),
                 answer_length=answered,
             )
         )
@@ -216,9 +229,14 @@ class Scorer:
     rounding: float
 
     def __call__(
-        self, model: torch.nn.Module, groups: Sequence[PromptGroup], traces: Sequence[Traces]
+        self,
+        model: torch.nn.Module,
+        groups: Sequence[PromptGroup],
+        traces: Sequence[Traces],
+        baselines: Sequence[Tensor] | None = None,
     ) -> list[Scores]:
-        """The scores of each group, with gradients if they are on."""
+        """The scores of each group, with gradients if they are on. Where the ``baselines`` are
+        known, the empty traces are not forwarded."""
         packed = pack(
             groups,
             traces,
@@ -226,5 +244,7 @@ class Scorer:
             self.device,
             temperature=self.temperature,
             share=self.share,
+            empty=baselines is None,
         )
-        return unpack(packed, model(score=packed.batch), self.template, self.rounding)
+        logps = model(score=packed.batch)
+        return unpack(packed, logps, self.template, self.rounding, baselines)

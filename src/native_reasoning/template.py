@@ -24,7 +24,7 @@ from native_reasoning.boundary import (
     without_added_tokens,
 )
 from native_reasoning.errors import TemplateError
-from native_reasoning.types import Example, PromptGroup
+from native_reasoning.types import Example, PromptGroup, Traces
 
 
 class Template:
@@ -198,6 +198,11 @@ class Template:
             if decode(self.tokenizer, ids[-n:]).endswith(self.boundary.close_text)
         )
         return next(ends, len(ids))
+
+    def trace_lengths(self, traces: Traces) -> list[int]:
+        """Tokens of each trace without its tag and without the decision to stop."""
+        pairs = zip(traces.ids, traces.closed, strict=True)
+        return [len(ids) - (self.tag_length(ids) if closed else 0) for ids, closed in pairs]
 
     def stop_answer(self, ids: list[int]) -> str | None:
         """Returns "ended" after an end-of-turn token, else None."""

@@ -1,9 +1,9 @@
 """``NRTTrainer``: transformers' Trainer, with a rollout before each optimiser step.
 
 Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
-loop), ``get_batch_samples`` (rolls out), ``compute_loss`` (scores and forms the loss),
-``training_step``, ``evaluate`` and ``log`` (adds the step's means). What makes checkpoints appear
-whole is in checkpoints.py, the mathematics in objective.py.
+loop), ``get_batch_samples`` (rolls out), ``evaluate`` and ``log`` (adds the step's means). The loss
+of a micro-batch is in steps.py, what makes checkpoints appear whole in checkpoints.py, the
+mathematics in objective.py.
 """
 
 import math
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -29,7 +28,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
-from native_reasoning.checkpoints import WholeCheckpoints
 from native_reasoning.checks import check_sampling
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
@@ -37,7 +35,8 @@ from native_reasoning.data import content_hash
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, make_schedule, read_groups, require
 from native_reasoning.judges import Judges
-from native_reasoning.losses import group_loss
+from native_reasoning.limits import Limits
+from native_reasoning.maker import WindowMaker
 from native_reasoning.policy import load_policy
 from native_reasoning.records import RunFolder
 from native_reasoning.resume import checkpoint_step, find_checkpoint, machine, open_run
@@ -46,11 +45,12 @@ from native_reasoning.runlog import RunLog
 from native_reasoning.scoring import Scorer, install_scoring, rounding_of
 from native_reasoning.sharing import can_share_prompts
 from native_reasoning.state import ObjectiveState
+from native_reasoning.steps import StepInParts
 from native_reasoning.types import PromptGroup, Scores, Signal
-from native_reasoning.window import MicroBatch, Window, WindowMaker
+from native_reasoning.window import Window
 
 
-class NRTTrainer(WholeCheckpoints):
+class NRTTrainer(StepInParts):
     """Trains ``model`` to reason from question–answer pairs.
 
     ``model`` is a hub id, a folder or a causal language model. ``train_dataset`` and
@@ -88,7 +88,7 @@ class NRTTrainer(WholeCheckpoints):
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
         install_scoring(policy.model)
         self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
-        self.memory = ObjectiveState(self.settings)
+        self.memory, self.limits = ObjectiveState(self.settings), Limits(args)
         super().__init__(
             model=policy.model,
             args=args,
@@ -107,6 +107,7 @@ class NRTTrainer(WholeCheckpoints):
             self.template.vocabulary,
             repeat_cache=shares,
             batch_size=args.rollout_batch_size,
+            autocast=lambda: self.accelerator.autocast(),
         )
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
         self.window: Window | None = None
@@ -160,6 +161,7 @@ class NRTTrainer(WholeCheckpoints):
         self.window, self._resumed = None, checkpoint
         if checkpoint is not None:
             self.memory.load(checkpoint)
+            self.limits.load(checkpoint, self.engine)
         path = None if checkpoint is None else str(checkpoint)
         if path is not None and checkpoint_step(Path(path)) >= self.total_steps:
             self._load_from_checkpoint(path)  # the run is finished: nothing is trained again
@@ -218,7 +220,7 @@ class NRTTrainer(WholeCheckpoints):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, MicroBatch]], None]:
+    ) -> tuple[list[dict[str, Any]], None]:
         """The step's micro-batches, sampled now if the step opens a rollout."""
         for _ in range(num_batches):
             next(epoch_iterator)
@@ -228,22 +230,27 @@ class NRTTrainer(WholeCheckpoints):
             if self._resumed is not None and self._window_is_open():
                 self.window = self.maker.reopen(self._resumed / self._window_name())
             else:
-                self.window = self.maker.make(
+                self.window = self._sampled_window()
+        self.memory.rollout = self.window.rollout
+        minibatch = self.window.minibatches[self.plan.minibatch]
+        self.mean_tokens = self.maker.mean_tokens(minibatch, self.traces_per_step)
+        self._clock = {"rollout": time.perf_counter() - began, "began": began}
+        self.runlog.mark()
+        return [{"micro": micro, "place": i} for i, micro in enumerate(minibatch)], None
+
+    def _sampled_window(self) -> Window:
+        """The rollout that this step opens; with fewer prompts at once where memory runs out."""
+        while True:
+            try:
+                return self.maker.make(
                     self.schedule,
                     self.plan,
                     self.model_wrapped,  # type: ignore[arg-type]
+                    beforehand=self.limits.splits(self.args.per_device_train_batch_size),
                     trainer_state=self.state,
                 )
-        self.memory.rollout = self.window.rollout
-        minibatch = self.window.minibatches[self.plan.minibatch]
-        self.mean_tokens = self.maker.mean_tokens(minibatch, self._traces_per_step)
-        self._clock = {"rollout": time.perf_counter() - began, "began": began}
-        return [{"micro": micro} for micro in minibatch], None
-
-    @property
-    def _traces_per_step(self) -> int:
-        """N, all traces of the step, over all ranks."""
-        return self.plan.prompts * (self.args.num_generations if self.maker.samples else 1)
+            except torch.OutOfMemoryError as error:
+                self.limits.fewer_prompts(self.engine, len(self.plan.rows), error)
 
     def _window_is_open(self) -> bool:
         """Whether this step trains on traces that an earlier one sampled."""
@@ -251,44 +258,6 @@ class NRTTrainer(WholeCheckpoints):
 
     def _window_name(self) -> str:
         return f"rollout_window_{self.args.process_index}"
-
-    # -- Loss --------------------------------------------------------------------------------------
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """The micro-batch's share of the step's loss; DDP averages over ranks, hence world_size."""
-        micro: MicroBatch = inputs["micro"]
-        share, terms = self.args.world_size / self._traces_per_step, []
-        found = self.maker.scores(micro, model)
-        signals = [r.signal for r in micro.recalls or ()] or self.maker.signals(
-            micro, found, self.plan
-        )
-        for i, (scores, signal) in enumerate(zip(found, signals, strict=True)):
-            group, traces = micro.groups[i], micro.traces[i]
-            if not group.weight:
-                terms.append(0.0 * scores.answer.sum())  # every rank takes part in the backward
-                continue
-            old = micro.recalls[i].trace if micro.recalls else None
-            term = group_loss(scores, signal, self.settings, old, self.mean_tokens)
-            terms.append(share * term.total())
-            weight = share / self.args.world_size
-            self.runlog.note(group, traces, scores, signal, term, weight)
-            if self.plan.first_pass and self.args.record_traces and self.maker.samples:
-                step = self.state.global_step + 1
-                self.runlog.note_traces(step, group, traces, scores, signal)
-        return torch.stack(terms).sum()
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss for the log: one that is not a number would stay in transformers' running sum.
-
-        Its gradient is not a number either, and ``FiniteGuard`` drops it on all ranks.
-        """
-        return super().training_step(*args, **kwargs).nan_to_num(0.0, 0.0, 0.0)
 
     # -- What is written ---------------------------------------------------------------------------
 
@@ -360,3 +329,4 @@ class NRTTrainer(WholeCheckpoints):
             self.window.save(folder / self._window_name())
         if self.args.should_save:
             self.memory.save(folder)
+            self.limits.save(folder)

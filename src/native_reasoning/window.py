@@ -1,53 +1,53 @@
-"""One rollout and everything that was read off it: traces, and with several updates, scores.
+"""One rollout and everything that was read off it: traces, and where they are taken then, scores.
 
 On-policy a window is one optimiser step and its scores come from the training forward. With several
-updates per rollout the scores are taken once, when the traces are sampled, and the open window is
-part of every checkpoint.
+updates per rollout, or where groups are trained on in parts (parts.py), the scores are taken once,
+when the traces are sampled; the open window is part of every checkpoint.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.custom import RewardFunctions, check_signal, name_of
-from native_reasoning.groups import PlannedStep, Schedule, rank_share
-from native_reasoning.objective import Objective
-from native_reasoning.ranks import sum_of_ranks
-from native_reasoning.rollout.answers import sample_answers
-from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
-from native_reasoning.rollout.inputs import inference
-from native_reasoning.scoring import Scorer
-from native_reasoning.state import ObjectiveState
-from native_reasoning.types import Judgement, PromptGroup, Scores, Signal, Traces, Verdict
-from native_reasoning.verdicts import judge
+from native_reasoning.types import PromptGroup, Scores, Signal, Traces, Verdict
 
 
 @dataclass(frozen=True, eq=False)
 class Recall:
-    """What is remembered of a group from the time it was sampled: its signal, log π(z) (K, L) under
-    the weights that sampled it, and under the first policy where the loss needs it."""
+    """What is remembered of a group from the time it was sampled: its signal, and its scores under
+    the weights that sampled it, without gradients. ``fresh``: these are the weights that are
+    trained, so that no importance ratio is taken."""
 
     signal: Signal
-    trace: Tensor
-    reference: Tensor | None = None
+    scores: Scores
+    fresh: bool = False
+
+    @property
+    def old(self) -> Tensor | None:
+        """log π(z) (K, L) for the importance ratio, None where it is 1."""
+        return None if self.fresh else self.scores.trace
 
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
     """Groups that are forwarded together. ``verdicts`` is None where no text is looked at,
-    ``recalls`` on-policy."""
+    ``recalls`` where the scores come from the training forward."""
 
     groups: tuple[PromptGroup, ...]
     traces: tuple[Traces, ...]
     verdicts: tuple[Verdict, ...] | None = None
     recalls: tuple[Recall, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Traces of all groups."""
+        return sum(len(traces.ids) for traces in self.traces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +68,14 @@ class Window:
                     [_describe(*pair) for pair in zip(micro.groups, micro.traces, strict=True)]
                 )
                 for g, recall in enumerate(micro.recalls or ()):
-                    verdict = micro.verdicts[g] if micro.verdicts else None
-                    named = _tensors(recall, verdict)
-                    tensors |= {f"{i}.{j}.{g}.{k}": v for k, v in named.items()}
+                    tensors |= {f"{i}.{j}.{g}.{k}": v for k, v in _tensors(recall).items()}
         text = json.dumps({"rollout": self.rollout, "minibatches": layout})
         path.with_suffix(".json").write_text(text, encoding="utf-8")
         save_file(tensors, path.with_suffix(".safetensors"))
 
     @classmethod
     def load(
-        cls, path: Path, groups: tuple[PromptGroup, ...], filler: PromptGroup, device: torch.device
+        cls, path: Path, groups: Sequence[PromptGroup], filler: PromptGroup, device: torch.device
     ) -> "Window":
         """The window that ``save`` wrote. ``groups`` are the training groups by row id."""
         state = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -86,8 +84,8 @@ class Window:
         for i, layout in enumerate(state["minibatches"]):
             micros = []
             for j, cells in enumerate(layout):
-                places = [f"{i}.{j}.{g}." for g in range(len(cells))]
-                verdicts = [_verdict(tensors, place) for place in places]
+                recalls = tuple(_recall(tensors, f"{i}.{j}.{g}.") for g in range(len(cells)))
+                verdicts = [r.scores.verdict for r in recalls]
                 micros.append(
                     MicroBatch(
                         groups=tuple(
@@ -103,7 +101,7 @@ class Window:
                             for c in cells
                         ),
                         verdicts=tuple(v for v in verdicts if v is not None) or None,
-                        recalls=tuple(_recall(tensors, place) for place in places),
+                        recalls=recalls,
                     )
                 )
             minibatches.append(tuple(micros))
@@ -115,10 +113,15 @@ def _describe(group: PromptGroup, traces: Traces) -> dict:
     return {"row": row, **vars(traces)}
 
 
-def _tensors(recall: Recall, verdict: Verdict | None) -> dict[str, Tensor]:
-    """Everything that is remembered, as tensors by name; what is None is left out."""
-    named = {"trace": recall.trace, "reference": recall.reference, **vars(recall.signal)}
-    named |= {} if verdict is None else vars(verdict)
+def _tensors(recall: Recall) -> dict[str, Tensor]:
+    """Everything that is remembered, as tensors by name; what is None is left out, and so is what
+    copies of the policy said, but for log π(z) of the first policy, which the loss needs."""
+    scores = {**vars(recall.scores)}
+    verdict, frozen, _ = (scores.pop(name) for name in ("verdict", "frozen", "ema"))
+    named = {f"signal.{name}": value for name, value in vars(recall.signal).items()}
+    named |= {f"scores.{name}": value for name, value in scores.items()}
+    named |= {f"verdict.{name}": value for name, value in vars(verdict).items()} if verdict else {}
+    named |= {"reference": None if frozen is None else frozen.trace, "fresh": recall.fresh}
     return {
         name: torch.as_tensor(
             value, dtype=torch.float64 if isinstance(value, float) else None
@@ -129,166 +132,19 @@ def _tensors(recall: Recall, verdict: Verdict | None) -> dict[str, Tensor]:
 
 
 def _recall(tensors: dict[str, Tensor], prefix: str) -> Recall:
-    def get(field: Any) -> Any:
-        value = tensors.get(prefix + field.name)
-        return value if value is None or field.type not in (bool, float) else field.type(value)
+    def read(kind: Any, name: str, without: Sequence[str] = ()) -> dict[str, Any]:
+        found = {f.name: (f.type, tensors.get(f"{prefix}{name}.{f.name}")) for f in fields(kind)}
+        return {
+            key: value if value is None or form not in (bool, float) else form(value)
+            for key, (form, value) in found.items()
+            if key not in without
+        }
 
-    signal = Signal(**{field.name: get(field) for field in fields(Signal)})
-    return Recall(signal, tensors[prefix + "trace"], tensors.get(prefix + "reference"))
-
-
-def _verdict(tensors: dict[str, Tensor], prefix: str) -> Verdict | None:
-    named = {field.name: tensors.get(prefix + field.name) for field in fields(Verdict)}
-    return None if named["complete"] is None else Verdict(**named)  # type: ignore[arg-type]
-
-
-class WindowMaker:
-    """Samples and scores windows of one run, this rank's share of them.
-
-    ``engine`` samples, ``scorer`` scores, ``objective`` makes signals, ``rewards`` are the user's
-    functions, ``state`` has what the objective remembers.
-    """
-
-    def __init__(
-        self,
-        args: NRTConfig,
-        groups: tuple[PromptGroup, ...],
-        engine: RolloutEngine,
-        scorer: Scorer,
-        objective: Callable[[Scores], Signal],
-        rewards: RewardFunctions,
-        state: ObjectiveState,
-    ) -> None:
-        self.args, self.groups, self.template = args, groups, scorer.template
-        self.engine, self.scorer = engine, scorer
-        self.objective, self.rewards, self.state = objective, rewards, state
-        self.settings = args.resolved_objective()
-        self.samples = self.settings.traces == "sampled"
-
-    def make(
-        self, schedule: Schedule, plan: PlannedStep, model: nn.Module, **context: Any
-    ) -> Window:
-        """Rolls out ``plan.rollout``; with several updates, scores it under ``model`` too.
-        ``context`` is handed to the reward functions."""
-        args = self.args
-        shares = [
-            rank_share(rows, args.process_index, args.world_size, args.per_device_train_batch_size)
-            for rows in schedule.rollout(plan.rollout)
-        ]
-        rows = [r for s in shares for batch in s for r in batch]
-        groups = [self._filler() if r is None else self.groups[r] for r in rows]
-        sampled = iter(self._sample([g for g in groups if g.weight], plan.rollout))
-        traces = [next(sampled) if group.weight else self._empty() for group in groups]
-        every = iter(zip(groups, traces, self._verdicts(groups, traces, context), strict=True))
-        minibatches = [tuple(_micro_batch([next(every) for _ in b]) for b in s) for s in shares]
-        if len(minibatches) * args.num_iterations > 1:
-            minibatches = [
-                tuple(self._remember(micro, plan, model) for micro in m) for m in minibatches
-            ]
-        return Window(plan.rollout, tuple(minibatches))
-
-    def reopen(self, path: Path) -> Window:
-        """The window that was open when a checkpoint was written."""
-        return Window.load(path, self.groups, self._filler(), self.args.device)
-
-    def scores(self, micro: MicroBatch, model: nn.Module) -> list[Scores]:
-        """Scores of a micro-batch under ``model``, with gradients if they are on."""
-        scores = self.scorer(model, micro.groups, micro.traces)
-        if micro.verdicts is not None:
-            pairs = zip(scores, micro.verdicts, strict=True)
-            scores = [replace(one, verdict=verdict) for one, verdict in pairs]
-        if micro.recalls is not None:  # its signal is made; the loss may still need π_0
-            pairs = zip(scores, micro.recalls, strict=True)
-            return [replace(s, frozen=Judgement(s.baseline, trace=r.reference)) for s, r in pairs]
-        if self.state.judges is None:
-            return scores
-        return self.state.judges.attach(scores, micro.groups, micro.traces)
-
-    def signals(
-        self, micro: MicroBatch, scores: Sequence[Scores], plan: PlannedStep
-    ) -> list[Signal]:
-        """The objective's signal of each group, in the format warm-up without its trace term;
-        groups of weight 0 get one of zeros.
-
-        Raises RunError where an objective of the user's own returns what does not fit.
-        """
-        real = [s for s, group in zip(scores, micro.groups, strict=True) if group.weight]
-        made = iter(self._judged(real))
-        warm = plan.rollout < self.args.format_warmup_steps
-        signals = [
-            next(made) if group.weight else Signal.nothing(s)
-            for s, group in zip(scores, micro.groups, strict=True)
-        ]
-        zeros = {"trace_weights": None, "kept": True}
-        return [
-            replace(s, advantages=torch.zeros_like(s.advantages), **zeros) if warm else s
-            for s in signals
-        ]
-
-    def _judged(self, scores: Sequence[Scores]) -> list[Signal]:
-        objective, filter = self.objective, self.state.filter
-        if isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__:
-            signals = objective.of_groups(scores)
-        else:  # the user's own, or a subclass with a __call__ of its own
-            name = name_of(objective)
-            signals = [check_signal(objective(s.detach()), s, name) for s in scores]
-        return signals if filter is None else [filter.judge(signal) for signal in signals]
-
-    def mean_tokens(self, minibatch: Sequence[MicroBatch], traces: int) -> float:
-        """Sampled tokens with policy gradient per trace of a step that has ``traces`` of them over
-        all ranks; 1 where nothing is divided by it."""
-        if self.settings.length_norm != "token_mean":
-            return 1.0
-        pairs = [pair for m in minibatch for pair in zip(m.groups, m.traces, strict=True)]
-        count = sum(self._policy_tokens(t) for group, t in pairs if group.weight)
-        (total,) = sum_of_ranks([float(count)], self.args.device)
-        return max(total, 1.0) / traces
-
-    def _policy_tokens(self, traces: Traces) -> int:
-        if self.settings.policy_tokens == "trace":
-            closed = [z for z, closed in zip(traces.ids, traces.closed, strict=True) if closed]
-            return sum(map(len, traces.ids)) - sum(map(self.template.tag_length, closed))
-        return sum(traces.lengths) + sum(map(len, traces.answers))
-
-    def _remember(self, micro: MicroBatch, plan: PlannedStep, model: nn.Module) -> MicroBatch:
-        with inference(model):
-            scores = self.scores(micro, model)
-        recalls = []
-        for s, signal in zip(scores, self.signals(micro, scores, plan), strict=True):
-            recalls.append(Recall(signal, s.trace, None if s.frozen is None else s.frozen.trace))
-        return replace(micro, recalls=tuple(recalls))
-
-    def _sample(self, groups: list[PromptGroup], step: int) -> list[Traces]:
-        if not self.samples:
-            return [self._empty() for _ in groups]
-        a = self.args
-        sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
-        key = NoiseKey(a.seed, step)
-        traces = self.engine.rollout(groups, sampling, key)
-        if not self.settings.samples_answers:
-            return traces
-        sampling = replace(sampling, max_tokens=a.max_answer_length)
-        return sample_answers(self.engine, self.template, groups, traces, sampling, key)
-
-    def _verdicts(
-        self, groups: list[PromptGroup], traces: list[Traces], context: dict[str, Any]
-    ) -> Sequence[Verdict | None]:
-        if not (self.settings.reads_text or self.rewards):
-            return [None] * len(groups)
-        verdicts = judge(groups, traces, self.template, self.rewards, **context)
-        return [verdict.to(self.args.device) for verdict in verdicts]
-
-    def _empty(self) -> Traces:
-        return Traces((self.template.empty_trace(),), (True,))
-
-    def _filler(self) -> PromptGroup:
-        return replace(self.groups[0], weight=0.0)
-
-
-def _micro_batch(cells: list[tuple[PromptGroup, Traces, Verdict | None]]) -> MicroBatch:
-    verdicts = tuple(verdict for _, _, verdict in cells if verdict is not None)
-    return MicroBatch(
-        groups=tuple(group for group, _, _ in cells),
-        traces=tuple(traces for _, traces, _ in cells),
-        verdicts=verdicts or None,
+    verdict = read(Verdict, "verdict")
+    scores = Scores(
+        **read(Scores, "scores", without=("verdict", "frozen", "ema")),
+        verdict=None if verdict["complete"] is None else Verdict(**verdict),
     )
+    if (reference := tensors.get(prefix + "reference")) is not None:
+        scores = scores.with_reference(reference)
+    return Recall(Signal(**read(Signal, "signal")), scores, bool(tensors[prefix + "fresh"]))

@@ -69,6 +69,21 @@ def test_distribution_over_many_numbers_is_the_softmax(dtype):
         assert chi_square < likely.sum().item() + 4.5 * math.sqrt(2 * likely.sum().item())
 
 
+def test_a_broken_model_gives_tokens_all_the_same():
+    tokens, _ = pick(torch.full((2, 300), math.nan), PLAIN, torch.tensor([0.1, LARGEST]))
+    assert ((tokens >= 0) & (tokens < 300)).all()
+
+
+def test_log_probability_is_that_of_the_whole_distribution():
+    torch.manual_seed(1)
+    logits = 2 * torch.randn(4, 700)
+    u = torch.rand(4, dtype=torch.float64)
+    for sampling in (PLAIN, Sampling(1, 1, 0.7), Sampling(1, 1, 0.7, top_p=0.5)):
+        tokens, logps = pick(logits, sampling, u)
+        expected = (logits / sampling.temperature).log_softmax(-1).gather(-1, tokens[:, None])
+        torch.testing.assert_close(logps, expected[:, 0], rtol=1e-5, atol=1e-5)
+
+
 def test_rows_are_drawn_apart():
     logits = torch.tensor([[0.0, 0.0], [-20.0, 0.0], [0.0, -20.0]])
     u = torch.tensor([0.6, 0.1, 0.9], dtype=torch.float64)

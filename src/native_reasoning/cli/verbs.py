@@ -93,6 +93,7 @@ OPTION_GROUPS = {
         "top_p",
         "steps_per_generation",
         "num_iterations",
+        "rows_per_forward",
         "rollout_batch_size",
     ),
     "template": (

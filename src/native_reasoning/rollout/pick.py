@@ -21,18 +21,17 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
         return tokens, torch.zeros_like(tokens, dtype=torch.float32)
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights = logits - logits.amax(-1, keepdim=True)
     if sampling.temperature != 1:
         weights.div_(sampling.temperature)
     weights.exp_()
     whole = weights.sum(-1)
+    kept = weights
     if sampling.top_p < 1:
-        weights = nucleus(weights / whole[:, None], sampling.top_p)
-        whole = torch.ones_like(whole)
-    tokens = _invert(weights, uniform)
-    chosen = weights.gather(-1, tokens[:, None])[:, 0]
-    return tokens, (chosen / whole).log()
+        kept = nucleus(weights / whole[:, None], sampling.top_p)
+    tokens = _invert(kept, uniform)
+    return tokens, (weights.gather(-1, tokens[:, None])[:, 0] / whole).log()
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -54,7 +53,8 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     token = torch.searchsorted(inside.cumsum(-1), goal - before, right=True)[:, 0]
     likely = _BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1)
     first = (inside > 0).int().argmax(-1)
-    return block * _BLOCK + torch.maximum(torch.minimum(token, likely), first)
+    found = block * _BLOCK + torch.maximum(torch.minimum(token, likely), first)
+    return found.clamp(max=size - 1)  # weights that are not numbers have no place at all
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

@@ -1,0 +1,82 @@
+"""How much is forwarded at once, and what becomes of it when memory runs out."""
+
+import json
+import sys
+from pathlib import Path
+
+from native_reasoning.config import NRTConfig
+from native_reasoning.errors import RunError
+from native_reasoning.rollout.hf import HFEngine
+
+LIMITS = "limits.json"
+
+
+class Limits:
+    """``rows``: most traces in one training forward, None for all of a micro-batch.
+
+    It starts as ``rows_per_forward`` says, is halved when memory runs out, and is part of every
+    checkpoint, so that a resumed run computes in the same shapes.
+    """
+
+    def __init__(self, args: NRTConfig) -> None:
+        self.rows, self.traces = args.rows_per_forward, args.num_generations
+        self.prompts: int | None = args.rollout_batch_size
+
+    def splits(self, prompts: int) -> bool:
+        """Whether a micro-batch of that many prompts is trained on in parts."""
+        return self.rows is not None and self.rows < prompts * self.traces
+
+    def fewer_rows(self, rows: int, ranks: int, error: BaseException) -> None:
+        """Halves the rows of a forward that did not fit, and says so.
+
+        Raises RunError with several ``ranks``, whose backwards belong together, or at one row.
+        """
+        tried = rows if self.rows is None else min(self.rows, rows)
+        if ranks > 1 or tried <= 1:
+            raise RunError(
+                f"out of memory with {tried} traces in a forward: {_first_line(error)}",
+                why="one rank alone cannot begin the step again"
+                if ranks > 1
+                else "it is the least",
+                fix=f"--rows-per-forward {max(tried // 2, 1)}, --activation-checkpointing true, or "
+                "a smaller --max-trace-length",
+            ) from error
+        self.rows = tried // 2
+        print(
+            f"warning: out of memory with {tried} traces in a forward; the step begins again with "
+            f"{self.rows} (--rows-per-forward {self.rows} starts with that)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def fewer_prompts(self, engine: HFEngine, prompts: int, error: BaseException) -> None:
+        """Halves the prompts that are sampled at once. Raises RunError at one prompt."""
+        tried = min(engine.batch_size or prompts, prompts)
+        if tried <= 1:
+            raise RunError(
+                f"out of memory sampling {self.traces} traces of one prompt: {_first_line(error)}",
+                why="a prompt's traces are sampled together",
+                fix="a smaller --max-trace-length or --num-generations",
+            ) from error
+        self.prompts = engine.batch_size = tried // 2
+        print(
+            f"warning: out of memory with {tried} prompts sampled at once; going on with "
+            f"{engine.batch_size} (--rollout-batch-size {engine.batch_size} starts with that)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Into an unfinished checkpoint."""
+        state = {"rows": self.rows, "prompts": self.prompts}
+        (folder / LIMITS).write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder: Path, engine: HFEngine) -> None:
+        """From a checkpoint."""
+        state = json.loads((folder / LIMITS).read_text(encoding="utf-8"))
+        self.rows, self.prompts = state["rows"], state["prompts"]
+        engine.batch_size = self.prompts
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,251 @@
+"""Makes windows: samples traces, judges their text, and scores them where that comes beforehand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from native_reasoning.config import NRTConfig
+from native_reasoning.custom import RewardFunctions, check_signal, name_of
+from native_reasoning.groups import PlannedStep, Schedule, rank_share
+from native_reasoning.objective import Objective
+from native_reasoning.ranks import sum_of_ranks
+from native_reasoning.rating import Rater
+from native_reasoning.rollout.answers import sample_answers
+from native_reasoning.rollout.engine import NoiseKey, Sampling
+from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.rollout.inputs import inference
+from native_reasoning.scoring import Scorer
+from native_reasoning.state import ObjectiveState
+from native_reasoning.types import PromptGroup, Scores, Signal, Traces, Verdict
+from native_reasoning.verdicts import judge
+from native_reasoning.window import MicroBatch, Recall, Window
+
+#: Scores of the sampler's own caches are those of the training forward up to this rounding; coarser
+#: arithmetic rounds differently in other shapes, and then the forward of training scores.
+_FINEST = 1e-5
+
+
+class WindowMaker:
+    """Samples and scores windows of one run, this rank's share of them.
+
+    ``engine`` samples, ``scorer`` scores, ``objective`` makes signals, ``rewards`` are the user's
+    functions, ``state`` has what the objective remembers.
+    """
+
+    def __init__(
+        self,
+        args: NRTConfig,
+        groups: Sequence[PromptGroup],
+        engine: HFEngine,
+        scorer: Scorer,
+        objective: Callable[[Scores], Signal],
+        rewards: RewardFunctions,
+        state: ObjectiveState,
+    ) -> None:
+        self.args, self.groups, self.template = args, groups, scorer.template
+        self.engine, self.scorer = engine, scorer
+        self.objective, self.rewards, self.state = objective, rewards, state
+        self.settings = args.resolved_objective()
+        self.samples = self.settings.traces == "sampled"
+
+    def make(
+        self,
+        schedule: Schedule,
+        plan: PlannedStep,
+        model: nn.Module,
+        *,
+        beforehand: bool = False,
+        **context: Any,
+    ) -> Window:
+        """Rolls out ``plan.rollout``. With several updates, or where it is asked for, it is scored
+        ``beforehand`` under ``model``. ``context`` is handed to the reward functions."""
+        args = self.args
+        shares = [
+            rank_share(rows, args.process_index, args.world_size, args.per_device_train_batch_size)
+            for rows in schedule.rollout(plan.rollout)
+        ]
+        rows = [r for s in shares for batch in s for r in batch]
+        groups = [self._filler() if r is None else self.groups[r] for r in rows]
+        real = [group for group in groups if group.weight]
+        several = len(shares) * args.num_iterations > 1
+        rated = self._rate(real, plan.rollout) if several or beforehand else None
+        sampled = iter(self._sample(real, plan.rollout) if rated is None else [t for t, _ in rated])
+        traces = [next(sampled) if group.weight else self._empty() for group in groups]
+        verdicts = self._verdicts(groups, traces, context)
+        every = iter(zip(groups, traces, verdicts, strict=True))
+        micros = [[_micro_batch([next(every) for _ in b]) for b in s] for s in shares]
+        if several or beforehand:
+            known = None if rated is None else iter([s for _, s in rated])
+            micros = [[self._remember(m, plan, model, several, known) for m in s] for s in micros]
+        return Window(plan.rollout, tuple(map(tuple, micros)))
+
+    def reopen(self, path: Path) -> Window:
+        """The window that was open when a checkpoint was written."""
+        return Window.load(path, self.groups, self._filler(), self.args.device)
+
+    def score(self, window: Window, plan: PlannedStep, model: nn.Module) -> Window:
+        """The window of one optimiser step with its scores taken beforehand after all."""
+        scored = [
+            [self._remember(m, plan, model, False, None) for m in s] for s in window.minibatches
+        ]
+        return replace(window, minibatches=tuple(map(tuple, scored)))
+
+    def scores(self, micro: MicroBatch, model: nn.Module) -> list[Scores]:
+        """Scores of a micro-batch under ``model``, with gradients if they are on."""
+        if micro.recalls is None:
+            return self._attach(micro, self.scorer(model, micro.groups, micro.traces))
+        known = [recall.scores for recall in micro.recalls]
+        scores = self.scorer(model, micro.groups, micro.traces, [k.baseline for k in known])
+        pairs = zip(self._with_verdicts(micro, scores), known, strict=True)
+        return [replace(s, frozen=k.frozen) for s, k in pairs]
+
+    def _attach(self, micro: MicroBatch, scores: Sequence[Scores]) -> list[Scores]:
+        """The scores with what is known of the text, and what copies of the policy say."""
+        scores = self._with_verdicts(micro, scores)
+        if self.state.judges is None:
+            return scores
+        return self.state.judges.attach(scores, micro.groups, micro.traces)
+
+    def _with_verdicts(self, micro: MicroBatch, scores: Sequence[Scores]) -> list[Scores]:
+        if micro.verdicts is None:
+            return list(scores)
+        pairs = zip(scores, micro.verdicts, strict=True)
+        return [replace(one, verdict=verdict) for one, verdict in pairs]
+
+    def signals(
+        self, micro: MicroBatch, scores: Sequence[Scores], plan: PlannedStep
+    ) -> list[Signal]:
+        """The objective's signal of each group, in the format warm-up without its trace term;
+        groups of weight 0 get one of zeros.
+
+        Raises RunError where an objective of the user's own returns what does not fit.
+        """
+        real = [s for s, group in zip(scores, micro.groups, strict=True) if group.weight]
+        made = iter(self._judged(real))
+        warm = plan.rollout < self.args.format_warmup_steps
+        signals = [
+            next(made) if group.weight else Signal.nothing(s)
+            for s, group in zip(scores, micro.groups, strict=True)
+        ]
+        zeros = {"trace_weights": None, "kept": True}
+        return [
+            replace(s, advantages=torch.zeros_like(s.advantages), **zeros) if warm else s
+            for s in signals
+        ]
+
+    def _judged(self, scores: Sequence[Scores]) -> list[Signal]:
+        objective, filter = self.objective, self.state.filter
+        if isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__:
+            signals = objective.of_groups(scores)
+        else:  # the user's own, or a subclass with a __call__ of its own
+            name = name_of(objective)
+            signals = [check_signal(objective(s.detach()), s, name) for s in scores]
+        return signals if filter is None else [filter.judge(signal) for signal in signals]
+
+    def mean_tokens(self, minibatch: Sequence[MicroBatch], traces: int) -> float:
+        """Sampled tokens with policy gradient per trace of a step that has ``traces`` of them over
+        all ranks; 1 where nothing is divided by it."""
+        if self.settings.length_norm != "token_mean":
+            return 1.0
+        pairs = [pair for m in minibatch for pair in zip(m.groups, m.traces, strict=True)]
+        count = sum(self._policy_tokens(t) for group, t in pairs if group.weight)
+        (total,) = sum_of_ranks([float(count)], self.args.device)
+        return max(total, 1.0) / traces
+
+    def _policy_tokens(self, traces: Traces) -> int:
+        if self.settings.policy_tokens == "trace":
+            closed = [z for z, closed in zip(traces.ids, traces.closed, strict=True) if closed]
+            return sum(map(len, traces.ids)) - sum(map(self.template.tag_length, closed))
+        return sum(traces.lengths) + sum(map(len, traces.answers))
+
+    # -- scores taken beforehand -------------------------------------------------------------------
+
+    def _remember(
+        self,
+        micro: MicroBatch,
+        plan: PlannedStep,
+        model: nn.Module,
+        several: bool,
+        known: Iterator[Scores] | None,
+    ) -> MicroBatch:
+        """The micro-batch with what is remembered of it. ``known`` gives the scores of each group
+        that is no filler, None has them computed, one group at a time."""
+        with inference(model):
+            scores = []
+            for group, traces in zip(micro.groups, micro.traces, strict=True):
+                if known is not None and group.weight:
+                    scores.append(next(known))
+                else:
+                    scores += self.scorer(model, [group], [traces])
+            scores = self._attach(micro, scores)
+        recalls = []
+        for s, signal in zip(scores, self.signals(micro, scores, plan), strict=True):
+            recalls.append(Recall(signal, s.detach(), fresh=not several))
+        return replace(micro, recalls=tuple(recalls))
+
+    def _rate(self, groups: list[PromptGroup], step: int) -> list[tuple[Traces, Scores]] | None:
+        """Traces with their scores, taken while they are sampled; None where that cannot be."""
+        able = self.samples and self.engine.share and self.scorer.rounding <= _FINEST
+        if not able or self.settings.samples_answers or not groups:
+            return None
+        raters: list[tuple[int, int, Rater]] = []
+        a = self.args
+
+        def watch(first: int, after: int) -> Rater:
+            part = groups[first:after]
+            rater = Rater(
+                part, a.num_generations, self.template, a.temperature, self.scorer.rounding
+            )
+            raters.append((first, after, rater))
+            return rater
+
+        traces = self._rollout(groups, step, watch)
+        rated = [s for first, after, rater in raters for s in rater.scores(traces[first:after])]
+        return list(zip(traces, rated, strict=True))
+
+    # -- sampling ----------------------------------------------------------------------------------
+
+    def _rollout(
+        self, groups: list[PromptGroup], step: int, watch: Callable[[int, int], Rater] | None = None
+    ) -> list[Traces]:
+        a = self.args
+        sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
+        return self.engine.rollout(groups, sampling, NoiseKey(a.seed, step), watch)
+
+    def _sample(self, groups: list[PromptGroup], step: int) -> list[Traces]:
+        if not self.samples:
+            return [self._empty() for _ in groups]
+        a = self.args
+        traces = self._rollout(groups, step)
+        if not self.settings.samples_answers:
+            return traces
+        sampling = Sampling(1, a.max_answer_length, a.temperature, a.top_p)
+        key = NoiseKey(a.seed, step)
+        return sample_answers(self.engine, self.template, groups, traces, sampling, key)
+
+    def _verdicts(
+        self, groups: list[PromptGroup], traces: list[Traces], context: dict[str, Any]
+    ) -> Sequence[Verdict | None]:
+        if not (self.settings.reads_text or self.rewards):
+            return [None] * len(groups)
+        verdicts = judge(groups, traces, self.template, self.rewards, **context)
+        return [verdict.to(self.args.device) for verdict in verdicts]
+
+    def _empty(self) -> Traces:
+        return Traces((self.template.empty_trace(),), (True,))
+
+    def _filler(self) -> PromptGroup:
+        return replace(self.groups[0], weight=0.0)
+
+
+def _micro_batch(cells: list[tuple[PromptGroup, Traces, Verdict | None]]) -> MicroBatch:
+    verdicts = tuple(verdict for _, _, verdict in cells if verdict is not None)
+    return MicroBatch(
+        groups=tuple(group for group, _, _ in cells),
+        traces=tuple(traces for _, traces, _ in cells),
+        verdicts=verdicts or None,
+    )
