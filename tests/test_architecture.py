@@ -28,6 +28,7 @@ LINE = (
     ("template",),
     ("words",),
     ("encoding",),
+    ("prepared",),
     ("policy",),
     ("rollout",),
     ("packing",),

@@ -77,7 +77,7 @@ class Window:
 
     @classmethod
     def load(
-        cls, path: Path, groups: tuple[PromptGroup, ...], filler: PromptGroup, device: torch.device
+        cls, path: Path, groups: Sequence[PromptGroup], filler: PromptGroup, device: torch.device
     ) -> "Window":
         """The window that ``save`` wrote. ``groups`` are the training groups by row id."""
         state = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ class WindowMaker:
     def __init__(
         self,
         args: NRTConfig,
-        groups: tuple[PromptGroup, ...],
+        groups: Sequence[PromptGroup],
         engine: RolloutEngine,
         scorer: Scorer,
         objective: Callable[[Scores], Signal],

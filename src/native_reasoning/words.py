@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Set
 from typing import Any
 
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 _KEPT = 1 << 17
@@ -97,14 +98,18 @@ def make_words(tokenizer: PreTrainedTokenizerFast, control_ids: Set[int]) -> Wor
     added = tokenizer.added_tokens_decoder.values()
     if any(token.lstrip or token.rstrip or token.single_word for token in added):
         return None
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = state["model"]
-    if model["type"] != "BPE" or model.get("dropout"):
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.model, BPE) or backend.model.dropout:
         return None
-    if state["normalizer"] not in (None, {"type": "NFC"}):
+    if _state(backend.normalizer) not in (None, {"type": "NFC"}):
         return None
-    pattern = _KNOWN.get(tuple(map(_kind, _steps(state["pre_tokenizer"]))))
+    pattern = _KNOWN.get(tuple(map(_kind, _steps(_state(backend.pre_tokenizer)))))
     return None if pattern is None else Words(tokenizer, control_ids, pattern)
+
+
+def _state(part: Any) -> dict[str, Any] | None:
+    """A part of a tokenizer as tokenizer.json has it."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _steps(step: dict[str, Any] | None) -> list[dict[str, Any]]:
