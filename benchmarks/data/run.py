@@ -70,9 +70,7 @@ def prepare(path: str, model: str, out: str) -> None:
     from native_reasoning.prepared import sizes_of
     from native_reasoning.template import make_template
 
-    config = NRTConfig(
-        output_dir=out, use_cpu=True, max_prompt_length=4096, max_answer_length=4096
-    )
+    config = NRTConfig(output_dir=out, use_cpu=True, max_prompt_length=4096, max_answer_length=4096)
     template = make_template(AutoTokenizer.from_pretrained(model))
     loaded = time.perf_counter()
     data = load_examples(path)

@@ -7,7 +7,7 @@ and kept in memory.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,8 @@ from native_reasoning.types import Example, PromptGroup
 
 CHUNK = 2048
 
+Tables = Generator[Path | pa.Table, None, None]
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -54,6 +56,10 @@ class Prepared:
     def refusal(self, row: int) -> str:
         """Why the template refused an example."""
         return self._table(row // CHUNK).column("refused")[row % CHUNK].as_py()
+
+    def group(self, row: int) -> PromptGroup:
+        """One example that the template did not refuse."""
+        return PromptGroup(self.examples[row], *self.ids(row))
 
     def ids(self, row: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids of an example's prompt and answer."""
@@ -142,7 +148,7 @@ def prepare(examples: Sequence[Example], template: Template) -> Prepared:
     return Prepared(examples, tables, np.array(prompts), np.array(answers))
 
 
-def _tables(examples: Sequence[Example], template: Template) -> Iterator[Path | pa.Table]:
+def _tables(examples: Sequence[Example], template: Template) -> Tables:
     encoder = RowEncoder(template)
     chunks = range(-(-len(examples) // CHUNK))
     if len(examples) <= SMALL:

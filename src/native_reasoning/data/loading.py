@@ -4,7 +4,6 @@ The blocks of a large file of JSON lines are read by all cores (blocks.py); any 
 row, here. What comes out is the same.
 """
 
-
 from native_reasoning.data.blocks import make_blocks, merge
 from native_reasoning.data.pattern import AnswerPattern
 from native_reasoning.data.reading import Reading, digest, unused

@@ -93,7 +93,7 @@ class StoredExamples(Lazy[Example]):
         """Rows that follow each other in one file, and these columns of them."""
         cuts = np.flatnonzero(np.diff(self.files[rows])) + 1
         for some in np.split(rows, cuts) if len(rows) else ():
-            table = read_table(self.paths[self.files[some[0]]])
+            table = read_table(self.paths[int(self.files[some[0]])])
             places = pa.array(self.places[some])
             yield some, [table.column(name).take(places) for name in columns]
 
@@ -169,7 +169,7 @@ class Collector:
 
     def add(self, prompt: Turns, answer: str, line: int, columns: Mapping[str, Any]) -> None:
         """One more example of a source whose rows are read one by one."""
-        if self.in_memory or len(self.examples) < SMALL and not self.lines:
+        if self.in_memory or (len(self.examples) < SMALL and not self.lines):
             self.examples.append(Example(prompt, answer, len(self), line, columns))
             return
         for example in self.examples:

@@ -1,9 +1,7 @@
 """The running account of one source: what is kept, what is dropped and where, in order."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from native_reasoning.data.guess import missing_column_error
 from native_reasoning.data.report import (

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
-def in_order(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+def in_order(function: Callable[[T], R], tasks: Sequence[T]) -> Generator[R, None, None]:
     """``map`` in forked processes, which have ``function`` and all it refers to as it is now.
 
     In this process where there is one task or one core, or where processes cannot be forked. An
