@@ -99,6 +99,7 @@ def whole_table(path: Path) -> pa.Table | None:
             return _mapped(str(path))
     except (OSError, pa.ArrowException, IndexError):
         pass
+    _mapped.cache_clear()  # it may hold what was there before
     return None
 
 
@@ -127,6 +128,8 @@ def claimed(path: Path) -> Iterator[None]:
     with file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        with suppress(OSError):
-            lock.unlink()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()

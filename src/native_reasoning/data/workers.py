@@ -17,6 +17,8 @@ from native_reasoning.errors import DataError
 T = TypeVar("T")
 R = TypeVar("R")
 
+#: Each takes about 100 MB.
+_MOST = 32
 #: Tasks that are handed out before the first result is taken, per process.
 _AHEAD = 4
 _PARALLEL = "TOKENIZERS_PARALLELISM"
@@ -34,7 +36,7 @@ def in_order(function: Callable[[T], R], tasks: Sequence[T]) -> Generator[R, Non
     In this process where there is one task or one core, or where processes cannot be forked. An
     exception of the function is raised here. Raises DataError if a process is killed.
     """
-    workers = min(cores(), len(tasks))
+    workers = min(cores(), len(tasks), _MOST)
     if workers < 2 or multiprocessing.current_process().daemon:
         yield from map(function, tasks)
         return
