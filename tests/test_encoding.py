@@ -17,7 +17,11 @@ from native_reasoning.types import Example
 from native_reasoning.words import _LLAMA3_SOURCE, UnsafeWord, make_words
 
 QWEN_SOURCE = _LLAMA3_SOURCE.replace(r"\p{N}{1,3}", r"\p{N}")
-CODE = ["x = [1, 22, 333]  # it's\n\n    return\tTrue\r\n", "I'LL we've don't 'S  12345  a"] * 4
+CODE = [
+    "x = [1, 22, 333]  # it's\n\n    return\tTrue\r\n",
+    "I'LL we've don't 'S  12345  a",
+    "1  2  3  4   5   6   7    8\n\n9\n\n0",
+] * 20
 
 
 def cut_by(cut, normalizer=None, added=()):
