@@ -135,6 +135,25 @@ PARTS = [
     ),
     *("é", "e\u0301", "ſ", "٣", "\u2028", "\ue0000\ue001", "🙂"),
 ]
+#: What the expressions tell apart, often beside each other.
+CUTS = [
+    " ",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\x0b",
+    "\x0c",
+    "\x1c",
+    "\0",
+    "\x7f",
+    "a",
+    "Zz",
+    "1",
+    "0123",
+]
+CUTS += ["'", "'s", "'T", "'Re", "'ll", "'lx", ".", "!?", "(", "_", "<|", "<|im_end|>"]
 texts = st.one_of(
     st.lists(st.sampled_from(PARTS), max_size=8).map("".join),
     st.text(st.characters(max_codepoint=127), max_size=40),
@@ -186,12 +205,15 @@ def test_the_fast_ways_are_taken_where_they_are_safe(case):
 
 @pytest.mark.parametrize("case", ["chatml", "smollm2", "llama3", "qwen2", "neox"])
 @settings(max_examples=300, deadline=None)
-@given(text=st.text(st.sampled_from("aZ09 \n\r\t\x0b\x0c\x1c'sSlLvVrReEdDmMtT.,!(<|_\0\x7f")))
+@given(text=st.lists(st.sampled_from(CUTS), max_size=10).map("".join))
 def test_words_are_cut_as_the_tokenizer_cuts(case, text):
     template = CASES[case][0]
     words = make_words(template.tokenizer, template.control_ids)
     ids = template.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert list(array("I", words.encode(text)[0])) == ids
+    plain = text.replace("<|im_end|>", "")
+    cuts = template.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(plain)
+    assert words.words(plain) == [plain[start:end] for _, (start, end) in cuts]
 
 
 def test_a_word_that_the_model_itself_makes_a_control_token_is_left_to_the_template():
