@@ -57,9 +57,9 @@ def leaks(examples: Sequence[Example]) -> list[Example]:
     """Examples whose answer stands word by word in their own prompt."""
     found = []
     for example in examples:
-        answer = re.escape(" ".join(example.answer.casefold().split()))
+        answer = " ".join(example.answer.casefold().split())
         prompt = " ".join(" ".join(_folded(example)).split())
-        if re.search(rf"(?<!\w){answer}(?!\w)", prompt):
+        if answer in prompt and re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", prompt):
             found.append(example)
     return found
 
