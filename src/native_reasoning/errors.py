@@ -14,6 +14,7 @@ Mistakes of ours are asserts, never one of these.
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class NativeReasoningError(Exception):
@@ -26,6 +27,14 @@ class NativeReasoningError(Exception):
     def __init__(self, what: str, *, why: str, fix: str) -> None:
         self.what, self.why, self.fix = what, why, fix
         super().__init__(f"{what}\n  why: {why}\n  fix: {fix}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it can come out of another process."""
+        return _made, (type(self), self.what, self.why, self.fix)
+
+
+def _made(kind: type[NativeReasoningError], what: str, why: str, fix: str) -> NativeReasoningError:
+    return kind(what, why=why, fix=fix)
 
 
 class ConfigError(NativeReasoningError, ValueError):

@@ -4,20 +4,29 @@ The schedule is a pure function of (number of rows, settings, step): no sampler 
 a resumed run needs none, and every rank knows the whole step.
 """
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from native_reasoning.config import NRTConfig
-from native_reasoning.data import DataReport, Examples, load_examples, with_dropped
+from native_reasoning.data import (
+    DataReport,
+    Examples,
+    content_hash,
+    load_examples,
+    with_dropped,
+)
 from native_reasoning.data.report import no_usable_row
-from native_reasoning.errors import DataError, TemplateError
+from native_reasoning.data.stored import line_of
+from native_reasoning.errors import DataError
+from native_reasoning.prepared import examples_of, prepare
 from native_reasoning.rollout.noise import ORDER, uniforms
 from native_reasoning.template import Template
-from native_reasoning.types import Example, PromptGroup
+from native_reasoning.types import PromptGroup
 
 Rows = tuple[int | None, ...]
 
@@ -28,7 +37,7 @@ def read_groups(
     config: NRTConfig,
     context: int | None = None,
     keep_columns: bool = False,
-) -> tuple[tuple[PromptGroup, ...], DataReport | None]:
+) -> tuple[Sequence[PromptGroup], DataReport | None]:
     """``make_groups`` of anything that ``load_examples`` reads, or of nothing."""
     if source is None:
         return (), None
@@ -50,64 +59,82 @@ def require(groups: Sequence[PromptGroup], name: str) -> None:
         raise DataError(f"no {name} was given", why="there is nothing to work on", fix="give one")
 
 
+def data_hash(groups: Sequence[PromptGroup]) -> str:
+    """``content_hash`` of the groups' examples."""
+    return content_hash(examples_of(groups))
+
+
 def make_groups(
     data: Examples, template: Template, config: NRTConfig, context: int | None = None
-) -> tuple[tuple[PromptGroup, ...], DataReport]:
+) -> tuple[Sequence[PromptGroup], DataReport]:
     """Every example in token ids, numbered anew, and the report with what did not fit: the limits
-    of ``config``, and the model's ``context`` with a full trace.
+    of ``config``, and the model's ``context`` with a full trace. More than 5,000 examples are read
+    from the disk as they are looked at (prepared.py).
 
     Raises DataError if nothing is left, or, with ``config.strict``, at the first row that does not
     fit.
     """
-    kept: list[PromptGroup] = []
-    lines: dict[str, list[int]] = {}
-    answers = config.resolved_objective().samples_answers
-    for example in data.examples:
-        group, reason, detail = _fit(example, template, config, context, answers)
-        if group is not None:
-            kept.append(replace(group, example=replace(example, row_id=len(kept))))
-        elif config.strict:
+    prepared = prepare(data.examples, template)
+    limits = _limits(config, template, context)
+    kept, lines = array("q"), dict[str, list[int]]()
+    sizes = zip(prepared.prompt_sizes.tolist(), prepared.answer_sizes.tolist(), strict=True)
+    for row, size in enumerate(sizes):
+        reason, detail = limits.misfit(*size)
+        if size[0] < 0:
+            reason, detail = "refused_by_template", prepared.refusal(row)
+        if not reason:
+            kept.append(row)
+            continue
+        line = line_of(data.examples, row)
+        if config.strict:
             raise DataError(
-                f"{data.report.source} {data.report.unit} {example.line}: {detail}",
+                f"{data.report.source} {data.report.unit} {line}: {detail}",
                 why="--strict refuses a file with a bad row",
                 fix="mend the row, or leave --strict out",
             )
-        else:
-            lines.setdefault(reason, []).append(example.line)
+        lines.setdefault(reason, []).append(line)
     report = data.report
     for reason, numbers in lines.items():
         report = with_dropped(report, reason, numbers)
     if not kept:
         raise no_usable_row(report)
-    return tuple(kept), report
+    return prepared.groups(np.array(kept)), report
 
 
-def _fit(
-    example: Example,
-    template: Template,
-    config: NRTConfig,
-    context: int | None,
-    sampled_answers: bool,
-) -> tuple[PromptGroup | None, str, str]:
-    """The group, or None with the reason and what was seen."""
-    try:
-        group = template.group(example)
-    except TemplateError as error:
-        return None, "refused_by_template", error.what
-    for part, ids in (("prompt", group.prompt_ids), ("answer", group.answer_ids)):
-        limit = getattr(config, f"max_{part}_length")
-        if len(ids) > limit:
-            detail = f"the {part} has {len(ids)} tokens, max_{part}_length is {limit}"
-            return None, f"too_long_{part}", detail
-    tag = (*template.boundary.close_ids, *template.gap_ids)
-    answer = len(group.answer_ids)
-    if sampled_answers:
-        answer = max(answer, config.max_answer_length)
-    row = len(group.prompt_ids) + config.max_trace_length + len(tag) + answer
-    if context is not None and row > context:
-        detail = f"with a full trace the row has {row} tokens, the model's context is {context}"
-        return None, "too_long_for_model", detail
-    return group, "", ""
+@dataclass(frozen=True)
+class _Limits:
+    """Most tokens of a ``prompt``, of an ``answer``, and of a row with a full trace and its tag
+    (``around``) and with an answer of at least ``least`` tokens (``context``, if it is known)."""
+
+    prompt: int
+    answer: int
+    around: int
+    least: int
+    context: int | None
+
+    def misfit(self, prompt: int, answer: int) -> tuple[str, str]:
+        """Why a row of these sizes is left out and what was seen; ("", "") where it fits."""
+        for part, size, limit in (("prompt", prompt, self.prompt), ("answer", answer, self.answer)):
+            if size > limit:
+                detail = f"the {part} has {size} tokens, max_{part}_length is {limit}"
+                return f"too_long_{part}", detail
+        row = prompt + self.around + max(answer, self.least)
+        if self.context is not None and row > self.context:
+            seen = f"the row has {row} tokens, the model's context is {self.context}"
+            return "too_long_for_model", f"with a full trace {seen}"
+        return "", ""
+
+
+def _limits(config: NRTConfig, template: Template, context: int | None) -> _Limits:
+    sampled = config.resolved_objective().samples_answers
+    tag = len(template.boundary.close_ids) + len(template.gap_ids)
+    return _Limits(
+        prompt=config.max_prompt_length,
+        answer=config.max_answer_length,
+        around=config.max_trace_length + tag,
+        least=config.max_answer_length if sampled else 0,
+        context=context,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ and answer is a token of the tokenizer, a token that was added, or a text cut at
 vocabulary item can span it. User text never becomes a control token: see ``Template.encode``.
 """
 
-import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -18,12 +17,12 @@ from native_reasoning.boundary import (
     control_ids,
     decode,
     find_end_ids,
-    render,
     text_boundary,
     token_boundary,
     without_added_tokens,
 )
 from native_reasoning.errors import TemplateError
+from native_reasoning.frames import Frames, Pieces
 from native_reasoning.types import Example, PromptGroup, Traces
 
 
@@ -48,6 +47,7 @@ class Template:
         tags = () if boundary.closes_by_text else boundary.close_ids
         self.control_ids = control_ids(tokenizer, end_ids) | {*tags}
         self.plain = without_added_tokens(tokenizer)
+        self.frames = Frames(tokenizer)
         self.gap_ids = self.encode([(boundary.gap, False)]) if boundary.gap else ()
 
     # -- text to ids -------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Template:
             ids += plain
         return tuple(ids)
 
-    def prompt_pieces(self, turns: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
+    def prompt_pieces(self, turns: Sequence[tuple[str, str]]) -> Pieces:
         """The chat template's text around the turns' texts, ending where the trace begins.
 
         Raises TemplateError if the chat template refuses the turns.
@@ -107,32 +107,12 @@ class Template:
         (_, system), (role, first), *rest = turns  # templates without a system turn
         return self._pieces([(role, f"{system}\n\n{first}"), *rest])
 
-    def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
-        marked = [(role, f"\ue000{i}\ue001") for i, (role, _) in enumerate(turns)]
-        text = render(self.tokenizer, marked)
-        frame = re.split("\ue000(\\d+)\ue001", text)  # text, turn, text, turn, ..., text
-        order = [int(turn) for turn in frame[1::2]]
-        if sorted(order) != [*range(len(turns))]:
-            raise TemplateError(
-                "the chat template leaves out a turn, or writes one twice",
-                why="the model would not see the question as it is",
-                fix="set chat_template_path to a template that shows every turn once",
-            )
-        pieces = [(frame[0], False)]
-        for i, after in zip(order, frame[2::2], strict=True):
-            pieces += [(self._shown(turns[i][1], marked, i, text), True), (after, False)]
+    def _pieces(self, turns: Sequence[tuple[str, str]]) -> Pieces:
+        frame = self.frames.of(tuple(role for role, _ in turns))
+        pieces = [(frame.parts[0], False)]
+        for i, after in zip(frame.order, frame.parts[1:], strict=True):
+            pieces += [(self.frames.shown(frame, i, turns[i][1]), True), (after, False)]
         return pieces
-
-    def _shown(self, content: str, marked: list[tuple[str, str]], i: int, text: str) -> str:
-        """Turn i's text as the chat template writes it: some strip white space around it."""
-        if content == content.strip():
-            return content
-        role, mark = marked[i]
-        before, _, after = text.partition(mark)
-        text = render(self.tokenizer, [*marked[:i], (role, content), *marked[i + 1 :]])
-        shown = text[len(before) : len(text) - len(after)]
-        framed = text == before + shown + after
-        return shown if framed and shown.strip() == content.strip() else content
 
     def prompt_text(self, example: Example) -> str:
         """The prompt as text, ending where the trace begins."""

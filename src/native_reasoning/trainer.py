@@ -31,9 +31,8 @@ from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checks import check_sampling
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
-from native_reasoning.data import content_hash
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
-from native_reasoning.groups import Schedule, make_schedule, read_groups, require
+from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
@@ -189,7 +188,7 @@ class NRTTrainer(StepInParts):
                 "shared_prompts": self.share_prompts,
                 "machine": machine(self.args.world_size, self.memory.first_policy),
             },
-            data_hash=content_hash([group.example for group in self.train_groups]),
+            data_hash=data_hash(self.train_groups),
             seed=self.args.seed,
             writes=self.is_world_process_zero(),
         )

@@ -1,6 +1,6 @@
 """``nrt check``: what would be read from a data file, and what goes wrong later."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from native_reasoning.cli import doctor
@@ -15,7 +15,6 @@ from native_reasoning.cli.output import (
 )
 from native_reasoning.config import NRTConfig
 from native_reasoning.data import Examples
-from native_reasoning.errors import TemplateError
 from native_reasoning.recipe import make_config
 
 _EXAMPLE_LENGTH = 1500
@@ -52,9 +51,8 @@ def run(parsed: Parsed) -> int:
 
 def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
     """All that the texts alone tell."""
-    report, examples = data.report, data.examples
-    leaking = doctor.leaks(examples)
-    marked = sum("####" in example.answer for example in examples)
+    report, first = data.report, data.examples[0]
+    seen = doctor.survey(data.examples)
     return {
         "source": report.source,
         "unit": report.unit,
@@ -68,51 +66,43 @@ def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
             for d in report.dropped
         ],
         "repeated_prompts": report.repeated_prompts,
-        "answers": doctor.answer_kinds(examples),
-        "marked_answers": marked,
+        "answers": dict(seen.answers),
+        "marked_answers": seen.marked,
         "leaks": {
-            "rows": len(leaking),
-            "long": doctor.answer_kinds(leaking)["long"],
-            "numbers": doctor.answer_kinds(leaking)["number"],
-            "lines": [example.line for example in leaking[:5]],
+            "rows": seen.leaking.total(),
+            "long": seen.leaking["long"],
+            "numbers": seen.leaking["number"],
+            "lines": seen.leaking_lines,
         },
         "words": {
-            "prompt": doctor.percentiles([_words(e.prompt) for e in examples]),
-            "answer": doctor.percentiles([len(e.answer.split()) for e in examples]),
+            "prompt": doctor.percentiles(seen.prompt_words),
+            "answer": doctor.percentiles(seen.answer_words),
         },
         "example": {
-            "prompt": "\n".join(f"{role}: {text}" for role, text in examples[0].prompt),
+            "prompt": "\n".join(f"{role}: {text}" for role, text in first.prompt),
             "trace": "(written by the model)",
-            "answer": examples[0].answer,
+            "answer": first.answer,
         },
     }
 
 
-def _words(turns: Sequence[tuple[str, str]]) -> int:
-    return sum(len(text.split()) for _, text in turns)
-
-
 def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
     """What tokenizer and configuration of a model add; its weights are not loaded."""
+    from native_reasoning.prepared import prepare
+
     folder, _ = model_folder(name)
     template, model = doctor.skeleton(folder, config)
-    groups, refused = [], 0
-    for example in data.examples:
-        try:
-            groups.append(template.group(example))
-        except TemplateError:
-            refused += 1
-    if not groups:
+    prepared = prepare(data.examples, template)
+    shown = prepared.prompt_sizes >= 0
+    if not shown.any():
         template.group(data.examples[0])  # raises, and says why
-    prompts = [len(group.prompt_ids) for group in groups]
-    answers = [len(group.answer_ids) for group in groups]
-    fitting = [
-        group
-        for group, prompt, answer in zip(groups, prompts, answers, strict=True)
-        if prompt <= config.max_prompt_length and answer <= config.max_answer_length
-    ]
+    prompts, answers = prepared.prompt_sizes, prepared.answer_sizes
+    short = (prompts <= config.max_prompt_length) & (answers <= config.max_answer_length)
+    fits = shown & short
+    fitting = prepared.groups(fits.nonzero()[0])
+    first = int((fits if fits.any() else shown).argmax())
     boundary, shape = template.boundary, model.config.get_text_config()
-    longest = max(map(len_of, fitting), default=0) + config.max_trace_length
+    longest = int((prompts + answers)[fits].max(initial=0)) + config.max_trace_length
     return {
         "model": name,
         "context": {"longest_row": longest, "limit": shape.max_position_embeddings},
@@ -122,24 +112,19 @@ def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
             "open": boundary.open_text,
             "close": boundary.close_text,
         },
-        "refused": refused,
+        "refused": int((~shown).sum()),
         "tokens": {
-            "prompt": doctor.percentiles(prompts),
-            "answer": doctor.percentiles(answers),
-            "prompts_too_long": sum(n > config.max_prompt_length for n in prompts),
-            "answers_too_long": sum(n > config.max_answer_length for n in answers),
+            "prompt": doctor.percentiles(prompts[shown].tolist()),
+            "answer": doctor.percentiles(answers[shown].tolist()),
+            "prompts_too_long": int((prompts > config.max_prompt_length).sum()),
+            "answers_too_long": int((answers > config.max_answer_length).sum()),
             "max_prompt_length": config.max_prompt_length,
             "max_answer_length": config.max_answer_length,
             "fitting": len(fitting),
         },
         "memory": doctor.training_memory(model, config, fitting) if fitting else None,
-        "example": doctor.rendered((fitting or groups)[0], template),
+        "example": doctor.rendered(prepared.group(first), template),
     }
-
-
-def len_of(group: Any) -> int:
-    """Tokens of a row without its trace."""
-    return len(group.prompt_ids) + len(group.answer_ids)
 
 
 # -- Judging --------------------------------------------------------------------------------------

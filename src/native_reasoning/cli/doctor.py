@@ -1,8 +1,12 @@
 """What can be known of data before training: lengths, leaks, kinds of answers, memory."""
 
+import hashlib
 import re
 import shlex
+from array import array
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,6 +16,7 @@ from native_reasoning.data.shapes import BadRow, value_at
 from native_reasoning.types import Example
 
 _LOOKED_AT = 200
+_AT_A_TIME = 1000
 
 _TEXT_COLUMNS = (
     "body",
@@ -35,8 +40,13 @@ SHORT_WORDS = 5
 
 def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> list[int]:
     """Lines of held-out examples whose prompt, but for case and spaces, is a training prompt."""
-    known = {_folded(example) for example in train}
-    return [example.line for example in held_out if _folded(example) in known]
+    known = {_fingerprint(example) for example in train}
+    return [example.line for example in held_out if _fingerprint(example) in known]
+
+
+def _fingerprint(example: Example) -> bytes:
+    """16 bytes for the folded prompt: those of a large file fit in memory."""
+    return hashlib.blake2b("\0".join(_folded(example)).encode(), digest_size=16).digest()
 
 
 def _folded(example: Example) -> tuple[str, ...]:
@@ -47,9 +57,9 @@ def leaks(examples: Sequence[Example]) -> list[Example]:
     """Examples whose answer stands word by word in their own prompt."""
     found = []
     for example in examples:
-        answer = re.escape(" ".join(example.answer.casefold().split()))
+        answer = " ".join(example.answer.casefold().split())
         prompt = " ".join(" ".join(_folded(example)).split())
-        if re.search(rf"(?<!\w){answer}(?!\w)", prompt):
+        if answer in prompt and re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", prompt):
             found.append(example)
     return found
 
@@ -67,6 +77,38 @@ def answer_kinds(examples: Sequence[Example]) -> dict[str, int]:
     for example in examples:
         kinds[answer_kind(example.answer)] += 1
     return kinds
+
+
+@dataclass
+class Survey:
+    """What the texts of all examples tell: how many answers are of each kind, are ``marked`` with
+    ####, or stand in their own prompt (by kind, and the first lines), and lengths in words."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    marked: int = 0
+    leaking: Counter[str] = field(default_factory=Counter)
+    leaking_lines: list[int] = field(default_factory=list)
+    prompt_words: array = field(default_factory=lambda: array("i"))
+    answer_words: array = field(default_factory=lambda: array("i"))
+
+
+def survey(examples: Sequence[Example]) -> Survey:
+    """Looks at all examples, some at a time."""
+    seen = Survey()
+    for start in range(0, len(examples), _AT_A_TIME):
+        some = list(examples[start : start + _AT_A_TIME])
+        leaking = leaks(some)
+        seen.answers.update(answer_kinds(some))
+        seen.marked += sum("####" in example.answer for example in some)
+        seen.leaking.update(answer_kinds(leaking))
+        seen.leaking_lines += [example.line for example in leaking][: 5 - len(seen.leaking_lines)]
+        seen.prompt_words.extend(_words(example.prompt) for example in some)
+        seen.answer_words.extend(len(example.answer.split()) for example in some)
+    return seen
+
+
+def _words(turns: Sequence[tuple[str, str]]) -> int:
+    return sum(len(text.split()) for _, text in turns)
 
 
 def left_out(name: str, report: DataReport) -> list[str]:
@@ -189,14 +231,15 @@ def training_memory(model: Any, config: Any, groups: Sequence[Any]) -> dict[str,
     one, and a second row for each trace with a sampled answer, where the objective asks for them.
     ZeRO or FSDP divide the first three among devices.
     """
+    from native_reasoning.prepared import sizes_of
+
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
     shape = model.config.get_text_config()
     hidden, layers = shape.hidden_size, shape.num_hidden_layers
     mlp = getattr(shape, "intermediate_size", None) or 4 * hidden
     prompts = config.per_device_train_batch_size
-    prompt = max(len(group.prompt_ids) for group in groups)
-    answer = max(len(group.answer_ids) for group in groups)
+    prompt, answer = (int(sizes.max()) for sizes in sizes_of(groups))
     objective = config.resolved_objective()
     sampled = objective.traces == "sampled"
     per_trace = 2 if objective.samples_answers else 1

@@ -6,7 +6,7 @@ reason of ``report.REASONS`` with a detail. Text files are UTF-8, with or withou
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,26 @@ def text_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
 
     Raises DataError naming line and byte where the file is not UTF-8.
     """
-    offset = 0
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                text = raw.decode()
-            except UnicodeDecodeError as error:
-                raise _not_utf8(name, number, offset + error.start, raw) from None
-            offset += len(raw)
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
+        yield from decoded(file, name)
 
 
-def _not_utf8(name: str, line: int, offset: int, raw: bytes) -> DataError:
+def decoded(lines: Iterable[bytes], name: str, offset: int = 0) -> Iterator[tuple[int, str]]:
+    """Lines as text, with their numbers from 1; ``offset`` is the byte where the first begins.
+
+    Raises DataError where one is not UTF-8.
+    """
+    for number, raw in enumerate(lines, start=1):
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise not_utf8(name, number, offset + error.start, raw) from None
+        yield number, text if offset else text.removeprefix("\ufeff")
+        offset += len(raw)
+
+
+def not_utf8(name: str, line: int, offset: int, raw: bytes) -> DataError:
+    """The error for a line that is not UTF-8 at byte ``offset`` of its file."""
     utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     encoding = "UTF-16" if utf16 else "WINDOWS-1252"
     return DataError(
@@ -45,8 +53,7 @@ def _not_utf8(name: str, line: int, offset: int, raw: bytes) -> DataError:
 
 def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
     """One JSON value per line, blank lines skipped; one JSON list is read as such."""
-    first = next((text for _, text in text_lines(path, name) if text.strip()), "")
-    if first.lstrip().startswith("["):
+    if starts_a_list(path, name):
         try:
             document = json.loads("".join(text for _, text in text_lines(path, name)))
         except (ValueError, RecursionError):
@@ -54,11 +61,18 @@ def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
         if isinstance(document, list):
             yield from _document_rows(document)
             return
-    yield from _line_rows(path, name)
+    yield from json_rows(text_lines(path, name))
 
 
-def _line_rows(path: Path, name: str) -> Iterator[RawRow]:
-    for number, text in text_lines(path, name):
+def starts_a_list(path: Path, name: str) -> bool:
+    """Whether the first line that is not blank begins a JSON list."""
+    first = next((text for _, text in text_lines(path, name) if text.strip()), "")
+    return first.lstrip().startswith("[")
+
+
+def json_rows(lines: Iterable[tuple[int, str]]) -> Iterator[RawRow]:
+    """One JSON value per line, blank lines skipped."""
+    for number, text in lines:
         if text.strip():
             try:
                 yield number, "line", json.loads(text.rstrip()), None
@@ -84,7 +98,7 @@ def read_json(path: Path, name: str) -> Iterator[RawRow]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        lines = list(_line_rows(path, name))
+        lines = list(json_rows(text_lines(path, name)))
         if not any(isinstance(value, dict) for _, _, value, _ in lines):
             raise DataError(
                 f"{name} is not valid JSON: {_json_problem(error)}",

@@ -6,7 +6,7 @@ one reason, with the first places where it happened.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -130,7 +130,7 @@ class DataReport:
 class Examples:
     """The usable examples of a source and the account of the rest; ``row_id`` is the index."""
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     report: DataReport
 
     def __len__(self) -> int:

@@ -41,12 +41,14 @@ class Row:
 class Rows:
     """The rows of one source, read as they are asked for, once.
 
-    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row".
+    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row". ``lines`` is the
+    file where all of it is one file of JSON lines.
     """
 
     source: str
     unit: str
     rows: Iterator[Row]
+    lines: Path | None = None
 
 
 def load_rows(source: object, *, split: str | None = None) -> Rows:
@@ -84,8 +86,8 @@ def _numbered(values: Iterable[Any]) -> Iterator[Row]:
 
 def _file_rows(path: Path, name: str) -> Rows:
     reader = _reader(path, name)
-    unit = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "row"
-    return Rows(name, unit, _read(path, name, reader))
+    lines = path if path.suffix.lower() in (".jsonl", ".ndjson") else None
+    return Rows(name, "row" if lines is None else "line", _read(path, name, reader), lines)
 
 
 def _read(path: Path, name: str, reader: Callable) -> Iterator[Row]:
@@ -93,11 +95,16 @@ def _read(path: Path, name: str, reader: Callable) -> Iterator[Row]:
         for number, unit, value, problem in reader(path, name):
             yield Row(number, f"{unit} {number}", value, problem)
     except OSError as error:
-        raise DataError(
-            f"{name} cannot be read: {error.strerror or error}",
-            why="no row of it was seen",
-            fix="check that the file is whole and that you may read it",
-        ) from error
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: OSError) -> DataError:
+    """The error for a file that the system does not let us read."""
+    return DataError(
+        f"{name} cannot be read: {error.strerror or error}",
+        why="no row of it was seen",
+        fix="check that the file is whole and that you may read it",
+    )
 
 
 def _reader(path: Path, name: str) -> Callable:
