@@ -15,7 +15,8 @@ class Limits:
     """``rows``: most traces in one training forward, None for all of a micro-batch.
 
     It starts as ``rows_per_forward`` says, is halved when memory runs out, and is part of every
-    checkpoint, so that a resumed run computes in the same shapes.
+    checkpoint, so that a resumed run computes in the same shapes. Errors come as text: as objects
+    they would keep alive what the failed forward had allocated.
     """
 
     def __init__(self, args: NRTConfig) -> None:
@@ -26,7 +27,7 @@ class Limits:
         """Whether a micro-batch of that many prompts is trained on in parts."""
         return self.rows is not None and self.rows < prompts * self.traces
 
-    def fewer_rows(self, rows: int, ranks: int, error: BaseException) -> None:
+    def fewer_rows(self, rows: int, ranks: int, message: str) -> None:
         """Halves the rows of a forward that did not fit, and says so.
 
         Raises RunError with several ``ranks``, whose backwards belong together, or at one row.
@@ -34,13 +35,13 @@ class Limits:
         tried = rows if self.rows is None else min(self.rows, rows)
         if ranks > 1 or tried <= 1:
             raise RunError(
-                f"out of memory with {tried} traces in a forward: {_first_line(error)}",
+                f"out of memory with {tried} traces in a forward: {_first_line(message)}",
                 why="one rank alone cannot begin the step again"
                 if ranks > 1
                 else "it is the least",
-                fix=f"--rows-per-forward {max(tried // 2, 1)}, --activation-checkpointing true, or "
-                "a smaller --max-trace-length",
-            ) from error
+                fix=(f"--rows-per-forward {tried // 2}, " if tried > 1 else "")
+                + "--activation-checkpointing true, or a smaller --max-trace-length",
+            )
         self.rows = tried // 2
         print(
             f"warning: out of memory with {tried} traces in a forward; the step begins again with "
@@ -49,15 +50,15 @@ class Limits:
             flush=True,
         )
 
-    def fewer_prompts(self, engine: HFEngine, prompts: int, error: BaseException) -> None:
+    def fewer_prompts(self, engine: HFEngine, prompts: int, message: str) -> None:
         """Halves the prompts that are sampled at once. Raises RunError at one prompt."""
         tried = min(engine.batch_size or prompts, prompts)
         if tried <= 1:
             raise RunError(
-                f"out of memory sampling {self.traces} traces of one prompt: {_first_line(error)}",
+                f"out of memory sampling {self.traces} traces of one prompt: {_first_line(message)}",
                 why="a prompt's traces are sampled together",
                 fix="a smaller --max-trace-length or --num-generations",
-            ) from error
+            )
         self.prompts = engine.batch_size = tried // 2
         print(
             f"warning: out of memory with {tried} prompts sampled at once; going on with "
@@ -78,5 +79,5 @@ class Limits:
         engine.batch_size = self.prompts
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _first_line(text: str) -> str:
+    return (text.splitlines() or [""])[0]

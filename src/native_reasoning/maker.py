@@ -1,9 +1,9 @@
 """Makes windows: samples traces, judges their text, and scores them where that comes beforehand."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -73,14 +73,23 @@ class WindowMaker:
         real = [group for group in groups if group.weight]
         several = len(shares) * args.num_iterations > 1
         rated = self._rate(real, plan.rollout) if several or beforehand else None
-        sampled = iter(self._sample(real, plan.rollout) if rated is None else [t for t, _ in rated])
-        traces = [next(sampled) if group.weight else self._empty() for group in groups]
-        verdicts = self._verdicts(groups, traces, context)
-        every = iter(zip(groups, traces, verdicts, strict=True))
-        micros = [[_micro_batch([next(every) for _ in b]) for b in s] for s in shares]
-        if several or beforehand:
-            known = None if rated is None else iter([s for _, s in rated])
-            micros = [[self._remember(m, plan, model, several, known) for m in s] for s in micros]
+        sampled = iter(
+            [(t, None) for t in self._sample(real, plan.rollout)] if rated is None else rated
+        )
+        found = [next(sampled) if group.weight else (self._empty(), None) for group in groups]
+        verdicts = self._verdicts(groups, [traces for traces, _ in found], context)
+        cells = iter([_Cell(g, *f, v) for g, f, v in zip(groups, found, verdicts, strict=True)])
+        micros: list[list[MicroBatch]] = []
+        for share in shares:
+            mine = sorted((next(cells) for batch in share for _ in batch), key=_Cell.length)
+            cuts = iter(mine)  # micro-batches of rows of like lengths, so that little is padded
+            batches = [[next(cuts) for _ in batch] for batch in share]
+            micros.append([_micro_batch(batch) for batch in batches])
+            if several or beforehand:
+                micros[-1] = [
+                    self._remember(micro, plan, model, several, [cell.scores for cell in batch])
+                    for micro, batch in zip(micros[-1], batches, strict=True)
+                ]
         return Window(plan.rollout, tuple(map(tuple, micros)))
 
     def reopen(self, path: Path) -> Window:
@@ -90,7 +99,8 @@ class WindowMaker:
     def score(self, window: Window, plan: PlannedStep, model: nn.Module) -> Window:
         """The window of one optimiser step with its scores taken beforehand after all."""
         scored = [
-            [self._remember(m, plan, model, False, None) for m in s] for s in window.minibatches
+            [self._remember(m, plan, model, False, [None] * len(m.groups)) for m in minibatch]
+            for minibatch in window.minibatches
         ]
         return replace(window, minibatches=tuple(map(tuple, scored)))
 
@@ -170,17 +180,14 @@ class WindowMaker:
         plan: PlannedStep,
         model: nn.Module,
         several: bool,
-        known: Iterator[Scores] | None,
+        known: Sequence[Scores | None],
     ) -> MicroBatch:
-        """The micro-batch with what is remembered of it. ``known`` gives the scores of each group
-        that is no filler, None has them computed, one group at a time."""
+        """The micro-batch with what is remembered of it. The scores that are not ``known`` are
+        computed, one group at a time."""
         with inference(model):
             scores = []
-            for group, traces in zip(micro.groups, micro.traces, strict=True):
-                if known is not None and group.weight:
-                    scores.append(next(known))
-                else:
-                    scores += self.scorer(model, [group], [traces])
+            for group, traces, found in zip(micro.groups, micro.traces, known, strict=True):
+                scores += [found] if found else self.scorer(model, [group], [traces])
             scores = self._attach(micro, scores)
         recalls = []
         for s, signal in zip(scores, self.signals(micro, scores, plan), strict=True):
@@ -242,10 +249,23 @@ class WindowMaker:
         return replace(self.groups[0], weight=0.0)
 
 
-def _micro_batch(cells: list[tuple[PromptGroup, Traces, Verdict | None]]) -> MicroBatch:
-    verdicts = tuple(verdict for _, _, verdict in cells if verdict is not None)
+class _Cell(NamedTuple):
+    """One group of a rollout."""
+
+    group: PromptGroup
+    traces: Traces
+    scores: Scores | None
+    verdict: Verdict | None
+
+    def length(self) -> int:
+        """Tokens of its longest row."""
+        return len(self.group.prompt_ids) + max(self.traces.lengths) + len(self.group.answer_ids)
+
+
+def _micro_batch(cells: list[_Cell]) -> MicroBatch:
+    verdicts = tuple(cell.verdict for cell in cells if cell.verdict is not None)
     return MicroBatch(
-        groups=tuple(group for group, _, _ in cells),
-        traces=tuple(traces for _, traces, _ in cells),
+        groups=tuple(cell.group for cell in cells),
+        traces=tuple(cell.traces for cell in cells),
         verdicts=verdicts or None,
     )

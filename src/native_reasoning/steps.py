@@ -88,19 +88,17 @@ class StepInParts(WholeCheckpoints):
         Out of memory, the whole optimiser step is begun again from zero gradients with half the
         rows at once and the same traces: a backward that failed has already added to them.
         """
-        try:
-            return self._train(model, inputs["micro"], *args)
-        except torch.OutOfMemoryError as error:
-            failed = error
+        done = inputs["place"]  # micro-batches whose gradients are there
         while True:
-            self.limits.fewer_rows(inputs["micro"].rows, self.args.world_size, failed)
-            self._begin_again()
             assert self.window is not None
             micros = self.window.minibatches[self.plan.minibatch][: inputs["place"] + 1]
             try:
-                return [self._train(model, micro, *args) for micro in micros][-1]
+                return [self._train(model, micro, *args) for micro in micros[done:]][-1]
             except torch.OutOfMemoryError as error:
-                failed = error
+                failed = str(error)  # the error itself would keep the tensors
+            self.limits.fewer_rows(max(m.rows for m in micros), self.args.world_size, failed)
+            self._begin_again()
+            done = 0
 
     def _train(self, model: nn.Module, micro: MicroBatch, *args: Any) -> Tensor:
         """The loss for the log: one that is not a number would stay in transformers' running sum.

@@ -235,7 +235,7 @@ class NRTTrainer(StepInParts):
         self.mean_tokens = self.maker.mean_tokens(minibatch, self.traces_per_step)
         self._clock = {"rollout": time.perf_counter() - began, "began": began}
         self.runlog.mark()
-        return [{"micro": micro, "place": i} for i, micro in enumerate(minibatch)], None
+        return [{"place": i} for i in range(len(minibatch))], None
 
     def _sampled_window(self) -> Window:
         """The rollout that this step opens; with fewer prompts at once where memory runs out."""
@@ -249,7 +249,8 @@ class NRTTrainer(StepInParts):
                     trainer_state=self.state,
                 )
             except torch.OutOfMemoryError as error:
-                self.limits.fewer_prompts(self.engine, len(self.plan.rows), error)
+                failed = str(error)
+            self.limits.fewer_prompts(self.engine, len(self.plan.rows), failed)
 
     def _window_is_open(self) -> bool:
         """Whether this step trains on traces that an earlier one sampled."""

@@ -1,0 +1,138 @@
+"""Out of memory, by injection: the step begins again with the same traces and half the rows."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lab_run import lab_trainer
+from native_reasoning.errors import RunError
+from native_reasoning.limits import LIMITS
+from native_reasoning.records import read_metrics, read_traces
+from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.scoring import Scorer
+from watchers import Gradients, Killed, KillIn
+
+#: three micro-batches of one prompt, so that the one that fails has others before it
+THREE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+
+
+def small(monkeypatch, rows):
+    """A device on which a forward with gradients of more than ``rows`` traces does not fit, nor
+    does a backward: it fails when half of the gradients are there."""
+    plain, failed = Scorer.__call__, []
+
+    def score(self, model, groups, traces, *rest):
+        found = plain(self, model, groups, traces, *rest)
+        count = sum(len(t.ids) for t in traces)
+        if torch.is_grad_enabled() and count > rows:
+            failed.append(count)
+            if len(failed) % 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            found[0].answer.register_hook(_no_memory)
+        return found
+
+    monkeypatch.setattr(Scorer, "__call__", score)
+    return failed
+
+
+def _no_memory(gradient):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def run(folder, callbacks=(), **settings):
+    keep = Gradients()
+    trainer = lab_trainer(folder, [keep, *callbacks], **{**THREE, **settings})
+    trainer.train()
+    return keep.seen, trainer
+
+
+@pytest.mark.parametrize("preset", ["nrt-ws", "rlpr", "nover"])
+def test_the_step_is_the_same_with_fewer_rows_and_says_so_once(
+    preset, tmp_path, monkeypatch, capsys
+):
+    exact = {"preset": preset, "max_steps": 2, "model_init_kwargs": {"dtype": "float64"}}
+    whole, _ = run(tmp_path / "whole", **exact)
+    failed = small(monkeypatch, rows=1)
+    parts, trainer = run(tmp_path / "parts", **exact)
+    assert failed[:2] == [4, 2]  # 4 -> 2 -> 1, and never again
+    assert len(failed) == 2
+    assert trainer.limits.rows == 1
+    assert capsys.readouterr().err.count("out of memory") == 2
+    assert (whole[0] - parts[0]).norm() <= 2e-8 * whole[0].norm()
+    assert (whole[1] - parts[1]).norm() <= 1e-5 * whole[1].norm()
+    for one, other in zip(
+        *map(read_metrics, (tmp_path / "whole", tmp_path / "parts")), strict=True
+    ):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    before, after = (read_traces(tmp_path / name).to_pylist() for name in ("whole", "parts"))
+    assert [r["trace"] for r in before] == [r["trace"] for r in after]
+
+
+def test_the_last_micro_batch_may_fail_alone(tmp_path, monkeypatch):
+    """The gradients of those before it are dropped with it: they are counted once."""
+    exact = {"max_steps": 1, "model_init_kwargs": {"dtype": "float64"}}
+    whole, _ = run(tmp_path / "whole", **exact)
+    plain, calls = Scorer.__call__, []
+
+    def score(self, *args):
+        calls.append(torch.is_grad_enabled())
+        if calls == [True] * 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, *args)
+
+    monkeypatch.setattr(Scorer, "__call__", score)
+    parts, trainer = run(tmp_path / "parts", **exact)
+    assert trainer.limits.rows == 2
+    assert calls == [True] * 3 + [False] * 3 + [True] * 6
+    assert (whole[0] - parts[0]).norm() <= 2e-8 * whole[0].norm()
+    assert read_metrics(tmp_path / "parts")[0]["loss_trace"] == pytest.approx(
+        read_metrics(tmp_path / "whole")[0]["loss_trace"], rel=1e-6
+    )
+
+
+def test_one_row_that_does_not_fit_ends_the_run_with_what_to_do(tmp_path, monkeypatch):
+    small(monkeypatch, rows=0)
+    with pytest.raises(RunError, match="1 traces in a forward") as caught:
+        run(tmp_path / "run", max_steps=1)
+    assert "--max-trace-length" in caught.value.fix
+
+
+def test_a_resumed_run_goes_on_with_the_size_that_fits(tmp_path, monkeypatch):
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    failed = small(monkeypatch, rows=2)
+    run(tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        run(tmp_path / "run", [KillIn(2)], **settings)
+    assert (tmp_path / "run" / "checkpoint-1" / LIMITS).is_file()
+    count = len(failed)
+    lab_trainer(tmp_path / "run", **{**THREE, **settings}).train(resume_from_checkpoint=True)
+    assert len(failed) == count
+    one, two = (
+        load_file(tmp_path / name / "checkpoint-3" / "model.safetensors")
+        for name in ("whole", "run")
+    )
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "run")
+
+
+def test_sampling_goes_on_with_fewer_prompts_at_once(tmp_path, monkeypatch, capsys):
+    whole, _ = run(tmp_path / "whole", max_steps=1)
+    plain = HFEngine._decoder
+
+    def decoder(self, prompts, copies):
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, prompts, copies)
+
+    monkeypatch.setattr(HFEngine, "_decoder", decoder)
+    parts, trainer = run(tmp_path / "parts", max_steps=1)
+    assert trainer.engine.batch_size == 1
+    assert "--rollout-batch-size 1" in capsys.readouterr().err
+    assert (whole[0] - parts[0]).norm() <= 1e-5 * whole[0].norm()
+    before, after = (read_traces(tmp_path / name).to_pylist() for name in ("whole", "parts"))
+    assert [r["trace"] for r in before] == [r["trace"] for r in after]
+    monkeypatch.setattr(HFEngine, "_decoder", lambda *args: _no_memory(None))
+    with pytest.raises(RunError, match="sampling"):
+        run(tmp_path / "none", max_steps=1)
