@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"trainer.py": 335, "methods.py": 330}
+LONGER = {"trainer.py": 350, "methods.py": 330}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (
@@ -40,7 +40,7 @@ LINE = (
     ("manifest", "records"),
     ("meter", "runlog"),
     ("window",),
-    ("parts", "limits"),
+    ("parts", "limits", "clock"),
     ("maker",),
     ("evaluate",),
     ("callbacks", "checkpoints", "progress", "resume"),

@@ -55,7 +55,8 @@ class Limits:
         tried = min(engine.batch_size or prompts, prompts)
         if tried <= 1:
             raise RunError(
-                f"out of memory sampling {self.traces} traces of one prompt: {_first_line(message)}",
+                f"out of memory sampling {self.traces} traces of one prompt: "
+                + _first_line(message),
                 why="a prompt's traces are sampled together",
                 fix="a smaller --max-trace-length or --num-generations",
             )

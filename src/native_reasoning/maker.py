@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
 from native_reasoning.custom import RewardFunctions, check_signal, name_of
 from native_reasoning.groups import PlannedStep, Schedule, rank_share
@@ -51,6 +52,7 @@ class WindowMaker:
         self.objective, self.rewards, self.state = objective, rewards, state
         self.settings = args.resolved_objective()
         self.samples = self.settings.traces == "sampled"
+        self.clock = Clock()
 
     def make(
         self,
@@ -72,10 +74,11 @@ class WindowMaker:
         groups = [self._filler() if r is None else self.groups[r] for r in rows]
         real = [group for group in groups if group.weight]
         several = len(shares) * args.num_iterations > 1
-        rated = self._rate(real, plan.rollout) if several or beforehand else None
-        sampled = iter(
-            [(t, None) for t in self._sample(real, plan.rollout)] if rated is None else rated
-        )
+        with self.clock.stage("sampling"):
+            rated = self._rate(real, plan.rollout) if several or beforehand else None
+            if rated is None:
+                rated = [(traces, None) for traces in self._sample(real, plan.rollout)]
+        sampled = iter(rated)
         found = [next(sampled) if group.weight else (self._empty(), None) for group in groups]
         verdicts = self._verdicts(groups, [traces for traces, _ in found], context)
         cells = iter([_Cell(g, *f, v) for g, f, v in zip(groups, found, verdicts, strict=True)])
@@ -184,7 +187,7 @@ class WindowMaker:
     ) -> MicroBatch:
         """The micro-batch with what is remembered of it. The scores that are not ``known`` are
         computed, one group at a time."""
-        with inference(model):
+        with self.clock.stage("scoring"), inference(model):
             scores = []
             for group, traces, found in zip(micro.groups, micro.traces, known, strict=True):
                 scores += [found] if found else self.scorer(model, [group], [traces])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from native_reasoning.checkpoints import WholeCheckpoints
+from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
 from native_reasoning.groups import PlannedStep
 from native_reasoning.limits import Limits
@@ -35,6 +36,7 @@ class StepInParts(WholeCheckpoints):
     memory: ObjectiveState
     limits: Limits
     runlog: RunLog
+    clock: Clock
     plan: PlannedStep
     window: Window | None
     mean_tokens: float
@@ -54,20 +56,22 @@ class StepInParts(WholeCheckpoints):
         """The micro-batch's share of the step's loss; DDP averages over ranks, hence world_size."""
         micro: MicroBatch = inputs["micro"]
         share, terms = self.args.world_size / self.traces_per_step, []
-        found = self.maker.scores(micro, model)
-        signals = (
-            self.maker.signals(micro, found, self.plan)
-            if micro.recalls is None
-            else [recall.signal for recall in micro.recalls]
-        )
-        for i, (scores, signal) in enumerate(zip(found, signals, strict=True)):
-            if not micro.groups[i].weight:
-                terms.append(0.0 * scores.answer.sum())  # every rank takes part in the backward
-                continue
-            old = micro.recalls[i].old if micro.recalls else None
-            term = group_loss(scores, signal, self.settings, old, self.mean_tokens)
-            terms.append(share * term.total())
-            self.runlog.note_loss(term, share / self.args.world_size)
+        with self.clock.stage("scoring"):
+            found = self.maker.scores(micro, model)
+        with self.clock.stage("objective"):
+            signals = (
+                self.maker.signals(micro, found, self.plan)
+                if micro.recalls is None
+                else [recall.signal for recall in micro.recalls]
+            )
+            for i, (scores, signal) in enumerate(zip(found, signals, strict=True)):
+                if not micro.groups[i].weight:
+                    terms.append(0.0 * scores.answer.sum())  # every rank takes part in the backward
+                    continue
+                old = micro.recalls[i].old if micro.recalls else None
+                term = group_loss(scores, signal, self.settings, old, self.mean_tokens)
+                terms.append(share * term.total())
+                self.runlog.note_loss(term, share / self.args.world_size)
         if micro.recalls is None:
             self._note(micro, found, signals)
         return torch.stack(terms).sum()
@@ -93,7 +97,10 @@ class StepInParts(WholeCheckpoints):
             assert self.window is not None
             micros = self.window.minibatches[self.plan.minibatch][: inputs["place"] + 1]
             try:
-                return [self._train(model, micro, *args) for micro in micros[done:]][-1]
+                loss = [self._train(model, micro, *args) for micro in micros[done:]][-1]
+                if inputs["last"]:
+                    self.clock.begin("optimiser")
+                return loss
             except torch.OutOfMemoryError as error:
                 failed = str(error)  # the error itself would keep the tensors
             self.limits.fewer_rows(max(m.rows for m in micros), self.args.world_size, failed)
@@ -112,7 +119,8 @@ class StepInParts(WholeCheckpoints):
         losses = []
         for part in parts:
             last = part is parts[-1]
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            sync = nullcontext() if last else self.accelerator.no_sync(model)
+            with sync, self.clock.stage("backward"):
                 losses.append(super().training_step(model, {"micro": part}, *args))
         return torch.stack(losses).sum().nan_to_num(0.0, 0.0, 0.0)
 

@@ -29,6 +29,7 @@ from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checks import check_sampling
+from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
@@ -88,13 +89,14 @@ class NRTTrainer(StepInParts):
         install_scoring(policy.model)
         self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
         self.memory, self.limits = ObjectiveState(self.settings), Limits(args)
+        self.clock = Clock()
         super().__init__(
             model=policy.model,
             args=args,
             train_dataset=self.train_groups or None,  # type: ignore[arg-type]
             eval_dataset=self.eval_groups or None,  # type: ignore[arg-type]
             processing_class=policy.tokenizer,
-            callbacks=[self.finite_guard, self.signals, self.memory, *(callbacks or [])],
+            callbacks=[*self._own_callbacks(), *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         check_decoding(policy.model, self.template.vocabulary)
@@ -116,6 +118,9 @@ class NRTTrainer(StepInParts):
         self._clock: dict[str, float] = {}
         self._resumed: Path | None = None
 
+    def _own_callbacks(self) -> list[TrainerCallback]:
+        return [self.finite_guard, self.signals, self.memory, ClockCallback(self.clock)]
+
     def _make_maker(
         self,
         model: PreTrainedModel,
@@ -132,9 +137,11 @@ class NRTTrainer(StepInParts):
             self.memory.judges = Judges(
                 model, settings, scorer, autocast=lambda: self.accelerator.autocast()
             )
-        return WindowMaker(
+        maker = WindowMaker(
             args, self.train_groups, self.engine, scorer, objective, rewards, self.memory
         )
+        maker.clock = self.clock
+        return maker
 
     def _new_log(self, records: RunFolder) -> RunLog:
         supervised = self.maker.objective == self.settings and self.settings.reward == "none"
@@ -223,7 +230,7 @@ class NRTTrainer(StepInParts):
         """The step's micro-batches, sampled now if the step opens a rollout."""
         for _ in range(num_batches):
             next(epoch_iterator)
-        began = time.perf_counter()
+        self._clock = {"began": time.perf_counter(), **self.clock.take()}
         self.plan = self.schedule.step(self.state.global_step)
         if self.window is None or self.window.rollout != self.plan.rollout:
             if self._resumed is not None and self._window_is_open():
@@ -232,10 +239,12 @@ class NRTTrainer(StepInParts):
                 self.window = self._sampled_window()
         self.memory.rollout = self.window.rollout
         minibatch = self.window.minibatches[self.plan.minibatch]
-        self.mean_tokens = self.maker.mean_tokens(minibatch, self.traces_per_step)
-        self._clock = {"rollout": time.perf_counter() - began, "began": began}
+        with self.clock.stage("waiting"):
+            self.mean_tokens = self.maker.mean_tokens(minibatch, self.traces_per_step)
+        self._clock["rollout"] = time.perf_counter() - self._clock["began"]
         self.runlog.mark()
-        return [{"place": i} for i in range(len(minibatch))], None
+        last = len(minibatch) - 1
+        return [{"place": i, "last": i == last} for i in range(last + 1)], None
 
     def _sampled_window(self) -> Window:
         """The rollout that this step opens; with fewer prompts at once where memory runs out."""
@@ -263,22 +272,29 @@ class NRTTrainer(StepInParts):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's means to the loss; metrics and times go to the run folder."""
-        step, now = self.state.global_step, time.perf_counter()
+        step = self.state.global_step
         if "train_runtime" in logs:
             self.runlog.records.append_timings(step, logs)
             super().log(logs, start_time)
             return
         if "loss" in logs:
-            logs |= self.runlog.means()
+            with self.clock.stage("waiting"):
+                logs |= self.runlog.means()
             logs["skipped_updates"] = skipped = self.finite_guard.take()
             logs["loss"] = math.nan if skipped else logs["loss"]
-            seconds = {
-                "rollout_seconds": self._clock["rollout"],
-                "step_seconds": now - self._clock["began"],
-            }
-            self.runlog.records.append_timings(step, seconds)
-        super().log(logs, start_time)
-        self.runlog.records.append_metrics(step, logs)
+            self.runlog.records.append_timings(step, self._seconds())
+        with self.clock.stage("records"):
+            super().log(logs, start_time)
+            self.runlog.records.append_metrics(step, logs)
+
+    def _seconds(self) -> dict[str, float]:
+        """Times of the step that ends now, with the records that were written before it began."""
+        stages, whole = self.clock.take(), time.perf_counter() - self._clock["began"]
+        other = whole - sum(stages.values())
+        stages["records"] += self._clock["records"]
+        named = {**stages, "other": other, "step": whole + self._clock["records"]}
+        named["rollout"] = self._clock["rollout"]
+        return {f"{name}_seconds": value for name, value in named.items()}
 
     def evaluate(
         self,
@@ -319,8 +335,9 @@ class NRTTrainer(StepInParts):
 
     def before_checkpoint(self) -> None:
         """Traces and metrics up to here are on the disk before the checkpoint is."""
-        self.runlog.write_traces(self.state.global_step)
-        self.runlog.records.sync()
+        with self.clock.stage("records"):
+            self.runlog.write_traces(self.state.global_step)
+            self.runlog.records.sync()
 
     def add_to_checkpoint(self, folder: Path) -> None:
         """The open window, if the next step goes on with it, and what the objective remembers."""

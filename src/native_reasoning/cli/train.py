@@ -22,6 +22,7 @@ class Plan:
     eval_data: str | None
     resume: str | bool | None
     settings: dict[str, Any]
+    profile: int = 0
 
 
 def run(parsed: Parsed) -> int:
@@ -71,6 +72,7 @@ def make_plan(parsed: Parsed) -> Plan:
         model=model_folder(model)[0],
         data=data,
         eval_data=None if eval_data is None else str(eval_data),
+        profile=_count(own["profile"], "--profile"),
         resume=resume,
         settings={
             key: value
@@ -78,6 +80,17 @@ def make_plan(parsed: Parsed) -> Plan:
             if key not in ("model", "data", "eval_data", "output_dir")
         },
     )
+
+
+def _count(text: str | None, flag: str) -> int:
+    """A flag's number of steps, 0 where it was not given. Raises ConfigError."""
+    if text is None:
+        return 0
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(
+            f"{flag} {text}", why="it is a number of optimiser steps", fix=f"{flag} 10"
+        )
+    return int(text)
 
 
 def _config_of(out: str | None) -> Path:
@@ -131,6 +144,7 @@ def _first_free(path: Path) -> Path:
 def build(plan: Plan, folder: str) -> Any:
     """The trainer: settings are checked first, then the data is read, then the model."""
     from native_reasoning.cli.inputs import load_data, refused_by_libraries
+    from native_reasoning.clock import ProfileCallback
     from native_reasoning.progress import ProgressCallback
     from native_reasoning.recipe import make_config
     from native_reasoning.trainer import NRTTrainer
@@ -151,7 +165,9 @@ def build(plan: Plan, folder: str) -> Any:
         say(f"warning: {left_out_warning(missing, data.report)}")
     say_loading(plan.model)
     with refused_by_libraries():
-        trainer = NRTTrainer(plan.model, config, data, held_out, callbacks=[ProgressCallback()])
+        watching: list[Any] = [ProgressCallback()]
+        watching += [ProfileCallback(plan.profile)] if plan.profile else []
+        trainer = NRTTrainer(plan.model, config, data, held_out, callbacks=watching)
     trainer.recipe = {"model": plan.model, "data": plan.data, "eval_data": plan.eval_data}
     for report in (trainer.train_report, trainer.eval_report):
         for line in report.lines() if report else ():
