@@ -44,7 +44,7 @@ def test_one_plain_line_per_logged_step():
     told = "reward 0.31 (base 0.22)  uplift +0.050  length 31  closed 80 %  "
     assert lines[0].startswith(f"step 1/2  {told}")
     assert lines[1].startswith(f"step 2/2  {told}")
-    assert lines[0].endswith(" s")
+    assert lines[0].endswith(" tokens/s")
     assert lines[2:] == [
         "evaluation at step 2: accuracy 25.0 % with thinking, 20.0 % without; uplift +0.051"
     ]

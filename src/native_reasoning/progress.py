@@ -64,10 +64,11 @@ class ProgressCallback(TrainerCallback):
             self._then = time.perf_counter()
         elif "uplift" in logs:
             seconds = self._seconds_per_step(state.global_step)
+            rate = _sampled_tokens(args, logs) / seconds
             if self._bar is None:
-                self._print(step_line(state.global_step, state.max_steps, logs, seconds))
+                line = step_line(state.global_step, state.max_steps, logs, seconds)
+                self._print(f"{line}  {rate:,.0f} tokens/s")
             else:
-                rate = _sampled_tokens(args, logs) / seconds
                 told = live_text(logs, rate, self._bar.console.width)
                 self._bar.update(self._task, told=told)
 
