@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"trainer.py": 350, "methods.py": 330}
+LONGER = {"trainer.py": 360, "methods.py": 330}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (
@@ -30,7 +30,7 @@ LINE = (
     ("encoding",),
     ("prepared",),
     ("policy",),
-    ("head",),
+    ("head", "layouts"),
     ("rollout",),
     ("packing",),
     ("scoring", "sharing", "rating"),

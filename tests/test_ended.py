@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from native_reasoning.layouts import LAYOUTS
 from native_reasoning.scoring import pack, unpack
 from native_reasoning.types import Traces
 from test_scoring import GROUPS, KINDS, TAG, TEMPLATE, models, row_logps
@@ -17,11 +18,11 @@ TRACES = Traces(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_decision_to_end_is_the_last_token_of_the_trace(kind, share, temperature):
+def test_the_decision_to_end_is_the_last_token_of_the_trace(kind, layout, temperature):
     scoring, plain = models(kind)
-    packed = pack([GROUP], [TRACES], TEMPLATE, share=share, temperature=temperature)
+    packed = pack([GROUP], [TRACES], TEMPLATE, layouts=(layout,), temperature=temperature)
     (scores,) = unpack(packed, scoring(score=packed.batch), TEMPLATE)
     assert TRACES.lengths == (3, 2, 1, 2, 3)
     assert scores.trace_mask.sum(-1).tolist() == [3, 2, 1, 2, 3]

@@ -24,7 +24,7 @@ TRACES = [Traces(((70, 71, TAG), (72,)), (True, False)), Traces(((TAG,), (73, TA
 
 
 def scorer():
-    return Scorer(TEMPLATE, torch.device("cpu"), 1.0, True, 1e-5)
+    return Scorer(TEMPLATE, torch.device("cpu"), 1.0, ("shared",), 1e-5)
 
 
 def judges(preset, model=None, **changes):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import tiny
 from groups_of_scores import full_scores
 from native_reasoning.judges import Judges
+from native_reasoning.layouts import LAYOUTS
 from native_reasoning.losses import group_loss
 from native_reasoning.objective import preset_objective
 from native_reasoning.presets import PRESETS
@@ -112,14 +113,14 @@ def models():
     return policy, other
 
 
-def scorer(share=True):
-    return Scorer(TEMPLATE, torch.device("cpu"), 1.0, share, 1e-12)
+def scorer(layout="shared"):
+    return Scorer(TEMPLATE, torch.device("cpu"), 1.0, (layout,), 1e-12)
 
 
-def scored(groups, traces, objective, share=True):
+def scored(groups, traces, objective, layout="shared"):
     """Scores with all that the objective asks."""
     policy, other = models()
-    score = scorer(share)
+    score = scorer(layout)
     found = score(policy, groups, traces)
     if objective.needs_frozen or objective.needs_ema:
         found = Judges(other, objective, score, contextlib.nullcontext).attach(
@@ -138,9 +139,9 @@ def gradient(total):
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
 
-def fused(groups, traces, objective, share=True):
+def fused(groups, traces, objective, layout="shared"):
     """Rewards and loss out of one forward pass."""
-    found = scored(groups, traces, objective, share)
+    found = scored(groups, traces, objective, layout)
     return gradient(
         sum(group_loss(s, objective(s), objective, mean_tokens=4.0).total() for s in found)
     )
@@ -192,7 +193,8 @@ def agree(one, other, tolerance=1e-9):
 @given(preset=st.sampled_from(PRESETS_OF_ALL_KINDS), batch=batches())
 def test_packed_rows_are_plain_rows(preset, batch):
     objective = preset_objective(preset)
-    one, other = (fused(*batch, objective, share=share) for share in (True, False))
+    one, two, other = (fused(*batch, objective, layout=layout) for layout in LAYOUTS)
+    agree(two, other, 1e-6)
     agree(one, other, 1e-6)  # the model's norms compute in float32, whatever its weights are
 
 

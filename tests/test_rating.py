@@ -60,7 +60,7 @@ def rated(kind, template, temperature, seed=0, batch=None, k=6):
     ends = [tuple(e if e is None else end for e in t.ended) for t in traces]
     known = [s for first, after, r in raters for s in r.scores(traces[first:after])]
     with torch.no_grad():
-        scorer = Scorer(template, torch.device("cpu"), temperature, True, 1e-12)
+        scorer = Scorer(template, torch.device("cpu"), temperature, ("shared",), 1e-12)
         expected = scorer(
             model, groups, [replace(t, ended=e) for t, e in zip(traces, ends, strict=True)]
         )

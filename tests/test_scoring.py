@@ -8,6 +8,7 @@ import torch
 import tiny
 from native_reasoning import scoring
 from native_reasoning.head import chosen_logps, direct_head
+from native_reasoning.layouts import LAYOUTS, cheapest
 from native_reasoning.packing import pack
 from native_reasoning.scoring import install_scoring, unpack
 from native_reasoning.sharing import can_share_prompts
@@ -105,12 +106,12 @@ def check(model, scores, groups=GROUPS, traces=TRACES, template=TEMPLATE, temper
                 same(got.forced_tag[k][None], [sum(tag, torch.zeros(()))])
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_equal_plain_forwards_of_each_row_alone(kind, share):
+def test_scores_equal_plain_forwards_of_each_row_alone(kind, layout):
     model, plain = models(kind)
     with torch.no_grad():
-        check(plain, run(model, share=share))
+        check(plain, run(model, layouts=(layout,)))
 
 
 @pytest.mark.parametrize("template", [GAP, TEXT], ids=["gap", "text"])
@@ -119,9 +120,9 @@ def test_gap_is_forwarded_and_not_scored_and_long_tags_are_scored_whole(template
     tag = template.boundary.close_ids
     traces = (Traces(((11, 12, *tag), (13,), tag, (14, 15, 16)), (True, False, True, False)),)
     assert template.gap_ids or len(tag) > 1
-    for share in (True, False):
+    for layout in LAYOUTS:
         with torch.no_grad():
-            scores = run(model, GROUPS[:1], traces, template, share=share)
+            scores = run(model, GROUPS[:1], traces, template, layouts=(layout,))
         check(plain, scores, GROUPS[:1], traces, template)
         assert torch.equal(scores[0].answer[2], scores[0].baseline)
 
@@ -160,10 +161,10 @@ def test_sampled_answers_are_scored_behind_their_traces(template, temperature):
         ended=(None, None, None, None, template.end_ids[-1]),
         answers=((60, 61, end), (), (62, 63, 64, 65), reference, ()),
     )
-    for share in (True, False):
+    for layout in LAYOUTS:
         with torch.no_grad():
             (got,) = run(
-                model, GROUPS[:1], (traces,), template, share=share, temperature=temperature
+                model, GROUPS[:1], (traces,), template, layouts=(layout,), temperature=temperature
             )
             for k, (ids, closed) in enumerate(zip(traces.ids, traces.closed, strict=True)):
                 answer = traces.answers[k]
@@ -243,11 +244,12 @@ def relative(one, other):
     return ((one - other).norm() / other.norm()).item()
 
 
+@pytest.mark.parametrize("layout", ["shared", "packed"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_shared_prompts_give_the_gradients_of_plain_rows(kind):
+def test_layouts_give_the_gradients_of_plain_rows(kind, layout):
     model, plain = models(kind)
-    shared = gradient(model, objective(run(model, share=True)))
-    alone = gradient(model, objective(run(model, share=False)))
+    shared = gradient(model, objective(run(model, layouts=(layout,))))
+    alone = gradient(model, objective(run(model, layouts=("rows",))))
     assert relative(shared, alone) < 1e-5
 
     rows = []
@@ -269,20 +271,40 @@ def test_shared_prompts_give_the_gradients_of_plain_rows(kind):
     assert relative(shared, gradient(plain, objective(rows))) < 1e-5
 
 
+@pytest.mark.parametrize("layout", ["packed", "rows"])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
-def test_activation_checkpointing_in_train_mode_gives_the_same_gradient(kind):
+def test_activation_checkpointing_in_train_mode_gives_the_same_gradient(kind, layout):
     model, _ = models(kind)
-    before = gradient(model, objective(run(model, share=False)))
+    before = gradient(model, objective(run(model, layouts=("rows",))))
     model.train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     assert model.is_activation_checkpointing
-    after = gradient(model, objective(run(model, share=False)))
+    after = gradient(model, objective(run(model, layouts=(layout,))))
     assert relative(after, before) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_architectures_whose_cache_can_be_repeated_share_prompts(kind):
     assert can_share_prompts(models(kind)[0].train(), TEMPLATE)
+    assert can_share_prompts(models(kind)[0].train(), TEMPLATE, "packed")
+
+
+def test_layers_of_several_kinds_are_not_packed_under_one_mask():
+    model, _ = models("gemma2")
+    assert can_share_prompts(model, TEMPLATE)
+    assert not can_share_prompts(model, TEMPLATE, "packed")
+
+
+def test_the_layout_with_the_least_work_is_taken():
+    def layout(prompt, suffixes, hidden=256, allowed=LAYOUTS):
+        return cheapest(allowed, [[1] * prompt], [(0, [1] * n) for n in suffixes], hidden)
+
+    assert layout(512, [80] * 9) == "shared"
+    assert layout(30, [6, 7, 5, 400]) == "packed"  # most of a padded batch would be padding
+    assert layout(512, [80] * 9, allowed=("packed", "rows")) == "packed"
+    assert layout(20, [4000] * 16, allowed=("packed", "rows")) == "rows"
+    packed = pack(GROUPS, TRACES, TEMPLATE, layouts=LAYOUTS, hidden=32)
+    assert (packed.batch.layout == "packed") == (packed.batch.long is not None)
 
 
 def test_window_that_is_too_long_to_try_is_tried_with_a_short_prompt():
@@ -303,7 +325,12 @@ def test_architecture_whose_cache_cannot_be_repeated_scores_the_plain_way():
     assert model.training
     # its convolutions run over padding on the left, so prompts of one length
     with torch.no_grad():
-        check(plain, run(model.eval(), GROUPS[:1], TRACES[:1], share=False), GROUPS[:1], TRACES[:1])
+        check(
+            plain,
+            run(model.eval(), GROUPS[:1], TRACES[:1], layouts=("rows",)),
+            GROUPS[:1],
+            TRACES[:1],
+        )
 
 
 def test_model_whose_shared_prompt_is_wrong_does_not_share():
@@ -332,14 +359,16 @@ def test_bfloat16_rounding_alone_does_not_forbid_sharing(kind):
 # -- Invariance ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_groups_padding_and_order_change_nothing(kind, share):
+def test_other_groups_padding_and_order_change_nothing(kind, layout):
     model, _ = models(kind)
     with torch.no_grad():
-        together = run(model, share=share)
+        together = run(model, layouts=(layout,))
         for chosen in ((2, 0, 1), (1, 0), (0,), (1,), (2,)):
-            some = run(model, [GROUPS[i] for i in chosen], [TRACES[i] for i in chosen], share=share)
+            some = run(
+                model, [GROUPS[i] for i in chosen], [TRACES[i] for i in chosen], layouts=(layout,)
+            )
             for i, scores in zip(chosen, some, strict=True):
                 for name in ("trace", "answer", "baseline", "forced_tag"):
                     one, other = getattr(scores, name), getattr(together[i], name)
@@ -363,10 +392,12 @@ def test_order_of_the_traces_changes_nothing_but_the_order():
 def test_prompt_of_one_token_beside_a_long_one(kind):
     model, plain = models(kind)
     groups, traces = (group((77,)), GROUPS[0]), (TRACES[2], TRACES[0])
-    for share in (True, False):
+    for layout in LAYOUTS:
         with torch.no_grad():
-            check(plain, run(model, groups, traces, share=share), groups, traces)
-            check(plain, run(model, groups[:1], traces[:1], share=share), groups[:1], traces[:1])
+            check(plain, run(model, groups, traces, layouts=(layout,)), groups, traces)
+            check(
+                plain, run(model, groups[:1], traces[:1], layouts=(layout,)), groups[:1], traces[:1]
+            )
 
 
 # -- Rows ------------------------------------------------------------------------------------------
@@ -381,11 +412,11 @@ def test_duplicates_and_empty_traces_share_a_row():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("share", [True, False])
-def test_empty_trace_gets_exactly_the_baseline(kind, share):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_empty_trace_gets_exactly_the_baseline(kind, layout):
     model, _ = models(kind)
     with torch.no_grad():
-        scores = run(model, share=share)[0]
+        scores = run(model, layouts=(layout,))[0]
     assert torch.equal(scores.answer[2], scores.baseline)
     assert torch.equal(scores.answer[4], scores.baseline)
     assert torch.equal(scores.answer[1], scores.answer[3])
@@ -457,8 +488,8 @@ def test_only_scored_positions_reach_the_vocabulary(monkeypatch):
     assert seen == [SCORED]
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_logits_that_are_more_than_a_product_come_out_of_the_models_own_forward(share):
+@pytest.mark.parametrize("layout", ["shared", "rows"])
+def test_logits_that_are_more_than_a_product_come_out_of_the_models_own_forward(layout):
     model, plain = models("gemma2", final_logit_softcapping=2.0)
     assert not direct_head(model)
     seen = []
@@ -466,7 +497,7 @@ def test_logits_that_are_more_than_a_product_come_out_of_the_models_own_forward(
         lambda module, args, out: seen.append(out.shape[:-1].numel())
     )
     with torch.no_grad():
-        check(plain, run(model, share=share))
+        check(plain, run(model, layouts=(layout,)))
     assert seen == [SCORED]
 
 

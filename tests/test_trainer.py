@@ -179,9 +179,12 @@ def test_micro_batch_size_does_not_change_the_sampled_traces(seed, tmp_path):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen3"])
 def test_activation_checkpointing_does_not_change_the_gradient(kind, tmp_path):
-    plain = first_gradient(tmp_path / "a", model=tiny_model(kind))
-    saved = first_gradient(tmp_path / "b", model=tiny_model(kind), activation_checkpointing=True)
-    assert (plain - saved).norm() <= 1e-5 * plain.norm()
+    """In float64: the rows lie otherwise then, and advantages enlarge what float32 rounds."""
+    plain = first_gradient(tmp_path / "a", model=tiny_model(kind).double())
+    saved = first_gradient(
+        tmp_path / "b", model=tiny_model(kind).double(), activation_checkpointing=True
+    )
+    assert (plain - saved).norm() <= 1e-6 * plain.norm()
 
 
 def test_scores_taken_once_give_the_gradient_of_the_fused_pass(tmp_path):

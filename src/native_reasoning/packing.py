@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from native_reasoning.layouts import LongRows, cheapest, long_rows
 from native_reasoning.rollout.inputs import left_pad
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Traces
@@ -23,8 +24,8 @@ class Batch:
     (R, S); ``group_of_row``, ``tag_at`` (R,); ``end_ids`` (E,). ``scored`` marks the positions
     whose next token is scored, at ``temperature`` where ``sampled``, else at 1; at ``tag_at``,
     where the closing tag is predicted, the end-of-turn tokens ``end_ids`` are scored too. Logits
-    beyond ``vocabulary`` are padding. ``share`` False forwards the prompt
-    again with every row.
+    beyond ``vocabulary`` are padding. ``layout`` is one of layouts.py; ``long`` has the rows of
+    "packed".
     """
 
     prefix: Tensor
@@ -38,7 +39,8 @@ class Batch:
     end_ids: Tensor
     vocabulary: int
     temperature: float = 1.0
-    share: bool = True
+    layout: str = "shared"
+    long: LongRows | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +90,13 @@ def pack(
     device: torch.device | str = "cpu",
     *,
     temperature: float = 1.0,
-    share: bool = True,
+    layouts: Sequence[str] = ("shared",),
+    hidden: int = 1,
     empty: bool = True,
 ) -> Packed:
-    """The rows of these groups, each distinct one once; ``empty`` False leaves out those of the
-    empty traces, where the baseline is known."""
+    """The rows of these groups, each distinct one once, in the layout that costs least for a model
+    of width ``hidden``. ``empty`` False leaves out the rows of the empty traces, where the baseline
+    is known."""
     rows, row_of, sampled_in = _Rows(template, temperature != 1), [], []
     for g, (group, sampled) in enumerate(zip(groups, traces, strict=True)):
         first = (rows.place(g, group, template.empty_trace(), True),) if empty else ()
@@ -105,6 +109,25 @@ def pack(
                 for pair, answer, row in zip(pairs, sampled.answered(), scored_rows, strict=True)
             )
         )
+    prompts = [group.prompt_ids[:-1] for group in groups]
+    suffixes = [(g, ids) for g, _, ids in rows.found]
+    layout = cheapest(layouts, prompts, suffixes, hidden)
+    if layout == "shared" and not any(prompts):
+        layout = "rows"  # there is nothing to share
+    batch = _batch(rows, prompts, torch.device(device), temperature, layout)
+    answer_at = tuple(at for _, at in rows.found.values())
+    return Packed(batch, tuple(groups), tuple(traces), tuple(row_of), tuple(sampled_in), answer_at)
+
+
+def _batch(
+    rows: _Rows,
+    prompts: Sequence[Sequence[int]],
+    device: torch.device,
+    temperature: float,
+    layout: str,
+) -> Batch:
+    """The rows as tensors, behind ``prompts`` without their last tokens."""
+    template = rows.template
     after = len(template.gap_ids) + len(template.boundary.close_ids)
     width = max(len(ids) for _, _, ids in rows.found)
     suffix = torch.zeros(len(rows.found), width, dtype=torch.long)
@@ -118,10 +141,9 @@ def pack(
         at_temperature[r, answer_at : len(ids) - 1] |= answer_sampled
         scored[r, answer_at : len(ids) - 1] = True
     scored |= at_temperature
-    prefix, prefix_mask = left_pad(
-        [group.prompt_ids[:-1] for group in groups], torch.device(device)
-    )
-    batch = Batch(
+    prefix, prefix_mask = left_pad(prompts, device)
+    suffixes = [(g, ids) for g, _, ids in rows.found]
+    return Batch(
         prefix=prefix,
         prefix_mask=prefix_mask,
         suffix=suffix.to(device),
@@ -133,7 +155,10 @@ def pack(
         end_ids=torch.tensor(template.end_ids, device=device),
         vocabulary=template.vocabulary,
         temperature=temperature,
-        share=share and prefix.shape[1] > 0,
+        layout=layout,
+        long=None if layout != "packed" else _to(long_rows(prompts, suffixes), device),
     )
-    answer_at = tuple(at for _, at in rows.found.values())
-    return Packed(batch, tuple(groups), tuple(traces), tuple(row_of), tuple(sampled_in), answer_at)
+
+
+def _to(long: LongRows, device: torch.device | str) -> LongRows:
+    return LongRows(*(tensor.to(device) for tensor in vars(long).values()))

@@ -7,10 +7,10 @@ among them (it gives the baseline b), and an empty sampled trace is that same ro
     suffix   x_P  z_1 … z_n  tag  gap  y*_1 … y*_T          one row per distinct trace, padded right
 
 A trace with a sampled answer ŷ has a second row, with ŷ in the place of y*.
-The prefix is forwarded once *with gradients*, its cache is given to each of its rows, and only
-positions that are scored are projected to the vocabulary. packing.py says what to forward,
-``install_scoring`` makes the model's own ``forward`` do it (so that DDP, FSDP and autocast wrap it
-like any other forward), ``unpack`` gives ``Scores`` per group.
+The prefix is forwarded once *with gradients* and its cache is given to each of its rows (other
+layouts are in layouts.py); only positions that are scored are projected to the vocabulary.
+packing.py says what to forward, ``install_scoring`` makes the model's own ``forward`` do it (so
+that DDP, FSDP and autocast wrap it like any other forward), ``unpack`` gives ``Scores`` per group.
 """
 
 import functools
@@ -71,19 +71,14 @@ def install_scoring(model: PreTrainedModel) -> None:
 def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch) -> Tensor:
     """What ``model(score=batch)`` returns. ``plain`` None: logits are a linear map of the hidden
     states, and head.py takes the log-probabilities; else the model's own forward makes them."""
-    inputs, skipped = _inputs(model, batch)
-    chosen = batch.scored[:, :-1]
+    inputs, take = _inputs(model, batch)
     head = model.get_output_embeddings()
     if plain is None:
-        hidden = model.base_model(**inputs)[0][:, skipped:-1][chosen]
+        hidden = take(model.base_model(**inputs)[0])
         assert isinstance(head, torch.nn.Linear)
         return _lay_out(chosen_logps(hidden, head, choice(batch)), batch)
-
-    def keep_scored(module: torch.nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return (args[0][:, skipped:-1][chosen][None],)
-
     assert isinstance(head, torch.nn.Module)
-    hook = head.register_forward_pre_hook(keep_scored)
+    hook = head.register_forward_pre_hook(lambda module, args: (take(args[0])[None],))
     try:
         logits = plain(**inputs).logits[0]
     finally:
@@ -91,9 +86,19 @@ def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch) -> Tens
     return _lay_out(_of_logits(logits, choice(batch)), batch)
 
 
-def _inputs(model: PreTrainedModel, batch: Batch) -> tuple[dict[str, Any], int]:
-    """Arguments of the forward whose hidden states are wanted, and how many of its first positions
-    belong to the prefix."""
+def _inputs(
+    model: PreTrainedModel, batch: Batch
+) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+    """Arguments of the forward whose hidden states are wanted, and what takes the states at scored
+    positions (N, H) out of them."""
+    chosen = batch.scored[:, :-1]
+    if batch.long is not None:
+        long = batch.long
+        embedded = model.get_input_embeddings()(long.ids)
+        mask = long.mask(_window(model), embedded.dtype)
+        options = {"attention_mask": mask, "position_ids": long.at, "use_cache": False}
+        places = long.place[:, :-1][chosen]
+        return {"inputs_embeds": embedded, **options}, lambda hidden: hidden.flatten(0, 1)[places]
     ids = torch.cat([batch.prefix.flatten(), batch.suffix.flatten()])
     count, embed = batch.prefix.numel(), model.get_input_embeddings()
     embedded = embed(ids)  # once for all: each look-up has a gradient as large as the table
@@ -101,8 +106,9 @@ def _inputs(model: PreTrainedModel, batch: Batch) -> tuple[dict[str, Any], int]:
     suffix = embedded[count:].view(*batch.suffix.shape, embedded.shape[-1])
     prefix_mask = batch.prefix_mask[batch.group_of_row]
     mask = torch.cat([prefix_mask, batch.suffix_mask], dim=1)
-    inputs: dict[str, Any] = {"attention_mask": mask, "use_cache": batch.share}
-    if batch.share:
+    share = batch.layout == "shared"
+    inputs: dict[str, Any] = {"attention_mask": mask, "use_cache": share}
+    if share:
         cache = DynamicCache(config=model.config)
         model.base_model(
             inputs_embeds=prefix,
@@ -117,7 +123,20 @@ def _inputs(model: PreTrainedModel, batch: Batch) -> tuple[dict[str, Any], int]:
         inputs["inputs_embeds"] = torch.cat([prefix[batch.group_of_row], suffix], dim=1)
     width = inputs["inputs_embeds"].shape[1]
     inputs["position_ids"] = positions(mask)[:, mask.shape[1] - width :]
-    return inputs, width - batch.suffix.shape[1]
+    skipped = width - batch.suffix.shape[1]
+    return inputs, lambda hidden: hidden[:, skipped:-1][chosen]
+
+
+def _window(model: PreTrainedModel) -> int | None:
+    """The sliding window of all layers, None where they have none. Raises NotImplementedError where
+    layers differ: one mask does not fit them."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if len(kinds) > 1:
+        raise NotImplementedError("layers of several kinds")
+    if kinds and kinds != {"sliding_attention"}:
+        return None
+    return getattr(config, "sliding_window", None)
 
 
 def choice(batch: Batch) -> Choice:
@@ -220,13 +239,15 @@ def _sampled_places(packed: Packed, g: int, template: Template, width: int) -> T
 @dataclass(frozen=True)
 class Scorer:
     """Scores groups under any model that ``install_scoring`` has prepared: ``pack``, forward,
-    ``unpack``, with one run's settings."""
+    ``unpack``, with one run's settings. ``hidden`` is the model's width, for the choice among
+    ``layouts``."""
 
     template: Template
     device: torch.device
     temperature: float
-    share: bool
+    layouts: tuple[str, ...]
     rounding: float
+    hidden: int = 1
 
     def __call__(
         self,
@@ -243,7 +264,8 @@ class Scorer:
             self.template,
             self.device,
             temperature=self.temperature,
-            share=self.share,
+            layouts=self.layouts,
+            hidden=self.hidden,
             empty=baselines is None,
         )
         logps = model(score=packed.batch)

@@ -10,8 +10,9 @@ from native_reasoning.template import Template
 from native_reasoning.types import Example, PromptGroup, Traces
 
 
-def can_share_prompts(model: PreTrainedModel, template: Template) -> bool:
-    """Tries the shared prompt against plain rows on this architecture: True if they agree.
+def can_share_prompts(model: PreTrainedModel, template: Template, layout: str = "shared") -> bool:
+    """Tries a layout that forwards the prompt once (layouts.py) against plain rows on this
+    architecture: True if they agree.
 
     Caches of linear-attention layers cannot be repeated, for one. The trial prompt is longer than a
     sliding window of up to 2,048 tokens (4,096 on an accelerator), because a window is where
@@ -30,8 +31,8 @@ def can_share_prompts(model: PreTrainedModel, template: Template) -> bool:
     with inference(model):
         try:
             shared, plain = (
-                model(score=pack(groups, traces, template, model.device, share=share).batch)
-                for share in (True, False)
+                model(score=pack(groups, traces, template, model.device, layouts=(way,)).batch)
+                for way in (layout, "rows")
             )
         except torch.OutOfMemoryError:
             raise

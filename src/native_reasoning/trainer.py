@@ -35,6 +35,7 @@ from native_reasoning.custom import RewardFunctions, find_custom, given_names
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
 from native_reasoning.judges import Judges
+from native_reasoning.layouts import LAYOUTS
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
 from native_reasoning.policy import load_policy
@@ -100,8 +101,12 @@ class NRTTrainer(StepInParts):
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         check_decoding(policy.model, self.template.vocabulary)
-        shares = can_share_prompts(policy.model, self.template)
-        self.share_prompts = shares and not args.activation_checkpointing
+        ways = [
+            w for w in LAYOUTS if w == "rows" or can_share_prompts(policy.model, self.template, w)
+        ]
+        shares = "shared" in ways
+        #: Layouts of a forward that are right here; activation checkpointing drops caches.
+        self.layouts = tuple(w for w in ways if w != "shared" or not args.activation_checkpointing)
         self.engine = HFEngine(
             policy.model,
             self.template.stop_trace,
@@ -131,7 +136,12 @@ class NRTTrainer(StepInParts):
         args, settings = self.args, self.settings
         dtype = model_dtype(args) if args.bf16 or args.fp16 else model.dtype
         scorer = Scorer(
-            self.template, args.device, args.temperature, self.share_prompts, rounding_of(dtype)
+            self.template,
+            args.device,
+            args.temperature,
+            self.layouts,
+            rounding_of(dtype),
+            model.config.get_text_config().hidden_size,
         )
         if settings.needs_frozen or settings.needs_ema:
             self.memory.judges = Judges(
@@ -192,7 +202,7 @@ class NRTTrainer(StepInParts):
             {
                 "data_report": list(report),
                 "boundary": asdict(self.template.boundary),
-                "shared_prompts": self.share_prompts,
+                "layouts": list(self.layouts),
                 "machine": machine(self.args.world_size, self.memory.first_policy),
             },
             data_hash=data_hash(self.train_groups),
@@ -326,7 +336,7 @@ class NRTTrainer(StepInParts):
         args = self.args
         model = self.accelerator.unwrap_model(self.model)
         held_out = HeldOut(
-            model, self.engine, self.template, args, share=self.share_prompts, context=self.context
+            model, self.engine, self.template, args, layouts=self.layouts, context=self.context
         )
         mine = held_out.run(groups[args.process_index :: args.world_size])
         return sorted(gather_object(mine), key=lambda outcome: outcome.row_id)

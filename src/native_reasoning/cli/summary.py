@@ -134,7 +134,7 @@ def plan_of(trainer: Any, out: str, steps: int) -> dict[str, Any]:
         "steps": steps,
         "boundary": boundary.mode,
         "think": [boundary.open_text, boundary.close_text],
-        "shared_prompts": trainer.share_prompts,
+        "layouts": list(trainer.layouts),
         "memory": training_memory(trainer.model, args, groups),
         "first_prompt": rendered(groups[0], trainer.template),
     }

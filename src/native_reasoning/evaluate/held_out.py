@@ -57,8 +57,8 @@ class HeldOut:
     """Evaluates groups on a model that ``install_scoring`` has prepared.
 
     ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has
-    lengths, temperature, seed and how many traces to sample; ``share`` is scoring.py's. An answer
-    is cut at the model's ``context``.
+    lengths, temperature, seed and how many traces to sample; ``layouts`` are those that are right
+    for the model (layouts.py). An answer is cut at the model's ``context``.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class HeldOut:
         template: Template,
         args: NRTConfig,
         *,
-        share: bool = True,
+        layouts: tuple[str, ...] = ("shared",),
         context: int | None = None,
     ) -> None:
         self.model, self.engine, self.template = model, engine, template
-        self.args, self.share, self.context = args, share, context
+        self.args, self.layouts, self.context = args, layouts, context
 
     def run(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         """One outcome per group, in order."""
@@ -92,7 +92,14 @@ class HeldOut:
         after_greedy = self._answers(groups, greedy_traces, 0.0, 2)
         none = self._answers(groups, empty, s.temperature, 3)
         none_greedy = self._answers(groups, empty, 0.0, 4)
-        packed = pack(groups, traces, self.template, self.model.device, share=self.share)
+        packed = pack(
+            groups,
+            traces,
+            self.template,
+            self.model.device,
+            layouts=self.layouts,
+            hidden=self.model.config.get_text_config().hidden_size,
+        )
         with inference(self.model):
             logps = self.model(score=packed.batch)
         outcomes = []
