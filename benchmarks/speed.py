@@ -10,7 +10,8 @@ Each side lives in a process of its own, so that its peak memory (resident set) 
 processes take turns, one step at a time. The first step of each is not counted. *ratio* is the
 faster of TRL's settings over ours; *memory_ratio* is ours over the leaner of them. *floor_seconds*
 is the counted work of a step (``flops``) over the machine's rate at multiplying large matrices,
-measured in the same run.
+measured in the same run. *outside* is the share of our step that is neither model (forward,
+backward, optimiser) nor sampling.
 """
 
 import argparse
@@ -170,6 +171,8 @@ def common(regime: Regime, steps: int, folder: str) -> dict[str, Any]:
 
 def run_ours(regime: Regime, steps: int, folder: str) -> None:
     from native_reasoning import NRTConfig, NRTTrainer
+    from native_reasoning.clock import profile_of
+    from native_reasoning.records import read_timings
 
     args = NRTConfig(
         **common(regime, steps, folder),
@@ -187,6 +190,8 @@ def run_ours(regime: Regime, steps: int, folder: str) -> None:
     group = trainer.train_groups[0]
     assert (len(group.prompt_ids), len(group.answer_ids)) == (regime.prompt, regime.answer)
     trainer.train()
+    first = regime.updates + 1  # the steps before it warm up
+    say(profile_of(read_timings(folder), first, steps * regime.updates))
 
 
 def run_trl(regime: Regime, steps: int, folder: str, tuned: bool) -> None:
@@ -327,6 +332,12 @@ class Side:
             self.seconds.append(heard["seconds"])
         print(f"  {self.name}: {heard['seconds']:.2f} s, {self.peak:.2f} GB", file=sys.stderr)
 
+    def outside(self) -> float:
+        """The share of a step that is neither model nor sampling, of our side, which is done."""
+        seconds = self._hear()["seconds"]
+        spent = sum(seconds[name] for name in ("objective", "records", "waiting", "other"))
+        return round(spent / seconds["step"], 4)
+
     def result(self) -> dict[str, Any]:
         return {
             "seconds": round(statistics.median(self.seconds), 3),
@@ -343,10 +354,12 @@ def compare(name: str, names: tuple[str, ...], runs: int, threads: int) -> dict[
     for i in range(runs + 1):
         for side in sides:
             side.step(counts=i > 0)
+    outside = sides[0].outside() if names[0] == "ours" else None
     for side in sides:
         side.process.wait()
     rate = max(rate, matrix_rate(threads))
     found: dict[str, Any] = {side.name: side.result() for side in sides}
+    found["ours"]["outside"] = outside
     ours, others = found["ours"], [found[n] for n in names if n != "ours"]
     if others:
         found["ratio"] = round(min(o["seconds"] for o in others) / ours["seconds"], 2)

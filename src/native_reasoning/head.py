@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 #: Bytes of logits that exist at a time, by kind of device: on a CPU what its caches hold.
-PIECE = {"cpu": 2**24, "other": 2**29}
+PIECE = {"cpu": 2**22, "other": 2**29}
 _ROWS = 1024
 
 

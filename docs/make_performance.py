@@ -1,0 +1,152 @@
+"""Writes docs/performance.md from the benchmarks' results: ``python docs/make_performance.py``.
+
+A test compares the page with what this would write.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PAGE = Path(__file__).with_name("performance.md")
+NAMES = {
+    "short": "prompt 128, trace 64",
+    "long-prompt": "prompt 512, trace 64",
+    "long-trace": "prompt 32, trace 256",
+    "off-policy": "prompt 128, trace 64, 8 updates on one rollout",
+}
+#: What was to be reached: time ratio, memory ratio.
+GOALS = {"short": (5.0, 0.45), "long-prompt": (8.0, 0.40), "long-trace": (3.0, None)}
+
+
+def read(name: str) -> dict[str, Any]:
+    """A benchmark's results, {} where it has none."""
+    path = BENCHMARKS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]]
+
+
+def seconds(side: dict[str, Any]) -> str:
+    """Median and range."""
+    low, high = side["range"]
+    return f"{side['seconds']:.2f} ({low:.2f}–{high:.2f})"
+
+
+def beside_trl(found: dict[str, Any]) -> list[str]:
+    """Times, then memory."""
+    shown = [name for name in NAMES if name in found]
+    times, memory = [], []
+    for name in shown:
+        cell = found[name]
+        goal, most = GOALS.get(name, (None, None))
+        sides = [cell["trl"], cell["trl-tuned"], cell["ours"]]
+        ratio = f"{cell['ratio']:.1f}×" + (f" (goal {goal:g}×)" if goal else "")
+        floor = f"{cell['floor_seconds']:.2f}, {cell['over_floor']:.2f}×"
+        times.append([NAMES[name], *map(seconds, sides), ratio, floor])
+        part = f"{cell['memory_ratio']:.2f}" + (f" (goal {most:.2f})" if most else "")
+        outside = f"{100 * cell['ours']['outside']:.1f} %"
+        memory.append([NAMES[name], *(f"{s['peak_gb']:.2f}" for s in sides), part, outside])
+    header = ["", "TRL, defaults", "TRL, tuned", "ours"]
+    return [
+        "Seconds of a step (off-policy: of a window), median (range):",
+        "",
+        *table([*header, "faster TRL / ours", "floor, ours / floor"], times),
+        "",
+        "Peak memory of the process in GB, and the share of our step outside model and sampling:",
+        "",
+        *table([*header, "ours / leaner TRL", "outside"], memory),
+    ]
+
+
+def growth(found: dict[str, Any]) -> list[str]:
+    """Time from K = 4 to 16 at prompt 512."""
+    few, many = (found[f"long-prompt-{k}"]["ours"]["seconds"] for k in (4, 16))
+    middle = found["long-prompt"]["ours"]["seconds"]
+    return [
+        f"With K = 4, 8 and 16 traces at prompt 512 a step takes {few:.2f}, {middle:.2f} and "
+        f"{many:.2f} s: {many / few:.2f}× from 4 to 16 (goal 3.0×)."
+    ]
+
+
+def page() -> str:
+    """The whole page."""
+    speed, data, layouts = (
+        read("speed.json"),
+        read("data/results.json"),
+        read("layouts/results.json"),
+    )
+    about = speed["machine"]
+    lines = [
+        "<!-- written by docs/make_performance.py -->",
+        "# Performance",
+        "",
+        "## Beside TRL",
+        "",
+        "`python benchmarks/speed.py --json` trains a random Llama of 17.3 M parameters (hidden 256, "
+        "6 layers, vocabulary 49,152) on 4 prompts × 8 traces a step, all lengths forced, answers of "
+        "16 tokens, float32. TRL 1.16's GRPOTrainer has a reward function that scores the reference "
+        "answer with the policy; *tuned* is without gradient checkpointing. Ours also trains the "
+        "answer, which TRL's does not. "
+        f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, transformers "
+        f"{about['transformers']}; {about['runs']} steps of each side, taking turns, after one that "
+        "is not counted. Each side is a process of its own. The floor is the counted arithmetic of "
+        "a step, each token computed once, over the machine's rate at 2048 × 2048 matrices, "
+        "measured in the same run.",
+        "",
+        *beside_trl(speed),
+        "",
+        *growth(speed),
+        "",
+        "No GPU was used: the code for GPUs was not run on one.",
+        "",
+        "## Where the time of a step is saved",
+        "",
+        "- Each prompt is forwarded once for its K traces, in sampling and in training; while "
+        "sampling, all K rows read one copy of its keys.",
+        "- One forward and one backward per rollout: the reward comes out of the training forward.",
+        "- Log-probabilities come from pieces of the vocabulary; no logits are kept.",
+        "- One uniform number per token, found in blocks of the distribution.",
+        "- With several updates per rollout, scores are read off the sampler's caches.",
+        "",
+        "`nrt train --profile N` shows where the time of a run of yours goes.",
+        "",
+        "## Layouts of the training forward",
+        "",
+        "`python benchmarks/layouts/run.py`: seconds of forward and backward of one prompt's rows "
+        "with the model above, two threads, median of five; *chosen* is what the cost model takes.",
+        "",
+        *table(
+            ["rows", "shared", "packed", "plain rows", "chosen", "slower than the fastest"],
+            [
+                [name, *(f"{cell[x]:.3f}" for x in ("shared", "packed", "rows")), cell["chosen"],
+                 f"{100 * cell['loss']:.0f} %"]
+                for name, cell in layouts.items() if name != "machine"
+            ],
+        ),
+        "",
+        "## Data",
+        "",
+        f"`python benchmarks/data/run.py --model SMOLLM2`: {data['first']['rows']:,} rows of chat "
+        f"turns ({data['file_bytes'] / 1e6:.0f} MB, {data['first']['tokens'] / 1e6:.0f} million "
+        f"tokens) are read, checked and encoded in {data['first']['seconds']:.0f} s on "
+        f"{data['machine']['cores']} cores, with {data['first']['peak_rss_gb']:.2f} GB in all "
+        f"processes together (goals 60 s and 1.5 GB); from the cache in "
+        f"{data['from_cache']['seconds']:.1f} s. One run.",
+    ]  # fmt: skip
+    memory = read("memory/results.json")
+    if memory:
+        lines += ["", *predicted(memory)]
+    return "\n".join(lines) + "\n"
+
+
+def predicted(memory: dict[str, Any]) -> list[str]:
+    """What `nrt check` says of memory, beside what was measured."""
+    return ["## Memory", ""]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
