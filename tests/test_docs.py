@@ -28,12 +28,22 @@ AUTHORS = {
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.fixture(scope="module")
-def made():
-    spec = importlib.util.spec_from_file_location("make_objectives", DOCS / "make_objectives.py")
+def script(name):
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.pages()
+    return module
+
+
+@pytest.fixture(scope="module")
+def made():
+    return script("make_objectives").pages()
+
+
+def test_the_page_of_performance_is_up_to_date():
+    written = (DOCS / "performance.md").read_text("utf-8")
+    assert written == script("make_performance").page(), "python docs/make_performance.py"
 
 
 def test_the_pages_of_the_objectives_are_up_to_date(made):
