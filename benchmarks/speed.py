@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -393,7 +394,8 @@ def main() -> None:
     if given.write:
         from native_reasoning.resume import machine
 
-        about = {"runs": given.runs, "threads": given.threads, **machine(1)}
+        versions = {name: version(name) for name in ("torch", "transformers", "trl")}
+        about = {**machine(1), **versions, "runs": given.runs, "threads": given.threads}
         text = json.dumps({**found, "machine": about}, indent=2)
         RESULTS.write_text(text + "\n", encoding="utf-8")
     if given.json:
