@@ -380,7 +380,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="steps that count, of each side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=SIDES, action="append", help="only these sides")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help=f"write into {RESULTS.name}, beside regimes measured before",
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
@@ -396,7 +400,8 @@ def main() -> None:
 
         versions = {name: version(name) for name in ("torch", "transformers", "trl")}
         about = {**machine(1), **versions, "runs": given.runs, "threads": given.threads}
-        text = json.dumps({**found, "machine": about}, indent=2)
+        before = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+        text = json.dumps({**before, **found, "machine": about}, indent=2)
         RESULTS.write_text(text + "\n", encoding="utf-8")
     if given.json:
         print(json.dumps(found))
