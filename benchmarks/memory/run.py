@@ -92,7 +92,8 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
     process = peak()
     regime = speed.Regime(setting.prompt, setting.trace, setting.answer)
     if setting.model == "real":
-        trainer = NRTTrainer(model, args, words(model, setting))
+        assert model is not None
+        trainer = NRTTrainer(model, args, words(setting))
     else:
         rows = speed.rows(regime, STEPS * setting.batch * setting.steps)
         tokenizer = speed.tokenizer()
@@ -113,7 +114,7 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
     }
 
 
-def words(folder: str | None, setting: Setting) -> list[dict[str, str]]:
+def words(setting: Setting) -> list[dict[str, str]]:
     """Questions and answers that fill the lengths of a real tokenizer, nearly."""
     text = " the" * (setting.prompt - 40)
     return [{"prompt": f"{i}{text}", "answer": "a b c d e f g h"} for i in range(8)]
@@ -138,7 +139,7 @@ def compare(name: str, model: str | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", help="the folder of a real model, for the setting 'real'")
     parser.add_argument("--only", choices=SETTINGS, action="append", help="only these settings")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")

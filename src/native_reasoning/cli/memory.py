@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 #: Bytes of logits that exist at a time, on a CPU or elsewhere: those of head.py, without torch.
 _PIECE = {True: 2**24, False: 2**29}
-#: torch, transformers and their threads, once they have trained a tiny model on a CPU.
+#: The process itself on a CPU: 475 MB once torch, transformers and a trainer are imported, and what
+#: allocators keep beside what is counted here (70 to 470 MB in benchmarks/memory/run.py).
 PROCESS = 650_000_000
 #: Tokens of a suffix beside trace and answer: the prompt's last, a tag, what stands behind it.
 _BETWEEN = 4

@@ -136,11 +136,13 @@ def memory_report(model: Any, config: Any, groups: Sequence[Any], cpu: bool) -> 
     cpu = cpu or not torch.cuda.is_available()
     shape, load = shape_of(model), load_of(config, groups, cpu)
     found, there = predict(shape, load), memory_there(cpu)
-    short = there is not None and found.total > there
+    lower = None
+    if there is not None and found.total > there:
+        lower = suggestions(shape, load, there)
     return {
         "memory": {**asdict(found), "total": found.total},
         "memory_there": there,
-        "memory_lower": suggestions(shape, load, there) if short else None,
+        "memory_lower": lower,
     }
 
 
