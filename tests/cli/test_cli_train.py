@@ -78,12 +78,12 @@ def test_dry_run_writes_nothing(model, data, tmp_path, nrt, monkeypatch):
     outlook = json.loads(text)
     assert outlook["first_prompt"]["prompt"].endswith("<think>")
     assert outlook["memory"]["total"] > 16 * outlook["parameters"]
-    assert "copies" not in outlook["memory"]
+    assert outlook["memory"]["copies"] == 0
     dry = ("--dry-run", "--json", "--preset", "nover")  # a first policy, a lagging one, answers
     code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, *dry)
     more = json.loads(text)["memory"]
     assert more["copies"] == 2 * more["weights"]
-    assert more["logits"] > 1.5 * outlook["memory"]["logits"]
+    assert more["activations"] > 1.5 * outlook["memory"]["activations"]
 
 
 def test_recipe_then_flags_and_a_folder_of_its_own(model, data, tmp_path, nrt, monkeypatch):

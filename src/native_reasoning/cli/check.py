@@ -6,6 +6,7 @@ from typing import Any
 from native_reasoning.cli import doctor
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.inputs import load_data, model_folder
+from native_reasoning.cli.needs import lower_warning, memory_report, memory_text
 from native_reasoning.cli.output import (
     indented,
     quiet_libraries,
@@ -35,7 +36,7 @@ def run(parsed: Parsed) -> int:
         shared = doctor.overlap(data.examples, held_out.examples)
         found["eval_data"] = {"rows": len(held_out), "overlap": len(shared), "lines": shared[:5]}
     if own["model"]:
-        found |= with_model(own["model"], data, config)
+        found |= with_model(own["model"], data, config, bool(parsed.settings.get("use_cpu")))
     found["warnings"] = warnings_of(found, config)
     if found["question_columns"] and config.prompt_column is None:
         found["warnings"].insert(0, doctor.left_out_warning(found["question_columns"], data.report))
@@ -86,8 +87,9 @@ def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
     }
 
 
-def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
-    """What tokenizer and configuration of a model add; its weights are not loaded."""
+def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[str, Any]:
+    """What tokenizer and configuration of a model add; its weights are not loaded. ``cpu``: it will
+    be trained there even if there is a GPU."""
     from native_reasoning.prepared import prepare
 
     folder, _ = model_folder(name)
@@ -122,7 +124,7 @@ def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
             "max_answer_length": config.max_answer_length,
             "fitting": len(fitting),
         },
-        "memory": doctor.training_memory(model, config, fitting) if fitting else None,
+        **(memory_report(model, config, fitting, cpu) if fitting else {"memory": None}),
         "example": doctor.rendered(prepared.group(first), template),
     }
 
@@ -161,6 +163,9 @@ def _about_rows(found: Mapping[str, Any]) -> list[str]:
             f"{other['overlap']} of {other['rows']} held-out questions are training questions too "
             f"({unit} {', '.join(map(str, other['lines']))} of the held-out data)"
         )
+    if found.get("memory") and found["memory_lower"] is not None:
+        total, there = found["memory"]["total"], found["memory_there"]
+        lines.append(lower_warning(total, there, found["memory_lower"]))
     lost = found["read"] - found["kept"]
     if lost > 0.1 * found["read"]:
         lines.append(f"{lost} of {found['read']} rows are not used; the reasons stand above")
@@ -239,11 +244,7 @@ def _model_rows(found: Mapping[str, Any]) -> list[list[str]]:
         ["boundary", f"{boundary['mode']}: {boundary['open']!r} {boundary['close']!r}, {how}"],
     ]
     if memory:
-        parts = ", ".join(
-            f"{name} {doctor.bytes_text(n)}" for name, n in memory.items() if name != "total"
-        )
-        total = doctor.bytes_text(memory["total"])
-        rows.append(["memory to train", f"about {total} (a rough estimate: {parts})"])
+        rows.append(["memory to train", f"about {memory_text(memory)}"])
     return rows
 
 

@@ -219,48 +219,6 @@ def rendered(group: Any, template: Any) -> dict[str, str]:
     }
 
 
-# -- Memory ---------------------------------------------------------------------------------------
-
-
-def training_memory(model: Any, config: Any, groups: Sequence[Any]) -> dict[str, int]:
-    """Bytes of training on one device, roughly, with traces of the full length.
-
-    Per parameter: the weight, its gradient and Adam's two moments. Per token and layer, about 14
-    vectors of the hidden width and 4 of the MLP's (one with activation checkpointing). Three times
-    the logits of the scored positions. A copy of the weights for the first policy and for a lagging
-    one, and a second row for each trace with a sampled answer, where the objective asks for them.
-    ZeRO or FSDP divide the first three among devices.
-    """
-    from native_reasoning.prepared import sizes_of
-
-    parameters = sum(p.numel() for p in model.parameters())
-    width = next(model.parameters()).element_size()
-    shape = model.config.get_text_config()
-    hidden, layers = shape.hidden_size, shape.num_hidden_layers
-    mlp = getattr(shape, "intermediate_size", None) or 4 * hidden
-    prompts = config.per_device_train_batch_size
-    prompt, answer = (int(sizes.max()) for sizes in sizes_of(groups))
-    objective = config.resolved_objective()
-    sampled = objective.traces == "sampled"
-    per_trace = 2 if objective.samples_answers else 1
-    rows = prompts * ((per_trace * config.num_generations if sampled else 0) + 1)
-    trace = config.max_trace_length if sampled else 1
-    answer = max(answer, config.max_answer_length) if objective.samples_answers else answer
-    scored = rows * (trace + answer)
-    copies = objective.needs_frozen + objective.needs_ema
-    half = 2 if config.bf16 or config.fp16 or width == 2 else 4
-    vectors = hidden if config.activation_checkpointing else 14 * hidden + 4 * mlp
-    parts = {
-        "weights": parameters * width,
-        "gradients": parameters * width,
-        "Adam": 2 * parameters * width,
-        "activations": (prompts * prompt + scored) * layers * vectors * half,
-        "logits": 3 * 4 * scored * shape.vocab_size,
-    }
-    parts |= {"copies": copies * parts["weights"]} if copies else {}
-    return {**parts, "total": sum(parts.values())}
-
-
 def bytes_text(count: int) -> str:
     """1.5 GB, 320 MB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from native_reasoning.cli.doctor import bytes_text, rendered, training_memory
+from native_reasoning.cli.doctor import rendered
+from native_reasoning.cli.needs import memory_text, training_memory
 from native_reasoning.cli.output import indented, show, show_table
 from native_reasoning.records import read_metrics
 
@@ -135,7 +136,7 @@ def plan_of(trainer: Any, out: str, steps: int) -> dict[str, Any]:
         "boundary": boundary.mode,
         "think": [boundary.open_text, boundary.close_text],
         "layouts": list(trainer.layouts),
-        "memory": training_memory(trainer.model, args, groups),
+        "memory": training_memory(trainer.model, args, groups, cpu=args.device.type == "cpu"),
         "first_prompt": rendered(groups[0], trainer.template),
     }
 
@@ -153,7 +154,7 @@ def show_plan(outlook: Mapping[str, Any]) -> None:
         ["prompts per step", str(outlook["prompts_per_step"])],
         ["steps", str(outlook["steps"])],
         ["boundary", f"{outlook['boundary']}: {' '.join(map(repr, outlook['think']))}"],
-        ["memory (a rough estimate)", _memory_text(memory)],
+        ["memory", f"about {memory_text(memory)}"],
         ["run folder", outlook["run"]],
     ]
     show_table(["", ""], rows)
@@ -161,8 +162,3 @@ def show_plan(outlook: Mapping[str, Any]) -> None:
     for part, text in outlook["first_prompt"].items():
         show(f"{part}:\n{indented(text)}")
     show("dry run: nothing was written")
-
-
-def _memory_text(memory: Mapping[str, int]) -> str:
-    parts = ", ".join(f"{name} {bytes_text(n)}" for name, n in memory.items() if name != "total")
-    return f"{bytes_text(memory['total'])}: {parts}"

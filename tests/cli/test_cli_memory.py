@@ -1,0 +1,190 @@
+"""The prediction of a run's memory, and what is said to lower."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from cli_helpers import LENGTHS
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from native_reasoning import head
+from native_reasoning.cli import memory, needs
+from native_reasoning.cli.memory import Load, Shape, layer_bytes, predict
+from native_reasoning.packing import pack
+from native_reasoning.scoring import install_scoring
+from native_reasoning.template import make_template
+from native_reasoning.types import Example, PromptGroup, Traces
+from tiny import byte_tokenizer
+
+LLAMA = Shape(
+    parameters=134_000_000,
+    width=4,
+    vocabulary=49_152,
+    hidden=576,
+    layers=30,
+    mlp=1536,
+    heads=9,
+    attention=576,
+    keys=192,
+)
+LOAD = Load(prompt=256, trace=512, answer=32, prompts=4, traces=8, micros=2, sampled=8)
+
+
+# -- What autograd keeps ---------------------------------------------------------------------------
+
+
+def kept_bytes(layers: int, shape: tuple[int, int, int, int], autocast: bool) -> int:
+    """Bytes that the scoring forward of a Llama keeps, weights and their casts apart."""
+    hidden, mlp, heads, keys = shape
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(think=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=keys,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    install_scoring(model)
+    template = make_template(tokenizer, boundary="existing")
+    group = PromptGroup(Example((), "", row_id=0, line=0), (*range(3, 99),), (*range(3, 19),))
+    traces = Traces(tuple((i, *range(20, 83)) for i in range(3, 7)), (False,) * 4)
+    batch = pack([group], [traces], template).batch
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {p.T.shape for p in model.parameters() if p.dim() == 2}
+    storages, alive = {}, []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        cast = tensor.shape in shapes and tensor.dtype == torch.bfloat16
+        if storage.data_ptr() not in weights and not cast:
+            alive.append(tensor)
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        model(score=batch)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("shape", [(64, 128, 4, 2), (64, 320, 4, 4), (192, 256, 4, 1)])
+def test_a_layer_keeps_what_the_formula_says(shape, autocast):
+    counted = (kept_bytes(4, shape, autocast) - kept_bytes(2, shape, autocast)) / 2
+    hidden, mlp, heads, keys = shape
+    load = Load(
+        prompt=96, trace=64, answer=16, prompts=1, traces=4, micros=1, sampled=1,
+        number=2 if autocast else 4,
+    )  # fmt: skip
+    said = layer_bytes(
+        Shape(0, 4, 0, hidden, 1, mlp, heads, attention=hidden, keys=hidden // heads * keys), load
+    )
+    assert said == pytest.approx(counted, rel=0.25)
+
+
+def test_pieces_of_logits_are_those_of_the_head():
+    assert {True: head.PIECE["cpu"], False: head.PIECE["other"]} == memory._PIECE
+
+
+# -- The parts -------------------------------------------------------------------------------------
+
+
+def test_parts_add_up():
+    found = predict(LLAMA, LOAD)
+    always = found.process + found.weights + found.optimizer + found.copies
+    assert found.total == always + max(found.sampling, found.training)
+    assert found.training >= found.gradients + found.activations + found.head
+    assert found.optimizer == 2 * found.weights == 2 * found.gradients
+
+
+@pytest.mark.parametrize("name", Shape.__dataclass_fields__)
+def test_a_larger_model_needs_no_less(name):
+    totals = [predict(replace(LLAMA, **{name: n * getattr(LLAMA, name)}), LOAD) for n in (1, 2, 4)]
+    for part in ("total", "training", "sampling"):
+        values = [getattr(t, part) for t in totals]
+        assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    "name", ["prompt", "trace", "answer", "prompts", "traces", "micros", "sampled", "copies"]
+)
+@pytest.mark.parametrize(
+    "load", [LOAD, replace(LOAD, rows=3), replace(LOAD, checkpointing=True, micros=1)]
+)
+def test_a_larger_step_needs_no_less(name, load):
+    totals = [predict(LLAMA, replace(load, **{name: n})) for n in (3, 4, 7, 40, 300)]
+    for part in ("total", "training", "sampling"):
+        values = [getattr(t, part) for t in totals]
+        assert values == sorted(values)
+
+
+def test_more_rows_need_more_and_checkpointing_less():
+    totals = [predict(LLAMA, replace(LOAD, rows=n)).total for n in range(1, 40)]
+    assert totals == sorted(totals)
+    assert predict(LLAMA, replace(LOAD, checkpointing=True)).total < predict(LLAMA, LOAD).total
+    assert predict(LLAMA, replace(LOAD, doubled=True)).total > predict(LLAMA, LOAD).total
+    assert predict(LLAMA, replace(LOAD, number=2)).activations < predict(LLAMA, LOAD).activations
+
+
+# -- What to lower ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [LOAD, replace(LOAD, sampled=512), replace(LOAD, micros=1)])
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3, 0.15])
+def test_suggestions_bring_it_below_the_limit(load, share):
+    fixed = predict(LLAMA, load).fixed + predict(LLAMA, load).gradients
+    limit = int(fixed + share * (predict(LLAMA, load).total - fixed))
+    found = needs.suggestions(LLAMA, load, limit)
+    assert found
+    names = {
+        "--rows-per-forward": "rows",
+        "--rollout-batch-size": "sampled",
+        "--activation-checkpointing": "checkpointing",
+        "--max-trace-length": "trace",
+    }
+    assert [s["setting"] for s in found] == [n for n in names if n in [s["setting"] for s in found]]
+    for step in found:
+        load = replace(load, **{names[step["setting"]]: step["value"]})
+        assert predict(LLAMA, load).total == step["total"]
+    assert found[-1]["total"] <= limit
+
+
+def test_the_largest_number_of_rows_that_fits_is_named():
+    limit = predict(LLAMA, replace(LOAD, rows=5)).total
+    (found,) = needs.suggestions(LLAMA, LOAD, limit)
+    assert (found["setting"], found["value"]) == ("--rows-per-forward", 5)
+
+
+def test_nothing_is_said_where_it_fits_or_where_weights_alone_do_not():
+    assert needs.suggestions(LLAMA, LOAD, predict(LLAMA, LOAD).total) == []
+    assert needs.suggestions(LLAMA, LOAD, predict(LLAMA, LOAD).weights) == []
+
+
+def test_this_machine_has_memory():
+    there = needs.memory_there(cpu=True)
+    assert there is None or there > 10**8
+
+
+def test_check_warns_where_memory_is_short(model, data, nrt, monkeypatch):
+    arguments = ["check", data, "--model", model, *LENGTHS]
+    found = json.loads(nrt(*arguments, "--json")[1])
+    assert found["memory_lower"] is None
+    assert found["memory"]["total"] < found["memory_there"]
+    limit = found["memory"]["total"] - 10_000
+    monkeypatch.setattr(needs, "memory_there", lambda cpu: limit)
+    found = json.loads(nrt(*arguments, "--json")[1])
+    assert found["memory_lower"][-1]["total"] <= limit == found["memory_there"]
+    assert "--rows-per-forward" in "".join(found["warnings"])
+    code, text, _ = nrt(*arguments)
+    assert code == 0
+    assert "and this machine has" in text
+    assert "--rows-per-forward" in text
+    monkeypatch.setattr(needs, "memory_there", lambda cpu: 1000)
+    assert "take a smaller model" in nrt(*arguments)[1]
