@@ -156,7 +156,7 @@ def predicted(memory: dict[str, Any]) -> list[str]:
         "",
         "`python benchmarks/memory/run.py --model SMOLLM2`: the peak resident set that "
         "`nrt check` predicts, in GB, and the one that two steps had, each setting in a process of "
-        "its own, on the models above (*100M*: a hundred million parameters, *real*: SmolLM2-135M). "
+        "its own, on the model above (*100M*: a hundred million parameters, *real*: SmolLM2-135M). "
         "The goal is a ratio of 0.75 to 1.25. One run.",
         "",
         *table(["setting", "predicted", "measured", "ratio"], cells),
