@@ -99,7 +99,7 @@ def page() -> str:
         "",
         "## Beside TRL",
         "",
-        SETTING.format(**speed["machine"]) if "machine" in speed else "`python benchmarks/speed.py`",
+        SETTING.format(**speed["machine"]) if "machine" in speed else "`python benchmarks/speed.py`",  # noqa: E501
         "",
         *beside_trl(speed),
         "",

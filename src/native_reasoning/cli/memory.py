@@ -15,7 +15,7 @@ against measured ones.
 from dataclasses import dataclass
 
 #: Bytes of logits that exist at a time, on a CPU or elsewhere: those of head.py, without torch.
-_PIECE = {True: 2**24, False: 2**29}
+_PIECE = {True: 2**22, False: 2**29}
 #: The process itself on a CPU: 475 MB once torch, transformers and a trainer are imported, and what
 #: allocators keep beside what is counted here (70 to 470 MB in benchmarks/memory/run.py).
 PROCESS = 650_000_000
