@@ -26,7 +26,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 SIDES = ("ours", "trl", "trl-tuned")
 RESULTS = Path(__file__).with_suffix(".json")
@@ -130,10 +130,13 @@ def turns(regime: Regime) -> Any:
 
     class Turns(TrainerCallback):
         began = 0.0
+        idle: ClassVar[list[float]] = []
 
         def wait(self) -> None:
+            asked = time.perf_counter()
             sys.stdin.readline()
             self.began = time.perf_counter()
+            self.idle.append(self.began - asked)
 
         def on_train_begin(self, args, state, control, **kwargs):
             say({"ready": True})
@@ -184,15 +187,20 @@ def run_ours(regime: Regime, steps: int, folder: str) -> None:
         gradient_accumulation_steps=regime.prompts // regime.updates,
         steps_per_generation=regime.prompts,
     )
+    watch = turns(regime)
     trainer = NRTTrainer(
-        policy(), args, rows(regime, steps), processing_class=tokenizer(), callbacks=[turns(regime)]
+        policy(), args, rows(regime, steps), processing_class=tokenizer(), callbacks=[watch]
     )
     trainer.engine.stop = lambda ids: None
     group = trainer.train_groups[0]
     assert (len(group.prompt_ids), len(group.answer_ids)) == (regime.prompt, regime.answer)
     trainer.train()
     first = regime.updates + 1  # the steps before it warm up
-    say(profile_of(read_timings(folder), first, steps * regime.updates))
+    found = profile_of(read_timings(folder), first, steps * regime.updates)
+    others = sum(watch.idle[2:]) / found["steps"]  # waits for a turn that fell into these steps
+    for name in ("other", "step"):
+        found["seconds"][name] -= others
+    say(found)
 
 
 def run_trl(regime: Regime, steps: int, folder: str, tuned: bool) -> None:

@@ -60,7 +60,8 @@ def beside_trl(found: dict[str, Any]) -> list[str]:
         floor = f"{cell['floor_seconds']:.2f}, {cell['over_floor']:.2f}×"
         times.append([NAMES[name], *map(seconds, sides), ratio, floor])
         part = f"{cell['memory_ratio']:.2f}" + (f" (goal {most:.2f})" if most else "")
-        outside = f"{100 * cell['ours']['outside']:.1f} %"
+        share = cell["ours"]["outside"]
+        outside = "not measured" if share is None else f"{100 * share:.1f} %"
         memory.append([NAMES[name], *(f"{s['peak_gb']:.2f}" for s in sides), part, outside])
     header = ["", "TRL, defaults", "TRL, tuned", "ours"]
     return [
