@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from native_reasoning import head
-from native_reasoning.head import Choice, chosen_logps, direct_head
+from native_reasoning.head import Choice, chosen_logps, direct_head, takes_embeddings
 
 N, H, V = 37, 8, 301
 
@@ -85,6 +85,40 @@ def test_bfloat16_and_autocast_give_float32_within_their_rounding():
     assert hidden.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_confident_tokens_in_bfloat16_are_no_likelier_than_certain(how, small_pieces):
+    """Numbers that are nearly 1 and gradients that are nearly 0, where rounding shows."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, V, bias=False)
+    token = torch.randint(0, V, (N,))
+    with torch.no_grad():  # each state points at its own token
+        states = linear.weight[token] / linear.weight[token].norm(dim=-1, keepdim=True) ** 2
+        linear.weight.copy_(linear.weight.bfloat16())
+    hidden = (9.0 * states).bfloat16().float()
+    choice = Choice(torch.arange(N), token, V)
+    exact_hidden, exact_head = hidden.double().requires_grad_(), nn.Linear(64, V, bias=False)
+    exact_head = exact_head.double()
+    exact_head.load_state_dict(linear.state_dict())
+    exact = plain(exact_hidden, exact_head, choice)
+    exact.sum().backward()
+    assert exact.exp().median() > 0.9
+    if how == "weights":
+        leaf, cast = hidden.bfloat16().requires_grad_(), linear.bfloat16()
+        found = chosen_logps(leaf, cast, choice)
+    else:
+        leaf, cast = hidden.clone().requires_grad_(), linear
+        with torch.autocast("cpu", torch.bfloat16):
+            found = chosen_logps(leaf, cast, choice)
+    found.sum().backward()
+    assert (found <= 1e-6).all()
+    assert (found - exact).abs().mean() < 0.01
+    for ours, theirs in (
+        (leaf.grad, exact_hidden.grad),
+        (cast.weight.grad, exact_head.weight.grad),
+    ):
+        assert (ours.double() - theirs).norm() < 0.1 * theirs.norm()
+
+
 class Largest(TorchDispatchMode):
     """The largest tensor that any operation made."""
 
@@ -121,8 +155,27 @@ def test_heads_that_only_multiply_are_recognised(kind):
 
 def test_heads_that_do_more_are_recognised():
     assert not direct_head(tiny.tiny_model("gemma2", final_logit_softcapping=2.0))
+    small = tiny.tiny_model("gemma2", final_logit_softcapping=30.0)
+    with torch.no_grad():  # logits that a cap of 30 hardly bends
+        small.lm_head.weight.mul_(0.01)
+    assert not direct_head(small)
     model = tiny.tiny_model("llama")
     model.lm_head = nn.Sequential(model.lm_head)
     model.train()
     assert not direct_head(model)
     assert model.training
+
+
+def test_models_that_look_up_more_than_embeddings_are_given_ids():
+    model = tiny.tiny_model("llama").eval()
+    assert takes_embeddings(model)
+    plain_forward, extra = model.model.forward, torch.randn(352, 32)
+
+    def forward(*args, input_ids=None, **kwargs):
+        found = plain_forward(*args, input_ids=input_ids, **kwargs)
+        if input_ids is not None:
+            found.last_hidden_state = found.last_hidden_state + extra[input_ids]
+        return found
+
+    model.model.forward = forward
+    assert not takes_embeddings(model)

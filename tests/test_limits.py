@@ -1,12 +1,16 @@
 """Out of memory, by injection: the step begins again with the same traces and half the rows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lab_run import lab_trainer
+from native_reasoning import maker
+from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
-from native_reasoning.limits import LIMITS
+from native_reasoning.limits import LIMITS, Limits
 from native_reasoning.records import read_metrics, read_traces
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.scoring import Scorer
@@ -85,7 +89,7 @@ def test_the_last_micro_batch_may_fail_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(Scorer, "__call__", score)
     parts, trainer = run(tmp_path / "parts", **exact)
     assert trainer.limits.rows == 2
-    assert calls == [True] * 3 + [False] * 3 + [True] * 6
+    assert calls == [True] * 3 + [False] * 6 + [True] * 6  # scored and trained two at a time
     assert (whole[0] - parts[0]).norm() <= 2e-8 * whole[0].norm()
     assert read_metrics(tmp_path / "parts")[0]["loss_trace"] == pytest.approx(
         read_metrics(tmp_path / "whole")[0]["loss_trace"], rel=1e-6
@@ -115,6 +119,58 @@ def test_a_resumed_run_goes_on_with_the_size_that_fits(tmp_path, monkeypatch):
     )
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "run")
+
+
+def test_what_was_asked_for_on_resuming_counts_where_it_is_less(tmp_path):
+    saved = Limits(NRTConfig(str(tmp_path / "a"), use_cpu=True, rows_per_forward=4))
+    saved.save(tmp_path)
+    for given, expected in ((None, 4), (2, 2), (8, 4)):
+        engine = SimpleNamespace(batch_size=7)
+        limits = Limits(NRTConfig(str(tmp_path / "b"), use_cpu=True, rows_per_forward=given))
+        limits.load(tmp_path, engine)
+        assert limits.rows == expected
+    limits.load(tmp_path / "none", engine)  # a checkpoint without them changes nothing
+
+
+@pytest.mark.parametrize("preset", ["nrt-ws", "rlpr", "nover"])
+def test_scoring_beforehand_goes_on_with_fewer_rows_too(preset, tmp_path, monkeypatch):
+    exact = {"preset": preset, "max_steps": 1, "model_init_kwargs": {"dtype": "float64"}}
+    whole, _ = run(tmp_path / "whole", **exact, num_iterations=2)
+    plain = Scorer.__call__
+
+    def score(self, model, groups, traces, *rest):
+        if sum(len(t.ids) for t in traces) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, model, groups, traces, *rest)
+
+    monkeypatch.setattr(Scorer, "__call__", score)
+    monkeypatch.setattr(maker, "_FINEST", 0)  # no scores off the caches
+    parts, trainer = run(tmp_path / "parts", **exact, num_iterations=2)
+    assert trainer.limits.rows == 2
+    assert (whole[0] - parts[0]).norm() <= 2e-8 * whole[0].norm()
+
+
+def test_a_second_try_of_sampling_takes_all_that_is_sampled_and_rewards_once(
+    tmp_path, monkeypatch, capsys
+):
+    plain, sizes, calls = HFEngine._decoder, [], []
+
+    def decoder(self, prompts, copies):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, prompts, copies)
+
+    def reward(completions, **kwargs):
+        calls.append(len(completions))
+        return [0.0] * len(completions)
+
+    monkeypatch.setattr(HFEngine, "_decoder", decoder)
+    settings = {"per_device_train_batch_size": 2, "steps_per_generation": 4, "funcs": [reward]}
+    lab_trainer(tmp_path / "run", max_steps=1, **settings).train()
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    assert calls == [8 * 4]
+    assert "8 prompts sampled at once" in capsys.readouterr().err
 
 
 def test_sampling_goes_on_with_fewer_prompts_at_once(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ RANGES = (
     ("eval_num_generations", 1, 1e6),
     ("format_warmup_steps", 0, 1e9),
     ("rollout_batch_size", 1, 1e9),
+    ("rows_per_forward", 1, 1e9),
     ("num_iterations", 1, 1e6),
     ("per_device_train_batch_size", 1, 1e6),
     ("per_device_eval_batch_size", 1, 1e6),

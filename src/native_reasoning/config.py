@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
@@ -42,6 +43,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
     report_to: str | list[str] | None = "none"
     disable_tqdm: bool | None = True
     use_cache: bool = True
+    ddp_broadcast_buffers: bool | None = False
     data_seed: int | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -87,6 +89,12 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 f"{self.n_gpu} GPUs in one process",
                 why="transformers would use DataParallel, which gives wrong gradients here",
                 fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
+            )
+        if self.rows_per_forward is not None and sharded(self):
+            raise ConfigError(
+                "rows_per_forward with FSDP or DeepSpeed",
+                why="each part would be an optimiser step of its own, or a forward too many",
+                fix="leave it out; lower per_device_train_batch_size or max_trace_length",
             )
         if self.enable_jit_checkpoint:
             raise ConfigError(
@@ -149,6 +157,13 @@ def numbers(values: list[Any] | None, name: str) -> list[float] | None:
         raise ConfigError(
             f"{name} is {values!r}", why="each weight is a number", fix=f"{name} 1.0,0.5"
         ) from None
+
+
+def sharded(config: NRTConfig) -> bool:
+    """Whether FSDP or DeepSpeed cut the weights, so that they are whole inside a forward alone."""
+    launched = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    asked = any(os.environ.get(name, "false").lower() == "true" for name in launched)
+    return bool(config.fsdp or config.deepspeed) or asked
 
 
 def model_dtype(config: NRTConfig) -> torch.dtype:

@@ -60,10 +60,35 @@ def direct_head(model: PreTrainedModel) -> bool:
     training = model.training
     model.eval()
     with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits.float()
-        again = head(model.base_model(input_ids=ids, use_cache=False)[0]).float()
+        hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+        hook = head.register_forward_pre_hook(lambda module, args: (100 * args[0],))
+        try:  # large, so that a soft cap shows
+            logits = model(input_ids=ids, use_cache=False).logits.float()
+            again = head(hidden).float()
+        finally:
+            hook.remove()
     model.train(training)
     return bool((logits - again).abs().max() <= 1e-3 * logits.abs().max())
+
+
+def takes_embeddings(model: PreTrainedModel) -> bool:
+    """Whether the model makes of embeddings what it makes of their ids: some look up more for each
+    id than its embedding."""
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    ids = torch.arange(3, 9, device=model.device)[None] % len(table)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        whole = model.base_model(input_ids=ids, use_cache=False)[0].float()
+        embedded = model.get_input_embeddings()(ids)
+        try:
+            again = model.base_model(inputs_embeds=embedded, use_cache=False)[0].float()
+        except (NotImplementedError, TypeError, ValueError):
+            return False
+        finally:
+            model.train(training)
+    return bool((whole - again).abs().max() <= 1e-3 * whole.abs().max())
 
 
 class _ChosenLogps(torch.autograd.Function):
@@ -77,19 +102,18 @@ class _ChosenLogps(torch.autograd.Function):
         hidden, weight, bias, at, token, scale = tensors
         exact = torch.promote_types(hidden.dtype, torch.float32)
         top = hidden.new_full((len(hidden),), -torch.inf, dtype=exact)
-        total = torch.zeros_like(top)
+        total, picked = torch.zeros_like(top), top.new_zeros(len(at))
         for rows, columns in _pieces(hidden, weight):
             logits = _logits(hidden, weight, bias, scale, rows, columns)
+            here, place = _inside(at, token, rows, columns)
+            picked[here] = logits[place]
             highest = torch.maximum(top[rows], logits.amax(-1))
             summed = logits.sub_(highest[:, None]).exp_().sum(-1)
             total[rows] = total[rows] * (top[rows] - highest).exp() + summed
             top[rows] = highest
         norm = top + total.log()
-        at_token = (hidden[at] * weight[token].to(hidden.dtype)).to(exact).sum(-1)
-        picked = at_token if bias is None else at_token + bias[token]
-        picked = picked.to(hidden.dtype).to(exact)  # rounded as the products above are
         ctx.save_for_backward(*tensors, norm)
-        return (picked if scale is None else picked * scale[at]) - norm[at]
+        return picked - norm[at]  # of the same logits: in 16 bits others would round otherwise
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> Any:
@@ -103,19 +127,23 @@ class _ChosenLogps(torch.autograd.Function):
         for rows, columns in _pieces(hidden, weight):
             logits = _logits(hidden, weight, bias, scale, rows, columns)
             p = logits.sub_(norm[rows, None]).exp_().mul_(-pull[rows, None])
+            here, place = _inside(at, token, rows, columns)
+            p.index_put_(place, push[here], accumulate=True)  # before p is rounded: 1 − p is small
             if d_bias is not None:
                 d_bias[columns] += p.sum(0)
             p = p.to(hidden.dtype)
             d_hidden[rows] += p @ weight[columns].to(p.dtype)
             if d_weight is not None:
                 d_weight[columns].addmm_(p.T.to(weight.dtype), hidden[rows].to(weight.dtype))
-        push = push[:, None]
-        d_hidden.index_add_(0, at, push * weight[token])
-        if d_weight is not None:
-            d_weight.index_add_(0, token, (push * hidden[at]).to(weight.dtype))
-        if d_bias is not None:
-            d_bias.index_add_(0, token, push[:, 0].to(d_bias.dtype))
         return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
+
+
+def _inside(
+    at: Tensor, token: Tensor, rows: slice, columns: slice
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Which of the wanted log-probabilities lie in a piece of the logits, and where in it."""
+    here = (at >= rows.start) & (at < rows.stop) & (token >= columns.start) & (token < columns.stop)
+    return here, (at[here] - rows.start, token[here] - columns.start)
 
 
 def _pieces(hidden: Tensor, weight: Tensor) -> list[tuple[slice, slice]]:

@@ -38,6 +38,7 @@ class LongRows:
         mine = (owner[:, None, :] == 0) | (owner[:, :, None] == owner[:, None, :])
         seen = mine & (owner[:, None, :] >= 0) & (distance >= 0)
         seen = seen if window is None else seen & (distance < window)
+        seen |= torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)  # padding: itself
         zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return zeros.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 

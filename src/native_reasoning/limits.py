@@ -74,10 +74,15 @@ class Limits:
         (folder / LIMITS).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: Path, engine: HFEngine) -> None:
-        """From a checkpoint."""
-        state = json.loads((folder / LIMITS).read_text(encoding="utf-8"))
-        self.rows, self.prompts = state["rows"], state["prompts"]
-        engine.batch_size = self.prompts
+        """From a checkpoint: the smaller of what fitted then and what is asked for now."""
+        if (folder / LIMITS).is_file():
+            state = json.loads((folder / LIMITS).read_text(encoding="utf-8"))
+            self.rows = _smaller(self.rows, state["rows"])
+            self.prompts = engine.batch_size = _smaller(self.prompts, state["prompts"])
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    return min((n for n in (one, other) if n is not None), default=None)
 
 
 def _first_line(text: str) -> str:

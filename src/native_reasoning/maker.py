@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +12,9 @@ from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
 from native_reasoning.custom import RewardFunctions, check_signal, name_of
 from native_reasoning.groups import PlannedStep, Schedule, rank_share
+from native_reasoning.limits import Limits
 from native_reasoning.objective import Objective
+from native_reasoning.parts import cut, cut_scores, join, pieces
 from native_reasoning.ranks import sum_of_ranks
 from native_reasoning.rating import Rater
 from native_reasoning.rollout.answers import sample_answers
@@ -23,7 +25,7 @@ from native_reasoning.scoring import Scorer
 from native_reasoning.state import ObjectiveState
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces, Verdict
 from native_reasoning.verdicts import judge
-from native_reasoning.window import MicroBatch, Recall, Window
+from native_reasoning.window import Cell, MicroBatch, Recall, Window, micro_batch
 
 #: Scores of the sampler's own caches are those of the training forward up to this rounding; coarser
 #: arithmetic rounds differently in other shapes, and then the forward of training scores.
@@ -46,11 +48,12 @@ class WindowMaker:
         objective: Callable[[Scores], Signal],
         rewards: RewardFunctions,
         state: ObjectiveState,
+        limits: Limits,
     ) -> None:
         self.args, self.groups, self.template = args, groups, scorer.template
         self.engine, self.scorer = engine, scorer
         self.objective, self.rewards, self.state = objective, rewards, state
-        self.settings = args.resolved_objective()
+        self.limits, self.settings = limits, args.resolved_objective()
         self.samples = self.settings.traces == "sampled"
         self.clock = Clock()
 
@@ -75,19 +78,17 @@ class WindowMaker:
         real = [group for group in groups if group.weight]
         several = len(shares) * args.num_iterations > 1
         with self.clock.stage("sampling"):
-            rated = self._rate(real, plan.rollout) if several or beforehand else None
-            if rated is None:
-                rated = [(traces, None) for traces in self._sample(real, plan.rollout)]
+            rated = self._sampled(real, plan.rollout, several or beforehand)
         sampled = iter(rated)
         found = [next(sampled) if group.weight else (self._empty(), None) for group in groups]
         verdicts = self._verdicts(groups, [traces for traces, _ in found], context)
-        cells = iter([_Cell(g, *f, v) for g, f, v in zip(groups, found, verdicts, strict=True)])
+        cells = iter([Cell(g, *f, v) for g, f, v in zip(groups, found, verdicts, strict=True)])
         micros: list[list[MicroBatch]] = []
         for share in shares:
-            mine = sorted((next(cells) for batch in share for _ in batch), key=_Cell.length)
+            mine = sorted((next(cells) for batch in share for _ in batch), key=Cell.length)
             cuts = iter(mine)  # micro-batches of rows of like lengths, so that little is padded
             batches = [[next(cuts) for _ in batch] for batch in share]
-            micros.append([_micro_batch(batch) for batch in batches])
+            micros.append([micro_batch(batch) for batch in batches])
             if several or beforehand:
                 micros[-1] = [
                     self._remember(micro, plan, model, several, [cell.scores for cell in batch])
@@ -186,20 +187,53 @@ class WindowMaker:
         known: Sequence[Scores | None],
     ) -> MicroBatch:
         """The micro-batch with what is remembered of it. The scores that are not ``known`` are
-        computed, one group at a time."""
+        computed."""
         with self.clock.stage("scoring"), inference(model):
-            scores = []
-            for group, traces, found in zip(micro.groups, micro.traces, known, strict=True):
-                scores += [found] if found else self.scorer(model, [group], [traces])
-            scores = self._attach(micro, scores)
+            scores = [self._scored(micro, g, model, found) for g, found in enumerate(known)]
         recalls = []
         for s, signal in zip(scores, self.signals(micro, scores, plan), strict=True):
             recalls.append(Recall(signal, s.detach(), fresh=not several))
         return replace(micro, recalls=tuple(recalls))
 
+    def _scored(self, micro: MicroBatch, g: int, model: nn.Module, known: Scores | None) -> Scores:
+        """The scores of one group, as many rows at once as fit."""
+        count = len(micro.traces[g].ids)
+        while True:
+            cuts = pieces(micro.traces[g], self.limits.rows or count)
+            try:
+                found = []
+                for ks in cuts:
+                    part = cut(micro, g, ks)
+                    one = (
+                        [cut_scores(known, ks)]
+                        if known
+                        else self.scorer(model, part.groups, part.traces)
+                    )
+                    found += self._attach(part, one)
+                return join(found, cuts)
+            except torch.OutOfMemoryError as error:
+                failed = str(error)
+            self.limits.fewer_rows(count, self.args.world_size, failed)
+
+    def _sampled(
+        self, groups: list[PromptGroup], step: int, beforehand: bool
+    ) -> list[tuple[Traces, Scores | None]]:
+        """Traces, with their scores where these can be had; with fewer prompts at once where
+        memory runs out."""
+        while True:
+            try:
+                rated = self._rate(groups, step) if beforehand else None
+                if rated is not None:
+                    return [*rated]
+                return [(traces, None) for traces in self._sample(groups, step)]
+            except torch.OutOfMemoryError as error:
+                failed = str(error)  # the error itself would keep the tensors
+            self.limits.fewer_prompts(self.engine, len(groups), failed)
+
     def _rate(self, groups: list[PromptGroup], step: int) -> list[tuple[Traces, Scores]] | None:
         """Traces with their scores, taken while they are sampled; None where that cannot be."""
         able = self.samples and self.engine.share and self.scorer.rounding <= _FINEST
+        able = able and not self.args.tf32
         if not able or self.settings.samples_answers or not groups:
             return None
         raters: list[tuple[int, int, Rater]] = []
@@ -250,25 +284,3 @@ class WindowMaker:
 
     def _filler(self) -> PromptGroup:
         return replace(self.groups[0], weight=0.0)
-
-
-class _Cell(NamedTuple):
-    """One group of a rollout."""
-
-    group: PromptGroup
-    traces: Traces
-    scores: Scores | None
-    verdict: Verdict | None
-
-    def length(self) -> int:
-        """Tokens of its longest row."""
-        return len(self.group.prompt_ids) + max(self.traces.lengths) + len(self.group.answer_ids)
-
-
-def _micro_batch(cells: list[_Cell]) -> MicroBatch:
-    verdicts = tuple(cell.verdict for cell in cells if cell.verdict is not None)
-    return MicroBatch(
-        groups=tuple(cell.group for cell in cells),
-        traces=tuple(cell.traces for cell in cells),
-        verdicts=verdicts or None,
-    )

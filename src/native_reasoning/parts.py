@@ -6,8 +6,11 @@ gradient (up to rounding).
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from native_reasoning.types import Judgement, Scores, Signal, Traces, Verdict
 from native_reasoning.window import MicroBatch, Recall
@@ -21,14 +24,13 @@ def split(micro: MicroBatch, rows: int) -> list[MicroBatch]:
     parts: list[list[tuple[int, list[int]]]] = []
     room = 0
     for g, traces in enumerate(micro.traces):
-        order = sorted(range(len(traces.ids)), key=lambda k: len(traces.ids[k]))
-        cuts = [order[i : i + rows] for i in range(0, len(order), rows)]
-        for cut in cuts:
-            if len(cut) > room or len(cuts) > 1:
+        cuts = pieces(traces, rows)
+        for ks in cuts:
+            if len(ks) > room or len(cuts) > 1:
                 parts.append([])
                 room = rows
-            parts[-1].append((g, cut))
-            room -= len(cut)
+            parts[-1].append((g, ks))
+            room -= len(ks)
     return [_part(micro, cells) for cells in parts]
 
 
@@ -51,30 +53,81 @@ def _verdict(verdict: Verdict, ks: list[int]) -> Verdict:
     return Verdict(*(None if x is None else x[ks] for x in vars(verdict).values()))  # type: ignore[arg-type]
 
 
-def _recall(recall: Recall, ks: list[int]) -> Recall:
-    scores, signal = recall.scores, recall.signal
+def pieces(traces: Traces, rows: int) -> list[list[int]]:
+    """The numbers of the traces in pieces of at most ``rows``: all of them as they are, or sorted
+    by length, so that little is padded."""
+    count = len(traces.ids)
+    if rows >= count:
+        return [[*range(count)]]
+    order = sorted(range(count), key=lambda k: len(traces.ids[k]))
+    return [order[i : i + rows] for i in range(0, count, rows)]
+
+
+def cut(micro: MicroBatch, g: int, ks: list[int]) -> MicroBatch:
+    """These traces of one group, without recalls."""
+    verdicts = micro.verdicts and (_verdict(micro.verdicts[g], ks),)
+    return MicroBatch((micro.groups[g],), (_traces(micro.traces[g], ks),), verdicts)
+
+
+def cut_scores(scores: Scores, ks: list[int]) -> Scores:
+    """The scores of these traces, as wide as the longest of them."""
     longest = int(scores.trace_mask[ks].sum(-1).max())
 
-    def rows(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[ks]
+    def tokens(x: Tensor) -> Tensor:
+        return x[ks][:, :longest]
 
-    def tokens(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[ks][:, :longest]
-
-    taken = {name: rows(getattr(scores, name)) for name in _BY_ROW}
-    verdict = None if scores.verdict is None else _verdict(scores.verdict, ks)
-    part = replace(
+    return replace(
         scores,
-        **taken,
+        **{name: _at(getattr(scores, name), ks) for name in _BY_ROW},
         trace=tokens(scores.trace),
         trace_mask=tokens(scores.trace_mask),
-        verdict=verdict,
+        verdict=None if scores.verdict is None else _verdict(scores.verdict, ks),
         ema=None,
         frozen=_judgement(scores.frozen, ks, longest),
     )
-    weights = {name: rows(getattr(signal, name)) for name in _SIGNAL_BY_ROW}
-    part_signal = replace(signal, **weights, trace_weights=tokens(signal.trace_weights))
-    return replace(recall, scores=part, signal=part_signal)
+
+
+def join(found: Sequence[Scores], cuts: Sequence[list[int]]) -> Scores:
+    """The scores of all traces of a group from those of its pieces."""
+    if len(found) == 1:
+        return found[0]
+    first, device = found[0], found[0].trace.device
+    back = torch.tensor([k for ks in cuts for k in ks], device=device).argsort()
+
+    def rows(tensors: Sequence[Any]) -> Any:
+        if tensors[0] is None:
+            return None
+        if tensors[0].dim() < 2:
+            return torch.cat([*tensors])[back]
+        width = max(x.shape[1] for x in tensors)
+        return torch.cat([pad(x, (0, width - x.shape[1])) for x in tensors])[back]
+
+    def said(name: str) -> Judgement | None:
+        one = [getattr(scores, name) for scores in found]
+        if one[0] is None:
+            return None
+        answer, trace = rows([j.answer for j in one]), rows([j.trace for j in one])
+        return Judgement(one[0].baseline, answer=answer, trace=trace)
+
+    verdict = None
+    if first.verdict is not None:
+        each = [vars(scores.verdict) for scores in found]
+        verdict = Verdict(**{name: rows([v[name] for v in each]) for name in each[0]})
+    names = ("trace", "trace_mask", *_BY_ROW)
+    whole = {name: rows([getattr(scores, name) for scores in found]) for name in names}
+    return replace(first, **whole, verdict=verdict, frozen=said("frozen"), ema=said("ema"))
+
+
+def _at(x: Tensor | None, ks: list[int]) -> Any:
+    return None if x is None else x[ks]
+
+
+def _recall(recall: Recall, ks: list[int]) -> Recall:
+    signal, scores = recall.signal, cut_scores(recall.scores, ks)
+    weights = {name: _at(getattr(signal, name), ks) for name in _SIGNAL_BY_ROW}
+    tokens = _at(signal.trace_weights, ks)
+    tokens = None if tokens is None else tokens[:, : scores.trace.shape[1]]
+    return replace(recall, scores=scores, signal=replace(signal, **weights, trace_weights=tokens))
 
 
 def _judgement(said: Judgement | None, ks: list[int], longest: int) -> Judgement | None:

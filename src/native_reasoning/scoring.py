@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from native_reasoning.head import Choice, chosen_logps, direct_head
+from native_reasoning.head import Choice, chosen_logps, direct_head, takes_embeddings
 from native_reasoning.packing import Batch, Packed, pack
 from native_reasoning.rollout.inputs import positions
 from native_reasoning.template import Template
@@ -45,16 +45,17 @@ def rounding_of(dtype: torch.dtype) -> float:
 _INSTALLED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
 
-def install_scoring(model: PreTrainedModel) -> None:
+def install_scoring(model: PreTrainedModel, *, sharded: bool = False) -> None:
     """Lets ``model(score=batch)`` return log-probabilities (R, S − 1 + E): of each target, 0 where
     it is not scored, then of each end-of-turn token in place of the closing tag.
 
     Every other call is as before. It must be the model's own forward that does this: a forward that
-    went around it would go around DDP's, FSDP's and autocast's wrapping too.
+    went around it would go around DDP's, FSDP's and autocast's wrapping too. ``sharded``: the
+    head's weights are only whole inside the head's own forward.
     """
     if model in _INSTALLED:
         return
-    direct = direct_head(model)
+    direct, by_ids = not sharded and direct_head(model), not takes_embeddings(model)
     _INSTALLED.add(model)
     patched, original = vars(model).get("forward"), model.forward
 
@@ -63,15 +64,16 @@ def install_scoring(model: PreTrainedModel) -> None:
         plain = patched or functools.partial(type(self).forward, self)  # a deep copy's is its own
         if score is None:
             return plain(*args, **kwargs)
-        return _score(self, None if direct else plain, score)
+        return _score(self, None if direct else plain, score, by_ids)
 
     model.forward = types.MethodType(forward, model)
 
 
-def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch) -> Tensor:
+def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch, by_ids: bool) -> Tensor:
     """What ``model(score=batch)`` returns. ``plain`` None: logits are a linear map of the hidden
-    states, and head.py takes the log-probabilities; else the model's own forward makes them."""
-    inputs, take = _inputs(model, batch)
+    states, and head.py takes the log-probabilities; else the model's own forward makes them.
+    ``by_ids``: embeddings alone are not enough."""
+    inputs, take = _inputs(model, batch, by_ids)
     head = model.get_output_embeddings()
     if plain is None:
         hidden = take(model.base_model(**inputs)[0])
@@ -87,23 +89,24 @@ def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch) -> Tens
 
 
 def _inputs(
-    model: PreTrainedModel, batch: Batch
+    model: PreTrainedModel, batch: Batch, by_ids: bool
 ) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
     """Arguments of the forward whose hidden states are wanted, and what takes the states at scored
     positions (N, H) out of them."""
     chosen = batch.scored[:, :-1]
     if batch.long is not None:
         long = batch.long
-        embedded = model.get_input_embeddings()(long.ids)
-        mask = long.mask(_window(model), embedded.dtype)
+        mask = long.mask(_window(model), model.dtype)
         options = {"attention_mask": mask, "position_ids": long.at, "use_cache": False}
         places = long.place[:, :-1][chosen]
-        return {"inputs_embeds": embedded, **options}, lambda hidden: hidden.flatten(0, 1)[places]
-    ids = torch.cat([batch.prefix.flatten(), batch.suffix.flatten()])
-    count, embed = batch.prefix.numel(), model.get_input_embeddings()
-    embedded = embed(ids)  # once for all: each look-up has a gradient as large as the table
-    prefix = embedded[:count].view(*batch.prefix.shape, embedded.shape[-1])
-    suffix = embedded[count:].view(*batch.suffix.shape, embedded.shape[-1])
+        return {"input_ids": long.ids, **options}, lambda hidden: hidden.flatten(0, 1)[places]
+    name, prefix, suffix = "input_ids", batch.prefix, batch.suffix
+    if not by_ids:  # one look-up for all: each has a gradient as large as the table
+        ids = torch.cat([prefix.flatten(), suffix.flatten()])
+        embedded, count = model.get_input_embeddings()(ids), prefix.numel()
+        name, width = "inputs_embeds", embedded.shape[-1]
+        prefix = embedded[:count].view(*prefix.shape, width)
+        suffix = embedded[count:].view(*suffix.shape, width)
     prefix_mask = batch.prefix_mask[batch.group_of_row]
     mask = torch.cat([prefix_mask, batch.suffix_mask], dim=1)
     share = batch.layout == "shared"
@@ -111,17 +114,17 @@ def _inputs(
     if share:
         cache = DynamicCache(config=model.config)
         model.base_model(
-            inputs_embeds=prefix,
+            **{name: prefix},
             attention_mask=batch.prefix_mask,
             position_ids=positions(batch.prefix_mask),
             past_key_values=cache,
             use_cache=True,
         )
         cache.batch_select_indices(batch.group_of_row)
-        inputs |= {"inputs_embeds": suffix, "past_key_values": cache}
+        inputs |= {name: suffix, "past_key_values": cache}
     else:
-        inputs["inputs_embeds"] = torch.cat([prefix[batch.group_of_row], suffix], dim=1)
-    width = inputs["inputs_embeds"].shape[1]
+        inputs[name] = torch.cat([prefix[batch.group_of_row], suffix], dim=1)
+    width = inputs[name].shape[1]
     inputs["position_ids"] = positions(mask)[:, mask.shape[1] - width :]
     skipped = width - batch.suffix.shape[1]
     return inputs, lambda hidden: hidden[:, skipped:-1][chosen]

@@ -18,7 +18,10 @@ def can_share_prompts(model: PreTrainedModel, template: Template, layout: str = 
     sliding window of up to 2,048 tokens (4,096 on an accelerator), because a window is where
     sharing could go wrong; for a wider window it is short.
     """
-    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    config = model.config.get_text_config()
+    if layout == "packed" and config._attn_implementation not in ("eager", "sdpa"):
+        return False  # other kernels do not take a mask of four dimensions
+    window = getattr(config, "sliding_window", None) or 0
     length = window + 8 if window <= (2048 if model.device.type == "cpu" else 4096) else 16
     usable = [i for i in range(template.vocabulary) if i not in template.control_ids][:97]
     prompt = tuple(usable[(7 * i) % len(usable)] for i in range(length))
@@ -36,7 +39,14 @@ def can_share_prompts(model: PreTrainedModel, template: Template, layout: str = 
             )
         except torch.OutOfMemoryError:
             raise
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        except (
+            AttributeError,
+            IndexError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):
             return False
     tolerance = min(
         100 * rounding_of(next(model.parameters()).dtype), 0.01

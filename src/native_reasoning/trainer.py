@@ -30,7 +30,7 @@ from transformers.trainer_utils import TrainOutput
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checks import check_sampling
 from native_reasoning.clock import Clock, ClockCallback
-from native_reasoning.config import NRTConfig, model_dtype
+from native_reasoning.config import NRTConfig, model_dtype, sharded
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
@@ -87,7 +87,7 @@ class NRTTrainer(StepInParts):
         self.template, self.context = policy.template, policy.context
         self.train_groups, self.train_report = self._read(train_dataset, args)
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
-        install_scoring(policy.model)
+        install_scoring(policy.model, sharded=sharded(args))
         self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
         self.memory, self.limits = ObjectiveState(self.settings), Limits(args)
         self.clock = Clock()
@@ -113,6 +113,7 @@ class NRTTrainer(StepInParts):
             self.template.vocabulary,
             repeat_cache=shares,
             batch_size=args.rollout_batch_size,
+            share=False if sharded(args) else None,
             autocast=lambda: self.accelerator.autocast(),
         )
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
@@ -148,7 +149,14 @@ class NRTTrainer(StepInParts):
                 model, settings, scorer, autocast=lambda: self.accelerator.autocast()
             )
         maker = WindowMaker(
-            args, self.train_groups, self.engine, scorer, objective, rewards, self.memory
+            args,
+            self.train_groups,
+            self.engine,
+            scorer,
+            objective,
+            rewards,
+            self.memory,
+            self.limits,
         )
         maker.clock = self.clock
         return maker
@@ -246,7 +254,13 @@ class NRTTrainer(StepInParts):
             if self._resumed is not None and self._window_is_open():
                 self.window = self.maker.reopen(self._resumed / self._window_name())
             else:
-                self.window = self._sampled_window()
+                self.window = self.maker.make(
+                    self.schedule,
+                    self.plan,
+                    self.model_wrapped,  # type: ignore[arg-type]
+                    beforehand=self.limits.splits(self.args.per_device_train_batch_size),
+                    trainer_state=self.state,
+                )
         self.memory.rollout = self.window.rollout
         minibatch = self.window.minibatches[self.plan.minibatch]
         with self.clock.stage("waiting"):
@@ -255,21 +269,6 @@ class NRTTrainer(StepInParts):
         self.runlog.mark()
         last = len(minibatch) - 1
         return [{"place": i, "last": i == last} for i in range(last + 1)], None
-
-    def _sampled_window(self) -> Window:
-        """The rollout that this step opens; with fewer prompts at once where memory runs out."""
-        while True:
-            try:
-                return self.maker.make(
-                    self.schedule,
-                    self.plan,
-                    self.model_wrapped,  # type: ignore[arg-type]
-                    beforehand=self.limits.splits(self.args.per_device_train_batch_size),
-                    trainer_state=self.state,
-                )
-            except torch.OutOfMemoryError as error:
-                failed = str(error)
-            self.limits.fewer_prompts(self.engine, len(self.plan.rows), failed)
 
     def _window_is_open(self) -> bool:
         """Whether this step trains on traces that an earlier one sampled."""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -48,6 +48,29 @@ class MicroBatch:
     def rows(self) -> int:
         """Traces of all groups."""
         return sum(len(traces.ids) for traces in self.traces)
+
+
+class Cell(NamedTuple):
+    """One group of a rollout, on its way into a micro-batch; ``scores`` where they are known."""
+
+    group: PromptGroup
+    traces: Traces
+    scores: Scores | None
+    verdict: Verdict | None
+
+    def length(self) -> int:
+        """Tokens of its longest row."""
+        return len(self.group.prompt_ids) + max(self.traces.lengths) + len(self.group.answer_ids)
+
+
+def micro_batch(cells: Sequence[Cell]) -> MicroBatch:
+    """The groups as they are forwarded together."""
+    verdicts = tuple(cell.verdict for cell in cells if cell.verdict is not None)
+    return MicroBatch(
+        groups=tuple(cell.group for cell in cells),
+        traces=tuple(cell.traces for cell in cells),
+        verdicts=verdicts or None,
+    )
 
 
 @dataclass(frozen=True, eq=False)
