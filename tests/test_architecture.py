@@ -30,6 +30,7 @@ LINE = (
     ("encoding",),
     ("prepared",),
     ("policy",),
+    ("inputs",),
     ("head", "layouts"),
     ("rollout",),
     ("packing",),

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lab_run import lab_trainer
+from native_reasoning.inputs import inference
 from native_reasoning.losses import group_loss
 from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.rollout.inputs import inference
 from native_reasoning.types import Scores, Verdict
 
 L = torch.tensor(

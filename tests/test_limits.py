@@ -10,7 +10,7 @@ from lab_run import lab_trainer
 from native_reasoning import maker
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
-from native_reasoning.limits import LIMITS, Limits
+from native_reasoning.limits import LIMITS, Limits, out_of_memory
 from native_reasoning.records import read_metrics, read_traces
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.scoring import Scorer
@@ -122,14 +122,24 @@ def test_a_resumed_run_goes_on_with_the_size_that_fits(tmp_path, monkeypatch):
 
 
 def test_what_was_asked_for_on_resuming_counts_where_it_is_less(tmp_path):
-    saved = Limits(NRTConfig(str(tmp_path / "a"), use_cpu=True, rows_per_forward=4))
-    saved.save(tmp_path)
+    def limits(rows, prompts):
+        args = NRTConfig(str(tmp_path / "run"), use_cpu=True, rows_per_forward=rows)
+        return Limits(args, SimpleNamespace(batch_size=prompts))
+
+    limits(4, None).save(tmp_path)
     for given, expected in ((None, 4), (2, 2), (8, 4)):
-        engine = SimpleNamespace(batch_size=7)
-        limits = Limits(NRTConfig(str(tmp_path / "b"), use_cpu=True, rows_per_forward=given))
-        limits.load(tmp_path, engine)
-        assert limits.rows == expected
-    limits.load(tmp_path / "none", engine)  # a checkpoint without them changes nothing
+        made = limits(given, 7)
+        made.load(tmp_path)
+        assert (made.rows, made.engine.batch_size) == (expected, 7)
+    made.load(tmp_path / "none")  # a checkpoint without them changes nothing
+    assert made.rows == 4
+
+
+def test_the_allocator_of_a_cpu_is_understood_and_other_errors_pass():
+    said = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"
+    assert out_of_memory(RuntimeError(said)) == said
+    with pytest.raises(RuntimeError, match="shapes"):
+        out_of_memory(RuntimeError("shapes do not fit"))
 
 
 @pytest.mark.parametrize("preset", ["nrt-ws", "rlpr", "nover"])
@@ -155,11 +165,11 @@ def test_a_second_try_of_sampling_takes_all_that_is_sampled_and_rewards_once(
 ):
     plain, sizes, calls = HFEngine._decoder, [], []
 
-    def decoder(self, prompts, copies):
+    def decoder(self, prompts, copies, head):
         sizes.append(len(prompts))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return plain(self, prompts, copies)
+        return plain(self, prompts, copies, head)
 
     def reward(completions, **kwargs):
         calls.append(len(completions))
@@ -177,10 +187,10 @@ def test_sampling_goes_on_with_fewer_prompts_at_once(tmp_path, monkeypatch, caps
     whole, _ = run(tmp_path / "whole", max_steps=1)
     plain = HFEngine._decoder
 
-    def decoder(self, prompts, copies):
+    def decoder(self, prompts, copies, head):
         if len(prompts) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return plain(self, prompts, copies)
+        return plain(self, prompts, copies, head)
 
     monkeypatch.setattr(HFEngine, "_decoder", decoder)
     parts, trainer = run(tmp_path / "parts", max_steps=1)

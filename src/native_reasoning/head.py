@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from native_reasoning.inputs import tried
+
 #: Bytes of logits that exist at a time, by kind of device: on a CPU what its caches hold.
 PIECE = {"cpu": 2**22, "other": 2**29}
 _ROWS = 1024
@@ -56,39 +58,38 @@ def direct_head(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or not head.weight.is_floating_point():
         return False
-    ids = torch.arange(3, 9, device=model.device)[None] % head.weight.shape[0]
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+
+    def trial() -> bool:
+        ids = torch.arange(3, 9, device=model.device)[None] % len(head.weight)
         hidden = model.base_model(input_ids=ids, use_cache=False)[0]
         hook = head.register_forward_pre_hook(lambda module, args: (100 * args[0],))
         try:  # large, so that a soft cap shows
-            logits = model(input_ids=ids, use_cache=False).logits.float()
-            again = head(hidden).float()
+            logits, again = model(input_ids=ids, use_cache=False).logits, head(hidden)
         finally:
             hook.remove()
-    model.train(training)
-    return bool((logits - again).abs().max() <= 1e-3 * logits.abs().max())
+        return _near(logits, again)
+
+    return tried(model, trial)
 
 
 def takes_embeddings(model: PreTrainedModel) -> bool:
     """Whether the model makes of embeddings what it makes of their ids: some look up more for each
     id than its embedding."""
-    table = model.get_input_embeddings().weight
-    assert isinstance(table, Tensor)
-    ids = torch.arange(3, 9, device=model.device)[None] % len(table)
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        whole = model.base_model(input_ids=ids, use_cache=False)[0].float()
-        embedded = model.get_input_embeddings()(ids)
-        try:
-            again = model.base_model(inputs_embeds=embedded, use_cache=False)[0].float()
-        except (NotImplementedError, TypeError, ValueError):
-            return False
-        finally:
-            model.train(training)
-    return bool((whole - again).abs().max() <= 1e-3 * whole.abs().max())
+
+    def trial() -> bool:
+        embed = model.get_input_embeddings()
+        table = embed.weight
+        assert isinstance(table, Tensor)
+        ids = torch.arange(3, 9, device=model.device)[None] % len(table)
+        whole = model.base_model(input_ids=ids, use_cache=False)[0]
+        return _near(whole, model.base_model(inputs_embeds=embed(ids), use_cache=False)[0])
+
+    return tried(model, trial)
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    one, other = one.float(), other.float()
+    return bool((one - other).abs().max() <= 1e-3 * one.abs().max())
 
 
 class _ChosenLogps(torch.autograd.Function):

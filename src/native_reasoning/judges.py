@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from native_reasoning.rollout.inputs import inference
+from native_reasoning.inputs import inference
 from native_reasoning.scoring import Scorer
 from native_reasoning.settings import ObjectiveSettings
 from native_reasoning.types import Judgement, PromptGroup, Scores, Traces

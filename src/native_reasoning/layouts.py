@@ -15,8 +15,8 @@ from torch import Tensor
 
 LAYOUTS = ("shared", "packed", "rows")
 
-#: How much longer attention takes under a mask of its own than without: measured on a CPU
-#: (benchmarks/layouts/run.py).
+#: How much longer attention is taken to be under a mask of its own than without; what the choices
+#: that follow from it cost is measured by benchmarks/layouts/run.py.
 MASKED = 2.0
 
 

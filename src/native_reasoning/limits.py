@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from accelerate.utils.memory import should_reduce_batch_size
+
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
 from native_reasoning.rollout.hf import HFEngine
@@ -12,16 +14,18 @@ LIMITS = "limits.json"
 
 
 class Limits:
-    """``rows``: most traces in one training forward, None for all of a micro-batch.
+    """``rows``: most traces in one training forward, None for all of a micro-batch; and
+    ``engine.batch_size``, the prompts sampled at once.
 
-    It starts as ``rows_per_forward`` says, is halved when memory runs out, and is part of every
+    They start as the settings say, are halved when memory runs out, and are part of every
     checkpoint, so that a resumed run computes in the same shapes. Errors come as text: as objects
     they would keep alive what the failed forward had allocated.
     """
 
-    def __init__(self, args: NRTConfig) -> None:
-        self.rows, self.traces = args.rows_per_forward, args.num_generations
-        self.prompts: int | None = args.rollout_batch_size
+    def __init__(self, args: NRTConfig, engine: HFEngine) -> None:
+        self.rows, self.engine = args.rows_per_forward, engine
+        sampled = args.resolved_objective().traces == "sampled"
+        self.traces = args.num_generations if sampled else 1
 
     def splits(self, prompts: int) -> bool:
         """Whether a micro-batch of that many prompts is trained on in parts."""
@@ -50,8 +54,9 @@ class Limits:
             flush=True,
         )
 
-    def fewer_prompts(self, engine: HFEngine, prompts: int, message: str) -> None:
+    def fewer_prompts(self, prompts: int, message: str) -> None:
         """Halves the prompts that are sampled at once. Raises RunError at one prompt."""
+        engine = self.engine
         tried = min(engine.batch_size or prompts, prompts)
         if tried <= 1:
             raise RunError(
@@ -60,7 +65,7 @@ class Limits:
                 why="a prompt's traces are sampled together",
                 fix="a smaller --max-trace-length or --num-generations",
             )
-        self.prompts = engine.batch_size = tried // 2
+        engine.batch_size = tried // 2
         print(
             f"warning: out of memory with {tried} prompts sampled at once; going on with "
             f"{engine.batch_size} (--rollout-batch-size {engine.batch_size} starts with that)",
@@ -70,15 +75,22 @@ class Limits:
 
     def save(self, folder: Path) -> None:
         """Into an unfinished checkpoint."""
-        state = {"rows": self.rows, "prompts": self.prompts}
+        state = {"rows": self.rows, "prompts": self.engine.batch_size}
         (folder / LIMITS).write_text(json.dumps(state), encoding="utf-8")
 
-    def load(self, folder: Path, engine: HFEngine) -> None:
+    def load(self, folder: Path) -> None:
         """From a checkpoint: the smaller of what fitted then and what is asked for now."""
         if (folder / LIMITS).is_file():
             state = json.loads((folder / LIMITS).read_text(encoding="utf-8"))
             self.rows = _smaller(self.rows, state["rows"])
-            self.prompts = engine.batch_size = _smaller(self.prompts, state["prompts"])
+            self.engine.batch_size = _smaller(self.engine.batch_size, state["prompts"])
+
+
+def out_of_memory(error: RuntimeError) -> str:
+    """What an out-of-memory error says; any other error is raised again."""
+    if not should_reduce_batch_size(error):
+        raise error
+    return str(error)
 
 
 def _smaller(one: int | None, other: int | None) -> int | None:

@@ -12,7 +12,8 @@ from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
 from native_reasoning.custom import RewardFunctions, check_signal, name_of
 from native_reasoning.groups import PlannedStep, Schedule, rank_share
-from native_reasoning.limits import Limits
+from native_reasoning.inputs import inference
+from native_reasoning.limits import Limits, out_of_memory
 from native_reasoning.objective import Objective
 from native_reasoning.parts import cut, cut_scores, join, pieces
 from native_reasoning.ranks import sum_of_ranks
@@ -20,7 +21,6 @@ from native_reasoning.rating import Rater
 from native_reasoning.rollout.answers import sample_answers
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.rollout.inputs import inference
 from native_reasoning.scoring import Scorer
 from native_reasoning.state import ObjectiveState
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces, Verdict
@@ -201,18 +201,19 @@ class WindowMaker:
         while True:
             cuts = pieces(micro.traces[g], self.limits.rows or count)
             try:
-                found = []
+                found: list[Scores] = []
                 for ks in cuts:
                     part = cut(micro, g, ks)
+                    base = [found[0].baseline] if found else None  # of the empty trace, once
                     one = (
                         [cut_scores(known, ks)]
                         if known
-                        else self.scorer(model, part.groups, part.traces)
+                        else self.scorer(model, part.groups, part.traces, base)
                     )
                     found += self._attach(part, one)
                 return join(found, cuts)
-            except torch.OutOfMemoryError as error:
-                failed = str(error)
+            except RuntimeError as error:
+                failed = out_of_memory(error)
             self.limits.fewer_rows(count, self.args.world_size, failed)
 
     def _sampled(
@@ -226,9 +227,9 @@ class WindowMaker:
                 if rated is not None:
                     return [*rated]
                 return [(traces, None) for traces in self._sample(groups, step)]
-            except torch.OutOfMemoryError as error:
-                failed = str(error)  # the error itself would keep the tensors
-            self.limits.fewer_prompts(self.engine, len(groups), failed)
+            except RuntimeError as error:
+                failed = out_of_memory(error)  # as text: the error would keep the tensors
+            self.limits.fewer_prompts(len(groups), failed)
 
     def _rate(self, groups: list[PromptGroup], step: int) -> list[tuple[Traces, Scores]] | None:
         """Traces with their scores, taken while they are sampled; None where that cannot be."""

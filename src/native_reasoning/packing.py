@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from native_reasoning.inputs import left_pad
 from native_reasoning.layouts import LongRows, cheapest, long_rows
-from native_reasoning.rollout.inputs import left_pad
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Traces
 

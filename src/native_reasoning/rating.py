@@ -11,12 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from native_reasoning.head import Choice, chosen_logps
+from native_reasoning.inputs import right_pad
 from native_reasoning.rollout.decoders import SharedDecoder
 from native_reasoning.rollout.engine import Sample
-from native_reasoning.rollout.inputs import right_pad
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Traces
 
@@ -38,7 +37,7 @@ class Rater:
         self.groups, self.copies, self.template = groups, copies, template
         self.temperature, self.rounding = temperature, rounding
         rows = len(groups) * copies
-        self._trace: list[list[Tensor]] = [[] for _ in range(rows)]
+        self._drawn: list[tuple[Sequence[int], Tensor]] = []
         self._answer: list[Tensor | None] = [None] * rows
         self._tag: list[Tensor | None] = [None] * rows
         self._baseline: list[Tensor] = []
@@ -52,10 +51,9 @@ class Rater:
         for _, answer in self._after(branch, heads, [0] * len(heads), [*range(len(heads))]):
             self._baseline.append(answer)
 
-    def drew(self, which: Sequence[int], tokens: Sequence[int], logps: Tensor) -> None:
+    def drew(self, which: Sequence[int], logps: Tensor) -> None:
         """Keeps the log-probability of each token that was drawn."""
-        for sequence, logp in zip(which, logps, strict=True):
-            self._trace[sequence].append(logp)
+        self._drawn.append((which, logps))
 
     def finished(
         self,
@@ -130,16 +128,17 @@ class Rater:
 
     def scores(self, traces: Sequence[Traces]) -> list[Scores]:
         """The scores of each group, whose traces are ``traces``."""
-        out = []
+        out, device = [], self._drawn[0][1].device
+        drawn = self._drawn[0][1].new_zeros(len(self._answer), len(self._drawn))
+        for t, (which, logps) in enumerate(self._drawn):
+            drawn[[*which], t] = logps
         for g, sampled in enumerate(traces):
-            rows = range(g * self.copies, (g + 1) * self.copies)
-            logps = [torch.stack(self._trace[r]) for r in rows]
-            answers, tags = ([x[r] for r in rows] for x in (self._answer, self._tag))
-            device = logps[0].device
+            rows = slice(g * self.copies, (g + 1) * self.copies)
+            answers, tags = self._answer[rows], self._tag[rows]
             lengths = torch.tensor(sampled.lengths, device=device)
             out.append(
                 Scores(
-                    trace=pad_sequence(logps, batch_first=True),
+                    trace=drawn[rows, : max(sampled.lengths)],
                     trace_mask=torch.arange(max(sampled.lengths), device=device) < lengths[:, None],
                     answer=torch.stack([a for a in answers if a is not None]),
                     baseline=self._baseline[g],

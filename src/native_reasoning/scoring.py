@@ -26,8 +26,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.head import Choice, chosen_logps, direct_head, takes_embeddings
+from native_reasoning.inputs import positions
 from native_reasoning.packing import Batch, Packed, pack
-from native_reasoning.rollout.inputs import positions
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Traces
 

@@ -1,10 +1,9 @@
 """Whether a prompt can be forwarded once for all its rows, tried out on this architecture."""
 
-import torch
 from transformers import PreTrainedModel
 
+from native_reasoning.inputs import trial_length, tried
 from native_reasoning.packing import pack
-from native_reasoning.rollout.inputs import inference
 from native_reasoning.scoring import rounding_of
 from native_reasoning.template import Template
 from native_reasoning.types import Example, PromptGroup, Traces
@@ -14,15 +13,12 @@ def can_share_prompts(model: PreTrainedModel, template: Template, layout: str = 
     """Tries a layout that forwards the prompt once (layouts.py) against plain rows on this
     architecture: True if they agree.
 
-    Caches of linear-attention layers cannot be repeated, for one. The trial prompt is longer than a
-    sliding window of up to 2,048 tokens (4,096 on an accelerator), because a window is where
-    sharing could go wrong; for a wider window it is short.
+    Caches of linear-attention layers cannot be repeated, for one.
     """
     config = model.config.get_text_config()
     if layout == "packed" and config._attn_implementation not in ("eager", "sdpa"):
         return False  # other kernels do not take a mask of four dimensions
-    window = getattr(config, "sliding_window", None) or 0
-    length = window + 8 if window <= (2048 if model.device.type == "cpu" else 4096) else 16
+    length = trial_length(model)
     usable = [i for i in range(template.vocabulary) if i not in template.control_ids][:97]
     prompt = tuple(usable[(7 * i) % len(usable)] for i in range(length))
     example = Example((("user", ""),), "", row_id=0, line=0)
@@ -31,24 +27,14 @@ def can_share_prompts(model: PreTrainedModel, template: Template, layout: str = 
         PromptGroup(example, prompt[: length // 2], (usable[0], template.end_ids[0])),
     ]
     traces = [Traces(((usable[1], usable[2]), (usable[3],)), (False, False))] * 2
-    with inference(model):
-        try:
-            shared, plain = (
-                model(score=pack(groups, traces, template, model.device, layouts=(way,)).batch)
-                for way in (layout, "rows")
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except (
-            AttributeError,
-            IndexError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):
-            return False
-    tolerance = min(
-        100 * rounding_of(next(model.parameters()).dtype), 0.01
-    )  # mistakes are above 0.03
-    return bool((shared - plain).abs().mean() <= tolerance * plain.abs().mean())
+
+    def trial() -> bool:
+        one, plain = (
+            model(score=pack(groups, traces, template, model.device, layouts=(way,)).batch)
+            for way in (layout, "rows")
+        )
+        # mistakes are above 0.03
+        tolerance = min(100 * rounding_of(next(model.parameters()).dtype), 0.01)
+        return bool((one - plain).abs().mean() <= tolerance * plain.abs().mean())
+
+    return tried(model, trial)

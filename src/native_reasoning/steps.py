@@ -9,13 +9,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from native_reasoning.checkpoints import WholeCheckpoints
 from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
 from native_reasoning.groups import PlannedStep
-from native_reasoning.limits import Limits
+from native_reasoning.limits import Limits, out_of_memory
 from native_reasoning.losses import group_loss
 from native_reasoning.maker import WindowMaker
 from native_reasoning.objective import Objective
@@ -101,8 +102,8 @@ class StepInParts(WholeCheckpoints):
                 if inputs["last"]:
                     self.clock.begin("optimiser")
                 return loss
-            except torch.OutOfMemoryError as error:
-                failed = str(error)  # the error itself would keep the tensors
+            except RuntimeError as error:
+                failed = out_of_memory(error)  # as text: the error would keep the tensors
             self.limits.fewer_rows(max(m.rows for m in micros), self.args.world_size, failed)
             self._begin_again()
             done = 0
@@ -128,8 +129,7 @@ class StepInParts(WholeCheckpoints):
         """As the optimiser step was before its first micro-batch, its traces scored beforehand."""
         assert self.window is not None
         self.model.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache()
         self.runlog.rewind()
         if self.window.minibatches[0][0].recalls is None:
             if self.memory.filter is not None:

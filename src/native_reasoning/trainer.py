@@ -89,7 +89,7 @@ class NRTTrainer(StepInParts):
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
         install_scoring(policy.model, sharded=sharded(args))
         self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
-        self.memory, self.limits = ObjectiveState(self.settings), Limits(args)
+        self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
         super().__init__(
             model=policy.model,
@@ -116,6 +116,7 @@ class NRTTrainer(StepInParts):
             share=False if sharded(args) else None,
             autocast=lambda: self.accelerator.autocast(),
         )
+        self.limits = Limits(args, self.engine)
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
         self.window: Window | None = None
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
@@ -185,7 +186,7 @@ class NRTTrainer(StepInParts):
         self.window, self._resumed = None, checkpoint
         if checkpoint is not None:
             self.memory.load(checkpoint)
-            self.limits.load(checkpoint, self.engine)
+            self.limits.load(checkpoint)
         path = None if checkpoint is None else str(checkpoint)
         if path is not None and checkpoint_step(Path(path)) >= self.total_steps:
             self._load_from_checkpoint(path)  # the run is finished: nothing is trained again

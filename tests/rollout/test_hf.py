@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tiny
+from native_reasoning.inputs import inference, left_pad, positions
 from native_reasoning.rollout.decoders import (
     RepeatDecoder,
     SharedDecoder,
@@ -15,7 +16,6 @@ from native_reasoning.rollout.decoders import (
 )
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.rollout.inputs import inference, left_pad, positions
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.types import Example, PromptGroup
 

@@ -21,10 +21,10 @@ from native_reasoning.evaluate.metrics import (
     numeric_match,
     token_f1,
 )
+from native_reasoning.inputs import inference
 from native_reasoning.packing import pack
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.rollout.inputs import inference
 from native_reasoning.rollout.noise import EVALUATION
 from native_reasoning.scoring import unpack
 from native_reasoning.template import Template

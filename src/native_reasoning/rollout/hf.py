@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.errors import PolicyError
+from native_reasoning.inputs import inference, positions, tried
 from native_reasoning.rollout.decoders import (
     Decoder,
     RepeatDecoder,
@@ -23,7 +24,6 @@ from native_reasoning.rollout.decoders import (
     shares_prompts,
 )
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop
-from native_reasoning.rollout.inputs import inference, positions
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.rollout.pick import pick
 from native_reasoning.types import PromptGroup, Traces
@@ -38,22 +38,18 @@ def check_decoding(model: PreTrainedModel, vocabulary: int) -> None:
     mask = torch.ones_like(ids)
     options = {"past_key_values": DynamicCache(config=model.config), "use_cache": True}
     at = positions(mask)
-    with inference(model):
-        try:
-            whole = model(input_ids=ids, attention_mask=mask, position_ids=at).logits[0, -1]
-            model(
-                input_ids=ids[:, :-1],
-                attention_mask=mask[:, :-1],
-                position_ids=at[:, :-1],
-                **options,
-            )
-            step = model(
-                input_ids=ids[:, -1:], attention_mask=mask, position_ids=at[:, -1:], **options
-            ).logits[0, -1]
-            right = bool((step - whole).abs().mean() <= 0.02 * whole.abs().mean())
-        except (AttributeError, NotImplementedError, TypeError, ValueError):
-            right = False
-    if not right:
+
+    def trial() -> bool:
+        whole = model(input_ids=ids, attention_mask=mask, position_ids=at).logits[0, -1]
+        model(
+            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=at[:, :-1], **options
+        )
+        step = model(
+            input_ids=ids[:, -1:], attention_mask=mask, position_ids=at[:, -1:], **options
+        ).logits[0, -1]
+        return bool((step - whole).abs().mean() <= 0.02 * whole.abs().mean())
+
+    if not tried(model, trial):
         raise PolicyError(
             f"{type(model).__name__} does not continue from a key-value cache",
             why="sampled traces would not come from the model's own probabilities",
@@ -69,7 +65,7 @@ class Watcher(Protocol):
         """The prompts are in the cache, and nothing else."""
         ...
 
-    def drew(self, which: Sequence[int], tokens: Sequence[int], logps: Tensor) -> None:
+    def drew(self, which: Sequence[int], logps: Tensor) -> None:
         """A token was drawn for each sequence, with these log-probabilities."""
         ...
 
@@ -108,8 +104,8 @@ class HFEngine:
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
         self.repeat_cache, self.batch_size, self.autocast = repeat_cache, batch_size, autocast
-        tried = repeat_cache and share is None
-        self.share = shares_prompts(model, vocabulary) if tried else bool(share)
+        unknown = repeat_cache and share is None
+        self.share = shares_prompts(model, vocabulary) if unknown else bool(share)
 
     def rollout(
         self,
@@ -152,18 +148,24 @@ class HFEngine:
         size = self.batch_size or max(len(prompts), 1)
         out: list[list[Sample]] = []
         with inference(self.model), self.autocast():
+            head = decoding_head(self.model) if self.share else None
             for i in range(0, len(prompts), size):
                 noise = _noise(key, streams[i : i + size], sampling)
                 watcher = watch(i, i + size) if watch is not None else None
-                decoder = self._decoder(prompts[i : i + size], sampling.num_generations)
+                decoder = self._decoder(prompts[i : i + size], sampling.num_generations, head)
                 flat = self._decode(decoder, sampling, noise, stop, watcher)
                 k = sampling.num_generations
                 out += [flat[j : j + k] for j in range(0, len(flat), k)]
         return out
 
-    def _decoder(self, prompts: Sequence[Sequence[int]], copies: int) -> Decoder:
-        if self.share:
-            return SharedDecoder(self.model, decoding_head(self.model)).start(prompts, copies)
+    def _decoder(
+        self,
+        prompts: Sequence[Sequence[int]],
+        copies: int,
+        head: Callable[[Tensor], Tensor] | None,
+    ) -> Decoder:
+        if head is not None:
+            return SharedDecoder(self.model, head).start(prompts, copies)
         return RepeatDecoder(self.model, self.repeat_cache).start(prompts, copies)
 
     def _decode(
@@ -193,10 +195,10 @@ class HFEngine:
             if watcher is not None:
                 assert isinstance(decoder, SharedDecoder)
                 which = [active[i] for i in open_rows]
-                watcher.drew(which, [tokens[i] for i in open_rows], logps[open_rows])
-                done = open_rows if last else [i for i in open_rows if i not in set(alive)]
+                watcher.drew(which, logps[open_rows])
+                done = [i for i in open_rows if last or stopped[active[i]] is not None]
                 if done:
-                    samples = [_sample(ids[active[i]], stopped[active[i]]) for i in done]
+                    samples = [_as_sample(ids[active[i]], stopped[active[i]]) for i in done]
                     watcher.finished(decoder, done, [active[i] for i in done], samples)
             if last or not alive:
                 break
@@ -205,10 +207,10 @@ class HFEngine:
                 seen: set[int] = set()  # rows that come again only fill up the batch
                 active = [-1 if r in seen or seen.add(r) else active[r] for r in kept]
             decoder.advance(drawn)
-        return [_sample(*pair) for pair in zip(ids, stopped, strict=True)]
+        return [_as_sample(*pair) for pair in zip(ids, stopped, strict=True)]
 
 
-def _sample(ids: Sequence[int], stopped: str | None) -> Sample:
+def _as_sample(ids: Sequence[int], stopped: str | None) -> Sample:
     return Sample(tuple(ids), stopped or "limit")
 
 

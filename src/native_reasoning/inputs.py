@@ -1,10 +1,12 @@
-"""What every forward of ours needs: padding, positions, and a model that does not train."""
+"""What every forward of ours needs: padding, positions, a model that does not train, and a way to
+try out what an architecture can do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -18,6 +20,33 @@ def inference(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+def tried(model: nn.Module, trial: Callable[[], bool]) -> bool:
+    """What ``trial`` says of the model in eval mode; False where its code refuses. Out of memory is
+    no refusal."""
+    refusals = (
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    )
+    with inference(model):
+        try:
+            return trial()
+        except torch.OutOfMemoryError:
+            raise
+        except refusals:
+            return False
+
+
+def trial_length(model: PreTrainedModel) -> int:
+    """Tokens of a trial prompt: more than a sliding window of up to 2,048 tokens (4,096 on an
+    accelerator), because a window is where things go wrong; for a wider window it is short."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
+    return window + 8 if window <= (2048 if model.device.type == "cpu" else 4096) else 16
 
 
 def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
