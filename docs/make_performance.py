@@ -113,7 +113,8 @@ def page() -> str:
         "- Each prompt is forwarded once for its K traces, in sampling and in training; while "
         "sampling, all K rows read one copy of its keys.",
         "- One forward and one backward per rollout: the reward comes out of the training forward.",
-        "- Log-probabilities come from pieces of the vocabulary; no logits are kept.",
+        "- Log-probabilities come from pieces of the vocabulary; at most 64 MB of logits "
+        "(512 MB on other devices than a CPU) are kept for the backward pass.",
         "- One uniform number per token, found in blocks of the distribution.",
         "- With several updates per rollout, scores are read off the sampler's caches.",
         "",

@@ -36,17 +36,21 @@ def small_pieces(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("kept", [0, 2, 15], ids="{} pieces kept".format)
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_values_and_gradients_equal_those_of_whole_logits(bias, scale):
+def test_values_and_gradients_equal_those_of_whole_logits(bias, scale, kept, monkeypatch):
+    monkeypatch.setitem(head.KEPT, "cpu", kept * 8 * 16 * 64)
     hidden, linear, choice = parts(bias, scale)
-    assert len(head._pieces(hidden, linear.weight[:V])) == 3 * 5
+    assert len(head._pieces(hidden, choice)) == 3 * 5
     weights = torch.randn(50, dtype=torch.float64)
     leaves = [hidden, *linear.parameters()]
     found = chosen_logps(hidden, linear, choice)
     expected = plain(hidden, linear, choice)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    ours = torch.autograd.grad((weights * found).sum(), leaves)
+    ours = torch.autograd.grad((weights * found).sum(), leaves, retain_graph=True)
+    again = torch.autograd.grad((weights * found).sum(), leaves)
+    assert all(map(torch.equal, ours, again))
     theirs = torch.autograd.grad((weights * expected).sum(), leaves)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -138,13 +142,15 @@ def test_no_tensor_is_as_large_as_the_logits():
     choice = Choice(torch.arange(rows), torch.randint(0, vocabulary, (rows,)), vocabulary)
     with Largest() as largest:
         chosen_logps(hidden, linear, choice).sum().backward()
-    assert largest.elements <= max(head.PIECE["cpu"] // 4, 2 * vocabulary)
+    assert largest.elements <= head.KEPT["cpu"] // 4 < rows * vocabulary // 2
 
 
 def test_sixteen_thousand_positions_of_a_large_vocabulary_come_in_bounded_pieces():
-    hidden, weight = torch.empty(16_384, 1), torch.empty(151_936, 1)
-    pieces = head._pieces(hidden, weight)
-    sizes = [(r.stop - r.start) * (c.stop - c.start) for r, c in pieces]
+    hidden = torch.empty(16_384, 1)
+    choice = Choice(torch.arange(16_384), torch.arange(16_384) * 9, 151_936)
+    pieces = head._pieces(hidden, choice)
+    sizes = [rows * columns for rows, columns in (p.shape for p in pieces)]
+    assert sum(len(p.wanted) for p in pieces) == 16_384
     assert sum(sizes) == 16_384 * 151_936
     assert max(sizes) * 4 <= head.PIECE["cpu"]
 

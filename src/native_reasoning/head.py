@@ -3,12 +3,14 @@
     log π(v | h) = (h · W_v + b_v) / T − log Σ_u exp((h · W_u + b_u) / T)
 
 The sum runs over pieces of the vocabulary, so that no more than ``PIECE`` bytes of logits exist at
-a time; the backward pass computes each piece again. With n positions that is a quarter more work in
-the head than keeping n·V logits, which for 16,000 positions of a 150,000-token vocabulary would be
-10 GB, three times over.
+a time. The first ``KEPT`` bytes of them are kept for the backward pass, which computes the others
+again. With n positions that is up to a quarter more work in the head than keeping n·V logits, which
+for 16,000 positions of a 150,000-token vocabulary would be 10 GB, three times over.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from native_reasoning.inputs import tried
 
 #: Bytes of logits that exist at a time, by kind of device: on a CPU what its caches hold.
 PIECE = {"cpu": 2**22, "other": 2**29}
+#: Bytes of logits that a forward keeps for its backward.
+KEPT = {"cpu": 2**26, "other": 2**29}
 _ROWS = 1024
 
 
@@ -38,8 +42,6 @@ class Choice:
 
 def chosen_logps(hidden: Tensor, head: nn.Linear, choice: Choice) -> Tensor:
     """log π (M,) of the chosen tokens, in at least float32, from ``hidden`` (N, H)."""
-    weight, bias = head.weight[: choice.vocabulary], head.bias
-    bias = None if bias is None else bias[: choice.vocabulary]
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
@@ -47,7 +49,7 @@ def chosen_logps(hidden: Tensor, head: nn.Linear, choice: Choice) -> Tensor:
     if scale is not None:
         scale = scale.to(torch.promote_types(hidden.dtype, torch.float32))
     with torch.autocast(kind, enabled=False):
-        found = _ChosenLogps.apply(hidden, weight, bias, choice.at, choice.token, scale)
+        found = _ChosenLogps.apply(hidden, head.weight, head.bias, scale, choice)
     assert isinstance(found, Tensor)
     return found
 
@@ -99,64 +101,112 @@ class _ChosenLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        hidden, weight, bias, at, token, scale = tensors
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        choice: Choice,
+    ) -> Tensor:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         top = hidden.new_full((len(hidden),), -torch.inf, dtype=exact)
-        total, picked = torch.zeros_like(top), top.new_zeros(len(at))
-        for rows, columns in _pieces(hidden, weight):
-            logits = _logits(hidden, weight, bias, scale, rows, columns)
-            here, place = _inside(at, token, rows, columns)
-            picked[here] = logits[place]
+        total, picked = torch.zeros_like(top), top.new_zeros(len(choice.at))
+        pieces = _pieces(hidden, choice)
+        slots = _slots(pieces, top) if any(ctx.needs_input_grad) else []
+        kept: list[Tensor] = []
+        for piece, slot in zip_longest(pieces, slots):
+            rows = piece.rows
+            logits = _logits(hidden, weight, bias, scale, piece)
+            picked[piece.wanted] = logits[piece.place]
             highest = torch.maximum(top[rows], logits.amax(-1))
-            summed = logits.sub_(highest[:, None]).exp_().sum(-1)
-            total[rows] = total[rows] * (top[rows] - highest).exp() + summed
+            logits.sub_(highest[:, None])
+            powers = torch.exp(logits, out=logits if slot is None else slot)
+            total[rows] = total[rows] * (top[rows] - highest).exp() + powers.sum(-1)
             top[rows] = highest
+            if slot is not None:
+                kept += [powers, highest]
         norm = top + total.log()
-        ctx.save_for_backward(*tensors, norm)
-        return picked - norm[at]  # of the same logits: in 16 bits others would round otherwise
+        ctx.choice = choice
+        ctx.save_for_backward(hidden, weight, bias, scale, norm, *kept)
+        return picked - norm[choice.at]  # of the same logits: in 16 bits others round otherwise
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> Any:
-        hidden, weight, bias, at, token, scale, norm = ctx.saved_tensors
-        (g,) = incoming
-        pull = norm.new_zeros(len(hidden)).index_add_(0, at, g)  # of each position's softmax
-        pull, push = (pull, g) if scale is None else (pull * scale, g * scale[at])
+        hidden, weight, bias, scale, norm, *kept = ctx.saved_tensors
+        (g,), choice = incoming, ctx.choice
+        pull = norm.new_zeros(len(hidden)).index_add_(0, choice.at, g)  # of each softmax
+        pull, push = (pull, g) if scale is None else (pull * scale, g * scale[choice.at])
         d_hidden = hidden.new_zeros(hidden.shape, dtype=norm.dtype)
-        d_weight = weight.new_zeros(weight.shape) if ctx.needs_input_grad[1] else None
+        d_weight = weight.new_empty(weight.shape) if ctx.needs_input_grad[1] else None
         d_bias = None if bias is None else torch.zeros_like(bias)
-        for rows, columns in _pieces(hidden, weight):
-            logits = _logits(hidden, weight, bias, scale, rows, columns)
-            p = logits.sub_(norm[rows, None]).exp_().mul_(-pull[rows, None])
-            here, place = _inside(at, token, rows, columns)
-            p.index_put_(place, push[here], accumulate=True)  # before p is rounded: 1 − p is small
+        for i, piece in enumerate(_pieces(hidden, choice)):
+            rows, columns = piece.rows, piece.columns
+            if 2 * i < len(kept):
+                powers, highest = kept[2 * i : 2 * i + 2]
+                p = powers * ((highest - norm[rows]).exp() * -pull[rows])[:, None]
+            else:
+                logits = _logits(hidden, weight, bias, scale, piece)
+                p = logits.sub_(norm[rows, None]).exp_().mul_(-pull[rows, None])
+            # before p is rounded: 1 − p is small
+            p.index_put_(piece.place, push[piece.wanted], accumulate=True)
             if d_bias is not None:
                 d_bias[columns] += p.sum(0)
             p = p.to(hidden.dtype)
             d_hidden[rows] += p @ weight[columns].to(p.dtype)
             if d_weight is not None:
-                d_weight[columns].addmm_(p.T.to(weight.dtype), hidden[rows].to(weight.dtype))
-        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
+                here, before = hidden[rows].to(weight.dtype), 0 if rows.start == 0 else 1
+                d_weight[columns].addmm_(p.T.to(weight.dtype), here, beta=before)
+        if d_weight is not None:
+            d_weight[choice.vocabulary :] = 0
+        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None
 
 
-def _inside(
-    at: Tensor, token: Tensor, rows: slice, columns: slice
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Which of the wanted log-probabilities lie in a piece of the logits, and where in it."""
-    here = (at >= rows.start) & (at < rows.stop) & (token >= columns.start) & (token < columns.stop)
-    return here, (at[here] - rows.start, token[here] - columns.start)
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some rows and columns of the logits; ``wanted`` numbers the log-probabilities that are chosen
+    from them, ``place`` says where in the piece they stand."""
+
+    rows: slice
+    columns: slice
+    wanted: Tensor
+    place: tuple[Tensor, Tensor]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
 
-def _pieces(hidden: Tensor, weight: Tensor) -> list[tuple[slice, slice]]:
-    """Rows and columns of the logits, a piece at a time."""
-    limit = PIECE.get(hidden.device.type, PIECE["other"])
-    rows = min(len(hidden), _ROWS)
-    columns = max(limit // (4 * max(rows, 1)) // 64 * 64, 64)
-    return [
-        (slice(r, min(r + rows, len(hidden))), slice(c, min(c + columns, len(weight))))
-        for c in range(0, len(weight), columns)
-        for r in range(0, len(hidden), rows)
-    ]
+def _pieces(hidden: Tensor, choice: Choice) -> list[_Piece]:
+    """The logits, a piece at a time."""
+    count, at, token = len(hidden), choice.at, choice.token
+    rows = max(min(count, _ROWS), 1)
+    columns = max(_limit(PIECE, hidden) // (4 * rows) // 64 * 64, 64)
+    down, across = -(-count // rows), -(-choice.vocabulary // columns)
+    number = token // columns * down + at // rows
+    order = number.argsort(stable=True)
+    wanted = order.split(number.bincount(minlength=down * across).tolist())
+    out = []
+    for i, which in enumerate(wanted):
+        c, r = i // down * columns, i % down * rows
+        width, height = min(c + columns, choice.vocabulary), min(r + rows, count)
+        place = (at[which] - r, token[which] - c)
+        out.append(_Piece(slice(r, height), slice(c, width), which, place))
+    return out
+
+
+def _slots(pieces: Sequence[_Piece], like: Tensor) -> list[Tensor]:
+    """Where what is kept of the first pieces goes: one block of memory, which an allocator gives
+    back whole."""
+    limit = _limit(KEPT, like) // like.element_size()
+    sizes = [rows * columns for rows, columns in (piece.shape for piece in pieces)]
+    count = sum(end <= limit for end in accumulate(sizes))
+    block = like.new_empty(sum(sizes[:count])).split(sizes[:count])
+    return [flat.view(piece.shape) for flat, piece in zip(block, pieces, strict=False)]
+
+
+def _limit(bytes_of: dict[str, int], like: Tensor) -> int:
+    return bytes_of.get(like.device.type, bytes_of["other"])
 
 
 def _logits(
@@ -164,13 +214,12 @@ def _logits(
     weight: Tensor,
     bias: Tensor | None,
     scale: Tensor | None,
-    rows: slice,
-    columns: slice,
+    piece: _Piece,
 ) -> Tensor:
     """A piece of the logits over their temperatures, in at least float32; the caller may write
     into it."""
-    logits = hidden[rows] @ weight[columns].T.to(hidden.dtype)
+    logits = hidden[piece.rows] @ weight[piece.columns].T.to(hidden.dtype)
     if bias is not None:
-        logits += bias[columns]
+        logits += bias[piece.columns]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits if scale is None else logits.mul_(scale[rows, None])
+    return logits if scale is None else logits.mul_(scale[piece.rows, None])

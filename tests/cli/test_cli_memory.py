@@ -91,6 +91,7 @@ def test_a_layer_keeps_what_the_formula_says(shape, autocast):
 
 def test_pieces_of_logits_are_those_of_the_head():
     assert {True: head.PIECE["cpu"], False: head.PIECE["other"]} == memory._PIECE
+    assert {True: head.KEPT["cpu"], False: head.KEPT["other"]} == memory._KEPT
 
 
 # -- The parts -------------------------------------------------------------------------------------

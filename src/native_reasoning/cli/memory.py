@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 #: Bytes of logits that exist at a time, on a CPU or elsewhere: those of head.py, without torch.
 _PIECE = {True: 2**22, False: 2**29}
+#: Bytes of them that a forward keeps.
+_KEPT = {True: 2**26, False: 2**29}
 #: The process itself on a CPU: 475 MB once torch, transformers and a trainer are imported, and what
 #: allocators keep beside what is counted here (70 to 470 MB in benchmarks/memory/run.py).
 PROCESS = 650_000_000
@@ -92,10 +94,13 @@ class Memory:
 
 def predict(shape: Shape, load: Load) -> Memory:
     """See above. ``weights``, ``gradients``: the parameters; ``optimizer``: two moments of each;
-    ``head``: V·H twice (its gradient, and that of the rows in use) and three pieces of logits."""
+    ``head``: V·H twice (its gradient, and that of the rows in use), three pieces of logits, and
+    those that are kept."""
     weights = shape.parameters * shape.width
     table = shape.vocabulary * shape.hidden * shape.width
-    head = 2 * table + 3 * _PIECE[load.cpu]
+    _, rows, suffix = forward_of(load)
+    logits = min(4 * rows * suffix * shape.vocabulary, _KEPT[load.cpu])
+    head = 2 * table + 3 * _PIECE[load.cpu] + logits
     kept, cache = activations(shape, load)
     forward = kept + max(head, cache)
     split = load.rows is not None and load.rows < load.prompts * load.traces

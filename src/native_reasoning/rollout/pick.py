@@ -40,21 +40,22 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     if size % _BLOCK:
         weights = functional.pad(weights, (0, _BLOCK - size % _BLOCK))
     blocks = weights.view(rows, -1, _BLOCK)
-    ends = blocks.double().sum(-1).cumsum(-1)
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
     goal = uniform[:, None] * ends[:, -1:]
-    last = (
-        ends.shape[-1]
-        - 1
-        - (ends.diff(dim=-1, prepend=ends.new_zeros(rows, 1)).flip(-1) > 0).int().argmax(-1)
-    )
-    block = torch.minimum(torch.searchsorted(ends, goal, right=True)[:, 0], last)
-    inside = blocks[torch.arange(rows, device=weights.device), block].double()
-    before = ends.gather(-1, block[:, None]) - inside.sum(-1, keepdim=True)
-    token = torch.searchsorted(inside.cumsum(-1), goal - before, right=True)[:, 0]
-    likely = _BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1)
-    first = (inside > 0).int().argmax(-1)
-    found = block * _BLOCK + torch.maximum(torch.minimum(token, likely), first)
-    return found.clamp(max=size - 1)  # weights that are not numbers have no place at all
+    block = _passed(ends, goal)
+    inside = blocks[torch.arange(rows, device=weights.device), block[:, 0]].double()
+    before = ends.gather(-1, block) - inside.sum(-1, keepdim=True)
+    found = block * _BLOCK + _passed(inside.cumsum(-1), (goal - before).clamp(min=0))
+    return found[:, 0].clamp(max=size - 1)
+
+
+def _passed(sums: Tensor, goal: Tensor) -> Tensor:
+    """(rows, 1): where the running ``sums`` (rows, n) first exceed ``goal`` (rows, 1), or, where
+    rounding lets none exceed it, where they last grow. Either way the weight there is not 0; sums
+    that are not numbers have no such place, and the end stands for it."""
+    last = torch.searchsorted(sums, sums[:, -1:].contiguous())
+    found = torch.minimum(torch.searchsorted(sums, goal, right=True), last)
+    return found.clamp(max=sums.shape[-1] - 1)
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:
