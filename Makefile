@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SEED ?= 0
 
-.PHONY: demo test check venv clean
+.PHONY: demo test check audit venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
@@ -12,10 +12,14 @@ demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no
 test: .venv/test  ## every test, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
-check: .venv/check  ## lint, formatting, types
+check: .venv/check  ## lint, formatting, types, patterns of insecure code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/bandit --quiet --recursive src --severity-level medium
+
+audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a server)
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 venv: .venv/test .venv/check  ## .venv with everything
 

@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"trainer.py": 360, "methods.py": 330}
+LONGER = {"trainer.py": 380, "methods.py": 330}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (
@@ -38,7 +38,7 @@ LINE = (
     ("verdicts",),
     ("judges", "filters", "state"),
     ("groups",),
-    ("manifest", "records"),
+    ("manifest", "disk", "records"),
     ("meter", "runlog"),
     ("window",),
     ("parts", "limits", "clock"),

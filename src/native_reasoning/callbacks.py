@@ -1,43 +1,60 @@
 """Callbacks that every training run has: signals, and numbers that went wrong."""
 
+import json
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.errors import RunError
 from native_reasoning.ranks import largest_of_ranks
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+#: Saves and goes on; Windows has no such signal.
+_SAVING: int | None = getattr(signal, "SIGUSR1", None)
+#: In the order of what wins where ranks hear different ones.
+_RANKED = (None, _SAVING, *_STOPPING)
+GUARD = "skipped.json"
 
 
 class SignalCallback(TrainerCallback):
     """SIGTERM and SIGINT save at the end of the step and leave; a second SIGINT leaves at once.
+    SIGUSR1 saves at the end of the step and goes on.
 
-    ``received`` is the signal's number, for the exit code (128 + it), or None.
+    ``received`` is the number of the signal to leave by, for the exit code (128 + it), or None.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._save = False
         self._before: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.received = None
+        self.received, self._save = None, False
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
+            heard = [*_STOPPING, *([] if _SAVING is None else [_SAVING])]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.received = largest_of_ranks(self.received or 0, args.device) or None
-        if self.received is not None:
-            control.should_save = True
+        mine = self.received or (_SAVING if self._save else None)
+        heard = _RANKED[largest_of_ranks(_RANKED.index(mine), args.device)]
+        self._save = False
+        if heard is None:
+            return
+        control.should_save = True
+        if heard != _SAVING:
+            self.received = heard
             control.should_training_stop = True
 
     def on_train_end(
@@ -54,22 +71,36 @@ class SignalCallback(TrainerCallback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        if number == _SAVING:
+            self._save, then = True, "then going on"
+        else:
+            self.received, then = number, "then leaving"
         name = signal.Signals(number).name
-        print(f"{name}: saving at the end of this step, then leaving", file=sys.stderr, flush=True)
+        print(f"{name}: saving at the end of this step, {then}", file=sys.stderr, flush=True)
 
 
 class FiniteGuard(TrainerCallback):
-    """Drops an update whose gradient is not finite, on all ranks together; the scheduler and the
-    step counter go on."""
+    """Drops an update whose loss or gradient is not finite, on all ranks together; the scheduler
+    and the step counter go on.
 
-    def __init__(self) -> None:
+    ``report`` is told the step of each, on every rank. After ``limit`` of them in a row the run
+    ends with a RunError.
+    """
+
+    def __init__(self, limit: int, report: Callable[[int], None]) -> None:
+        self.limit, self.report = limit, report
+        self.in_a_row = 0
         self._skipped = 0
+        self._finite: list[Tensor] = []
 
     def take(self) -> int:
         """How many updates were dropped since this was asked last."""
         taken, self._skipped = self._skipped, 0
         return taken
+
+    def saw_loss(self, loss: Tensor) -> None:
+        """The loss of a part of the step."""
+        self._finite.append(loss.detach().isfinite().all())
 
     def on_pre_optimizer_step(
         self,
@@ -80,10 +111,31 @@ class FiniteGuard(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        finite = [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
+        finite, self._finite = [*self._finite, *gradients], []
         broken = bool(finite) and not bool(torch.stack(finite).all())
-        if largest_of_ranks(int(broken), args.device):
-            self._skipped += 1
-            model.zero_grad(set_to_none=True)
-            told = f"step {state.global_step + 1}: gradient not finite, update skipped"
-            print(told, file=sys.stderr, flush=True)
+        if not largest_of_ranks(int(broken), args.device):
+            self.in_a_row = 0
+            return
+        self._skipped, self.in_a_row = self._skipped + 1, self.in_a_row + 1
+        model.zero_grad(set_to_none=True)
+        step = state.global_step + 1
+        told = f"step {step}: loss or gradient not finite, update skipped"
+        print(told, file=sys.stderr, flush=True)
+        self.report(step)
+        if self.in_a_row >= self.limit:
+            raise RunError(
+                f"{self.in_a_row} updates in a row were not finite, the last at step {step}",
+                why="every update since would have been skipped too; the weights are those from "
+                "before",
+                fix="look at quarantine.jsonl for rows that do this; a smaller --learning-rate, "
+                "--bf16 or full precision in place of --fp16",
+            )
+
+    def save(self, folder: Path) -> None:
+        """Into an unfinished checkpoint."""
+        (folder / GUARD).write_text(json.dumps({"in_a_row": self.in_a_row}), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """From a checkpoint."""
+        self.in_a_row = json.loads((folder / GUARD).read_text(encoding="utf-8"))["in_a_row"]

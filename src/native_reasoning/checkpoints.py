@@ -10,21 +10,23 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from native_reasoning.disk import damage, seal, sync, writing
+from native_reasoning.errors import DiskError
+
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Moves a finished checkpoint to its name, after its files are safe on the disk."""
-    for path in [*staged.rglob("*"), staged]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if final.exists():  # saved again at the same step, say by a second signal
+    """Moves a finished checkpoint to its name, after its files are safe on the disk and known by
+    their checksums. One that is there already, and whole, stays: the same step was saved before,
+    say by a signal."""
+    seal(staged)
+    if final.exists() and damage(final):
         shutil.rmtree(final)
-    os.replace(staged, final)
+    if not final.exists():
+        os.replace(staged, final)
+        sync(final.parent)
     shutil.rmtree(staged.parent, ignore_errors=True)
 
 
@@ -52,14 +54,45 @@ class WholeCheckpoints(Trainer):
         assert self.processing_class is not None
         self.processing_class.save_pretrained(folder)
 
+    def save_whole_model(self, folder: Path) -> None:
+        """``save_model`` into a folder that appears whole, in place of an older one.
+
+        Raises DiskError where it could not be written.
+        """
+        staged = folder.parent / STAGING / folder.name
+        with writing(folder.name, folder.parent):
+            self.save_model(str(staged))
+            self.accelerator.wait_for_everyone()
+            if not self.args.should_save:
+                return
+            seal(staged)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(staged, folder)
+            shutil.rmtree(staged.parent, ignore_errors=True)
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes beside and renames, so that a killed writer leaves no checkpoint at all."""
-        self.before_checkpoint()
+        """Writes beside and renames, so that a killed writer leaves no checkpoint at all.
+
+        Raises DiskError where something could not be written.
+        """
         final = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         staged = final.parent / STAGING / final.name
+        try:
+            with writing(final.name, final.parent):
+                self._write_checkpoint(model, trial, final, staged)
+        except DiskError:
+            shutil.rmtree(staged.parent, ignore_errors=True)
+            raise
+
+    def _write_checkpoint(self, model: nn.Module, trial: Any, final: Path, staged: Path) -> None:
+        self.before_checkpoint()
+        if self.args.should_save:  # what a killed writer left there
+            shutil.rmtree(staged.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self._staging = str(staged.parent)
         try:
             super()._save_checkpoint(model, trial)

@@ -44,6 +44,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
     disable_tqdm: bool | None = True
     use_cache: bool = True
     ddp_broadcast_buffers: bool | None = False
+    restore_callback_states_from_checkpoint: bool = True
     data_seed: int | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -95,6 +96,12 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 "rows_per_forward with FSDP or DeepSpeed",
                 why="each part would be an optimiser step of its own, or a forward too many",
                 fix="leave it out; lower per_device_train_batch_size or max_trace_length",
+            )
+        if "trust_remote_code" in (self.model_init_kwargs or {}):
+            raise ConfigError(
+                "trust_remote_code in model_init_kwargs",
+                why="it would run a model's code without being seen as a setting of its own",
+                fix="leave it out there, and set trust_remote_code itself",
             )
         if self.enable_jit_checkpoint:
             raise ConfigError(

@@ -8,6 +8,7 @@
     ├── TemplateError   (ValueError)    a tokenizer or a boundary
     ├── PolicyError     (ValueError)    a model folder or its weights
     └── RunError        (RuntimeError)  a run folder, or training that cannot go on
+        └── DiskError                   a file of the run that could not be written
 
 Mistakes of ours are asserts, never one of these.
 """
@@ -21,8 +22,11 @@ class NativeReasoningError(Exception):
     """Base class.
 
     ``what`` says what happened, with the value; ``why`` says why it matters; ``fix`` says what to
-    do. ``str(error)`` has all three, one per line, as the command line prints them.
+    do. ``str(error)`` has all three, one per line, as the command line prints them. ``exit_code``
+    is the command line's.
     """
+
+    exit_code = 2
 
     def __init__(self, what: str, *, why: str, fix: str) -> None:
         self.what, self.why, self.fix = what, why, fix
@@ -55,6 +59,12 @@ class PolicyError(NativeReasoningError, ValueError):
 
 class RunError(NativeReasoningError, RuntimeError):
     """A run folder is in the way, or training cannot go on."""
+
+
+class DiskError(RunError):
+    """A file of the run could not be written, most often because the disk is full."""
+
+    exit_code = 1
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -127,6 +127,9 @@ class NRTOptions:
     trust_remote_code: bool = option(False, "run code that comes with the model")
     eval_samples: int = option(100, "held-out questions per evaluation")
     eval_num_generations: int = option(1, "sampled traces per question in an evaluation (maj@k)")
+    max_skipped_updates: int = option(
+        10, "updates in a row that are not finite before the run stops; each is skipped"
+    )
     record_traces: bool = option(True, "write every sampled trace to the run folder")
 
 

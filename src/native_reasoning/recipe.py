@@ -1,6 +1,6 @@
 """Recipes and flags: named settings, perhaps still text, to an ``NRTConfig``."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,25 @@ RECIPE_KEYS = ("model", "data", "eval_data")
 VOUCHER = "trust_imports"
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """A YAML recipe as a dictionary. Raises ConfigError if it is absent or not a mapping."""
+#: What a recipe from outside the working folder may not switch on.
+GUARDED = "trust_remote_code"
+_LONGEST = 1_000_000
+
+
+def read_recipe(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
+    """A YAML recipe as a dictionary. ``given`` are settings that the user has named beside it.
+
+    Raises ConfigError if it is absent, not a mapping, or asks for what its user has to ask for.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = _yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"recipe {path} does not exist", why="it holds the settings", fix="check the path"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"recipe {path} cannot be read: {' '.join(str(error).split())}",
+            f"recipe {path} cannot be read: {' '.join(str(error).split())[:300]}",
             why="a recipe is a YAML file of `setting: value` lines",
             fix="mend it, or start from one in recipes/",
         ) from None
@@ -36,6 +44,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             why="a recipe is a YAML file of `setting: value` lines",
             fix="start from one in recipes/",
         )
+    _check_guarded(values, Path(path), given)
     if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
         drop = ("resolved_objective", VOUCHER)
         return {key: value for key, value in values["config"].items() if key not in drop}
@@ -46,6 +55,31 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             fix="leave it out of the recipe; --trust-imports, if you know what the recipe names",
         )
     return values
+
+
+def _yaml(text: str) -> Any:
+    """What a YAML text says. Raises ValueError where a few lines would become a giant: a value that
+    is named once and repeated (``*name``) can double with every line."""
+    if len(text) > _LONGEST:
+        raise ValueError(f"{len(text):,} characters are no list of settings")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it repeats a value by name (*name); write it out")
+    return yaml.safe_load(text)
+
+
+def _check_guarded(values: dict[str, Any], path: Path, given: Container[str]) -> None:
+    inner = values.get("config")
+    named = {**values, **(inner if isinstance(inner, dict) else {})}
+    asked = {str(key).replace("-", "_"): value for key, value in named.items()}
+    inside = path.resolve().is_relative_to(Path.cwd().resolve())
+    if asked.get(GUARDED) in (None, False, "false") or inside or GUARDED in given:
+        return
+    raise ConfigError(
+        f"{GUARDED} in recipe {path}",
+        why="it runs code that comes with the model, and the recipe is not from the working folder",
+        fix="--trust-remote-code true on the command line, if you know the model's code; false, if "
+        "it is not needed",
+    )
 
 
 def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:

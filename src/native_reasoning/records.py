@@ -3,13 +3,13 @@
     config.yaml               settings, versions, data hash, seed, command; never a secret
     metrics.jsonl             one object a line, "step" first; no times: runs can be compared
     timings.jsonl             the same with times, which never repeat
+    quarantine.jsonl          the rows of each update that was skipped (callbacks.FiniteGuard)
     traces/step-A-B.parquet   sampled traces of the optimiser steps A..B, one row a trace
 
 Whole files are written beside and renamed, lines are appended; so a killed writer leaves at most a
 ``*.tmp`` file and half a line, and ``RunFolder.cut_back`` removes both on resume.
 """
 
-import contextlib
 import itertools
 import json
 import math
@@ -26,13 +26,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from native_reasoning.disk import claim, release, sync, write_atomically
 from native_reasoning.errors import RunError
 from native_reasoning.manifest import manifest, plain_number
 
 CONFIG, METRICS, TIMINGS, TRACES = "config.yaml", "metrics.jsonl", "timings.jsonl", "traces"
+QUARANTINE = "quarantine.jsonl"
+#: Files of lines, each with its step.
+_BY_STEP = (METRICS, TIMINGS, QUARANTINE)
 
 PathLike = str | os.PathLike[str]
-_RUN_MARKS = (CONFIG, METRICS, TIMINGS, "checkpoint-*", "final", f"{TRACES}/*.parquet")
+_RUN_MARKS = (CONFIG, *_BY_STEP, "checkpoint-*", "final", f"{TRACES}/*.parquet")
 _TRACE_NAME = "step-{:06d}-{:06d}.parquet"
 _TRACE_FILE = re.compile(r"step-(\d+)-(\d+)\.parquet")
 
@@ -84,32 +88,42 @@ class RunFolder:
         self.path, self.writes = Path(path), writes
         self._rows: list[TraceRow] = []
         self._flushed = -1
+        self._claimed: int | None = None
 
     @classmethod
     def create(cls, path: PathLike, *, resume: bool, writes: bool = True) -> "RunFolder":
-        """Makes the folder, or opens an existing run if and only if ``resume``.
+        """Makes the folder, or opens an existing run if and only if ``resume``, for this process
+        alone until ``release``.
 
-        Raises RunError where ``path`` is a file, or holds a run and ``resume`` is False. Only the
-        rank that writes checks: the others would find what it has just made.
+        Raises RunError where ``path`` is a file, where it holds a run and ``resume`` is False, and
+        while another process trains into it. Only the rank that writes checks: the others would
+        find what it has just made.
         """
         folder = cls(path, writes=writes)
         if not writes:
             return folder
-        found = sorted(hit.name for mark in _RUN_MARKS for hit in folder.path.glob(mark))
         if folder.path.exists() and not folder.path.is_dir():
-            problem, go_on = "is a file, not a folder", ""
-        elif found and not resume:
-            problem = f"already holds a run ({', '.join(found[:3])})"
-            go_on = "--resume to go on with it, or "
+            problem, go_on, found = "is a file, not a folder", "", []
         else:
             folder.path.mkdir(parents=True, exist_ok=True)
+            folder._claimed = claim(folder.path)
+            found = sorted(hit.name for mark in _RUN_MARKS for hit in folder.path.glob(mark))
+            problem = f"already holds a run ({', '.join(found[:3])})"
+            go_on = "--resume to go on with it, or "
+        if folder.path.is_dir() and (resume or not found):
             folder._flushed = max((last for _, last, _ in _trace_files(folder.path)), default=-1)
             return folder
+        folder.release()
         raise RunError(
             f"{path} {problem}",
             why="a run writes into a folder of its own, and nothing is ever overwritten",
             fix=f"{go_on}a new folder: {_free_name(folder.path)}",
         )
+
+    def release(self) -> None:
+        """Lets other processes have the folder."""
+        release(self._claimed)
+        self._claimed = None
 
     def write_config(
         self,
@@ -140,6 +154,10 @@ class RunFolder:
         """One line of timings.jsonl, in the same form."""
         self._append(TIMINGS, step, values)
 
+    def append_quarantine(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of quarantine.jsonl: a row of an update that was skipped."""
+        self._append(QUARANTINE, step, values)
+
     def add_traces(self, rows: Iterable[TraceRow]) -> None:
         """Keeps rows until ``flush_traces``."""
         self._rows.extend(rows if self.writes else ())
@@ -160,8 +178,8 @@ class RunFolder:
     def sync(self) -> None:
         """Makes the lines so far survive a power cut; for checkpoints, because it is slow."""
         if self.writes:
-            for name in (METRICS, TIMINGS, "."):
-                _sync(self.path / name)
+            for name in (*_BY_STEP, "."):
+                sync(self.path / name)
 
     def cut_back(self, step: int) -> None:
         """Forgets all after ``step``: lines, trace rows, half a last line, ``*.tmp`` files.
@@ -173,7 +191,7 @@ class RunFolder:
         leftovers = [*self.path.glob("*.tmp"), *self.path.glob(f"{TRACES}/*.tmp")]
         for leftover in filter(Path.is_file, leftovers):
             leftover.unlink()
-        for name in (METRICS, TIMINGS):
+        for name in _BY_STEP:
             old = (self.path / name).read_bytes() if (self.path / name).exists() else b""
             kept = [line for line, row in _lines(self.path / name) if row["step"] <= step]
             new = b"".join(line + b"\n" for line in kept)
@@ -192,7 +210,8 @@ class RunFolder:
         if not self.writes:
             return
         assert not {"step", "non_finite"} & set(values), sorted(values)
-        line = {"step": step, **{key: plain_number(value) for key, value in values.items()}}
+        plain = {k: v if isinstance(v, list) else plain_number(v) for k, v in values.items()}
+        line = {"step": step, **plain}
         bad = [key for key, x in line.items() if isinstance(x, float) and not math.isfinite(x)]
         line |= dict.fromkeys(bad) | ({"non_finite": bad} if bad else {})
         with open(self.path / name, "ab") as file:  # one write: no half lines but by a kill
@@ -256,28 +275,6 @@ def _read_table(path: Path) -> pa.Table:
             why="its rows are part of the run's record",
             fix="restore the file, or move it out of the folder to go on without these rows",
         ) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a whole file beside ``path``, to the disk, and renames it: old or new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """To the disk, where the system can: Windows and some network disks cannot for a folder."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

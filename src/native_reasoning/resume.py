@@ -1,5 +1,6 @@
 """Going on with a run: which checkpoint, and whether it is still the same run."""
 
+import itertools
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
 
+from native_reasoning.disk import damage
 from native_reasoning.errors import RunError
 from native_reasoning.records import CONFIG, RunFolder, read_config
 
@@ -19,7 +21,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 #: Settings that leave the steps themselves as they were.
 FREE = re.compile(
     r"(output_dir|model|data|eval_data|max_steps|num_train_epochs|report_to|run_name|record_traces"
-    r"|per_device_eval_batch_size|rollout_batch_size|disable_tqdm|strict)|(eval|save|logging|hub)_.*"
+    r"|per_device_eval_batch_size|max_skipped_updates|rollout_batch_size|disable_tqdm|strict)|(eval|save|logging|hub)_.*"
 )
 #: Settings that an open window is laid out by.
 LAYOUT = (
@@ -30,31 +32,68 @@ LAYOUT = (
 )
 
 
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of a run folder, the newest first. They may be damaged."""
+    named = [(_NAME.fullmatch(path.name), path) for path in Path(folder).glob("checkpoint-*")]
+    found = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of the highest step that holds a trainer state, or None."""
-    found = [
-        (int(match[1]), path)
-        for path in Path(folder).glob("checkpoint-*")
-        if (match := _NAME.fullmatch(path.name)) and (path / TRAINER_STATE_NAME).is_file()
-    ]
-    return max(found)[1] if found else None
+    """The newest whole checkpoint of a run folder, or None. Says on stderr which it passes over."""
+    for path in checkpoints(folder):
+        if not (wrong := damage(path)):
+            return path
+        print(f"passing over {path}, which is damaged: {_few(wrong)}", file=sys.stderr, flush=True)
+    return None
 
 
 def find_checkpoint(resume: str | Path | bool | None, folder: Path) -> Path | None:
-    """What to resume from: nothing, the newest checkpoint of ``folder`` (True), or a given one.
+    """What to resume from: nothing, the newest whole checkpoint of ``folder`` (True), or a given
+    one.
 
-    Raises RunError if there is none.
+    Raises RunError if there is none, or the given one is damaged.
     """
     if resume is None or resume is False:
         return None
     found = newest_checkpoint(folder) if resume is True else Path(resume)
-    if found is None or not (found / TRAINER_STATE_NAME).is_file():
+    if found is None or not found.is_dir():
         raise RunError(
-            f"no checkpoint in {folder if found is None else found}",
+            f"no whole checkpoint in {folder if found is None else found}",
             why="there is nothing to resume from",
             fix="train without --resume, or name another run folder",
         )
+    if resume is not True and (wrong := damage(found)):
+        raise RunError(
+            f"{found} is damaged: {_few(wrong)}",
+            why="a run that went on from it would not be the run that was saved",
+            fix="--resume alone takes the newest whole checkpoint",
+        )
     return found
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Renames checkpoints of later steps than ``step``: the run goes on from there and will write
+    them anew, and a damaged one must not count as the newest."""
+    for path in checkpoints(folder):
+        if checkpoint_number(path) > step:
+            numbers = itertools.count(1)
+            names = (path.with_name(f"set-aside-{n}-{path.name}") for n in numbers)
+            place = next(name for name in names if not name.exists())
+            os.replace(path, place)
+            print(f"{path.name} is now {place.name}", file=sys.stderr, flush=True)
+
+
+def checkpoint_number(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    found = _NAME.fullmatch(path.name)
+    assert found, path
+    return int(found[1])
+
+
+def _few(lines: list[str]) -> str:
+    more = f", and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return ", ".join(lines[:3]) + more
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -84,8 +123,14 @@ def open_run(
         return records
     before = read_config(folder) if (folder / CONFIG).is_file() else {}
     changed = differences(before, settings, extra["machine"]) if before else []
-    refuse_other_run(before, data_hash, changed, any(checkpoint.glob("rollout_window_*")))
+    try:
+        refuse_other_run(before, data_hash, changed, any(checkpoint.glob("rollout_window_*")))
+    except RunError:
+        records.release()
+        raise
     records.cut_back(checkpoint_step(checkpoint))
+    if writes:
+        set_aside(folder, checkpoint_step(checkpoint))
     if changed and writes:
         told = "; ".join(changed)
         print(f"resuming, not as an uninterrupted run: {told}", file=sys.stderr, flush=True)

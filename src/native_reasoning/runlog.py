@@ -1,6 +1,7 @@
 """What a run notes of each step: means for metrics.jsonl, traces for the run folder, warnings."""
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -67,6 +68,22 @@ class RunLog:
         self._pending = [row for row in self._pending if row.step > step]
         self.records.add_traces(gather_object(done))
         self.records.flush_traces(step)
+
+    def quarantine(self, step: int, pairs: Iterable[tuple[PromptGroup, Traces]]) -> None:
+        """The rows of an update that was skipped, of all ranks, to the records."""
+        rows = [
+            {
+                "row_id": group.example.row_id,
+                "line": group.example.line,
+                "prompt": group.example.question,
+                "answer": group.example.answer,
+                "traces": [self.template.text(ids) for ids in traces.ids],
+            }
+            for group, traces in pairs
+            if group.weight  # else it only fills up a rank
+        ]
+        for row in gather_object(rows):
+            self.records.append_quarantine(step, row)
 
     def means(self) -> dict[str, float]:
         """The means since they were asked for last, over all ranks."""

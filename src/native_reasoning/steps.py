@@ -12,6 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
+from native_reasoning.callbacks import FiniteGuard
 from native_reasoning.checkpoints import WholeCheckpoints
 from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
@@ -36,6 +37,7 @@ class StepInParts(WholeCheckpoints):
     maker: WindowMaker
     memory: ObjectiveState
     limits: Limits
+    finite_guard: FiniteGuard
     runlog: RunLog
     clock: Clock
     plan: PlannedStep
@@ -123,6 +125,7 @@ class StepInParts(WholeCheckpoints):
             sync = nullcontext() if last else self.accelerator.no_sync(model)
             with sync, self.clock.stage("backward"):
                 losses.append(super().training_step(model, {"micro": part}, *args))
+            self.finite_guard.saw_loss(losses[-1])
         return torch.stack(losses).sum().nan_to_num(0.0, 0.0, 0.0)
 
     def _begin_again(self) -> None:

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ from native_reasoning.types import PromptGroup, Scores, Signal
 from native_reasoning.window import Window
 
 
+#: Entries of ``state.log_history``, which is in memory and in every checkpoint; metrics.jsonl has all.
+LOGS_KEPT = 200
+
+
 class NRTTrainer(StepInParts):
     """Trains ``model`` to reason from question–answer pairs.
 
@@ -88,7 +93,8 @@ class NRTTrainer(StepInParts):
         self.train_groups, self.train_report = self._read(train_dataset, args)
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
         install_scoring(policy.model, sharded=sharded(args))
-        self.finite_guard, self.signals = FiniteGuard(), SignalCallback()
+        self.finite_guard = FiniteGuard(args.max_skipped_updates, self._quarantine)
+        self.signals = SignalCallback()
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
         super().__init__(
@@ -182,11 +188,13 @@ class NRTTrainer(StepInParts):
         """
         require(self.train_groups, "train_dataset")
         checkpoint = find_checkpoint(resume_from_checkpoint, self.folder)
+        self.accelerator.wait_for_everyone()  # the checkpoints of later steps are moved now
         self.runlog = self._new_log(self._open_run(checkpoint))
         self.window, self._resumed = None, checkpoint
         if checkpoint is not None:
             self.memory.load(checkpoint)
             self.limits.load(checkpoint)
+            self.finite_guard.load(checkpoint)
         path = None if checkpoint is None else str(checkpoint)
         if path is not None and checkpoint_step(Path(path)) >= self.total_steps:
             self._load_from_checkpoint(path)  # the run is finished: nothing is trained again
@@ -196,8 +204,11 @@ class NRTTrainer(StepInParts):
             return super().train(resume_from_checkpoint=path, **kwargs)
         finally:
             self.signals.restore()
-            if self.args.world_size == 1 or sys.exc_info()[0] is None:
-                self.runlog.write_traces(self.state.global_step)
+            failed = sys.exc_info()[0] is not None
+            if self.args.world_size == 1 or not failed:
+                with suppress(OSError) if failed else nullcontext():  # the first error is told
+                    self.runlog.write_traces(self.state.global_step)
+            self.runlog.records.release()
 
     def _open_run(self, checkpoint: Path | None) -> RunFolder:
         model = self.accelerator.unwrap_model(self.model)
@@ -296,6 +307,7 @@ class NRTTrainer(StepInParts):
         with self.clock.stage("records"):
             super().log(logs, start_time)
             self.runlog.records.append_metrics(step, logs)
+        del self.state.log_history[:-LOGS_KEPT]
 
     def _seconds(self) -> dict[str, float]:
         """Times of the step that ends now, with the records that were written before it began."""
@@ -341,6 +353,11 @@ class NRTTrainer(StepInParts):
         mine = held_out.run(groups[args.process_index :: args.world_size])
         return sorted(gather_object(mine), key=lambda outcome: outcome.row_id)
 
+    def _quarantine(self, step: int) -> None:
+        assert self.window is not None
+        micros = self.window.minibatches[self.plan.minibatch]
+        self.runlog.quarantine(step, [pair for micro in micros for pair in micro.pairs])
+
     # -- Checkpoints (checkpoints.py) --------------------------------------------------------------
 
     def before_checkpoint(self) -> None:
@@ -357,3 +374,4 @@ class NRTTrainer(StepInParts):
         if self.args.should_save:
             self.memory.save(folder)
             self.limits.save(folder)
+            self.finite_guard.save(folder)

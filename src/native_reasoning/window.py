@@ -45,6 +45,11 @@ class MicroBatch:
     recalls: tuple[Recall, ...] | None = None
 
     @property
+    def pairs(self) -> list[tuple[PromptGroup, Traces]]:
+        """Each group with its traces."""
+        return list(zip(self.groups, self.traces, strict=True))
+
+    @property
     def rows(self) -> int:
         """Traces of all groups."""
         return sum(len(traces.ids) for traces in self.traces)
@@ -87,9 +92,7 @@ class Window:
         for i, minibatch in enumerate(self.minibatches):
             layout.append([])
             for j, micro in enumerate(minibatch):
-                layout[-1].append(
-                    [_describe(*pair) for pair in zip(micro.groups, micro.traces, strict=True)]
-                )
+                layout[-1].append([_describe(*pair) for pair in micro.pairs])
                 for g, recall in enumerate(micro.recalls or ()):
                     tensors |= {f"{i}.{j}.{g}.{k}": v for k, v in _tensors(recall).items()}
         text = json.dumps({"rollout": self.rollout, "minibatches": layout})

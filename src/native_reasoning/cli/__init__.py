@@ -1,7 +1,8 @@
 """The command ``nrt``: verbs that parse, call the library and print.
 
 stdout is the result, stderr the progress. Exit codes: 0 done, 2 the user can mend it (three lines:
-error, why, fix), 128 + n stopped by signal n, 1 a mistake of ours (with its traceback).
+error, why, fix), 128 + n stopped by signal n, 1 a file could not be written, or (with its
+traceback) a mistake of ours.
 """
 
 import os
@@ -21,13 +22,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except NativeReasoningError as error:
         print(error_text(error), file=sys.stderr, flush=True)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     except BrokenPipeError:  # the reader of our output left, as `nrt presets | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        from native_reasoning.disk import is_full, unwritten
+
+        if not is_full(error):
+            raise
+        print(error_text(unwritten(error.filename or "a file", error)), file=sys.stderr, flush=True)
+        return 1
 
 
 def _run(arguments: list[str]) -> int:

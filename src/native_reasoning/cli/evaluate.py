@@ -32,7 +32,7 @@ def run(parsed: Parsed) -> int:
     quiet_libraries()
     showing = number(parsed.own, "show") or 0
     model, run_folder = model_folder(parsed.positional)
-    settings: dict[str, Any] = run_settings(run_folder) if run_folder else {}
+    settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
     # how the run judged its traces does not matter, and functions of its own may be elsewhere
     for key in ("model", "data", "eval_data", *_JUDGING):
         settings.pop(key, None)

@@ -2,7 +2,7 @@
 
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,9 @@ def required(settings: Mapping[str, Any], name: str, example: str) -> str:
     return str(value)
 
 
-def recipe_settings(path: str | Path) -> dict[str, Any]:
-    """A recipe's settings with underscores in their names."""
-    return {str(key).replace("-", "_"): value for key, value in read_recipe(path).items()}
+def recipe_settings(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
+    """A recipe's settings with underscores in their names; ``given`` stand on the command line."""
+    return {str(key).replace("-", "_"): value for key, value in read_recipe(path, given).items()}
 
 
 def model_folder(name: str) -> tuple[str, Path | None]:
@@ -95,12 +95,12 @@ def model_folder(name: str) -> tuple[str, Path | None]:
     return name, path.parent if inside else None
 
 
-def run_settings(run: Path) -> dict[str, Any]:
+def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
     """The settings of a run that matter to whoever asks its model.
 
     A saved model has its think tokens, trained: they are never made anew.
     """
-    settings = recipe_settings(run / CONFIG)
+    settings = recipe_settings(run / CONFIG, given)
     kept = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
     if kept.get("boundary") != "text":
         kept["boundary"] = "existing"

@@ -52,13 +52,13 @@ def make_plan(parsed: Parsed) -> Plan:
         out = str(Path(resume).parent)
     recipe: dict[str, Any] = {}
     if resume:
-        recipe = recipe_settings(_config_of(out))
+        recipe = recipe_settings(_config_of(out), given)
         if parsed.positional:
             say(f"settings come from {_config_of(out)}, not from {parsed.positional}")
     elif parsed.positional:
-        recipe = recipe_settings(parsed.positional)
+        recipe = recipe_settings(parsed.positional, given)
     settings = {**recipe, **given}
-    out = out or settings.get("output_dir")
+    out = out or _inside(settings.get("output_dir"))
     model = required(settings, "model", "HuggingFaceTB/SmolLM2-135M")
     data = required(settings, "data", "qa.jsonl")
     name = Path(parsed.positional).stem if parsed.positional else Path(model).name
@@ -112,16 +112,27 @@ def _config_of(out: str | None) -> Path:
     return Path(out) / CONFIG
 
 
+def _inside(folder: Any) -> str | None:
+    """A recipe's output_dir. Raises ConfigError where it leads out of the working folder."""
+    if folder and not Path(str(folder)).resolve().is_relative_to(Path.cwd().resolve()):
+        raise ConfigError(
+            f"output_dir {folder} in the recipe",
+            why="a recipe may come from anybody, and writes into the working folder only",
+            fix=f"--out {folder}, if that is where you want the run",
+        )
+    return str(folder) if folder else None
+
+
 def _check_folder(out: str, resume: str | bool | None) -> None:
     """Raises RunError, before a model is loaded, where the run could not start or go on."""
     from native_reasoning.records import RunFolder
-    from native_reasoning.resume import newest_checkpoint
+    from native_reasoning.resume import checkpoints
 
     if not resume:
         if Path(out).exists():  # creates nothing that is not there
-            RunFolder.create(out, resume=False)
+            RunFolder.create(out, resume=False).release()
         return
-    if resume is True and newest_checkpoint(out) is None:
+    if resume is True and not checkpoints(out):
         raise RunError(
             f"no checkpoint in {out}",
             why="the run was stopped before it saved one, so there is nothing to go on from",
@@ -209,7 +220,7 @@ def _train(plan: Plan, as_json: bool) -> int:
     if stopped is not None:
         return _stopped(trainer, plan, stopped, as_json)
     final = Path(plan.out) / "final"
-    trainer.save_model(str(final))
+    trainer.save_whole_model(final)
     after: Mapping[str, float] | None = None
     if trainer.eval_groups:
         count = min(len(trainer.eval_groups), trainer.args.eval_samples)

@@ -112,6 +112,7 @@ OPTION_GROUPS = {
         "eval_samples",
         "eval_num_generations",
         "record_traces",
+        "max_skipped_updates",
     ),
 }
 
@@ -160,7 +161,7 @@ VERBS = {
             "train",
             "train a model on question-answer pairs",
             "Settings come from the recipe (a YAML file of `setting: value` lines), then from the "
-            "flags.\nSIGTERM and Ctrl-C save at the end of the step and leave; --resume goes on.",
+            "flags.\nSIGTERM and Ctrl-C save at the end of the step and leave (--resume goes on), \nSIGUSR1 saves and goes on.",
             "train",
             ("recipe.yaml", "?", "settings, and model, data, eval_data"),
             (

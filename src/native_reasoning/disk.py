@@ -1,0 +1,155 @@
+"""Files that are whole or absent, folders that are known to be whole, and one run per folder.
+
+``seal`` writes the SHA-256 of every file of a folder beside them, ``damage`` says what has changed
+since. ``claim`` keeps a second process out of a run folder for as long as this one lives.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from native_reasoning.errors import DiskError, RunError
+
+#: In a sealed folder: the size and SHA-256 of every other file, by its path.
+CHECKSUMS = "checksums.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a whole file beside ``path``, to the disk, and renames it: old or new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """To the disk, where the system can: Windows and some network disks cannot for a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# -- Whole folders ---------------------------------------------------------------------------------
+
+
+def seal(folder: Path) -> None:
+    """Writes ``CHECKSUMS``: from now on ``damage`` knows what belongs in the folder. All is on the
+    disk afterwards."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    about = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
+    (folder / CHECKSUMS).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def damage(folder: Path) -> list[str]:
+    """What is wrong with a sealed folder, a line for each file; [] where it is whole. Files that
+    were added since do not matter."""
+    try:
+        about = json.loads((folder / CHECKSUMS).read_bytes())
+        items = [(str(name), list(known)) for name, known in about.items()]
+    except FileNotFoundError:
+        return [f"{CHECKSUMS} is missing"]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return [f"{CHECKSUMS} cannot be read"]
+    out = []
+    for name, known in items:
+        try:
+            found = _fingerprint(folder / name)
+        except OSError:
+            out.append(f"{name} is missing")
+            continue
+        if found != known:
+            kind = "has another size" if found[:1] != known[:1] else "was changed"
+            out.append(f"{name} {kind}")
+    return out
+
+
+def _fingerprint(path: Path) -> list[int | str]:
+    """Size in bytes and SHA-256."""
+    found, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+            size += len(block)
+    return [size, found.hexdigest()]
+
+
+# -- One run per folder ----------------------------------------------------------------------------
+
+
+def claim(folder: Path) -> int | None:
+    """Takes a run folder for this process: a handle for ``release``, None where the file system
+    knows no locks. The system releases it when the process ends, however it ends.
+
+    Raises RunError while another one has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except OSError as error:
+        os.close(handle)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return None
+    raise RunError(
+        f"another process is training into {folder}",
+        why="two runs would mix their steps and overwrite each other's checkpoints",
+        fix="wait for it or stop it, or name another folder with --out",
+    )
+
+
+def release(handle: int | None) -> None:
+    """Gives a claimed folder back."""
+    if handle is not None:
+        os.close(handle)
+
+
+# -- Full disks ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Turns what libraries say of a file that could not be written into a DiskError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save says it as a RuntimeError of its writer
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise unwritten(what, error, folder) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a file could not be written for lack of room."""
+    return error.errno in _FULL
+
+
+def unwritten(what: str, error: Exception, folder: Path | None = None) -> DiskError:
+    """The error that says so; ``folder`` is the run's."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    place = "" if folder is None else f" --out {folder}"
+    return DiskError(
+        f"{what} could not be written: {reason}",
+        why="the run stops here; checkpoints that were saved before are whole",
+        fix=f"make room on the disk, then nrt train{place} --resume",
+    )

@@ -1,0 +1,199 @@
+"""Checkpoints that were damaged, left half-written, or are in the way."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from native_reasoning.checkpoints import STAGING, publish
+from native_reasoning.config import NRTConfig
+from native_reasoning.disk import CHECKSUMS, damage, seal
+from native_reasoning.errors import RunError
+from native_reasoning.records import read_metrics
+from native_reasoning.resume import checkpoints, find_checkpoint, newest_checkpoint
+from native_reasoning.trainer import NRTTrainer
+from tiny import QA, byte_tokenizer, tiny_model
+
+
+def make(folder: Path, **settings) -> NRTTrainer:
+    values = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "num_generations": 2,
+        "max_trace_length": 4,
+        "max_steps": 4,
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "use_cpu": True,
+        **settings,
+    }
+    args = NRTConfig(output_dir=str(folder), **values)
+    return NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    make(folder).train()
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, Path.unlink])
+def test_every_file_is_watched(harm, run, capsys):
+    files = sorted(p.name for p in (run / "checkpoint-4").iterdir())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {*files}
+    assert {"trainer_state.json", "limits.json", "skipped.json", CHECKSUMS} <= {*files}
+    assert "training_args.bin" not in files
+    for name in files:
+        keep = run.parent / "keep"
+        shutil.copytree(run / "checkpoint-4", keep)
+        harm(run / "checkpoint-4" / name)
+        wrong = damage(run / "checkpoint-4")
+        assert wrong, name
+        if name != CHECKSUMS:
+            assert len(wrong) == 1 and wrong[0].startswith(name)
+        assert find_checkpoint(True, run) == run / "checkpoint-3"
+        assert f"passing over {run / 'checkpoint-4'}" in capsys.readouterr().err
+        shutil.rmtree(run / "checkpoint-4")
+        keep.rename(run / "checkpoint-4")
+    assert find_checkpoint(True, run) == run / "checkpoint-4"
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_is_refused(run):
+    flip(run / "checkpoint-4" / "optimizer.pt")
+    with pytest.raises(RunError, match="optimizer.pt was changed"):
+        make(run).train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    flip(run / "checkpoint-3" / "optimizer.pt")
+    with pytest.raises(RunError, match="no whole checkpoint"):
+        make(run).train(resume_from_checkpoint=True)
+
+
+def test_the_last_whole_checkpoint_outlives_the_limit(run):
+    """Resumed behind a damaged one, with a limit of 1: what is saved next must not be deleted for
+    the sake of a later number."""
+    flip(run / "checkpoint-4" / "model.safetensors")
+    make(run, save_total_limit=1, max_steps=4).train(resume_from_checkpoint=True)
+    assert (run / "set-aside-1-checkpoint-4").is_dir()
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-4"]
+    assert damage(run / "checkpoint-4") == []
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
+
+
+def test_resuming_from_an_older_one_sets_the_later_ones_aside(run, finished):
+    make(run, max_steps=3).train(resume_from_checkpoint=str(run / "checkpoint-3"))
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-3"]
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3]
+    make(run).train(resume_from_checkpoint=True)
+    for name in ("model.safetensors", "optimizer.pt"):
+        one, other = (folder / "checkpoint-4" / name for folder in (run, finished))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_whole_checkpoint_is_not_replaced_and_a_damaged_one_is(tmp_path):
+    final = tmp_path / "checkpoint-1"
+
+    def stage(text: str) -> Path:
+        staged = tmp_path / STAGING / "checkpoint-1"
+        staged.mkdir(parents=True)
+        (staged / "a").write_text(text)
+        return staged
+
+    publish(stage("one"), final)
+    publish(stage("two"), final)
+    assert (final / "a").read_text() == "one"
+    (final / "a").write_text("harm")
+    publish(stage("three"), final)
+    assert (final / "a").read_text() == "three"
+    assert not (tmp_path / STAGING).exists()
+
+
+def test_what_a_killed_writer_left_does_not_get_into_the_next_checkpoint(tmp_path):
+    left = tmp_path / "run" / STAGING / "checkpoint-1"
+    left.mkdir(parents=True)
+    (left / "rollout_window_0.json").write_text("{}")
+    make(tmp_path / "run", max_steps=1).train()
+    assert not (tmp_path / "run" / "checkpoint-1" / "rollout_window_0.json").exists()
+
+
+def test_names_that_are_no_checkpoints_do_not_count(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-x", "checkpoint-3.bak", "set-aside-1-checkpoint-9"):
+        (tmp_path / name).mkdir()
+        seal(tmp_path / name)
+    (tmp_path / "checkpoint-7").write_text("a file")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1', "\\xff"])
+def test_checksums_that_say_nothing_are_damage(text, tmp_path):
+    (tmp_path / CHECKSUMS).write_text(text)
+    assert damage(tmp_path) == [f"{CHECKSUMS} cannot be read"]
+
+
+class Harm:
+    """What unpickles into a file that should not be there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_that_runs_code_is_not_run(name, run, tmp_path):
+    """Even with checksums that fit."""
+    checkpoint = run / "checkpoint-3"
+    torch.save({"state": Harm(str(tmp_path / "harmed"))}, checkpoint / name)
+    seal(checkpoint)
+    with pytest.raises((pickle.UnpicklingError, RunError)):
+        make(run).train(resume_from_checkpoint=str(checkpoint))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_callbacks_that_keep_a_state_get_it_back(tmp_path):
+    from transformers import EarlyStoppingCallback
+
+    def trained(folder: Path, steps: int, resume: bool):
+        trainer = make(
+            folder,
+            max_steps=steps,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_steps=1,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+        )
+        trainer.evaluate = lambda *a, **k: trainer.control  # type: ignore[method-assign]
+        patience = EarlyStoppingCallback(early_stopping_patience=9)
+        patience.early_stopping_patience_counter = 0 if resume else 5
+        trainer.add_callback(patience)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    trained(tmp_path / "run", 1, resume=False)
+    state = json.loads((tmp_path / "run" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert "EarlyStoppingCallback" in state["stateful_callbacks"]
+    resumed = trained(tmp_path / "run", 2, resume=True)
+    (found,) = (
+        c for c in resumed.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)
+    )
+    assert found.early_stopping_patience_counter == 5

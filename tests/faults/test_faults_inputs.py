@@ -1,0 +1,207 @@
+"""Malformed data files and recipes: three lines and exit code 2, never a traceback or a hang."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from native_reasoning.cli import main
+from native_reasoning.errors import ConfigError, DataError
+from native_reasoning.recipe import read_recipe
+
+SLOWEST = 10.0
+settings.register_profile("fuzz", deadline=None, suppress_health_check=list(HealthCheck))
+
+# -- Generated inputs ------------------------------------------------------------------------------
+
+NASTY = st.sampled_from(
+    [
+        "\ud800",
+        "\x00",
+        "\x1b[2J",
+        "\u202e",
+        "</think>",
+        "<|im_end|>",
+        "{{ 1 }}",
+        "\ufeff",
+        "a" * 9999,
+    ]
+)
+TEXT = st.one_of(st.text(max_size=30), NASTY)
+SCALAR = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), TEXT, st.just(10**400), st.just(-0.0)
+)
+VALUE = st.recursive(
+    SCALAR,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+TURN = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["user", "assistant", "system", "x"]) | VALUE,
+        "content": VALUE,
+    },
+)
+COLUMN = st.sampled_from(
+    ["question", "answer", "prompt", "completion", "messages", "instruction", "output", "text", ""]
+)
+ROW = st.dictionaries(COLUMN | TEXT, VALUE | st.lists(TURN, max_size=4), max_size=5) | VALUE
+BYTES = st.binary(max_size=300)
+
+
+def _line(row) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+JSONL = st.lists(
+    st.one_of(ROW.map(_line), BYTES, ROW.map(lambda r: _line(r)[:-4]), st.just(b"[" * 5000)),
+    max_size=6,
+).map(b"".join)
+JSON = st.one_of(BYTES, st.lists(ROW, max_size=4).map(lambda x: json.dumps(x).encode()))
+CSV = st.one_of(BYTES, st.text(alphabet='a",;\n\r\t\x00é', max_size=200).map(str.encode))
+PARQUET = BYTES.map(lambda b: b"PAR1" + b + b"PAR1") | BYTES
+FILES = {"jsonl": JSONL, "json": JSON, "csv": CSV, "tsv": CSV, "parquet": PARQUET}
+
+
+def refused(capsys, *command: str) -> str:
+    """Runs the command in this process; what it said. It took no longer than it may."""
+    began = time.monotonic()
+    code = main(list(command))
+    out = capsys.readouterr()
+    assert time.monotonic() - began < SLOWEST
+    assert code in (0, 2), out.err
+    if code == 2:
+        assert out.err.splitlines()[-3].startswith("error: "), out.err
+        assert [line.split(":")[0].strip() for line in out.err.splitlines()[-2:]] == ["why", "fix"]
+    assert "\x1b" not in out.err + out.out
+    return out.err
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_malformed_data(kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"rows.{kind}"
+
+    @settings(settings.get_profile("fuzz"), max_examples=80)
+    @given(FILES[kind])
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        refused(capsys, "check", str(path))
+        assert everything(tmp_path) == {str(path)}
+
+    check()
+
+
+NAMES = st.sampled_from(
+    [
+        "model", "data", "preset", "learning_rate", "num_generations", "max_steps", "clip", "scale",
+        "reward_funcs", "model_init_kwargs", "answer_regex", "boundary", "save_steps", "report_to",
+        "output_dir", "objective", "lr_scheduler_type", "optim", "deepspeed", "fsdp", "torch_dtype",
+    ]
+)  # fmt: skip
+RECIPE = st.one_of(
+    st.dictionaries(NAMES | TEXT, VALUE, max_size=5).map(
+        lambda values: yaml.safe_dump(values, allow_unicode=True).encode("utf-8", "surrogatepass")
+    ),
+    st.text(alphabet="ab:-[]{}&*!?|>'\"%@`#, \n\t0123456789.", max_size=120).map(str.encode),
+    BYTES,
+)
+
+
+def test_malformed_recipes(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+
+    @settings(settings.get_profile("fuzz"), max_examples=200)
+    @given(RECIPE)
+    def check(text: bytes) -> None:
+        path.write_bytes(text)
+        refused(
+            capsys, "train", str(path), "--data", "none.jsonl", "--model", "./none", "--use-cpu"
+        )
+        assert everything(tmp_path) == {str(path)}
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",  # doubles with every line
+        "[" * 5000,
+        "{a: " * 3000,
+        "preset: 2024-99-99\n",
+        "? [a]\n: b\n",
+        "!!python/object/apply:os.system ['touch harmed']\n",
+        "preset: !!int ''\n",
+        "a" * 1_000_001,
+        "preset: 'nrt-ws\n",
+        "\ufeff\ufeffpreset: nrt-ws",
+        "<<: 5\n",
+    ],
+)
+def test_recipes_that_are_traps(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    began = time.monotonic()
+    with pytest.raises(ConfigError):
+        read_recipe(path)
+        raise ConfigError("read", why="a byte order mark alone is no trap", fix="none")
+    assert time.monotonic() - began < SLOWEST
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+# -- Whom a recipe may vouch for -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["trust_remote_code: true", "trust-remote-code: 1", "config: {trust_remote_code: true}"]
+)
+def test_code_of_a_model_is_not_run_for_a_recipe_from_elsewhere(text, tmp_path, monkeypatch):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(here)
+    for folder in (here, elsewhere):
+        (folder / "recipe.yaml").write_text(text)
+    assert read_recipe(here / "recipe.yaml")
+    assert read_recipe(elsewhere / "recipe.yaml", given={"trust_remote_code": True})
+    (here / "link.yaml").symlink_to(elsewhere / "recipe.yaml")
+    for path in (elsewhere / "recipe.yaml", here / "link.yaml", "../elsewhere/recipe.yaml"):
+        with pytest.raises(ConfigError, match="trust_remote_code in recipe"):
+            read_recipe(path)
+    (elsewhere / "recipe.yaml").write_text("trust_remote_code: false")
+    assert read_recipe(elsewhere / "recipe.yaml") == {"trust_remote_code": False}
+
+
+def test_a_recipe_writes_into_the_working_folder_only(tmp_path, monkeypatch, capsys):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for place in (str(tmp_path / "out"), "../out", "~/../../out", "runs/../../out"):
+        if place.startswith("~"):
+            continue  # transformers makes a folder called ~, which is inside
+        Path("recipe.yaml").write_text(f"model: m\ndata: d.jsonl\noutput_dir: {place}\n")
+        assert "in the recipe" in refused(capsys, "train", "recipe.yaml")
+    assert everything(tmp_path) == {str(here), str(here / "recipe.yaml")}
+
+
+def test_a_pattern_that_runs_away_is_stopped(tmp_path):
+    from native_reasoning.data import load_examples
+
+    rows = [{"question": "q", "answer": "a" * 40}, {"question": "r", "answer": "b"}]
+    began = time.monotonic()
+    with pytest.raises((DataError, ConfigError)):
+        load_examples(rows, answer_regex="(a|aa)+$^", regex_timeout=0.3)
+    assert time.monotonic() - began < SLOWEST

@@ -1,0 +1,145 @@
+"""Signals, two processes, full disks, secrets: the command as a process of its own."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from cli_helpers import SMALL, SOURCE, start, sums, write_rows
+
+import tiny
+from native_reasoning.disk import claim, damage, release
+from native_reasoning.errors import RunError
+from native_reasoning.records import read_metrics
+from native_reasoning.resume import checkpoints
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.tiny_model().save_pretrained(folder)
+    tiny.byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_rows(tmp_path / "qa.jsonl", sums(0, 3))
+
+
+def until(process, text: str) -> None:
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} never came")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signal on this system")
+def test_usr1_saves_and_goes_on(model, data, tmp_path):
+    command = ["train", "--model", model, "--data", data, "--out", "run", *SMALL]
+    process = start(*command, "--max-steps", "100000", "--save-steps", "100000", cwd=tmp_path)
+    until(process, "step 2/")
+    assert not checkpoints(tmp_path / "run")
+    process.send_signal(signal.SIGUSR1)
+    until(process, "SIGUSR1: saving at the end of this step, then going on")
+    for _ in range(2):
+        until(process, "step ")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    saved = checkpoints(tmp_path / "run")
+    assert len(saved) == 2  # by the first signal and by the second
+    assert not any(map(damage, saved))
+    steps = [m["step"] for m in read_metrics(tmp_path / "run")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_second_run_on_the_folder_is_refused(model, data, tmp_path):
+    command = ["train", "--model", model, "--data", data, "--out", "run", *SMALL]
+    first = start(*command, "--max-steps", "100000", "--save-steps", "1", cwd=tmp_path)
+    until(first, "step 3/")
+    try:
+        resumed = start("train", "--out", "run", "--resume", cwd=tmp_path)
+        again = start(*command, cwd=tmp_path)
+        for process in (resumed, again):
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 2, err
+            assert "another process is training into run" in err
+            assert "Traceback" not in err
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_claim_ends_with_its_release(tmp_path):
+    handle = claim(tmp_path)
+    with pytest.raises(RunError, match="another process is training"):
+        claim(tmp_path)
+    release(handle)
+    release(claim(tmp_path))
+
+
+@pytest.mark.parametrize("limit", ["config", "weights"])
+def test_a_file_that_cannot_be_written(limit, model, data, tmp_path):
+    """A limit on the size of files stands for a full disk: below config.yaml, below the weights."""
+    size = 500 if limit == "config" else 60_000
+    assert os.path.getsize(f"{model}/model.safetensors") > 60_000
+    process = subprocess.Popen(
+        [sys.executable, "-m", "native_reasoning.cli", "train", "--model", model, "--data", data]
+        + ["--out", "run", *SMALL, "--save-steps", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    told = err[err.index("error: ") :].splitlines()
+    assert len(told) == 3
+    assert "could not be written" in told[0]
+    assert "--resume" in told[2]
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    assert not (tmp_path / "run" / ".saving").exists()
+
+
+def test_no_secret_gets_into_the_run_folder(model, data, tmp_path):
+    secrets = {
+        "HF_TOKEN": "hf_plantedInTheEnvironment01",
+        "WANDB_API_KEY": "0123456789abcdefplantedwandb",
+        "OPENAI_API_KEY": "sk-planted0123456789abcdefgh",
+    }
+    flag = "hf_plantedOnTheCommandLine02"
+    for name, value in secrets.items():
+        os.environ[name] = value
+    try:
+        process = start(
+            "train", "--model", model, "--data", data, "--out", "run", "--hub-token", flag, *SMALL,
+            cwd=tmp_path,
+        )  # fmt: skip
+        out, err = process.communicate(timeout=120)
+    finally:
+        for name in secrets:
+            del os.environ[name]
+    assert process.returncode == 0, err
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 15
+    for planted in (*secrets.values(), flag):
+        assert planted not in out + err
+        for path in files:
+            assert planted.encode() not in path.read_bytes(), path
+
+
+def test_a_killed_save_of_the_final_model_is_made_again(model, data, tmp_path):
+    command = ["train", "--model", model, "--data", data, "--out", "run", *SMALL]
+    assert start(*command, cwd=tmp_path).wait(120) == 0
+    weights = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    shutil.move(tmp_path / "run" / "final", tmp_path / "run" / ".saving")  # as a kill leaves it
+    assert start("train", "--out", "run", "--resume", cwd=tmp_path).wait(120) == 0
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == weights
+    assert not (tmp_path / "run" / ".saving").exists()
