@@ -51,8 +51,7 @@ from native_reasoning.steps import StepInParts
 from native_reasoning.types import PromptGroup, Scores, Signal
 from native_reasoning.window import Window
 
-
-#: Entries of ``state.log_history``, which is in memory and in every checkpoint; metrics.jsonl has all.
+#: Entries of ``state.log_history``, which stays in memory and is in every checkpoint.
 LOGS_KEPT = 200
 
 

@@ -146,7 +146,6 @@ def test_malformed_recipes(tmp_path, capsys, monkeypatch):
         "preset: !!int ''\n",
         "a" * 1_000_001,
         "preset: 'nrt-ws\n",
-        "\ufeff\ufeffpreset: nrt-ws",
         "<<: 5\n",
     ],
 )
@@ -157,7 +156,6 @@ def test_recipes_that_are_traps(text, tmp_path, monkeypatch):
     began = time.monotonic()
     with pytest.raises(ConfigError):
         read_recipe(path)
-        raise ConfigError("read", why="a byte order mark alone is no trap", fix="none")
     assert time.monotonic() - began < SLOWEST
     assert os.listdir(tmp_path) == ["recipe.yaml"]
 

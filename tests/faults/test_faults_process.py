@@ -88,8 +88,10 @@ def test_a_file_that_cannot_be_written(limit, model, data, tmp_path):
     size = 500 if limit == "config" else 60_000
     assert os.path.getsize(f"{model}/model.safetensors") > 60_000
     process = subprocess.Popen(
-        [sys.executable, "-m", "native_reasoning.cli", "train", "--model", model, "--data", data]
-        + ["--out", "run", *SMALL, "--save-steps", "1"],
+        [
+            *(sys.executable, "-m", "native_reasoning.cli", "train", "--model", model),
+            *("--data", data, "--out", "run", *SMALL, "--save-steps", "1"),
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"},
         text=True,

@@ -1,4 +1,4 @@
-"""A hundred thousand rows of which one in a hundred is broken: counted, named, and no good row lost."""
+"""100,000 rows of which one in a hundred is broken: counted, named, and no good row lost."""
 
 import json
 import random

@@ -161,7 +161,8 @@ VERBS = {
             "train",
             "train a model on question-answer pairs",
             "Settings come from the recipe (a YAML file of `setting: value` lines), then from the "
-            "flags.\nSIGTERM and Ctrl-C save at the end of the step and leave (--resume goes on), \nSIGUSR1 saves and goes on.",
+            "flags.\nSIGTERM and Ctrl-C save at the end of the step and leave; --resume goes on.\n"
+            "SIGUSR1 saves and trains on.",
             "train",
             ("recipe.yaml", "?", "settings, and model, data, eval_data"),
             (
