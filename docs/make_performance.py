@@ -35,8 +35,8 @@ runs near the machine's rate, the layers at about 60 % of it), and drawing a num
 move memory; in training, the part of the logits that is not kept is computed twice (up to a sixth
 of the floor's work), exponentials of every logit are taken, and each micro-batch makes gradients as
 large as the table. With long traces TRL's own step has less to lose (prompts are short), so that
-the ratio is bounded by how far TRL is from the floor. At prompt 128 two other quiet runs of three
-steps gave 5.0× and 4.9×: the goal of 5 is where the noise is."""
+the ratio is bounded by how far TRL is from the floor. At prompt 128 the same command on earlier
+commits of this work, at other hours, gave 5.0×, 4.9× and 4.7×: it was not brought safely to 5."""
 
 
 def read(name: str) -> dict[str, Any]:
