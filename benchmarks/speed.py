@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 SIDES = ("ours", "trl", "trl-tuned")
+#: Of our step; ``clock.py`` says what each is.
+STAGES = ("sampling", "scoring", "backward", "optimiser")
 RESULTS = Path(__file__).with_suffix(".json")
 HIDDEN, LAYERS, HEADS, KV_HEADS, MLP, VOCABULARY = 256, 6, 4, 2, 768, 49_152
 
@@ -341,11 +343,14 @@ class Side:
             self.seconds.append(heard["seconds"])
         print(f"  {self.name}: {heard['seconds']:.2f} s, {self.peak:.2f} GB", file=sys.stderr)
 
-    def outside(self) -> float:
-        """The share of a step that is neither model nor sampling, of our side, which is done."""
+    def stages(self) -> dict[str, Any]:
+        """Of our side, which is done: mean seconds of a step by stage, and the share of it that is
+        neither model nor sampling."""
         seconds = self._hear()["seconds"]
+        step = seconds["step"]
         spent = sum(seconds[name] for name in ("objective", "records", "waiting", "other"))
-        return round(spent / seconds["step"], 4)
+        kept = {name: round(seconds[name], 3) for name in STAGES}
+        return {"outside": round(spent / step, 4), "stages": {**kept, "step": round(step, 3)}}
 
     def result(self) -> dict[str, Any]:
         return {
@@ -363,13 +368,13 @@ def compare(name: str, names: tuple[str, ...], runs: int, threads: int) -> dict[
     for i in range(runs + 1):
         for side in sides:
             side.step(counts=i > 0)
-    outside = sides[0].outside() if names[0] == "ours" else None
+    about = sides[0].stages() if names[0] == "ours" else {}
     for side in sides:
         side.process.wait()
     rate = max(rate, matrix_rate(threads))
     found: dict[str, Any] = {side.name: side.result() for side in sides}
-    found["ours"]["outside"] = outside
-    ours, others = found["ours"], [found[n] for n in names if n != "ours"]
+    ours, others = found[names[0]], [found[n] for n in names[1:]]
+    ours |= about
     if others:
         found["ratio"] = round(min(o["seconds"] for o in others) / ours["seconds"], 2)
         found["memory_ratio"] = round(ours["peak_gb"] / min(o["peak_gb"] for o in others), 3)

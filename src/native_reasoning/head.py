@@ -23,7 +23,8 @@ from native_reasoning.inputs import tried
 PIECE = {"cpu": 2**22, "other": 2**29}
 #: Bytes of logits that a forward keeps for its backward.
 KEPT = {"cpu": 2**26, "other": 2**29}
-_ROWS = 1024
+#: Rows of a piece: the fewer blocks of rows, the fewer sums in the gradient of the weights.
+_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,16 +26,16 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     if sampling.temperature != 1:
         weights.div_(sampling.temperature)
     weights.exp_()
-    whole = weights.sum(-1)
-    kept = weights
     if sampling.top_p < 1:
-        kept = nucleus(weights / whole[:, None], sampling.top_p)
-    tokens = _invert(kept, uniform)
-    return tokens, (weights.gather(-1, tokens[:, None])[:, 0] / whole).log()
+        whole = weights.sum(-1)
+        tokens, _ = _invert(nucleus(weights / whole[:, None], sampling.top_p), uniform)
+    else:
+        tokens, whole = _invert(weights, uniform)
+    return tokens, (weights.gather(-1, tokens[:, None])[:, 0] / whole).log().to(weights.dtype)
 
 
-def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Where the running sum of each row passes ``uniform`` times its end."""
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the running sum of each row passes ``uniform`` times its end, and that end."""
     rows, size = weights.shape
     if size % _BLOCK:
         weights = functional.pad(weights, (0, _BLOCK - size % _BLOCK))
@@ -46,7 +46,7 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     inside = blocks[torch.arange(rows, device=weights.device), block[:, 0]].double()
     before = ends.gather(-1, block) - inside.sum(-1, keepdim=True)
     found = block * _BLOCK + _passed(inside.cumsum(-1), (goal - before).clamp(min=0))
-    return found[:, 0].clamp(max=size - 1)
+    return found[:, 0].clamp(max=size - 1), ends[:, -1]
 
 
 def _passed(sums: Tensor, goal: Tensor) -> Tensor:
