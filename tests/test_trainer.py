@@ -115,7 +115,7 @@ def test_an_existing_run_is_refused_and_left_alone(tmp_path):
 
 
 def test_resuming_without_a_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(RunError, match="no checkpoint"):
+    with pytest.raises(RunError, match="no whole checkpoint"):
         make(tmp_path / "run").train(resume_from_checkpoint=True)
 
 

@@ -1,10 +1,12 @@
 """Callbacks that every training run has: signals, and numbers that went wrong."""
 
 import json
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,9 +49,9 @@ class SignalCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        mine = self.received or (_SAVING if self._save else None)
+        save, self._save = self._save, False  # one that comes from now on is for the next step
+        mine = self.received or (_SAVING if save else None)
         heard = _RANKED[largest_of_ranks(_RANKED.index(mine), args.device)]
-        self._save = False
         if heard is None:
             return
         control.should_save = True
@@ -76,7 +78,9 @@ class SignalCallback(TrainerCallback):
         else:
             self.received, then = number, "then leaving"
         name = signal.Signals(number).name
-        print(f"{name}: saving at the end of this step, {then}", file=sys.stderr, flush=True)
+        told = f"{name}: saving at the end of this step, {then}\n"
+        with suppress(OSError):  # print may be what was interrupted, and cannot be entered twice
+            os.write(2, told.encode())
 
 
 class FiniteGuard(TrainerCallback):

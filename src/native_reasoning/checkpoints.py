@@ -85,7 +85,8 @@ class WholeCheckpoints(Trainer):
             with writing(final.name, final.parent):
                 self._write_checkpoint(model, trial, final, staged)
         except DiskError:
-            shutil.rmtree(staged.parent, ignore_errors=True)
+            if self.args.should_save:
+                shutil.rmtree(staged.parent, ignore_errors=True)
             raise
 
     def _write_checkpoint(self, model: nn.Module, trial: Any, final: Path, staged: Path) -> None:
@@ -100,11 +101,11 @@ class WholeCheckpoints(Trainer):
             self._staging = None
         self.add_to_checkpoint(staged)
         self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        if not self.args.should_save:
+            return
+        self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         publish(staged, final)
         rotate_checkpoints(
             output_dir=str(final.parent),

@@ -35,8 +35,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """To the disk, where the system can: Windows and some network disks cannot for a folder."""
-    with contextlib.suppress(OSError):
+    """To the disk. Windows and some network disks cannot do it for a folder, which is passed over;
+    raises OSError where it fails for a file."""
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -65,13 +66,15 @@ def damage(folder: Path) -> list[str]:
         items = [(str(name), list(known)) for name, known in about.items()]
     except FileNotFoundError:
         return [f"{CHECKSUMS} is missing"]
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return [f"{CHECKSUMS} cannot be read"]
+    if not items:
+        return [f"{CHECKSUMS} names no file"]
     out = []
     for name, known in items:
         try:
             found = _fingerprint(folder / name)
-        except OSError:
+        except (OSError, ValueError):  # a name may hold what no path can
             out.append(f"{name} is missing")
             continue
         if found != known:

@@ -143,8 +143,7 @@ def test_malformed_recipes(tmp_path, capsys, monkeypatch):
         "preset: 2024-99-99\n",
         "? [a]\n: b\n",
         "!!python/object/apply:os.system ['touch harmed']\n",
-        "preset: !!int ''\n",
-        "a" * 1_000_001,
+                "a" * 1_000_001,
         "preset: 'nrt-ws\n",
         "<<: 5\n",
     ],
@@ -188,8 +187,6 @@ def test_a_recipe_writes_into_the_working_folder_only(tmp_path, monkeypatch, cap
     here.mkdir()
     monkeypatch.chdir(here)
     for place in (str(tmp_path / "out"), "../out", "~/../../out", "runs/../../out"):
-        if place.startswith("~"):
-            continue  # transformers makes a folder called ~, which is inside
         Path("recipe.yaml").write_text(f"model: m\ndata: d.jsonl\noutput_dir: {place}\n")
         assert "in the recipe" in refused(capsys, "train", "recipe.yaml")
     assert everything(tmp_path) == {str(here), str(here / "recipe.yaml")}

@@ -114,7 +114,7 @@ def _config_of(out: str | None) -> Path:
 
 def _inside(folder: Any) -> str | None:
     """A recipe's output_dir. Raises ConfigError where it leads out of the working folder."""
-    if folder and not Path(str(folder)).resolve().is_relative_to(Path.cwd().resolve()):
+    if folder and not Path(str(folder)).expanduser().resolve().is_relative_to(Path.cwd().resolve()):
         raise ConfigError(
             f"output_dir {folder} in the recipe",
             why="a recipe may come from anybody, and writes into the working folder only",
