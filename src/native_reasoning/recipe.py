@@ -17,7 +17,8 @@ VOUCHER = "trust_imports"
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """A YAML recipe as a dictionary. Raises ConfigError if it is absent or not a mapping."""
+    """A YAML recipe as a dictionary, with underscores in its names. Raises ConfigError if it is
+    absent or not a mapping."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,14 +39,28 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         )
     if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
         drop = ("resolved_objective", VOUCHER)
-        return {key: value for key, value in values["config"].items() if key not in drop}
-    if values.get(VOUCHER) or values.get(VOUCHER.replace("_", "-")):
+        named = _by_name(values["config"], path)
+        return {key: value for key, value in named.items() if key not in drop}
+    values = _by_name(values, path)
+    if values.get(VOUCHER):
         raise ConfigError(
             f"{VOUCHER} in recipe {path}",
             why="it lets a recipe run any installed code, and a recipe cannot vouch for itself",
             fix="leave it out of the recipe; --trust-imports, if you know what the recipe names",
         )
     return values
+
+
+def _by_name(values: Mapping[Any, Any], path: str | Path) -> dict[str, Any]:
+    """The values by their names with underscores. Raises ConfigError where one comes twice."""
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(named) < len(values):
+        raise ConfigError(
+            f"recipe {path} names a setting twice, with - and with _",
+            why="it is not clear which of the two is meant",
+            fix="keep one of them",
+        )
+    return named
 
 
 def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
