@@ -143,8 +143,12 @@ def test_a_recipe_cannot_vouch_for_the_code_that_it_names(tmp_path):
         with pytest.raises(ConfigError, match="cannot vouch for itself"):
             read_recipe(recipe)
     # nor does the config.yaml of a run that somebody hands on
-    recipe.write_text(yaml.safe_dump({"config": {"preset": "nrt-gm", "trust_imports": True}}))
-    assert read_recipe(recipe) == {"preset": "nrt-gm"}
+    for name in ("trust_imports", "trust-imports"):
+        recipe.write_text(yaml.safe_dump({"config": {"preset": "nrt-gm", name: True}}))
+        assert read_recipe(recipe) == {"preset": "nrt-gm"}
+    recipe.write_text("trust_imports: false\ntrust-imports: true\n")
+    with pytest.raises(ConfigError, match="twice"):
+        read_recipe(recipe)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ _LONGEST = 1_000_000
 
 
 def read_recipe(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
-    """A YAML recipe as a dictionary. ``given`` are settings that the user has named beside it.
+    """A YAML recipe as a dictionary, with underscores in its names. ``given`` are settings that the user has named beside it.
 
     Raises ConfigError if it is absent, not a mapping, or asks for what its user has to ask for.
     """
@@ -32,7 +32,7 @@ def read_recipe(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"recipe {path} does not exist", why="it holds the settings", fix="check the path"
         ) from None
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"recipe {path} cannot be read: {' '.join(str(error).split())[:300]}",
             why="a recipe is a YAML file of `setting: value` lines",
@@ -44,17 +44,19 @@ def read_recipe(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
             why="a recipe is a YAML file of `setting: value` lines",
             fix="start from one in recipes/",
         )
-    _check_guarded(values, Path(path), given)
-    if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
+    of_run = isinstance(values.get("config"), dict)  # the config.yaml of a run is a recipe too
+    named = _by_name(values["config"] if of_run else values, path)
+    _check_guarded(named, Path(path), given)
+    if of_run:
         drop = ("resolved_objective", VOUCHER)
-        return {key: value for key, value in values["config"].items() if key not in drop}
-    if values.get(VOUCHER) or values.get(VOUCHER.replace("_", "-")):
+        return {key: value for key, value in named.items() if key not in drop}
+    if named.get(VOUCHER):
         raise ConfigError(
             f"{VOUCHER} in recipe {path}",
             why="it lets a recipe run any installed code, and a recipe cannot vouch for itself",
             fix="leave it out of the recipe; --trust-imports, if you know what the recipe names",
         )
-    return values
+    return named
 
 
 def _yaml(text: str) -> Any:
@@ -68,11 +70,8 @@ def _yaml(text: str) -> Any:
 
 
 def _check_guarded(values: dict[str, Any], path: Path, given: Container[str]) -> None:
-    inner = values.get("config")
-    named = {**values, **(inner if isinstance(inner, dict) else {})}
-    asked = {str(key).replace("-", "_"): value for key, value in named.items()}
     inside = path.resolve().is_relative_to(Path.cwd().resolve())
-    if asked.get(GUARDED) in (None, False, "false") or inside or GUARDED in given:
+    if values.get(GUARDED) in (None, False, "false") or inside or GUARDED in given:
         return
     raise ConfigError(
         f"{GUARDED} in recipe {path}",
@@ -80,6 +79,18 @@ def _check_guarded(values: dict[str, Any], path: Path, given: Container[str]) ->
         fix="--trust-remote-code true on the command line, if you know the model's code; false, if "
         "it is not needed",
     )
+
+
+def _by_name(values: Mapping[Any, Any], path: str | Path) -> dict[str, Any]:
+    """The values by their names with underscores. Raises ConfigError where one comes twice."""
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(named) < len(values):
+        raise ConfigError(
+            f"recipe {path} names a setting twice, with - and with _",
+            why="it is not clear which of the two is meant",
+            fix="keep one of them",
+        )
+    return named
 
 
 def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:

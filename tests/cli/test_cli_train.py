@@ -150,10 +150,10 @@ def test_ctrl_c_before_training_leaves_nothing(data, tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted(Path(__file__).parents[2].glob("recipes/*.yaml")))
 def test_committed_recipes_are_settings_that_work(recipe):
-    from native_reasoning.cli.inputs import recipe_settings, split_source
-    from native_reasoning.recipe import make_config
+    from native_reasoning.cli.inputs import split_source
+    from native_reasoning.recipe import make_config, read_recipe
 
-    settings = recipe_settings(recipe)
+    settings = read_recipe(recipe)
     assert settings.pop("model")
     assert split_source(settings.pop("data"))[1] in ("train", None)
     assert split_source(settings.pop("eval_data", "[]"))[1] in ("test", None)

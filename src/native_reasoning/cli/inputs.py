@@ -68,11 +68,6 @@ def required(settings: Mapping[str, Any], name: str, example: str) -> str:
     return str(value)
 
 
-def recipe_settings(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
-    """A recipe's settings with underscores in their names; ``given`` stand on the command line."""
-    return {str(key).replace("-", "_"): value for key, value in read_recipe(path, given).items()}
-
-
 def model_folder(name: str) -> tuple[str, Path | None]:
     """The model that a name means, and the run it belongs to.
 
@@ -100,7 +95,7 @@ def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
 
     A saved model has its think tokens, trained: they are never made anew.
     """
-    settings = recipe_settings(run / CONFIG, given)
+    settings = read_recipe(run / CONFIG, given)
     kept = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
     if kept.get("boundary") != "text":
         kept["boundary"] = "existing"

@@ -41,7 +41,8 @@ def run(parsed: Parsed) -> int:
 
 def make_plan(parsed: Parsed) -> Plan:
     """Recipe, then flags. Raises ConfigError, or RunError where the run folder is in the way."""
-    from native_reasoning.cli.inputs import model_folder, recipe_settings, required
+    from native_reasoning.cli.inputs import model_folder, required
+    from native_reasoning.recipe import read_recipe
 
     own = parsed.own
     resume = True if own["resume"] == "true" else own["resume"]
@@ -52,11 +53,11 @@ def make_plan(parsed: Parsed) -> Plan:
         out = str(Path(resume).parent)
     recipe: dict[str, Any] = {}
     if resume:
-        recipe = recipe_settings(_config_of(out), given)
+        recipe = read_recipe(_config_of(out), given)
         if parsed.positional:
             say(f"settings come from {_config_of(out)}, not from {parsed.positional}")
     elif parsed.positional:
-        recipe = recipe_settings(parsed.positional, given)
+        recipe = read_recipe(parsed.positional, given)
     settings = {**recipe, **given}
     out = out or _inside(settings.get("output_dir"))
     model = required(settings, "model", "HuggingFaceTB/SmolLM2-135M")
