@@ -22,7 +22,8 @@ _LONGEST = 1_000_000
 
 
 def read_recipe(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
-    """A YAML recipe as a dictionary, with underscores in its names. ``given`` are settings that the user has named beside it.
+    """A YAML recipe as a dictionary, with underscores in its names. ``given``: settings that the
+    user has named beside it.
 
     Raises ConfigError if it is absent, not a mapping, or asks for what its user has to ask for.
     """
