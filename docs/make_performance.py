@@ -30,13 +30,13 @@ trained on in 8 steps of one prompt."""
 
 
 #: What stands between a step and its floor.
-WHY = """What stands between the two: while sampling, each token's products have few rows (the head
-runs near the machine's rate, the layers at about 60 % of it), and drawing a number and attention
-move memory; in training, the part of the logits that is not kept is computed twice (up to a sixth
-of the floor's work), exponentials of every logit are taken, and each micro-batch makes gradients as
-large as the table. With long traces TRL's own step has less to lose (prompts are short), so that
-the ratio is bounded by how far TRL is from the floor. At prompt 128 the same command on earlier
-commits of this work, at other hours, gave 5.0×, 4.9× and 4.7×: it was not brought safely to 5."""
+WHY = """What stands between the two: while sampling, each token's products have few rows, and
+drawing a number and attention move memory; in training, the part of the logits that is not kept is
+computed twice, exponentials of every logit are taken, and each micro-batch makes gradients as large
+as the table. With long traces TRL's own step has less to lose (prompts are short), so that the
+ratio is bounded by how far TRL is from the floor. At prompt 128 the same command on earlier commits
+of this work, at other hours, gave 5.0×, 4.9× and 4.7×: it was not brought safely to 5. The rows
+with stages are from the last state of the head, the others from two commits before."""
 
 
 def read(name: str) -> dict[str, Any]:

@@ -67,6 +67,15 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_do():
 
 
 @pytest.mark.usefixtures("small_pieces")
+def test_nothing_is_kept_where_no_backward_follows(monkeypatch):
+    hidden, linear, choice = parts(bias=False, scale=False)
+    expected = chosen_logps(hidden, linear, choice)
+    monkeypatch.setattr(head, "_slots", lambda *args: pytest.fail("kept"))
+    with torch.no_grad():
+        assert torch.equal(chosen_logps(hidden, linear, choice), expected)
+
+
+@pytest.mark.usefixtures("small_pieces")
 def test_extreme_logits_stay_finite():
     hidden, linear, choice = parts(bias=False, scale=False, dtype=torch.float32)
     found = chosen_logps(1e4 * hidden, linear, choice)

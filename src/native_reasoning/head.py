@@ -49,8 +49,9 @@ def chosen_logps(hidden: Tensor, head: nn.Linear, choice: Choice) -> Tensor:
     scale = choice.scale
     if scale is not None:
         scale = scale.to(torch.promote_types(hidden.dtype, torch.float32))
+    backward = torch.is_grad_enabled()  # inside a Function it never is
     with torch.autocast(kind, enabled=False):
-        found = _ChosenLogps.apply(hidden, head.weight, head.bias, scale, choice)
+        found = _ChosenLogps.apply(hidden, head.weight, head.bias, scale, choice, backward)
     assert isinstance(found, Tensor)
     return found
 
@@ -109,12 +110,13 @@ class _ChosenLogps(torch.autograd.Function):
         bias: Tensor | None,
         scale: Tensor | None,
         choice: Choice,
+        backward: bool,
     ) -> Tensor:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         top = hidden.new_full((len(hidden),), -torch.inf, dtype=exact)
         total, picked = torch.zeros_like(top), top.new_zeros(len(choice.at))
         pieces = _pieces(hidden, choice)
-        slots = _slots(pieces, top) if any(ctx.needs_input_grad) else []
+        slots = _slots(pieces, top) if backward and any(ctx.needs_input_grad) else []
         kept: list[Tensor] = []
         for piece, slot in zip_longest(pieces, slots):
             rows = piece.rows
@@ -160,7 +162,7 @@ class _ChosenLogps(torch.autograd.Function):
                 d_weight[columns].addmm_(p.T.to(weight.dtype), here, beta=before)
         if d_weight is not None:
             d_weight[choice.vocabulary :] = 0
-        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None
+        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
 
 
 @dataclass(frozen=True, eq=False)
