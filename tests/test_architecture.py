@@ -20,7 +20,7 @@ LINE = (
     ("rewards", "advantages"),
     ("objective",),
     ("losses",),
-    ("checks", "config", "recipe"),
+    ("guards", "checks", "config", "recipe"),
     ("custom", "ranks"),
     ("data",),
     ("boundary",),

@@ -47,16 +47,29 @@ def test_other_settings_are_said_and_recorded(tmp_path, capsys):
     make(tmp_path / "run", max_steps=2, learning_rate=5e-4).train(resume_from_checkpoint=True)
     assert "learning_rate 0.001 -> 0.0005" in capsys.readouterr().err
     config = read_config(tmp_path / "run")
-    assert config["changed_on_resume"] == ["learning_rate 0.001 -> 0.0005"]
+    changed = [
+        "learning_rate 0.001 -> 0.0005",
+        "max_steps 1 -> 2",
+    ]  # the warm-up is a share of them
+    assert config["changed_on_resume"] == changed
     assert config["config"]["learning_rate"] == 5e-4
 
 
 def test_the_same_settings_change_nothing_in_the_config(tmp_path, capsys):
-    make(tmp_path / "run", max_steps=1).train()
+    constant = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2}
+    make(tmp_path / "run", max_steps=1, **constant).train()
     before = (tmp_path / "run" / "config.yaml").read_bytes()
-    make(tmp_path / "run", max_steps=2).train(resume_from_checkpoint=True)
+    make(tmp_path / "run", max_steps=2, **constant).train(resume_from_checkpoint=True)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     assert "resuming" not in capsys.readouterr().err
+
+
+def test_a_model_alone_is_nothing_to_go_on_from(tmp_path):
+    make(tmp_path / "run", max_steps=1, save_only_model=True).train()
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match="checkpoint-1 holds the model alone"):
+        make(tmp_path / "run", max_steps=2).train(resume_from_checkpoint=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 def test_an_open_window_cannot_be_laid_out_anew(tmp_path):

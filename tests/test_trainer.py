@@ -283,7 +283,7 @@ def test_a_gradient_that_is_not_finite_is_dropped_and_counted(tmp_path, capsys):
     weights = [load_file(folder / f"checkpoint-{i}" / "model.safetensors") for i in (1, 2, 3)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert any(not torch.equal(weights[1][k], weights[2][k]) for k in weights[1])
-    assert "step 2: gradient not finite, update skipped" in capsys.readouterr().err
+    assert "step 2: loss or gradient not finite, update skipped" in capsys.readouterr().err
 
 
 class Send(TrainerCallback):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from native_reasoning.errors import (
         ConfigError,
         DataError,
+        DiskError,
         NativeReasoningError,
         PolicyError,
         RunError,
@@ -30,6 +31,7 @@ __all__ = [
     "PRESETS",
     "ConfigError",
     "DataError",
+    "DiskError",
     "NRTConfig",
     "NRTTrainer",
     "NativeReasoningError",
@@ -56,6 +58,7 @@ _HOME = {
     "NativeReasoningError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
+    "DiskError": "errors",
     "PolicyError": "errors",
     "RunError": "errors",
     "TemplateError": "errors",

@@ -30,18 +30,20 @@ class SignalCallback(TrainerCallback):
     """SIGTERM and SIGINT save at the end of the step and leave; a second SIGINT leaves at once.
     SIGUSR1 saves at the end of the step and goes on.
 
-    ``received`` is the number of the signal to leave by, for the exit code (128 + it), or None.
+    ``received`` is the number of the signal to leave by, for the exit code (128 + it), or None; all
+    ranks have the same.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._heard: int | None = None  # by this rank
         self._save = False
         self._before: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.received, self._save = None, False
+        self.received, self._heard, self._save = None, None, False
         if threading.current_thread() is threading.main_thread():
             heard = [*_STOPPING, *([] if _SAVING is None else [_SAVING])]
             self._before = {number: signal.signal(number, self._note) for number in heard}
@@ -50,8 +52,7 @@ class SignalCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         save, self._save = self._save, False  # one that comes from now on is for the next step
-        mine = self.received or (_SAVING if save else None)
-        heard = _RANKED[largest_of_ranks(_RANKED.index(mine), args.device)]
+        heard = self._agreed(self._heard or (_SAVING if save else None), args)
         if heard is None:
             return
         control.should_save = True
@@ -59,9 +60,13 @@ class SignalCallback(TrainerCallback):
             self.received = heard
             control.should_training_stop = True
 
+    def _agreed(self, mine: int | None, args: TrainingArguments) -> int | None:
+        return _RANKED[largest_of_ranks(_RANKED.index(mine), args.device)]
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.received = self._agreed(self._heard, args)  # one that came after the last step
         self.restore()
 
     def restore(self) -> None:
@@ -71,12 +76,12 @@ class SignalCallback(TrainerCallback):
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self._heard is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == _SAVING:
             self._save, then = True, "then going on"
         else:
-            self.received, then = number, "then leaving"
+            self._heard, then = number, "then leaving"
         name = signal.Signals(number).name
         told = f"{name}: saving at the end of this step, {then}\n"
         with suppress(OSError):  # print may be what was interrupted, and cannot be entered twice

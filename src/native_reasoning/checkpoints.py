@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from native_reasoning.disk import damage, seal, sync, writing
-from native_reasoning.errors import DiskError
 
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
@@ -24,10 +25,11 @@ def publish(staged: Path, final: Path) -> None:
     seal(staged)
     if final.exists() and damage(final):
         shutil.rmtree(final)
-    if not final.exists():
+    if final.exists():
+        shutil.rmtree(staged)
+    else:
         os.replace(staged, final)
         sync(final.parent)
-    shutil.rmtree(staged.parent, ignore_errors=True)
 
 
 class WholeCheckpoints(Trainer):
@@ -60,7 +62,7 @@ class WholeCheckpoints(Trainer):
         Raises DiskError where it could not be written.
         """
         staged = folder.parent / STAGING / folder.name
-        with writing(folder.name, folder.parent):
+        with self._staged(staged):
             self.save_model(str(staged))
             self.accelerator.wait_for_everyone()
             if not self.args.should_save:
@@ -69,7 +71,7 @@ class WholeCheckpoints(Trainer):
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(staged, folder)
-            shutil.rmtree(staged.parent, ignore_errors=True)
+            sync(folder.parent)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -81,19 +83,25 @@ class WholeCheckpoints(Trainer):
         """
         final = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         staged = final.parent / STAGING / final.name
+        with self._staged(staged):
+            self._write_checkpoint(model, trial, final, staged)
+
+    @contextmanager
+    def _staged(self, staged: Path) -> Iterator[None]:
+        """Clears the staging folder of what a killed writer left there, and after it."""
+        clear = self.args.should_save
         try:
-            with writing(final.name, final.parent):
-                self._write_checkpoint(model, trial, final, staged)
-        except DiskError:
-            if self.args.should_save:
+            with writing(staged.name, staged.parent.parent):
+                if clear:
+                    shutil.rmtree(staged.parent, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                yield
+        finally:
+            if clear:
                 shutil.rmtree(staged.parent, ignore_errors=True)
-            raise
 
     def _write_checkpoint(self, model: nn.Module, trial: Any, final: Path, staged: Path) -> None:
         self.before_checkpoint()
-        if self.args.should_save:  # what a killed writer left there
-            shutil.rmtree(staged.parent, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
         self._staging = str(staged.parent)
         try:
             super()._save_checkpoint(model, trial)

@@ -1,7 +1,7 @@
 """Files that are whole or absent, folders that are known to be whole, and one run per folder.
 
 ``seal`` writes the SHA-256 of every file of a folder beside them, ``damage`` says what has changed
-since. ``claim`` keeps a second process out of a run folder for as long as this one lives.
+since. ``claimed`` keeps a second process out of a run folder.
 """
 
 import contextlib
@@ -51,6 +51,7 @@ def sync(path: Path) -> None:
 def seal(folder: Path) -> None:
     """Writes ``CHECKSUMS``: from now on ``damage`` knows what belongs in the folder. All is on the
     disk afterwards."""
+    (folder / CHECKSUMS).unlink(missing_ok=True)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     about = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
     (folder / CHECKSUMS).write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -96,12 +97,35 @@ def _fingerprint(path: Path) -> list[int | str]:
 # -- One run per folder ----------------------------------------------------------------------------
 
 
-def claim(folder: Path) -> int | None:
-    """Takes a run folder for this process: a handle for ``release``, None where the file system
-    knows no locks. The system releases it when the process ends, however it ends.
+_held: set[Path] = set()
 
-    Raises RunError while another one has it.
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a run folder and keeps it for this process, which may ask for it again inside. Where
+    the file system knows no locks it does nothing. The system gives the folder back when the
+    process ends, however it ends.
+
+    Raises RunError while another process has it, DiskError where it cannot be made.
     """
+    place = folder.resolve()
+    if place in _held:
+        yield
+        return
+    with writing(str(folder), None):
+        folder.mkdir(parents=True, exist_ok=True)
+    handle = _lock(folder)
+    _held.add(place)
+    try:
+        yield
+    finally:
+        _held.discard(place)
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """A handle that holds the folder until it is closed, None where there are no locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -121,18 +145,13 @@ def claim(folder: Path) -> int | None:
     )
 
 
-def release(handle: int | None) -> None:
-    """Gives a claimed folder back."""
-    if handle is not None:
-        os.close(handle)
-
-
 # -- Full disks ------------------------------------------------------------------------------------
 
 
 @contextmanager
-def writing(what: str, folder: Path) -> Iterator[None]:
-    """Turns what libraries say of a file that could not be written into a DiskError."""
+def writing(what: str, folder: Path | None) -> Iterator[None]:
+    """Turns what libraries say of a file that could not be written into a DiskError; ``folder`` is
+    the run's, if it is about one."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -148,11 +167,18 @@ def is_full(error: OSError) -> bool:
 
 
 def unwritten(what: str, error: Exception, folder: Path | None = None) -> DiskError:
-    """The error that says so; ``folder`` is the run's."""
+    """The error that says so; ``folder`` is the run's, if it is about one."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    place = "" if folder is None else f" --out {folder}"
+    full = not isinstance(error, OSError) or is_full(error)  # libraries hide the number
+    mend = "make room on the disk" if full else "mend that"
+    if folder is None:
+        again = "run it again"
+    elif any(folder.glob("checkpoint-*")):
+        again = f"nrt train --out {folder} --resume"
+    else:
+        again = "begin again in a new folder: nothing was saved yet"
     return DiskError(
         f"{what} could not be written: {reason}",
-        why="the run stops here; checkpoints that were saved before are whole",
-        fix=f"make room on the disk, then nrt train{place} --resume",
+        why="it stops here; checkpoints that were saved before are whole",
+        fix=f"{mend}, then {again}",
     )

@@ -1,7 +1,15 @@
-"""Numbers that all processes of a run agree on."""
+"""What all processes of a run agree on."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from accelerate.utils import gather, reduce
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather, reduce
+
+from native_reasoning.errors import NativeReasoningError
+
+T = TypeVar("T")
 
 
 def largest_of_ranks(value: int, device: torch.device) -> int:
@@ -12,3 +20,18 @@ def largest_of_ranks(value: int, device: torch.device) -> int:
 def sum_of_ranks(values: list[float], device: torch.device) -> list[float]:
     """Each value summed over the ranks."""
     return reduce(torch.tensor(values, dtype=torch.float64, device=device), "sum").tolist()  # type: ignore[union-attr]
+
+
+def from_first_rank(make: Callable[[], T]) -> T:
+    """What ``make`` returns on rank 0, on every rank; what it raises there for the user to mend is
+    raised on every rank."""
+    said: list[T | NativeReasoningError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            said = [make()]
+        except NativeReasoningError as error:
+            said = [error]
+    (heard,) = broadcast_object_list(said)
+    if isinstance(heard, NativeReasoningError):
+        raise heard
+    return heard  # type: ignore[return-value]

@@ -9,21 +9,21 @@ import yaml
 
 from native_reasoning.config import OPTION_NAMES, NRTConfig, json_object
 from native_reasoning.errors import ConfigError, did_you_mean
+from native_reasoning.guards import VOUCHER, check_recipe
 
 #: What a recipe may hold besides the fields of NRTConfig.
 RECIPE_KEYS = ("model", "data", "eval_data")
-#: What only a person who runs a recipe may set.
-VOUCHER = "trust_imports"
-
-
-#: What a recipe from outside the working folder may not switch on.
-GUARDED = "trust_remote_code"
+#: Characters of a recipe.
 _LONGEST = 1_000_000
 
 
-def read_recipe(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
-    """A YAML recipe as a dictionary, with underscores in its names. ``given``: settings that the
-    user has named beside it.
+def read_recipe(
+    path: str | Path, given: Container[str] = (), *, going_on: bool = False
+) -> dict[str, Any]:
+    """A YAML recipe as a dictionary, with underscores in its names.
+
+    ``given`` are settings that the user has named beside it; ``going_on``: it is the config.yaml of
+    a run that the user has named.
 
     Raises ConfigError if it is absent, not a mapping, or asks for what its user has to ask for.
     """
@@ -47,16 +47,16 @@ def read_recipe(path: str | Path, given: Container[str] = ()) -> dict[str, Any]:
         )
     of_run = isinstance(values.get("config"), dict)  # the config.yaml of a run is a recipe too
     named = _by_name(values["config"] if of_run else values, path)
-    _check_guarded(named, Path(path), given)
-    if of_run:
-        drop = ("resolved_objective", VOUCHER)
-        return {key: value for key, value in named.items() if key not in drop}
-    if named.get(VOUCHER):
-        raise ConfigError(
-            f"{VOUCHER} in recipe {path}",
-            why="it lets a recipe run any installed code, and a recipe cannot vouch for itself",
-            fix="leave it out of the recipe; --trust-imports, if you know what the recipe names",
-        )
+    dropped = ("resolved_objective", VOUCHER) if of_run else ()
+    named = {key: value for key, value in named.items() if key not in dropped}
+    for key, value in named.items():
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(
+                f"{key} in recipe {path} is {value!r}",
+                why="a null character is in no path and no name",
+                fix=f"mend {key}",
+            )
+    check_recipe(named, Path(path), given, going_on=going_on)
     return named
 
 
@@ -68,18 +68,6 @@ def _yaml(text: str) -> Any:
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ValueError("it repeats a value by name (*name); write it out")
     return yaml.safe_load(text)
-
-
-def _check_guarded(values: dict[str, Any], path: Path, given: Container[str]) -> None:
-    inside = path.resolve().is_relative_to(Path.cwd().resolve())
-    if values.get(GUARDED) in (None, False, "false") or inside or GUARDED in given:
-        return
-    raise ConfigError(
-        f"{GUARDED} in recipe {path}",
-        why="it runs code that comes with the model, and the recipe is not from the working folder",
-        fix="--trust-remote-code true on the command line, if you know the model's code; false, if "
-        "it is not needed",
-    )
 
 
 def _by_name(values: Mapping[Any, Any], path: str | Path) -> dict[str, Any]:

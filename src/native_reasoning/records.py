@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from native_reasoning.disk import claim, release, sync, write_atomically
+from native_reasoning.disk import sync, write_atomically
 from native_reasoning.errors import RunError
 from native_reasoning.manifest import manifest, plain_number
 
@@ -88,16 +88,13 @@ class RunFolder:
         self.path, self.writes = Path(path), writes
         self._rows: list[TraceRow] = []
         self._flushed = -1
-        self._claimed: int | None = None
 
     @classmethod
     def create(cls, path: PathLike, *, resume: bool, writes: bool = True) -> "RunFolder":
-        """Makes the folder, or opens an existing run if and only if ``resume``, for this process
-        alone until ``release``.
+        """Makes the folder, or opens an existing run if and only if ``resume``.
 
-        Raises RunError where ``path`` is a file, where it holds a run and ``resume`` is False, and
-        while another process trains into it. Only the rank that writes checks: the others would
-        find what it has just made.
+        Raises RunError where ``path`` is a file, or where it holds a run and ``resume`` is False.
+        Only the rank that writes checks: the others would find what it has just made.
         """
         folder = cls(path, writes=writes)
         if not writes:
@@ -106,24 +103,17 @@ class RunFolder:
             problem, go_on, found = "is a file, not a folder", "", []
         else:
             folder.path.mkdir(parents=True, exist_ok=True)
-            folder._claimed = claim(folder.path)
             found = sorted(hit.name for mark in _RUN_MARKS for hit in folder.path.glob(mark))
             problem = f"already holds a run ({', '.join(found[:3])})"
             go_on = "--resume to go on with it, or "
         if folder.path.is_dir() and (resume or not found):
             folder._flushed = max((last for _, last, _ in _trace_files(folder.path)), default=-1)
             return folder
-        folder.release()
         raise RunError(
             f"{path} {problem}",
             why="a run writes into a folder of its own, and nothing is ever overwritten",
             fix=f"{go_on}a new folder: {_free_name(folder.path)}",
         )
-
-    def release(self) -> None:
-        """Lets other processes have the folder."""
-        release(self._claimed)
-        self._claimed = None
 
     def write_config(
         self,
@@ -178,8 +168,8 @@ class RunFolder:
     def sync(self) -> None:
         """Makes the lines so far survive a power cut; for checkpoints, because it is slow."""
         if self.writes:
-            for name in (*_BY_STEP, "."):
-                sync(self.path / name)
+            for path in [*filter(Path.exists, map(self.path.joinpath, _BY_STEP)), self.path]:
+                sync(path)
 
     def cut_back(self, step: int) -> None:
         """Forgets all after ``step``: lines, trace rows, half a last line, ``*.tmp`` files.

@@ -3,26 +3,31 @@
 import itertools
 import json
 import os
+import pickle
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
 
-from native_reasoning.disk import damage
+from native_reasoning.disk import claimed, damage, is_full, unwritten
 from native_reasoning.errors import RunError
+from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import CONFIG, RunFolder, read_config
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 #: Settings that leave the steps themselves as they were.
 FREE = re.compile(
-    r"(output_dir|model|data|eval_data|max_steps|num_train_epochs|report_to|run_name|record_traces"
-    r"|per_device_eval_batch_size|max_skipped_updates|rollout_batch_size|disable_tqdm|strict)|(eval|save|logging|hub)_.*"
+    r"(output_dir|model|data|eval_data|report_to|run_name|record_traces|per_device_eval_batch_size"
+    r"|max_skipped_updates|rollout_batch_size|disable_tqdm|strict)|(eval|save|logging|hub)_.*"
 )
+#: Settings that say when a run ends; most schedules of the learning rate stretch to it.
+LENGTH = ("max_steps", "num_train_epochs")
 #: Settings that an open window is laid out by.
 LAYOUT = (
     "steps_per_generation",
@@ -30,6 +35,29 @@ LAYOUT = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
 )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A run folder for the processes of one run alone (``disk.claimed``): rank 0 holds it.
+
+    Raises RunError where a file read meanwhile would run code, DiskError where the disk is full.
+    """
+    with ExitStack() as stack:
+        from_first_rank(lambda: stack.enter_context(claimed(folder)))
+        try:
+            yield
+        except pickle.UnpicklingError as error:
+            raise RunError(
+                f"a checkpoint in {folder} has a file that is not plain data: "
+                f"{str(error).splitlines()[0]}",
+                why="reading it could run code, and no run of ours writes such a file",
+                fix="resume from another checkpoint",
+            ) from None
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise unwritten(error.filename or "a file of the run", error, folder) from error
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -52,7 +80,7 @@ def find_checkpoint(resume: str | Path | bool | None, folder: Path) -> Path | No
     """What to resume from: nothing, the newest whole checkpoint of ``folder`` (True), or a given
     one.
 
-    Raises RunError if there is none, or the given one is damaged.
+    Raises RunError if there is none, the given one is damaged, or it holds no more than a model.
     """
     if resume is None or resume is False:
         return None
@@ -68,6 +96,12 @@ def find_checkpoint(resume: str | Path | bool | None, folder: Path) -> Path | No
             f"{found} is damaged: {_few(wrong)}",
             why="a run that went on from it would not be the run that was saved",
             fix="--resume alone takes the newest whole checkpoint",
+        )
+    if not any(found.glob("rng_state*.pth")):
+        raise RunError(
+            f"{found} holds the model alone",
+            why="without optimizer, schedule and random state a run would go on as another one",
+            fix="start a new run from it as --model; train without --save-only-model",
         )
     return found
 
@@ -110,28 +144,23 @@ def open_run(
     *,
     data_hash: str,
     seed: int,
-    writes: bool,
 ) -> RunFolder:
-    """The run folder, claimed for a new run, or cut back to ``checkpoint`` and compared.
+    """The run folder, of a new run, or cut back to ``checkpoint`` and compared; for the rank that
+    writes.
 
     Raises RunError if it is taken, or holds another run. Settings or a machine that changed are
     said on stderr and written to config.yaml: the run goes on, but not with the same bits.
     """
-    records = RunFolder.create(folder, resume=checkpoint is not None, writes=writes)
+    records = RunFolder.create(folder, resume=checkpoint is not None)
     if checkpoint is None:
         records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
         return records
     before = read_config(folder) if (folder / CONFIG).is_file() else {}
     changed = differences(before, settings, extra["machine"]) if before else []
-    try:
-        refuse_other_run(before, data_hash, changed, any(checkpoint.glob("rollout_window_*")))
-    except RunError:
-        records.release()
-        raise
+    refuse_other_run(before, data_hash, changed, any(checkpoint.glob("rollout_window_*")))
     records.cut_back(checkpoint_step(checkpoint))
-    if writes:
-        set_aside(folder, checkpoint_step(checkpoint))
-    if changed and writes:
+    set_aside(folder, checkpoint_step(checkpoint))
+    if changed:
         told = "; ".join(changed)
         print(f"resuming, not as an uninterrupted run: {told}", file=sys.stderr, flush=True)
         extra = {**extra, "changed_on_resume": [*before.get("changed_on_resume", []), *changed]}
@@ -158,10 +187,11 @@ def differences(
     """What changed since config.yaml (``before``) was written, as ``name old -> new``: settings
     that matter to the steps, and the machine."""
     named = [(before.get("config", {}), settings), (before.get("machine", {}), here)]
+    stretches = any(map(_stretches, (before.get("config", {}), settings)))
     out = []
     for old, new in named:
         for name in sorted({*old, *new}):
-            if FREE.fullmatch(name):
+            if FREE.fullmatch(name) or (name in LENGTH and not stretches):
                 continue
             was, now = _plain(old.get(name)), _plain(new.get(name))
             if was != now:
@@ -187,6 +217,12 @@ def refuse_other_run(
             why="the open rollout is laid out by that setting",
             fix="resume with the old value",
         )
+
+
+def _stretches(settings: Mapping[str, Any]) -> bool:
+    """Whether the learning rate of a step depends on the length of the run."""
+    kind, warmup = settings.get("lr_scheduler_type"), settings.get("warmup_steps") or 0
+    return kind != "constant" and (kind != "constant_with_warmup" or 0 < float(warmup) < 1)
 
 
 def _plain(value: Any) -> str:

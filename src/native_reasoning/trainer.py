@@ -40,8 +40,9 @@ from native_reasoning.layouts import LAYOUTS
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
 from native_reasoning.policy import load_policy
+from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import RunFolder
-from native_reasoning.resume import checkpoint_step, find_checkpoint, machine, open_run
+from native_reasoning.resume import alone, checkpoint_step, find_checkpoint, machine, open_run
 from native_reasoning.rollout.hf import HFEngine, check_decoding
 from native_reasoning.runlog import RunLog
 from native_reasoning.scoring import Scorer, install_scoring, rounding_of
@@ -96,13 +97,14 @@ class NRTTrainer(StepInParts):
         self.signals = SignalCallback()
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
+        own = [self.finite_guard, self.signals, self.memory, ClockCallback(self.clock)]
         super().__init__(
             model=policy.model,
             args=args,
             train_dataset=self.train_groups or None,  # type: ignore[arg-type]
             eval_dataset=self.eval_groups or None,  # type: ignore[arg-type]
             processing_class=policy.tokenizer,
-            callbacks=[*self._own_callbacks(), *(callbacks or [])],
+            callbacks=[*own, *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         check_decoding(policy.model, self.template.vocabulary)
@@ -129,9 +131,6 @@ class NRTTrainer(StepInParts):
         self.recipe: dict[str, Any] = {}
         self._clock: dict[str, float] = {}
         self._resumed: Path | None = None
-
-    def _own_callbacks(self) -> list[TrainerCallback]:
-        return [self.finite_guard, self.signals, self.memory, ClockCallback(self.clock)]
 
     def _make_maker(
         self,
@@ -183,20 +182,23 @@ class NRTTrainer(StepInParts):
     ) -> TrainOutput:
         """Trains to the end, or goes on from a checkpoint: True takes the newest of the run folder.
 
-        Raises RunError if the folder holds a run and nothing is resumed, or nothing can be.
+        Raises RunError if the folder holds a run and nothing is resumed, nothing can be, or another
+        process trains into it.
         """
         require(self.train_groups, "train_dataset")
-        checkpoint = find_checkpoint(resume_from_checkpoint, self.folder)
-        self.accelerator.wait_for_everyone()  # the checkpoints of later steps are moved now
-        self.runlog = self._new_log(self._open_run(checkpoint))
+        with alone(self.folder):
+            self.runlog = self._new_log(RunFolder(self.folder, writes=False))
+            checkpoint = from_first_rank(lambda: self._open_run(resume_from_checkpoint))
+            return self._train_from(checkpoint, **kwargs)
+
+    def _train_from(self, checkpoint: Path | None, **kwargs: Any) -> TrainOutput:
         self.window, self._resumed = None, checkpoint
+        path = str(checkpoint or "") or None
         if checkpoint is not None:
-            self.memory.load(checkpoint)
-            self.limits.load(checkpoint)
-            self.finite_guard.load(checkpoint)
-        path = None if checkpoint is None else str(checkpoint)
-        if path is not None and checkpoint_step(Path(path)) >= self.total_steps:
-            self._load_from_checkpoint(path)  # the run is finished: nothing is trained again
+            for kept in (self.memory, self.limits, self.finite_guard):
+                kept.load(checkpoint)
+        if checkpoint is not None and checkpoint_step(checkpoint) >= self.total_steps:
+            self._load_from_checkpoint(str(path))  # the run is finished: nothing is trained again
             self.state = TrainerState.load_from_json(f"{path}/{TRAINER_STATE_NAME}")
             return TrainOutput(self.state.global_step, 0.0, {})
         try:
@@ -207,14 +209,15 @@ class NRTTrainer(StepInParts):
             if self.args.world_size == 1 or not failed:
                 with suppress(OSError) if failed else nullcontext():  # the first error is told
                     self.runlog.write_traces(self.state.global_step)
-            self.runlog.records.release()
 
-    def _open_run(self, checkpoint: Path | None) -> RunFolder:
+    def _open_run(self, resume: str | Path | bool | None) -> Path | None:
+        """What to go on from, and the run folder made ready for it; on the rank that writes."""
+        checkpoint = find_checkpoint(resume, self.folder)
         model = self.accelerator.unwrap_model(self.model)
         settings = {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()}  # type: ignore[attr-defined]
         settings |= self.given
         report = () if self.train_report is None else self.train_report.lines()
-        return open_run(
+        records = open_run(
             self.folder,
             checkpoint,
             settings,
@@ -226,8 +229,9 @@ class NRTTrainer(StepInParts):
             },
             data_hash=data_hash(self.train_groups),
             seed=self.args.seed,
-            writes=self.is_world_process_zero(),
         )
+        self.runlog = self._new_log(records)
+        return checkpoint
 
     @property
     def total_steps(self) -> int:
@@ -371,6 +375,5 @@ class NRTTrainer(StepInParts):
             assert self.window is not None
             self.window.save(folder / self._window_name())
         if self.args.should_save:
-            self.memory.save(folder)
-            self.limits.save(folder)
-            self.finite_guard.save(folder)
+            for kept in (self.memory, self.limits, self.finite_guard):
+                kept.save(folder)

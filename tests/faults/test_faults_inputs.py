@@ -2,20 +2,26 @@
 
 import json
 import os
+import re
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from native_reasoning.cli import main
 from native_reasoning.errors import ConfigError, DataError
+from native_reasoning.guards import GUARDED_IN_RECIPES
 from native_reasoning.recipe import read_recipe
 
 SLOWEST = 10.0
-settings.register_profile("fuzz", deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "fuzz", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 # -- Generated inputs ------------------------------------------------------------------------------
 
@@ -83,6 +89,15 @@ def refused(capsys, *command: str) -> str:
     return out.err
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported(tmp_path_factory):
+    """Importing torch is not what is timed."""
+    path = tmp_path_factory.mktemp("first") / "rows.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n')
+    assert main(["check", str(path)]) == 0
+    main(["train", "--data", str(path), "--model", "./none", "--use-cpu", "--out", "none"])
+
+
 def everything(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*")}
 
@@ -123,12 +138,11 @@ def test_malformed_recipes(tmp_path, capsys, monkeypatch):
     path = tmp_path / "recipe.yaml"
 
     @settings(settings.get_profile("fuzz"), max_examples=200)
-    @given(RECIPE)
-    def check(text: bytes) -> None:
+    @given(RECIPE, st.booleans())
+    def check(text: bytes, named: bool) -> None:
         path.write_bytes(text)
-        refused(
-            capsys, "train", str(path), "--data", "none.jsonl", "--model", "./none", "--use-cpu"
-        )
+        given = ["--data", "none.jsonl", "--model", "./none", "--use-cpu"] if named else []
+        refused(capsys, "train", str(path), *given)
         assert everything(tmp_path) == {str(path)}
 
     check()
@@ -183,14 +197,105 @@ def test_code_of_a_model_is_not_run_for_a_recipe_from_elsewhere(text, tmp_path, 
     assert read_recipe(elsewhere / "recipe.yaml") == {"trust_remote_code": False}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model_init_kwargs: {attn_implementation: someone/kernel}",
+        "model_init_kwargs: {allow_all_kernels: true}",
+        "model_init_kwargs: {cache_dir: /somewhere}",
+        """model_init_kwargs: '{"dtype": "float32"}'""",
+        "push_to_hub: true",
+        "report_to: wandb",
+        "report-to: [wandb]",
+        "deepspeed: ds.json",
+        "fsdp_config: f.json",
+        "accelerator_config: a.json",
+        "parallelism_config: {tp_size: 2}",
+        "optim_target_modules: (a|aa)+$",
+        "trackio_space_id: someone/space",
+    ],
+)
+def test_what_only_the_user_of_a_recipe_asks_for(text, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    name = text.split(":")[0].replace("-", "_")
+    for path in (tmp_path / "recipe.yaml", here / "recipe.yaml"):
+        path.write_text(text)
+    assert read_recipe("recipe.yaml")
+    assert read_recipe("../recipe.yaml", given={name: "x"})
+    with pytest.raises(ConfigError, match=f"{name} in recipe"):
+        read_recipe("../recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text(f"config: {{{text}}}")  # dressed up as a run's
+    with pytest.raises(ConfigError, match=f"{name} in recipe"):
+        read_recipe("../recipe.yaml")
+    if name in GUARDED_IN_RECIPES:
+        assert read_recipe("../recipe.yaml", going_on=True)
+    else:
+        with pytest.raises(ConfigError, match=f"{name} in recipe"):
+            read_recipe("../recipe.yaml", going_on=True)
+
+
+def test_what_is_plain_needs_no_word_of_the_user(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    values = {
+        "model_init_kwargs": {"attn_implementation": "sdpa", "dtype": "bfloat16"},
+        "report_to": "none",
+        "push_to_hub": False,
+        "trust_remote_code": False,
+        "learning_rate": 1e-4,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert read_recipe("../recipe.yaml") == values
+
+
+#: Arguments of transformers that neither send, nor load code, nor name files for a library.
+PLAIN = """
+adam_beta1 adam_beta2 adam_epsilon activation_checkpointing activation_checkpointing_kwargs
+auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16 bf16_full_eval data_seed
+dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
+dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend
+ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
+debug disable_tqdm do_eval do_predict do_train enable_jit_checkpoint eval_accumulation_steps
+eval_delay eval_do_concat_batches eval_on_start eval_steps eval_strategy eval_use_gather_object fp16
+fp16_full_eval fsdp full_determinism gradient_accumulation_steps gradient_checkpointing
+gradient_checkpointing_kwargs greater_is_better ignore_data_skip include_for_metrics
+include_num_input_tokens_seen label_names label_smoothing_factor learning_rate length_column_name
+liger_kernel_config load_best_model_at_end local_rank log_level log_level_replica log_on_each_node
+logging_first_step logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs
+lr_scheduler_type max_grad_norm max_steps metric_for_best_model neftune_noise_alpha num_train_epochs
+optim optim_args per_device_eval_batch_size per_device_train_batch_size prediction_loss_only project
+remove_unused_columns restore_callback_states_from_checkpoint resume_from_checkpoint run_name
+save_on_each_node save_only_model save_steps save_strategy save_total_limit seed skip_memory_metrics
+tf32 torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps
+train_sampling_strategy use_cache use_cpu use_liger_kernel warmup_steps weight_decay
+"""
+#: They do nothing without push_to_hub, and output_dir is looked at by the command line.
+ELSEWHERE = """
+hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token output_dir
+"""
+
+
+def test_each_argument_of_transformers_has_been_looked_at():
+    known = {f.name for f in fields(TrainingArguments)}
+    assert known == {*GUARDED_IN_RECIPES, *PLAIN.split(), *ELSEWHERE.split()}
+
+
 def test_a_recipe_writes_into_the_working_folder_only(tmp_path, monkeypatch, capsys):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    for place in (str(tmp_path / "out"), "../out", "~/../../out", "runs/../../out"):
-        Path("recipe.yaml").write_text(f"model: m\ndata: d.jsonl\noutput_dir: {place}\n")
-        assert "in the recipe" in refused(capsys, "train", "recipe.yaml")
-    assert everything(tmp_path) == {str(here), str(here / "recipe.yaml")}
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (here / "~").mkdir()
+    for place in (str(tmp_path / "out"), "../out", "~/out", "~/../out", "runs/../../out", "a\0b"):
+        recipe = {"model": "m", "data": "d.jsonl", "output_dir": place}
+        Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+        assert re.search(
+            "output_dir .* recipe|output_dir in recipe", refused(capsys, "train", "recipe.yaml")
+        )
+    assert everything(tmp_path) == {str(here), str(here / "~"), str(here / "recipe.yaml")}
 
 
 def test_a_pattern_that_runs_away_is_stopped(tmp_path):

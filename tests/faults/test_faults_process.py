@@ -8,11 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from cli_helpers import SMALL, SOURCE, start, sums, write_rows
 
 import tiny
-from native_reasoning.disk import claim, damage, release
-from native_reasoning.errors import RunError
+from cli_helpers import SMALL, SOURCE, start, sums, write_rows
+from native_reasoning.disk import claimed, damage
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import checkpoints
 
@@ -74,12 +73,23 @@ def test_a_second_run_on_the_folder_is_refused(model, data, tmp_path):
         first.communicate()
 
 
-def test_a_claim_ends_with_its_release(tmp_path):
-    handle = claim(tmp_path)
-    with pytest.raises(RunError, match="another process is training"):
-        claim(tmp_path)
-    release(handle)
-    release(claim(tmp_path))
+def test_a_folder_is_claimed_by_a_process_and_given_back(tmp_path):
+    code = f"""
+from pathlib import Path
+from native_reasoning.disk import claimed
+with claimed(Path({str(tmp_path)!r})): pass
+"""
+
+    def other() -> subprocess.CompletedProcess:
+        env = {**os.environ, "PYTHONPATH": SOURCE}
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path), claimed(tmp_path / "."):  # noqa: PT012
+        assert "another process is training" in other().stderr
+        raise ZeroDivisionError
+    assert other().returncode == 0
+    with claimed(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run").is_dir()
 
 
 @pytest.mark.parametrize("limit", ["config", "weights"])
@@ -105,7 +115,7 @@ def test_a_file_that_cannot_be_written(limit, model, data, tmp_path):
     told = err[err.index("error: ") :].splitlines()
     assert len(told) == 3
     assert "could not be written" in told[0]
-    assert "--resume" in told[2]
+    assert "begin again in a new folder" in told[2]
     assert not list((tmp_path / "run").glob("checkpoint-*"))
     assert not (tmp_path / "run" / ".saving").exists()
 
@@ -139,9 +149,15 @@ def test_no_secret_gets_into_the_run_folder(model, data, tmp_path):
 
 def test_a_killed_save_of_the_final_model_is_made_again(model, data, tmp_path):
     command = ["train", "--model", model, "--data", data, "--out", "run", *SMALL]
-    assert start(*command, cwd=tmp_path).wait(120) == 0
+    start(*command, cwd=tmp_path).communicate(timeout=120)
     weights = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
-    shutil.move(tmp_path / "run" / "final", tmp_path / "run" / ".saving")  # as a kill leaves it
-    assert start("train", "--out", "run", "--resume", cwd=tmp_path).wait(120) == 0
+    left = tmp_path / "run" / ".saving" / "final"  # as a kill leaves it
+    left.parent.mkdir()
+    shutil.move(tmp_path / "run" / "final", left)
+    (left / "of_the_dead.json").write_text("{}")
+    resumed = start("train", "--out", "run", "--resume", cwd=tmp_path)
+    _, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
     assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == weights
+    assert not (tmp_path / "run" / "final" / "of_the_dead.json").exists()
     assert not (tmp_path / "run" / ".saving").exists()

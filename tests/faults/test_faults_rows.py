@@ -15,22 +15,22 @@ from native_reasoning.trainer import NRTTrainer
 from tiny import byte_tokenizer, tiny_model
 
 ROWS, EVERY = 100_000, 100
-HUGE = "long " * 400_000  # 2 MB
+HUGE = "N " + "long " * 400_000  # 2 MB
 
 #: What is wrong with a row, as a line of the file, and the reason that it is counted under; None
-#: for text that looks dangerous and is not.
+#: for text that looks dangerous and is not. N becomes the line's number.
 BROKEN = {
     "null": ('{"question": null, "answer": "4"}', "null"),
-    "a list": ('{"question": ["a"], "answer": "4"}', "wrong_type"),
+    "a list": ('{"question": [["a"], 1], "answer": "4"}', "wrong_type"),
     "an object": ('{"question": "q", "answer": {"a": 1}}', "wrong_type"),
     "half a pair": ('{"question": "\\ud800 q", "answer": "4"}', "unencodable"),
     "cut off": ('{"question": "q", "answer": "4', "broken_json"),
     "not an object": ('"only text"', "wrong_type"),
     "two megabytes": (json.dumps({"question": HUGE, "answer": "4"}), "too_long_prompt"),
-    "a long answer": (json.dumps({"question": "q", "answer": HUGE}), "too_long_answer"),
+    "a long answer": (json.dumps({"question": "q N", "answer": HUGE}), "too_long_answer"),
     "empty": ('{"question": "  ", "answer": "4"}', "empty_prompt"),
-    "no answer": ('{"question": "q"}', "missing_column"),
-    "only an assistant": ('{"messages": [{"role": "assistant", "content": "a"}]}', "bad_turns"),
+    "no answer": ('{"question": "q N"}', "missing_column"),
+    "only an assistant": ('{"messages": [{"role": "assistant", "content": "a"}]}', "empty_prompt"),
     "no assistant": ('{"messages": [{"role": "user", "content": "a"}]}', "no_answer_turn"),
     "system last": (
         '{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, '
@@ -63,8 +63,6 @@ def file(tmp_path_factory):
                     kind = draw.choice(["null", "cut off"])
             places[kind].append(line)
             text = BROKEN[kind][0].replace("N", str(line))
-            if BROKEN[kind][1] is not None and 'question": "q"' in text:
-                text = text.replace('"q"', f'"q {line}"')  # not a repeat of an earlier one
             out.write(text + "\n")
     return path, places
 
@@ -133,7 +131,7 @@ def test_what_looks_dangerous_is_plain_text(trainer, file):
 def test_strict_refuses_at_the_first_one(file):
     path, _ = file
     began = time.monotonic()
-    with pytest.raises(DataError, match="100"):
+    with pytest.raises(DataError, match="line 100 of"):
         load_examples(str(path), strict=True)
     assert time.monotonic() - began < 60
 

@@ -32,10 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         from native_reasoning.disk import is_full, unwritten
 
-        if not is_full(error):
+        if error.filename is None and not is_full(error):
             raise
-        print(error_text(unwritten(error.filename or "a file", error)), file=sys.stderr, flush=True)
-        return 1
+        told = unwritten(error.filename or "a file", error) if is_full(error) else _refused(error)
+        print(error_text(told), file=sys.stderr, flush=True)
+        return told.exit_code
+
+
+def _refused(error: OSError) -> NativeReasoningError:
+    return NativeReasoningError(
+        f"{error.filename}: {error.strerror}",
+        why="the system does not let this command read or write it",
+        fix="check the path and who may use it",
+    )
 
 
 def _run(arguments: list[str]) -> int:

@@ -78,7 +78,7 @@ def model_folder(name: str) -> tuple[str, Path | None]:
     if (path / CONFIG).is_file():
         from native_reasoning.resume import newest_checkpoint
 
-        found = path / FINAL if (path / FINAL).is_dir() else newest_checkpoint(path)
+        found = _whole(path / FINAL) if (path / FINAL).is_dir() else newest_checkpoint(path)
         if found is None:
             raise RunError(
                 f"{name} holds a run without a saved model",
@@ -90,12 +90,26 @@ def model_folder(name: str) -> tuple[str, Path | None]:
     return name, path.parent if inside else None
 
 
+def _whole(final: Path) -> Path:
+    """A saved model. Raises RunError where its files are not those that were saved."""
+    from native_reasoning.disk import CHECKSUMS, damage
+
+    if (final / CHECKSUMS).is_file() and (wrong := damage(final)):
+        raise RunError(
+            f"{final} is damaged: {wrong[0]}",
+            why="its numbers would be those of another model",
+            fix=f"nrt train --out {final.parent} --resume makes it anew; if it was changed on "
+            f"purpose, delete its {CHECKSUMS}",
+        )
+    return final
+
+
 def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
     """The settings of a run that matter to whoever asks its model.
 
     A saved model has its think tokens, trained: they are never made anew.
     """
-    settings = read_recipe(run / CONFIG, given)
+    settings = read_recipe(run / CONFIG, given, going_on=True)
     kept = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
     if kept.get("boundary") != "text":
         kept["boundary"] = "existing"
@@ -111,7 +125,7 @@ def refused_by_libraries() -> Iterator[None]:
         yield
     except NativeReasoningError:
         raise
-    except (ValueError, ImportError, RuntimeError) as error:
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
         origin = traceback.extract_tb(error.__traceback__)[-1].filename
         if not any(f"/{name}/" in origin.replace("\\", "/") for name in _LIBRARIES):
             raise
