@@ -19,6 +19,8 @@ from native_reasoning.errors import DiskError, RunError
 
 #: In a sealed folder: the size and SHA-256 of every other file, by its path.
 CHECKSUMS = "checksums.json"
+#: In the RuntimeErrors by which torch.save says that it could not write.
+_TORCH_SAVES = ("PytorchStreamWriter", "inline_container")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -155,8 +157,7 @@ def writing(what: str, folder: Path | None) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save says it as a RuntimeError of its writer
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in _TORCH_SAVES):
             raise
         raise unwritten(what, error, folder) from error
 
