@@ -16,7 +16,7 @@ check: .venv/check  ## lint, formatting, types, patterns of insecure code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/bandit --quiet --recursive src --severity-level medium
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src --severity-level medium
 
 audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a server)
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip

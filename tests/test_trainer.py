@@ -311,6 +311,17 @@ def test_a_signal_saves_at_the_end_of_the_step_and_stops(number, tmp_path):
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
+    class Late(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == state.max_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = make(tmp_path / "run", callbacks=[Late()], max_steps=2, save_strategy="steps")
+    trainer.train()
+    assert (trainer.state.global_step, trainer.signals.received) == (2, signal.SIGTERM)
+
+
 def test_a_second_interrupt_leaves_at_once(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trainer = make(tmp_path / "run", callbacks=[Send(signal.SIGINT, 1, times=2)], max_steps=5)

@@ -40,6 +40,8 @@ def until(process, text: str) -> None:
 def test_usr1_saves_and_goes_on(model, data, tmp_path):
     command = ["train", "--model", model, "--data", data, "--out", "run", *SMALL]
     process = start(*command, "--max-steps", "100000", "--save-steps", "100000", cwd=tmp_path)
+    until(process, "training into")  # the model is loaded, nothing can be saved yet
+    process.send_signal(signal.SIGUSR1)
     until(process, "step 2/")
     assert not checkpoints(tmp_path / "run")
     process.send_signal(signal.SIGUSR1)
