@@ -6,8 +6,8 @@ that trains four times on a rollout, follows a lagging copy and filters prompts.
 
 *kills*: SIGKILL at a uniformly random time between the run folder's birth and the end of the run,
 and, every fifth, at the moment when a given kind of file appears while a checkpoint is saved. The
-run is then resumed (or, without a checkpoint yet, begun again) and compared with one that was left
-alone: weights, metrics.jsonl byte by byte, every trace. *disk_full*: a tmpfs (for which it must be
+run is then resumed (or, without a checkpoint yet, begun again; every fourth resumption is killed
+once as well) and compared with one that was left alone: weights, metrics.jsonl byte by byte, every trace. *disk_full*: a tmpfs (for which it must be
 root) without room at different moments. *corruption*: every file of the newest checkpoint
 truncated, changed in one bit and removed. *two_runs*: a second process on the same folder. *soak*
 (``--soak MINUTES``): memory and open files of one long run. Linux only.
@@ -18,6 +18,7 @@ Exits with 1 where anything is not as it should be; ``failed`` says which parts.
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
@@ -27,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +43,8 @@ PAGE = 4096
 OURS = ("limits.json", "skipped.json", "checksums.json")
 #: How often a kill that came too late is tried again.
 TRIES = 10
+#: Seconds before a command has loaded what it needs.
+LOADING = 5.0
 # fmt: off
 COMMON = [
     "--use-cpu", "--num-generations", "4", "--max-trace-length", "16", "--max-answer-length", "20",
@@ -189,7 +193,15 @@ def kill_once(bench: Bench, number: int, seed: int) -> dict[str, Any]:
         "after": round(after, 3),
         "saving": (out / ".saving").exists(),
         "checkpoints": len(list(out.glob("checkpoint-*"))),
+        "resume_killed": False,
     }
+    if number % 4 == 3 and found["checkpoints"]:  # going on is killed too
+        process = start("train", "--out", out, "--resume", cwd=bench.work)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0, 3 * bench.seconds[kind] + LOADING))
+        found["resume_killed"] = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     resume(bench.work, out, kind)
     found["differences"] = differences(bench.whole[kind], out)
     shutil.rmtree(out)
@@ -209,6 +221,7 @@ def kills(bench: Bench, count: int, seed: int) -> dict[str, Any]:
         "inside_save_while_staging": sum(
             kill["saving"] for kill in found if kill["inside"] is not None
         ),
+        "resumes_killed_too": sum(kill["resume_killed"] for kill in found),
         "before_the_first_checkpoint": sum(kill["checkpoints"] == 0 for kill in found),
         "each": found,
     }
@@ -363,22 +376,28 @@ def soak(bench: Bench, minutes: float) -> dict[str, Any]:
     out = bench.work / "soak"
     process = train(bench.work, out, "on-policy", steps=10_000_000)
     wait_for(process, (out / f"checkpoint-{SAVE_STEPS}").exists)
-    began, memory, files = time.perf_counter(), [], []
+    reader = threading.Thread(target=process.communicate)  # or its pipe fills, and it waits
+    reader.start()
+    began, memory, files, lines = time.perf_counter(), [], [], [0]
     while (gone := time.perf_counter() - began) < 60 * minutes:
         time.sleep(min(10, 60 * minutes / 50))
         text = Path(f"/proc/{process.pid}/status").read_text()
         (kilobytes,) = (line.split()[1] for line in text.splitlines() if line.startswith("VmRSS"))
         memory.append(int(kilobytes) / 1e3)
         files.append(len(os.listdir(f"/proc/{process.pid}/fd")))
+        lines.append((out / "metrics.jsonl").read_bytes().count(b"\n"))
     process.send_signal(signal.SIGINT)
-    finish(process, expected=130)
+    reader.join()
+    if process.returncode != 130:
+        raise SystemExit(f"soak: exit code {process.returncode}")
     part = len(memory) // 10
     first, last = memory[2 * part : 3 * part], memory[-part:]
-    steps = (out / "metrics.jsonl").read_bytes().count(b"\n")
     shutil.rmtree(out)
     return {
         "minutes": round(gone / 60, 1),
-        "steps": steps,
+        "steps": lines[-1],
+        "samples": len(memory),
+        "samples_without_a_step": sum(a == b for a, b in itertools.pairwise(lines)),
         "megabytes_after_warm_up": round(statistics.median(first), 1),
         "megabytes_at_the_end": round(statistics.median(last), 1),
         "growth": round(statistics.median(last) / statistics.median(first) - 1, 4),
@@ -397,7 +416,11 @@ SOUND: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     "corruption": lambda found: not found["missed"] and found["detected"] == found["tried"],
     "two_runs": lambda found: found["refused"] == found["of"],
-    "soak": lambda found: found["growth"] < 0.03 and len(set(found["open_files"])) == 1,
+    "soak": lambda found: (
+        found["growth"] < 0.03
+        and len(set(found["open_files"])) == 1
+        and found["samples_without_a_step"] == 0
+    ),
 }
 
 

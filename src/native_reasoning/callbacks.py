@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
+from native_reasoning.disk import damage
 from native_reasoning.errors import RunError
 from native_reasoning.ranks import largest_of_ranks
 
@@ -88,16 +90,40 @@ class SignalCallback(TrainerCallback):
             os.write(2, told.encode())
 
 
+class BestCheckpoint(TrainerCallback):
+    """Finds the best checkpoint again when a run goes on, whatever the run folder was called;
+    ``place`` is None where there is none, or it is gone or damaged."""
+
+    def __init__(self) -> None:
+        self.place: str | None = None
+
+    def load(self, checkpoint: Path) -> None:
+        """What the state of a checkpoint says."""
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        best = state.get("best_model_checkpoint")
+        place = None if best is None else checkpoint.parent / Path(best).name
+        self.place = None if place is None or damage(place) else str(place)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.best_model_checkpoint = self.place
+
+
 class FiniteGuard(TrainerCallback):
     """Drops an update whose loss or gradient is not finite, on all ranks together; the scheduler
     and the step counter go on.
 
     ``report`` is told the step of each, on every rank. After ``limit`` of them in a row the run
-    ends with a RunError.
+    ends with a RunError. ``scaled``: a gradient scaler (float16) finds its scale by overflowing,
+    and skips by itself; it gets ``SCALING`` more.
     """
 
-    def __init__(self, limit: int, report: Callable[[int], None]) -> None:
-        self.limit, self.report = limit, report
+    SCALING = 20  # 2^16, the first scale, halved to 1 and then some
+
+    def __init__(self, limit: int, report: Callable[[int], None], *, scaled: bool = False) -> None:
+        self.limit, self.report = limit + (self.SCALING if scaled else 0), report
+        self.scaled = scaled
         self.in_a_row = 0
         self._skipped = 0
         self._finite: list[Tensor] = []
@@ -127,7 +153,8 @@ class FiniteGuard(TrainerCallback):
             self.in_a_row = 0
             return
         self._skipped, self.in_a_row = self._skipped + 1, self.in_a_row + 1
-        model.zero_grad(set_to_none=True)
+        if not self.scaled:
+            model.zero_grad(set_to_none=True)
         step = state.global_step + 1
         told = f"step {step}: loss or gradient not finite, update skipped"
         print(told, file=sys.stderr, flush=True)

@@ -2,17 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
-from native_reasoning.disk import damage, seal, sync, writing
+from native_reasoning.callbacks import BestCheckpoint
+from native_reasoning.disk import CHECKSUMS, damage, put_aside, seal, sync, writing
+from native_reasoning.errors import warn
+from native_reasoning.resume import checkpoints
 
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
@@ -32,11 +35,41 @@ def publish(staged: Path, final: Path) -> None:
         sync(final.parent)
 
 
+def _same(one: Path, other: Path) -> bool:
+    """Whether two sealed folders hold the same files."""
+    return (one / CHECKSUMS).read_bytes() == (other / CHECKSUMS).read_bytes()
+
+
+class Kept(Protocol):
+    """A part of a run that goes into its checkpoints."""
+
+    def save(self, folder: Path) -> None:
+        """Writes it into an unfinished checkpoint."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Reads it from a checkpoint."""
+        ...
+
+
 class WholeCheckpoints(Trainer):
     """A Trainer whose checkpoints appear whole. Abstract: ``before_checkpoint`` and
     ``add_to_checkpoint`` are for the subclass."""
 
     _staging: str | None = None
+    #: What a checkpoint holds besides transformers' own.
+    kept: Sequence[Kept] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.best = BestCheckpoint()
+        self.add_callback(self.best)
+
+    def load_kept(self, checkpoint: Path) -> None:
+        """What a checkpoint holds besides transformers' own."""
+        self.best.load(checkpoint)
+        for kept in self.kept:
+            kept.load(checkpoint)
 
     def before_checkpoint(self) -> None:
         """Called on every rank before a checkpoint is written."""
@@ -57,7 +90,8 @@ class WholeCheckpoints(Trainer):
         self.processing_class.save_pretrained(folder)
 
     def save_whole_model(self, folder: Path) -> None:
-        """``save_model`` into a folder that appears whole, in place of an older one.
+        """``save_model`` into a folder that appears whole. One that holds the same model stays as
+        it is; another one is set aside.
 
         Raises DiskError where it could not be written.
         """
@@ -68,10 +102,20 @@ class WholeCheckpoints(Trainer):
             if not self.args.should_save:
                 return
             seal(staged)
+            if folder.exists() and not damage(folder) and _same(staged, folder):
+                return
             if folder.exists():
-                shutil.rmtree(folder)
+                warn(f"{folder.name} is now {put_aside(folder).name}")
             os.replace(staged, folder)
             sync(folder.parent)
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """The state of a run that has come to its end, and the weights that it ended with."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self.state.best_model_checkpoint = self.best.place
+        if self.args.load_best_model_at_end and self.best.place is not None:
+            self._load_best_model()
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
@@ -113,10 +157,25 @@ class WholeCheckpoints(Trainer):
             self.state.best_model_checkpoint = str(final)
         if not self.args.should_save:
             return
+        for kept in self.kept:
+            kept.save(staged)
         self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         publish(staged, final)
-        rotate_checkpoints(
-            output_dir=str(final.parent),
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-        )
+        self._delete_old(final.parent)
+
+    def _delete_old(self, folder: Path) -> None:
+        """Keeps ``save_total_limit`` checkpoints, of which the newest has just been written whole,
+        and the best."""
+        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+        for path in checkpoints(folder)[limit or None :] if limit else []:
+            if best is None or path.name != Path(best).name:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """transformers' would delete the newest checkpoint where one may stay and another is
+        better: a run that was stopped could not go on."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit

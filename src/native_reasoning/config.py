@@ -53,6 +53,8 @@ class NRTConfig(NRTOptions, TrainingArguments):
         self.reward_funcs = listed(self.reward_funcs)
         self.reward_weights = numbers(listed(self.reward_weights), "reward_weights")
         check_options(self, self.resolved_objective)
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "accuracy"
         super().__post_init__()
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._check_arguments()
@@ -102,6 +104,25 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 "trust_remote_code in model_init_kwargs",
                 why="it would run a model's code without being seen as a setting of its own",
                 fix="leave it out there, and set trust_remote_code itself",
+            )
+        if self.push_to_hub:
+            raise ConfigError(
+                "push_to_hub is on",
+                why="transformers uploads the run folder, with every prompt, answer and trace, and "
+                "writes the hub's token into it",
+                fix="leave it out; after the run: hf upload OWNER/NAME RUN/final",
+            )
+        if self.save_strategy == "best":
+            raise ConfigError(
+                "save_strategy best",
+                why="a run that was stopped could not go on from where it was",
+                fix="save_strategy steps with load_best_model_at_end",
+            )
+        if self.metric_for_best_model in ("loss", "eval_loss"):
+            raise ConfigError(
+                "metric_for_best_model loss",
+                why="an evaluation measures accuracy, uplift and answer_logp, and no loss",
+                fix="metric_for_best_model accuracy",
             )
         if self.enable_jit_checkpoint:
             raise ConfigError(

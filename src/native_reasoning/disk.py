@@ -7,6 +7,7 @@ since. ``claimed`` keeps a second process out of a run folder.
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from native_reasoning.errors import DiskError, RunError
+from native_reasoning.errors import DiskError, RunError, warn
 
 #: In a sealed folder: the size and SHA-256 of every other file, by its path.
 CHECKSUMS = "checksums.json"
@@ -40,7 +41,7 @@ def sync(path: Path) -> None:
     """To the disk. Windows and some network disks cannot do it for a folder, which is passed over;
     raises OSError where it fails for a file."""
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
@@ -76,6 +77,12 @@ def damage(folder: Path) -> list[str]:
     out = []
     for name, known in items:
         try:
+            if (
+                Path(name).is_absolute()
+                or ".." in Path(name).parts
+                or not (folder / name).is_file()
+            ):
+                raise ValueError(name)  # nor a device, which never ends
             found = _fingerprint(folder / name)
         except (OSError, ValueError):  # a name may hold what no path can
             out.append(f"{name} is missing")
@@ -96,16 +103,27 @@ def _fingerprint(path: Path) -> list[int | str]:
     return [size, found.hexdigest()]
 
 
+def put_aside(path: Path) -> Path:
+    """Renames a file or folder that is in the way to the first free ``set-aside-N-NAME``."""
+    names = (path.with_name(f"set-aside-{n}-{path.name}") for n in itertools.count(1))
+    place = next(name for name in names if not name.exists())
+    os.replace(path, place)
+    return place
+
+
 # -- One run per folder ----------------------------------------------------------------------------
 
 
-_held: set[Path] = set()
+#: In a run folder; a file, because network disks do not lock folders. It stays there.
+LOCK = ".lock"
+#: Folders that this process has, with the handles that hold them; None where there are no locks.
+_held: dict[Path, int | None] = {}
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Makes a run folder and keeps it for this process, which may ask for it again inside. Where
-    the file system knows no locks it does nothing. The system gives the folder back when the
+    the file system knows no locks it says so on stderr. The system gives the folder back when the
     process ends, however it ends.
 
     Raises RunError while another process has it, DiskError where it cannot be made.
@@ -116,35 +134,59 @@ def claimed(folder: Path) -> Iterator[None]:
         return
     with writing(str(folder), None):
         folder.mkdir(parents=True, exist_ok=True)
-    handle = _lock(folder)
-    _held.add(place)
+        sync(folder.parent)
+    _held[place] = _lock(folder, os.O_CREAT)
     try:
         yield
     finally:
-        _held.discard(place)
+        handle = _held.pop(place, None)
         if handle is not None:
             os.close(handle)
 
 
-def _lock(folder: Path) -> int | None:
+def check_free(folder: Path) -> None:
+    """Raises RunError while another process has a run folder; makes nothing."""
+    if folder.resolve() not in _held and (folder / LOCK).is_file():
+        handle = _lock(folder, 0)
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path, flags: int) -> int | None:
     """A handle that holds the folder until it is closed, None where there are no locks."""
     try:
         import fcntl
     except ImportError:  # Windows
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    with writing(f"{folder}/{LOCK}", None):
+        handle = os.open(folder / LOCK, os.O_RDWR | flags, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return handle
     except OSError as error:
         os.close(handle)
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            warn(
+                f"warning: {folder} cannot be locked ({error.strerror}): start no second run in it"
+            )
             return None
     raise RunError(
         f"another process is training into {folder}",
         why="two runs would mix their steps and overwrite each other's checkpoints",
         fix="wait for it or stop it, or name another folder with --out",
     )
+
+
+def _forget() -> None:
+    """A child of this process does not hold what its parent has: it may outlive it."""
+    for handle in _held.values():
+        if handle is not None:
+            os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 # -- Full disks ------------------------------------------------------------------------------------

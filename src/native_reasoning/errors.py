@@ -14,6 +14,8 @@ Mistakes of ours are asserts, never one of these.
 """
 
 import difflib
+import sys
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,3 +74,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
     near = near or difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def printable(text: str) -> str:
+    """Text that cannot command a terminal: control characters of a model or a file are escaped.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(
+        char
+        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs", "Cf")
+        else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )
+
+
+def warn(text: str) -> None:
+    """A line for people on stderr; what files and models say in it cannot command a terminal."""
+    print(printable(text), file=sys.stderr, flush=True)

@@ -16,8 +16,8 @@ _LIBRARY = "it hands other libraries files or patterns that nobody has looked at
 GUARDED_ALWAYS = {"trust_remote_code": _CODE, "model_init_kwargs": _CODE}
 #: The same for recipes alone: a run is gone on with as it was begun.
 GUARDED_IN_RECIPES = {
-    "push_to_hub": _SENDS,
     "report_to": _SENDS,
+    "project": _SENDS,
     "trackio_space_id": _SENDS,
     "trackio_bucket_id": _SENDS,
     "trackio_static_space_id": _SENDS,

@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, reduce
 
-from native_reasoning.errors import NativeReasoningError
+from native_reasoning.errors import NativeReasoningError, RunError
 
 T = TypeVar("T")
 
@@ -23,15 +23,22 @@ def sum_of_ranks(values: list[float], device: torch.device) -> list[float]:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What ``make`` returns on rank 0, on every rank; what it raises there for the user to mend is
-    raised on every rank."""
+    """What ``make`` returns on rank 0, on every rank; what it raises there is raised on every rank,
+    as a RunError where it is not for the user to mend."""
     said: list[T | NativeReasoningError | None] = [None]
+    failed: Exception | None = None
     if PartialState().is_main_process:
         try:
             said = [make()]
         except NativeReasoningError as error:
-            said = [error]
+            said = [failed := error]
+        except Exception as error:
+            failed = error
+            what = f"rank 0 failed: {type(error).__name__}: {error}"
+            said = [RunError(what, why="the ranks go on together", fix="see what rank 0 says")]
     (heard,) = broadcast_object_list(said)
+    if failed is not None:
+        raise failed
     if isinstance(heard, NativeReasoningError):
         raise heard
     return heard  # type: ignore[return-value]

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from native_reasoning.config import OPTION_NAMES, NRTConfig, json_object
+from native_reasoning.config import NRTConfig, json_object
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.guards import VOUCHER, check_recipe
 
@@ -113,7 +113,7 @@ def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
 def coerce(name: str, value: Any, annotation: str) -> Any:
     """``value`` as the field's type has it: YAML reads 2e-6 as text. Raises ConfigError."""
     if not isinstance(value, str):
-        if name in OPTION_NAMES and not _fits(value, annotation):
+        if not _fits(value, annotation):
             raise ConfigError(
                 f"{name} is {value!r}",
                 why=f"it is {annotation_text(annotation)}",

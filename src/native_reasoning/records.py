@@ -209,8 +209,21 @@ class RunFolder:
 
 
 def read_config(folder: PathLike) -> dict[str, Any]:
-    """config.yaml as written: ``config``, ``versions``, ``data_hash``, ``seed``, ``command``."""
-    return yaml.safe_load((Path(folder) / CONFIG).read_text("utf-8"))
+    """config.yaml as written (manifest.py). Raises RunError where it cannot be read."""
+    path = Path(folder) / CONFIG
+    kinds = {"config": dict, "machine": dict, "changed_on_resume": list}
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+        if all(isinstance(found.get(name, kind()), kind) for name, kind in kinds.items()):
+            return found
+        problem = "it holds no settings"
+    except (yaml.YAMLError, OSError, ValueError, AttributeError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:300]
+    raise RunError(
+        f"{path} cannot be read: {problem}",
+        why="it says what the run was begun with",
+        fix="put the file back as it was, or begin a new run from a checkpoint as --model",
+    )
 
 
 def read_metrics(folder: PathLike) -> list[dict[str, Any]]:
@@ -237,7 +250,7 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         try:
             row = json.loads(line)
             row["step"] = int(row["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             if i + 1 == len(lines):
                 break
             raise RunError(

@@ -1,12 +1,10 @@
 """Going on with a run: which checkpoint, and whether it is still the same run."""
 
-import itertools
 import json
 import os
 import pickle
 import platform
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import Any
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
 
-from native_reasoning.disk import claimed, damage, is_full, unwritten
-from native_reasoning.errors import RunError
+from native_reasoning.disk import claimed, damage, is_full, put_aside, unwritten
+from native_reasoning.errors import RunError, warn
 from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import CONFIG, RunFolder, read_config
 
@@ -34,6 +32,7 @@ LAYOUT = (
     "num_iterations",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "processes",
 )
 
 
@@ -72,7 +71,7 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     for path in checkpoints(folder):
         if not (wrong := damage(path)):
             return path
-        print(f"passing over {path}, which is damaged: {_few(wrong)}", file=sys.stderr, flush=True)
+        warn(f"passing over {path}, which is damaged: {_few(wrong)}")
     return None
 
 
@@ -111,11 +110,7 @@ def set_aside(folder: Path, step: int) -> None:
     them anew, and a damaged one must not count as the newest."""
     for path in checkpoints(folder):
         if checkpoint_number(path) > step:
-            numbers = itertools.count(1)
-            names = (path.with_name(f"set-aside-{n}-{path.name}") for n in numbers)
-            place = next(name for name in names if not name.exists())
-            os.replace(path, place)
-            print(f"{path.name} is now {place.name}", file=sys.stderr, flush=True)
+            warn(f"{path.name} is now {put_aside(path).name}")
 
 
 def checkpoint_number(path: Path) -> int:
@@ -158,11 +153,12 @@ def open_run(
     before = read_config(folder) if (folder / CONFIG).is_file() else {}
     changed = differences(before, settings, extra["machine"]) if before else []
     refuse_other_run(before, data_hash, changed, any(checkpoint.glob("rollout_window_*")))
-    records.cut_back(checkpoint_step(checkpoint))
+    # in this order: killed in between, the run can still go on from this checkpoint alone
     set_aside(folder, checkpoint_step(checkpoint))
+    records.cut_back(checkpoint_step(checkpoint))
     if changed:
         told = "; ".join(changed)
-        print(f"resuming, not as an uninterrupted run: {told}", file=sys.stderr, flush=True)
+        warn(f"resuming, not as an uninterrupted run: {told}")
         extra = {**extra, "changed_on_resume": [*before.get("changed_on_resume", []), *changed]}
         records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
     return records

@@ -3,10 +3,16 @@
 from transformers import PreTrainedModel
 
 from native_reasoning.inputs import trial_length, tried
+from native_reasoning.layouts import LAYOUTS
 from native_reasoning.packing import pack
 from native_reasoning.scoring import rounding_of
 from native_reasoning.template import Template
 from native_reasoning.types import Example, PromptGroup, Traces
+
+
+def usable_layouts(model: PreTrainedModel, template: Template) -> list[str]:
+    """The layouts of a forward that are right on this architecture."""
+    return [way for way in LAYOUTS if way == "rows" or can_share_prompts(model, template, way)]
 
 
 def can_share_prompts(model: PreTrainedModel, template: Template, layout: str = "shared") -> bool:

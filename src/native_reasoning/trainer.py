@@ -7,10 +7,9 @@ mathematics in objective.py.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
-    TrainerState,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
@@ -36,7 +33,6 @@ from native_reasoning.custom import RewardFunctions, find_custom, given_names
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
 from native_reasoning.judges import Judges
-from native_reasoning.layouts import LAYOUTS
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
 from native_reasoning.policy import load_policy
@@ -46,7 +42,7 @@ from native_reasoning.resume import alone, checkpoint_step, find_checkpoint, mac
 from native_reasoning.rollout.hf import HFEngine, check_decoding
 from native_reasoning.runlog import RunLog
 from native_reasoning.scoring import Scorer, install_scoring, rounding_of
-from native_reasoning.sharing import can_share_prompts
+from native_reasoning.sharing import usable_layouts
 from native_reasoning.state import ObjectiveState
 from native_reasoning.steps import StepInParts
 from native_reasoning.types import PromptGroup, Scores, Signal
@@ -93,7 +89,9 @@ class NRTTrainer(StepInParts):
         self.train_groups, self.train_report = self._read(train_dataset, args)
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
         install_scoring(policy.model, sharded=sharded(args))
-        self.finite_guard = FiniteGuard(args.max_skipped_updates, self._quarantine)
+        self.finite_guard = FiniteGuard(
+            args.max_skipped_updates, self._quarantine, scaled=args.fp16
+        )
         self.signals = SignalCallback()
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
@@ -108,22 +106,20 @@ class NRTTrainer(StepInParts):
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         check_decoding(policy.model, self.template.vocabulary)
-        ways = [
-            w for w in LAYOUTS if w == "rows" or can_share_prompts(policy.model, self.template, w)
-        ]
-        shares = "shared" in ways
+        ways = usable_layouts(policy.model, self.template)
         #: Layouts of a forward that are right here; activation checkpointing drops caches.
         self.layouts = tuple(w for w in ways if w != "shared" or not args.activation_checkpointing)
         self.engine = HFEngine(
             policy.model,
             self.template.stop_trace,
             self.template.vocabulary,
-            repeat_cache=shares,
+            repeat_cache="shared" in ways,
             batch_size=args.rollout_batch_size,
             share=False if sharded(args) else None,
             autocast=lambda: self.accelerator.autocast(),
         )
         self.limits = Limits(args, self.engine)
+        self.kept = (self.memory, self.limits, self.finite_guard)
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
         self.window: Window | None = None
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
@@ -195,24 +191,27 @@ class NRTTrainer(StepInParts):
         self.window, self._resumed = None, checkpoint
         path = str(checkpoint or "") or None
         if checkpoint is not None:
-            for kept in (self.memory, self.limits, self.finite_guard):
-                kept.load(checkpoint)
+            self.load_kept(checkpoint)
         if checkpoint is not None and checkpoint_step(checkpoint) >= self.total_steps:
-            self._load_from_checkpoint(str(path))  # the run is finished: nothing is trained again
-            self.state = TrainerState.load_from_json(f"{path}/{TRAINER_STATE_NAME}")
+            self.load_finished(checkpoint)  # nothing is trained again
             return TrainOutput(self.state.global_step, 0.0, {})
         try:
-            return super().train(resume_from_checkpoint=path, **kwargs)
+            output = super().train(resume_from_checkpoint=path, **kwargs)
+        except BaseException:
+            if self.args.world_size == 1:
+                with suppress(OSError):  # the first error is told
+                    self.runlog.write_traces(self.state.global_step)
+            raise
         finally:
             self.signals.restore()
-            failed = sys.exc_info()[0] is not None
-            if self.args.world_size == 1 or not failed:
-                with suppress(OSError) if failed else nullcontext():  # the first error is told
-                    self.runlog.write_traces(self.state.global_step)
+        self.runlog.write_traces(self.state.global_step)
+        return output
 
     def _open_run(self, resume: str | Path | bool | None) -> Path | None:
         """What to go on from, and the run folder made ready for it; on the rank that writes."""
         checkpoint = find_checkpoint(resume, self.folder)
+        if checkpoint is not None:
+            self.load_kept(checkpoint)  # nothing is cut back before it is known that it can be
         model = self.accelerator.unwrap_model(self.model)
         settings = {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()}  # type: ignore[attr-defined]
         settings |= self.given
@@ -370,10 +369,7 @@ class NRTTrainer(StepInParts):
             self.runlog.records.sync()
 
     def add_to_checkpoint(self, folder: Path) -> None:
-        """The open window, if the next step goes on with it, and what the objective remembers."""
+        """The open window, if the next step goes on with it."""
         if self._window_is_open():
             assert self.window is not None
             self.window.save(folder / self._window_name())
-        if self.args.should_save:
-            for kept in (self.memory, self.limits, self.finite_guard):
-                kept.save(folder)

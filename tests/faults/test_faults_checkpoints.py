@@ -1,17 +1,20 @@
 """Checkpoints that were damaged, left half-written, or are in the way."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from native_reasoning.checkpoints import STAGING, publish
 from native_reasoning.config import NRTConfig
 from native_reasoning.disk import CHECKSUMS, damage, seal
 from native_reasoning.errors import RunError
-from native_reasoning.records import read_metrics
+from native_reasoning.records import RunFolder, read_metrics
 from native_reasoning.resume import checkpoints, find_checkpoint, newest_checkpoint
 from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
@@ -131,6 +134,145 @@ def test_what_a_killed_writer_left_does_not_get_into_the_next_checkpoint(tmp_pat
     (left / "rollout_window_0.json").write_text("{}")
     make(tmp_path / "run", max_steps=1).train()
     assert not (tmp_path / "run" / "checkpoint-1" / "rollout_window_0.json").exists()
+
+
+def test_a_copy_does_not_count_as_the_newest(tmp_path):
+    """Of two runs, the second with a limit of 1."""
+    make(tmp_path / "run", max_steps=3).train()
+    shutil.move(tmp_path / "run" / "checkpoint-3", tmp_path / "run" / "checkpoint-3.bak")
+    make(tmp_path / "run", max_steps=4, save_total_limit=1).train(resume_from_checkpoint=True)
+    assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"
+    assert (tmp_path / "run" / "checkpoint-3.bak").is_dir()
+
+
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "eval_samples": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "trace_length",  # of which we say what it is
+    "greater_is_better": True,
+}
+
+
+def best_of(values: list[float], trainer: NRTTrainer) -> NRTTrainer:
+    """The trainer, whose evaluation after step i finds values[i - 1]."""
+    plain = trainer.evaluate
+
+    def evaluate(*args, **kwargs):
+        found = plain(*args, **kwargs)
+        return {**found, "eval_trace_length": values[trainer.state.global_step - 1]}
+
+    trainer.evaluate = evaluate  # type: ignore[method-assign]
+    return trainer
+
+
+def test_the_newest_checkpoint_stays_where_another_is_the_best(tmp_path):
+    trainer = best_of([9, 1, 1], make(tmp_path / "run", max_steps=3, save_total_limit=1, **BEST))
+    trainer.train()
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3", "checkpoint-1"]
+
+
+def weights(trainer: NRTTrainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def test_the_best_checkpoint_is_found_again_wherever_the_run_folder_is(tmp_path, monkeypatch):
+    values = [1, 9, 1, 1]
+    monkeypatch.chdir(tmp_path)
+    whole = best_of(values, make(Path("whole"), save_total_limit=1, **BEST))
+    whole.train()
+    best_of(values, make(Path("run"), max_steps=3, save_total_limit=1, **BEST)).train()
+    shutil.move("run", "moved")
+    moved = best_of(values, make(tmp_path / "moved", save_total_limit=1, **BEST))
+    moved.train(resume_from_checkpoint=True)
+    assert [path.name for path in checkpoints("moved")] == ["checkpoint-4", "checkpoint-2"]
+    assert all(map(torch.equal, weights(whole), weights(moved)))
+    again = make(tmp_path / "moved", save_total_limit=1, **BEST)
+    again.train(resume_from_checkpoint=True)  # finished: the best is what it ended with
+    assert all(map(torch.equal, weights(whole), weights(again)))
+    last = load_file("moved/checkpoint-4/model.safetensors")
+    assert not all(torch.equal(last[name], p) for name, p in again.model.named_parameters())
+
+
+def test_killed_while_a_run_is_cut_back(run, monkeypatch):
+    """Whatever was cut must be made again, not skipped."""
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "cut_back", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(run).train(resume_from_checkpoint=str(run / "checkpoint-3"))
+    make(run).train(resume_from_checkpoint=True)
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
+    with monkeypatch.context() as patch:
+        patch.setattr("native_reasoning.resume.set_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(run).train(resume_from_checkpoint=str(run / "checkpoint-3"))
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]  # nothing was cut yet
+
+
+def test_a_final_that_holds_another_model_is_set_aside(tmp_path):
+    trainer = make(tmp_path / "run", max_steps=1)
+    trainer.train()
+    final = tmp_path / "run" / "final"
+    trainer.save_whole_model(final)
+    (final / "notes.txt").write_text("mine")
+    trainer.save_whole_model(final)  # the same model
+    assert (final / "notes.txt").read_text() == "mine"
+    assert damage(final) == []
+    with torch.no_grad():
+        next(trainer.model.parameters()).add_(1)
+    trainer.save_whole_model(final)
+    assert (tmp_path / "run" / "set-aside-1-final" / "notes.txt").read_text() == "mine"
+    assert not (final / "notes.txt").exists()
+    assert damage(final) == []
+    assert not (tmp_path / "run" / STAGING).exists()
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../outside", "fifo", "a\0b"])
+def test_checksums_do_not_lead_astray(name, tmp_path):
+    (tmp_path / "outside").write_text("x")
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    os.mkfifo(folder / "fifo")
+    (folder / CHECKSUMS).write_text(json.dumps({name: [1, "x"]}))
+    assert damage(folder) == [f"{name} is missing"]
+
+
+def test_what_a_file_says_cannot_command_a_terminal(run, capsys):
+    known = json.loads((run / "checkpoint-4" / CHECKSUMS).read_text())
+    (run / "checkpoint-4" / CHECKSUMS).write_text(json.dumps({**known, "a\x1b[2Jb": [1, "x"]}))
+    assert newest_checkpoint(run) == run / "checkpoint-3"
+    told = capsys.readouterr().err
+    assert "\\x1b[2J" in told
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"machine": None},
+        {"machine": 5},
+        {"config": [1]},
+        {"config": None},
+        {"changed_on_resume": 5},
+    ],
+)
+def test_a_config_that_is_none(change, run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, **change}))
+    with pytest.raises(RunError, match=r"config.yaml cannot be read"):
+        make(run).train(resume_from_checkpoint=True)
+
+
+def test_a_step_that_is_no_number(run):
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text('{"step": 1e999}\n' + text)
+    with pytest.raises(RunError, match="line 1 is"):
+        make(run).train(resume_from_checkpoint=True)
 
 
 def test_names_that_are_no_checkpoints_do_not_count(tmp_path):

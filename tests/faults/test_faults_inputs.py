@@ -204,7 +204,6 @@ def test_code_of_a_model_is_not_run_for_a_recipe_from_elsewhere(text, tmp_path, 
         "model_init_kwargs: {allow_all_kernels: true}",
         "model_init_kwargs: {cache_dir: /somewhere}",
         """model_init_kwargs: '{"dtype": "float32"}'""",
-        "push_to_hub: true",
         "report_to: wandb",
         "report-to: [wandb]",
         "deepspeed: ds.json",
@@ -243,7 +242,6 @@ def test_what_is_plain_needs_no_word_of_the_user(tmp_path, monkeypatch):
     values = {
         "model_init_kwargs": {"attn_implementation": "sdpa", "dtype": "bfloat16"},
         "report_to": "none",
-        "push_to_hub": False,
         "trust_remote_code": False,
         "learning_rate": 1e-4,
     }
@@ -266,15 +264,17 @@ include_num_input_tokens_seen label_names label_smoothing_factor learning_rate l
 liger_kernel_config load_best_model_at_end local_rank log_level log_level_replica log_on_each_node
 logging_first_step logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs
 lr_scheduler_type max_grad_norm max_steps metric_for_best_model neftune_noise_alpha num_train_epochs
-optim optim_args per_device_eval_batch_size per_device_train_batch_size prediction_loss_only project
+optim optim_args per_device_eval_batch_size per_device_train_batch_size prediction_loss_only
 remove_unused_columns restore_callback_states_from_checkpoint resume_from_checkpoint run_name
 save_on_each_node save_only_model save_steps save_strategy save_total_limit seed skip_memory_metrics
 tf32 torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps
 train_sampling_strategy use_cache use_cpu use_liger_kernel warmup_steps weight_decay
 """
-#: They do nothing without push_to_hub, and output_dir is looked at by the command line.
+#: push_to_hub is refused by NRTConfig, the others do nothing without it, and output_dir is looked
+#: at by the command line.
 ELSEWHERE = """
-hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token output_dir
+push_to_hub hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token
+output_dir
 """
 
 
@@ -296,6 +296,36 @@ def test_a_recipe_writes_into_the_working_folder_only(tmp_path, monkeypatch, cap
             "output_dir .* recipe|output_dir in recipe", refused(capsys, "train", "recipe.yaml")
         )
     assert everything(tmp_path) == {str(here), str(here / "~"), str(here / "recipe.yaml")}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "save_total_limit: [1]",
+        "optim_args: 5",
+        "seed: -1",
+        "learning_rate: [1]",
+        "adam_beta1: 5",
+        "optim: galore_adamw",
+        "optim: no_such_optimizer",
+        "lr_scheduler_type: 7",
+        "lr_scheduler_kwargs: {no_such_argument: 1}",
+        "push_to_hub: true",
+        "save_strategy: best\neval_strategy: steps\nmetric_for_best_model: accuracy",
+        "metric_for_best_model: loss",
+        "chat_template_path: fifo",
+    ],
+)
+def test_values_that_only_show_when_training_begins(text, tmp_path, capsys, monkeypatch):
+    from native_reasoning.lab import base_path
+
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    Path("recipe.yaml").write_text(f"model: {base_path()}\ndata: qa.jsonl\nuse_cpu: true\n{text}\n")
+    Path("qa.jsonl").write_text('{"question": "A 1 2 3 4", "answer": "5"}\n')
+    told = refused(capsys, "train", "recipe.yaml", "--out", "run", "--max-steps", "1")
+    assert "error: " in told
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_pattern_that_runs_away_is_stopped(tmp_path):

@@ -1,11 +1,13 @@
 """Signals, two processes, full disks, secrets: the command as a process of its own."""
 
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -90,6 +92,12 @@ with claimed(Path({str(tmp_path)!r})): pass
         assert "another process is training" in other().stderr
         raise ZeroDivisionError
     assert other().returncode == 0
+    with claimed(tmp_path):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(5,))
+        child.start()
+    assert other().returncode == 0  # although the child lives
+    child.kill()
+    child.join()
     with claimed(tmp_path / "new" / "run"):
         assert (tmp_path / "new" / "run").is_dir()
 

@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import sys
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from native_reasoning.errors import NativeReasoningError
+from native_reasoning.errors import NativeReasoningError, printable
 
 
 def error_text(error: NativeReasoningError) -> str:
@@ -54,20 +53,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
-
-
-def printable(text: str) -> str:
-    """Text that cannot command a terminal: control characters of a model or a file are escaped.
-
-    >>> printable("a\\x1b[31mb")
-    'a\\\\x1b[31mb'
-    """
-    return "".join(
-        char
-        if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs", "Cf")
-        else char.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for char in text
-    )
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

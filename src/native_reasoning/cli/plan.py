@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.output import say
+from native_reasoning.cli.output import is_main_process, say
 from native_reasoning.errors import ConfigError, RunError
 
 
@@ -124,13 +124,12 @@ def _home(folder: str) -> str:
 
 def _check_folder(out: str, resume: str | bool | None) -> None:
     """Raises RunError, before a model is loaded, where the run could not start or go on."""
-    from native_reasoning.disk import claimed
+    from native_reasoning.disk import check_free
     from native_reasoning.records import RunFolder
     from native_reasoning.resume import checkpoints
 
-    if Path(out).is_dir() and os.environ.get("RANK", "0") == "0":
-        with claimed(Path(out)):
-            pass
+    if is_main_process():
+        check_free(Path(out))
     if not resume:
         if Path(out).exists():  # creates nothing that is not there
             RunFolder.create(out, resume=False)
