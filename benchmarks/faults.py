@@ -6,11 +6,12 @@ that trains four times on a rollout, follows a lagging copy and filters prompts.
 
 *kills*: SIGKILL at a uniformly random time between the run folder's birth and the end of the run,
 and, every fifth, at the moment when a given kind of file appears while a checkpoint is saved. The
-run is then resumed (or, without a checkpoint yet, begun again; every fourth resumption is killed
-once as well) and compared with one that was left alone: weights, metrics.jsonl byte by byte, every trace. *disk_full*: a tmpfs (for which it must be
-root) without room at different moments. *corruption*: every file of the newest checkpoint
-truncated, changed in one bit and removed. *two_runs*: a second process on the same folder. *soak*
-(``--soak MINUTES``): memory and open files of one long run. Linux only.
+run is then resumed (or, without a checkpoint yet, begun again; a quarter of the resumptions are
+killed once as well) and compared with one that was left alone: weights, metrics.jsonl byte by byte,
+every trace. *disk_full*: a tmpfs (for which it must be root) without room at different moments.
+*corruption*: every file of the newest checkpoint truncated, changed in one bit and removed.
+*two_runs*: a second process on the same folder. *soak* (``--soak MINUTES``): memory and open files
+of one long run. Linux only.
 
 Exits with 1 where anything is not as it should be; ``failed`` says which parts.
 """
@@ -195,7 +196,7 @@ def kill_once(bench: Bench, number: int, seed: int) -> dict[str, Any]:
         "checkpoints": len(list(out.glob("checkpoint-*"))),
         "resume_killed": False,
     }
-    if number % 4 == 3 and found["checkpoints"]:  # going on is killed too
+    if number % 8 in (3, 6) and found["checkpoints"]:  # going on is killed too
         process = start("train", "--out", out, "--resume", cwd=bench.work)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(0, 3 * bench.seconds[kind] + LOADING))
