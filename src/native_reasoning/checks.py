@@ -28,6 +28,7 @@ RANGES = (
     ("adam_beta1", 0, 0.9999999),
     ("adam_beta2", 0, 0.9999999),
     ("max_skipped_updates", 1, 1e9),
+    ("diagnostics_steps", 0, 1e9),
     ("std_eps", 0, 1e6),
     ("adv_clip", 1e-9, 1e9),
     ("format_penalty", 1e-9, 1e9),

@@ -1,8 +1,8 @@
 """Where the time of a step goes, stage by stage.
 
 ``sampling`` traces (with answers and scores off the caches), ``scoring`` forwards, the
-``objective`` and its loss, ``backward``, the ``optimiser`` with clipping, ``records`` (metrics,
-traces, checkpoints), ``waiting`` for other ranks, and ``other``. On an accelerator work is queued,
+``objective`` and its loss, ``backward``, the ``optimiser`` with clipping, ``diagnostics``,
+``records`` (metrics, traces, checkpoints), ``waiting`` for other ranks, and ``other``. On an accelerator work is queued,
 so a stage is where the queue was waited for, not where the work was asked for.
 """
 
@@ -18,7 +18,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from native_reasoning.records import read_timings
 
-STAGES = ("sampling", "scoring", "objective", "backward", "optimiser", "records", "waiting")
+STAGES = (
+    "sampling",
+    "scoring",
+    "objective",
+    "backward",
+    "optimiser",
+    "diagnostics",
+    "records",
+    "waiting",
+)
 PROFILE = "profile.json"
 
 

@@ -9,6 +9,9 @@ from native_reasoning.records import TraceRow
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces
 
+#: Tokens below which a trace counts as short (method.md section 7).
+SHORT = 16
+
 
 class Meter:
     """Adds up sums and counts of a step; ``means`` gives and forgets them."""
@@ -35,6 +38,8 @@ class Meter:
         self.add("uplift", gain.sum() / t, k)
         self.add("trace_length", sum(traces.lengths), k)
         self.add("closed", sum(traces.closed), k)
+        self.add("short", sum(length < SHORT for length in traces.lengths), k)
+        self.add("trace_entropy", -scores.trace.detach().sum(), float(scores.trace_mask.sum()))
         self.add("empty", empty, k)
         self.add("ended", sum(end is not None for _, end in traces.stops()), k)
         self.add("distinct", len(set(traces.stops())), k)

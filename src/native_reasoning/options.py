@@ -130,6 +130,9 @@ class NRTOptions:
     max_skipped_updates: int = option(
         10, "updates in a row that are not finite before the run stops; each is skipped"
     )
+    diagnostics_steps: int = option(
+        10, "steps between two exchanges of traces among prompts: specificity, leakage; 0: never"
+    )
     record_traces: bool = option(True, "write every sampled trace to the run folder")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from native_reasoning.diagnostics import Finding, summary
 from native_reasoning.losses import LossTerms
 from native_reasoning.meter import Meter, means, trace_rows
 from native_reasoning.records import RunFolder, TraceRow
@@ -29,6 +30,7 @@ class RunLog:
         self.rewarded, self.strict = rewarded, strict
         self.meter = Meter()
         self._pending: list[TraceRow] = []
+        self._findings: list[Finding] = []
         self._told: set[str] = set()
         self._marked = (Meter(), 0)
 
@@ -41,6 +43,10 @@ class RunLog:
     ) -> None:
         """One group of the step."""
         self.meter.add_group(scores, signal, traces, self.template)
+
+    def note_findings(self, findings: Iterable[Finding]) -> None:
+        """What exchanging traces between the prompts of a step says (diagnostics.py)."""
+        self._findings += findings
 
     def note_loss(self, terms: LossTerms, weight: float) -> None:
         """Loss terms of a group or of a part of it; ``weight`` divides them by N."""
@@ -88,6 +94,8 @@ class RunLog:
     def means(self) -> dict[str, float]:
         """The means since they were asked for last, over all ranks."""
         values = means(gather_object([self.meter.sums()]))
+        values |= summary(gather_object(self._findings))
+        self._findings = []
         if not self.rewarded:
             values = {name: value for name, value in values.items() if name not in _OF_REWARDS}
         self._warn(values)

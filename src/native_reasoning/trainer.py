@@ -30,6 +30,7 @@ from native_reasoning.checks import check_sampling
 from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.config import NRTConfig, model_dtype, sharded
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
+from native_reasoning.diagnostics import diagnose
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
 from native_reasoning.judges import Judges
@@ -279,6 +280,14 @@ class NRTTrainer(StepInParts):
         minibatch = self.window.minibatches[self.plan.minibatch]
         with self.clock.stage("waiting"):
             self.mean_tokens = self.maker.mean_tokens(minibatch, self.traces_per_step)
+        if self.maker.samples and not self.state.global_step % (
+            self.args.diagnostics_steps or 2**62
+        ):
+            with self.clock.stage("diagnostics"):
+                model: Any = self.model_wrapped
+                self.runlog.note_findings(
+                    diagnose(minibatch, self.maker.scorer, model, self.limits.rows)
+                )
         self._clock["rollout"] = time.perf_counter() - self._clock["began"]
         self.runlog.mark()
         last = len(minibatch) - 1

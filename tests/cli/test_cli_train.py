@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_helpers import SMALL, start, sums, write_rows
 
+from cli_helpers import SMALL, start, sums, write_rows
 from native_reasoning.records import read_config, read_metrics
 
 

@@ -111,6 +111,7 @@ OPTION_GROUPS = {
         "trust_remote_code",
         "eval_samples",
         "eval_num_generations",
+        "diagnostics_steps",
         "record_traces",
         "max_skipped_updates",
     ),
