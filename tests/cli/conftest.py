@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cli_helpers import sums, write_rows
 
+from cli_helpers import sums, write_rows
 from native_reasoning.cli import main
 from tiny import byte_tokenizer, tiny_model
 

@@ -6,9 +6,9 @@ import time
 from dataclasses import fields
 
 import pytest
-from cli_helpers import SOURCE
 
 import native_reasoning
+from cli_helpers import SOURCE
 from native_reasoning.cli.flags import build
 from native_reasoning.cli.verbs import OPTION_GROUPS, VERBS
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions

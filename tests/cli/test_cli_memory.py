@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cli_helpers import LENGTHS
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cli_helpers import LENGTHS
 from native_reasoning import head
 from native_reasoning.cli import memory, needs
 from native_reasoning.cli.memory import Load, Shape, layer_bytes, predict

@@ -5,8 +5,8 @@ import sys
 import types
 
 import pytest
-from cli_helpers import LENGTHS, SMALL, sums, write_rows
 
+from cli_helpers import LENGTHS, SMALL, sums, write_rows
 from native_reasoning.cli import doctor
 from native_reasoning.cli.presets import fitted
 from native_reasoning.presets import PRESETS
