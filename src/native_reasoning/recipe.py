@@ -13,8 +13,8 @@ from native_reasoning.guards import VOUCHER, check_recipe
 
 #: What a recipe may hold besides the fields of NRTConfig.
 RECIPE_KEYS = ("model", "data", "eval_data")
-#: Characters of a recipe.
-_LONGEST = 1_000_000
+#: Characters of a recipe, and opening brackets: reading takes the square of their depth.
+_LONGEST, _BRACKETS = 100_000, 1_000
 
 
 def read_recipe(
@@ -63,8 +63,9 @@ def read_recipe(
 def _yaml(text: str) -> Any:
     """What a YAML text says. Raises ValueError where a few lines would become a giant: a value that
     is named once and repeated (``*name``) can double with every line."""
-    if len(text) > _LONGEST:
-        raise ValueError(f"{len(text):,} characters are no list of settings")
+    brackets = text.count("[") + text.count("{")
+    if len(text) > _LONGEST or brackets > _BRACKETS:
+        raise ValueError(f"{len(text):,} characters, {brackets:,} brackets: no list of settings")
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ValueError("it repeats a value by name (*name); write it out")
     return yaml.safe_load(text)

@@ -144,7 +144,8 @@ def test_ctrl_c_before_training_leaves_nothing(data, tmp_path):
     assert "rows kept" in process.stderr.readline()  # it runs: the next thing is the model
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode in (2, 130)  # 2: it had already found that there is no such model
+    # 2: it had already found that there is no such model; -2: and was on its way out
+    assert process.returncode in (2, 130, -signal.SIGINT)
     assert not (tmp_path / "runs").exists()
 
 

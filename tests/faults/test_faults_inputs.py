@@ -159,6 +159,8 @@ def test_malformed_recipes(tmp_path, capsys, monkeypatch):
         "!!python/object/apply:os.system ['touch harmed']\n",
         "preset: !!int ''\n",
         "a" * 1_000_001,
+        "a: [" + "[" * 999,
+        "- " * 50_000,
         "preset: 'nrt-ws\n",
         "<<: 5\n",
     ],
