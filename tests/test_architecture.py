@@ -45,7 +45,7 @@ LINE = (
     ("parts", "limits", "clock"),
     ("maker",),
     ("evaluate",),
-    ("callbacks", "checkpoints", "progress", "resume"),
+    ("guard", "callbacks", "checkpoints", "progress", "resume"),
     ("steps",),
     ("trainer",),
     ("lab",),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from native_reasoning.lab.demo import _row, _trainer
+from native_reasoning.lab.demo import _row, trainer_of
 from native_reasoning.presets import PRESETS
 from native_reasoning.resume import machine
 
@@ -25,7 +25,7 @@ METHODS = ["nrt-ws", *(name for name in PRESETS if not name.startswith("nrt-"))]
 def run(preset: str, seed: int, folder: Path) -> dict[str, float]:
     """Accuracy and the rest after the demo's steps."""
     began = time.perf_counter()
-    trainer = _trainer(preset, seed, folder)
+    trainer = trainer_of(preset, seed, folder)
     trainer.train()
     row = _row(trainer.outcomes(trainer.eval_groups))
     return {**row, "seconds": round(time.perf_counter() - began, 1)}

@@ -2,8 +2,9 @@
 
 ``sampling`` traces (with answers and scores off the caches), ``scoring`` forwards, the
 ``objective`` and its loss, ``backward``, the ``optimiser`` with clipping, ``diagnostics``,
-``records`` (metrics, traces, checkpoints), ``waiting`` for other ranks, and ``other``. On an accelerator work is queued,
-so a stage is where the queue was waited for, not where the work was asked for.
+``records`` (metrics, traces, checkpoints), ``waiting`` for other ranks, and ``other``. On an
+accelerator work is queued, so a stage is where the queue was waited for, not where the work was
+asked for.
 """
 
 import json

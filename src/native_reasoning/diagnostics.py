@@ -56,14 +56,16 @@ def diagnose(
     Every rank forwards once per micro-batch, so all of them can take part.
     """
     pairs = [pair for micro in minibatch for pair in micro.pairs if pair[0].weight]
-    first = {group.prompt_ids: (group, traces) for group, traces in reversed(pairs)}
+    first: dict[tuple[int, ...], Traces] = {}
+    for group, traces in pairs:
+        first.setdefault(group.prompt_ids, traces)
     prompts = list(first)
     others = dict(zip(prompts, prompts[1:] + prompts[:1], strict=True))
     found: dict[tuple[int, ...], tuple[PromptGroup, Traces, Scores]] = {}
     for micro in minibatch:
         asked = []
         for group, traces in micro.pairs:
-            other = first[others[group.prompt_ids]][1] if group.prompt_ids in others else traces
+            other = first.get(others.get(group.prompt_ids, ()), traces)
             asked.append((group, _two(traces, other)))
         for part in _parts(asked, rows):
             with inference(model):

@@ -133,6 +133,12 @@ class NRTOptions:
     diagnostics_steps: int = option(
         10, "steps between two exchanges of traces among prompts: specificity, leakage; 0: never"
     )
+    on_collapse: str = option(
+        "warn",
+        "when traces become empty or say nothing: a line on stderr, or also end the run (stop), or "
+        "lower the learning rate by 0.3 (lower_lr)",
+        ("warn", "stop", "lower_lr"),
+    )
     record_traces: bool = option(True, "write every sampled trace to the run folder")
 
 

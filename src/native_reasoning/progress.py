@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.guard import METRIC, STATES
+
 _LIVE = (
     ("reward", "reward", "{:.3g}"),
     ("uplift", "uplift", "{:+.3f}"),
@@ -102,15 +104,19 @@ def step_line(step: int, steps: int, logs: Mapping[str, float], seconds: float) 
         worth = f"reward {logs['reward']:.3g} (base {logs['reward_baseline']:.3g})"
     else:  # supervised presets have none
         worth = f"answer {logs['answer_logp']:.3f} nats/token"
+    state = STATES[int(logs.get(METRIC, 0))]
     return (
         f"step {step}/{steps}  {worth}  uplift {logs['uplift']:+.3f}  "
         f"length {logs['trace_length']:.0f}  closed {100 * logs['closed']:.0f} %  {seconds:.1f} s"
+        + ("" if state == "healthy" else f"  {state}")
     )
 
 
 def live_text(logs: Mapping[str, float], rate: float, width: int) -> str:
     """The numbers of the live line, as many as a terminal of ``width`` columns holds."""
     parts = [f"{label} {form.format(logs[name])}" for name, label, form in _LIVE if name in logs]
+    if logs.get(METRIC):
+        parts.insert(0, STATES[int(logs[METRIC])])
     parts.append(f"{rate:,.0f} tokens/s")
     while len(parts) > 1 and len("  ".join(parts)) > width - _FRAME:
         parts.pop()

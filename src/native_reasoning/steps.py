@@ -16,6 +16,7 @@ from native_reasoning.callbacks import FiniteGuard
 from native_reasoning.checkpoints import WholeCheckpoints
 from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
+from native_reasoning.diagnostics import diagnose
 from native_reasoning.groups import PlannedStep
 from native_reasoning.limits import Limits, out_of_memory
 from native_reasoning.losses import group_loss
@@ -78,6 +79,16 @@ class StepInParts(WholeCheckpoints):
         if micro.recalls is None:
             self._note(micro, found, signals)
         return torch.stack(terms).sum()
+
+    def diagnose(self, minibatch: Sequence[MicroBatch]) -> None:
+        """Exchanges traces between the prompts of a step that is about to begin, every
+        ``diagnostics_steps``."""
+        every = self.args.diagnostics_steps
+        if every and self.maker.samples and self.state.global_step % every == 0:
+            with self.clock.stage("diagnostics"):
+                model: Any = self.model_wrapped
+                found = diagnose(minibatch, self.maker.scorer, model, self.limits.rows)
+                self.runlog.note_findings(found)
 
     def _note(self, micro: MicroBatch, found: Sequence[Scores], signals: Sequence[Signal]) -> None:
         """What the metrics and the run folder keep of a micro-batch, beside its loss."""

@@ -30,9 +30,9 @@ from native_reasoning.checks import check_sampling
 from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.config import NRTConfig, model_dtype, sharded
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
-from native_reasoning.diagnostics import diagnose
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
+from native_reasoning.guard import CollapseGuard
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
@@ -93,10 +93,10 @@ class NRTTrainer(StepInParts):
         self.finite_guard = FiniteGuard(
             args.max_skipped_updates, self._quarantine, scaled=args.fp16
         )
-        self.signals = SignalCallback()
+        self.signals, self.guard = SignalCallback(), CollapseGuard(args.on_collapse)
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
-        own = [self.finite_guard, self.signals, self.memory, ClockCallback(self.clock)]
+        own = [self.finite_guard, self.guard, self.signals, self.memory, ClockCallback(self.clock)]
         super().__init__(
             model=policy.model,
             args=args,
@@ -120,7 +120,7 @@ class NRTTrainer(StepInParts):
             autocast=lambda: self.accelerator.autocast(),
         )
         self.limits = Limits(args, self.engine)
-        self.kept = (self.memory, self.limits, self.finite_guard)
+        self.kept = (self.memory, self.limits, self.finite_guard, self.guard)
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
         self.window: Window | None = None
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
@@ -206,6 +206,7 @@ class NRTTrainer(StepInParts):
         finally:
             self.signals.restore()
         self.runlog.write_traces(self.state.global_step)
+        self.guard.raise_if_stopped()
         return output
 
     def _open_run(self, resume: str | Path | bool | None) -> Path | None:
@@ -280,14 +281,7 @@ class NRTTrainer(StepInParts):
         minibatch = self.window.minibatches[self.plan.minibatch]
         with self.clock.stage("waiting"):
             self.mean_tokens = self.maker.mean_tokens(minibatch, self.traces_per_step)
-        if self.maker.samples and not self.state.global_step % (
-            self.args.diagnostics_steps or 2**62
-        ):
-            with self.clock.stage("diagnostics"):
-                model: Any = self.model_wrapped
-                self.runlog.note_findings(
-                    diagnose(minibatch, self.maker.scorer, model, self.limits.rows)
-                )
+        self.diagnose(minibatch)
         self._clock["rollout"] = time.perf_counter() - self._clock["began"]
         self.runlog.mark()
         last = len(minibatch) - 1
@@ -314,6 +308,8 @@ class NRTTrainer(StepInParts):
                 logs |= self.runlog.means()
             logs["skipped_updates"] = skipped = self.finite_guard.take()
             logs["loss"] = math.nan if skipped else logs["loss"]
+            if self.maker.samples:
+                logs |= self.guard.look(logs, step, tell=self.is_world_process_zero())
             self.runlog.records.append_timings(step, self._seconds())
         with self.clock.stage("records"):
             super().log(logs, start_time)

@@ -112,6 +112,7 @@ OPTION_GROUPS = {
         "eval_samples",
         "eval_num_generations",
         "diagnostics_steps",
+        "on_collapse",
         "record_traces",
         "max_skipped_updates",
     ),

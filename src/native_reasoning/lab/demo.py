@@ -42,7 +42,7 @@ def run_demo(
         before: list[Outcome] = []
         after: list[Outcome] = []
         for preset in PRESETS:
-            trainer = _trainer(preset, seed, folder)
+            trainer = trainer_of(preset, seed, folder)
             if not before:
                 say("measuring the base model")
                 before = trainer.outcomes(trainer.eval_groups)
@@ -74,27 +74,28 @@ def _new_folder(out: str | None) -> Path:
     return Path(out)
 
 
-def _trainer(preset: str, seed: int, folder: Path) -> NRTTrainer:
-    args = NRTConfig(
-        output_dir=str(folder / preset),
-        preset=preset,
-        seed=seed,
-        max_steps=STEPS,
-        per_device_train_batch_size=16,
-        gradient_accumulation_steps=1,
-        per_device_eval_batch_size=QUESTIONS,
-        num_generations=8,
-        max_trace_length=16,
-        max_answer_length=20,
-        eval_samples=QUESTIONS,
-        learning_rate=5e-4,
-        warmup_steps=0,
-        save_strategy="no",
-        use_cpu=True,
-    )
+def trainer_of(preset: str, seed: int, folder: Path, **changes: Any) -> NRTTrainer:
+    """The demo's trainer of one preset; ``changes`` are settings in place of the demo's."""
+    settings: dict[str, Any] = {
+        "output_dir": str(folder / preset),
+        "preset": preset,
+        "seed": seed,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "per_device_eval_batch_size": QUESTIONS,
+        "num_generations": 8,
+        "max_trace_length": 16,
+        "max_answer_length": 20,
+        "eval_samples": QUESTIONS,
+        "learning_rate": 5e-4,
+        "warmup_steps": 0,
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
     return NRTTrainer(
         model=str(base_path()),
-        args=args,
+        args=NRTConfig(**{**settings, **changes}),
         train_dataset=make_rows(FAMILY, "train", 16 * STEPS, seed),
         eval_dataset=make_rows(FAMILY, "heldout", QUESTIONS, HELD_OUT_SEED),
     )
