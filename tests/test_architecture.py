@@ -45,6 +45,7 @@ LINE = (
     ("parts", "limits", "clock"),
     ("maker",),
     ("evaluate",),
+    ("runs",),
     ("guard", "callbacks", "checkpoints", "progress", "resume"),
     ("steps",),
     ("trainer",),

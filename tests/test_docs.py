@@ -12,7 +12,10 @@ from native_reasoning.methods import METHODS
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.presets import PRESETS
 from native_reasoning.recipe import make_config
+from native_reasoning.records import read_metrics
 from native_reasoning.settings import SETTINGS
+from native_reasoning.trainer import NRTTrainer
+from tiny import QA, byte_tokenizer, tiny_model
 
 #: Prompts per optimiser step and updates per rollout of the authors' runs, of one device.
 AUTHORS = {
@@ -114,3 +117,37 @@ def test_the_example_of_an_objective_of_ones_own_runs(capsys):
         0.5,
         0.0,
     ]
+
+
+def no_reward(completions, **kwargs):
+    return [0.0] * len(completions)
+
+
+def test_every_metric_is_explained(tmp_path):
+    """Names of metrics are stable, and docs/diagnostics.md knows each of them."""
+    text = (DOCS / "diagnostics.md").read_text(encoding="utf-8")
+    seen: set[str] = set()
+    for preset in ("nrt-ws", "rlpr"):
+        args = NRTConfig(
+            output_dir=str(tmp_path / preset),
+            preset=preset,
+            per_device_train_batch_size=4,
+            num_generations=2,
+            max_trace_length=4,
+            max_answer_length=16,
+            max_steps=1,
+            save_strategy="no",
+            use_cpu=True,
+        )
+        trainer = NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), reward_funcs=no_reward)
+        trainer.train()
+        seen |= {name for line in read_metrics(tmp_path / preset) for name in line}
+    assert {
+        "uplift",
+        "trace_dependence",
+        "collapse_state",
+        "sampled_correct",
+        "added_reward",
+    } <= seen
+    known = set(re.findall(r"`(\w+)`", text)) | {"step", "non_finite"}
+    assert seen - known == set()

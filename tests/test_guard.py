@@ -173,6 +173,7 @@ def test_supervised_training_has_no_traces_to_collapse(tmp_path):
     args = NRTConfig(
         output_dir=str(tmp_path / "run"),
         preset="sft",
+        max_trace_length=4,
         max_steps=2,
         save_strategy="no",
         use_cpu=True,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from native_reasoning.objective import Objective
     from native_reasoning.policy import load_policy
     from native_reasoning.presets import PRESETS
+    from native_reasoning.runs import load_run
     from native_reasoning.trainer import NRTTrainer
     from native_reasoning.types import Scores, Signal
 
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "load_examples",
     "load_policy",
+    "load_run",
 ]
 
 _HOME = {
@@ -55,6 +57,7 @@ _HOME = {
     "Signal": "types",
     "load_examples": "data",
     "load_policy": "policy",
+    "load_run": "runs",
     "NativeReasoningError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",

@@ -183,7 +183,7 @@ class RunFolder:
             leftover.unlink()
         for name in _BY_STEP:
             old = (self.path / name).read_bytes() if (self.path / name).exists() else b""
-            kept = [line for line, row in _lines(self.path / name) if row["step"] <= step]
+            kept = [line for line, row in lines_of(self.path / name) if row["step"] <= step]
             new = b"".join(line + b"\n" for line in kept)
             if new != old:
                 write_atomically(self.path / name, new)
@@ -228,12 +228,12 @@ def read_config(folder: PathLike) -> dict[str, Any]:
 
 def read_metrics(folder: PathLike) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl in file order, without a half-written last one; [] if none."""
-    return [row for _, row in _lines(Path(folder) / METRICS)]
+    return [row for _, row in lines_of(Path(folder) / METRICS)]
 
 
 def read_timings(folder: PathLike) -> list[dict[str, Any]]:
     """The same for timings.jsonl."""
-    return [row for _, row in _lines(Path(folder) / TIMINGS)]
+    return [row for _, row in lines_of(Path(folder) / TIMINGS)]
 
 
 def read_traces(folder: PathLike) -> pa.Table:
@@ -242,7 +242,7 @@ def read_traces(folder: PathLike) -> pa.Table:
     return pa.concat_tables([TRACE_SCHEMA.empty_table(), *tables])
 
 
-def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def lines_of(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """Each line with what it says. A last line that cannot be read was cut off by a kill."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     read: list[tuple[bytes, dict[str, Any]]] = []

@@ -1,0 +1,130 @@
+"""A run folder as tables: ``load_run``, for notebooks and reports.
+
+Whatever can be read is there; what cannot is told in ``Run.problems``.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from native_reasoning.errors import RunError
+from native_reasoning.evaluate.metrics import Interval, bootstrap_interval
+from native_reasoning.records import (
+    CONFIG,
+    METRICS,
+    QUARANTINE,
+    TIMINGS,
+    TRACE_SCHEMA,
+    lines_of,
+    read_config,
+    read_traces,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    ``config`` is config.yaml. ``metrics`` and ``timings`` have a row for each logged step,
+    ``evaluations`` one for each evaluation, indexed by ``step``; docs/diagnostics.md has the names.
+    ``traces`` is an Arrow table with a row for each sampled trace (``records.TraceRow``);
+    ``.to_pandas()`` makes a frame of it. ``quarantine`` has the rows of skipped updates.
+    ``problems`` says what could not be read or is not there, a sentence each.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    metrics: pd.DataFrame
+    evaluations: pd.DataFrame
+    timings: pd.DataFrame
+    traces: pa.Table
+    quarantine: pd.DataFrame
+    problems: tuple[str, ...]
+
+    def tokens(self) -> pd.DataFrame:
+        """A row for each reference token after each trace: ``step``, ``row_id``, ``k``, ``place``,
+        ``token``, ``logp`` (l, nats), ``baseline_logp`` (b) and ``uplift`` (l − b)."""
+        table = self.traces.select(["step", "row_id", "k"]).to_pandas()
+        names = {
+            "token": "answer_tokens",
+            "logp": "answer_logps",
+            "baseline_logp": "baseline_logps",
+        }
+        columns = {new: self.traces[old].to_pandas() for new, old in names.items()}
+        counts = columns["token"].map(len).to_numpy(int)
+        out = table.loc[table.index.repeat(counts)].reset_index(drop=True)
+        out["place"] = np.concatenate([np.arange(n) for n in counts] or [np.empty(0, int)])
+        for name, column in columns.items():
+            out[name] = np.concatenate([*column]) if len(column) else []
+        out["uplift"] = out["logp"] - out["baseline_logp"]
+        return out
+
+    def uplift(self, steps: int = 10) -> Interval | None:
+        """l − b (nats per token) over the questions of the last ``steps`` steps that have traces,
+        each question's traces averaged, with a 95 % bootstrap interval; None without traces."""
+        tokens = self.tokens()
+        late = sorted(set(tokens["step"]))[-steps:]
+        chosen = tokens[tokens["step"].isin(late)]
+        per_question = chosen.groupby(["step", "row_id"])["uplift"].mean()
+        return bootstrap_interval(per_question.tolist()) if len(per_question) else None
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """The tables of a run folder, of a run that has ended or goes on.
+
+    Raises RunError if the folder holds no run.
+
+    >>> load_run("runs/none")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    native_reasoning.errors.RunError: runs/none holds no run...
+    """
+    folder, problems = Path(path), []
+    if not any((folder / name).is_file() for name in (CONFIG, METRICS)):
+        raise RunError(
+            f"{folder} holds no run",
+            why=f"neither {CONFIG} nor {METRICS} is there",
+            fix="name the folder that `nrt train` said it was training into",
+        )
+
+    def tried(read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except RunError as error:
+            problems.append(error.what)
+            return otherwise
+
+    def lines(name: str) -> pd.DataFrame:
+        path = folder / name
+        rows = [row for _, row in tried(lambda: lines_of(path), [])]
+        if path.is_file() and path.read_bytes()[-1:] not in (b"\n", b""):
+            problems.append(
+                f"the last line of {name} is half-written: a killed run, or one at work"
+            )
+        return pd.DataFrame(rows, columns=None if rows else ["step"]).set_index("step")
+
+    config = tried(lambda: read_config(folder), {})
+    logged = lines(METRICS)
+    evaluated = logged.filter(like="eval_").notna().any(axis=1)
+    traces = tried(lambda: read_traces(folder), TRACE_SCHEMA.empty_table())
+    if logged.empty:
+        problems.append("no step has been logged yet")
+    if not traces.num_rows and not any("traces" in problem for problem in problems):
+        problems.append("no traces were recorded")
+    return Run(
+        path=folder,
+        config=config,
+        metrics=logged.loc[~evaluated].dropna(axis=1, how="all"),
+        evaluations=logged.loc[evaluated].dropna(axis=1, how="all"),
+        timings=lines(TIMINGS),
+        traces=traces,
+        quarantine=lines(QUARANTINE),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,130 @@
+"""A run folder as tables, whole and in pieces."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from native_reasoning import load_run
+from native_reasoning.config import NRTConfig
+from native_reasoning.errors import RunError
+from native_reasoning.records import read_traces
+from native_reasoning.trainer import NRTTrainer
+from tiny import QA, byte_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    args = NRTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        num_generations=2,
+        max_trace_length=4,
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
+        eval_samples=2,
+        save_strategy="no",
+        use_cpu=True,
+    )
+    NRTTrainer(tiny_model(), args, QA, QA[:2], byte_tokenizer()).train()
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_tables_of_a_run(run):
+    found = load_run(run)
+    assert found.problems == ()
+    assert list(found.metrics.index) == [1, 2, 3]
+    assert found.metrics["uplift"].notna().all()
+    assert list(found.evaluations.index) == [3]
+    assert "eval_accuracy" in found.evaluations
+    assert "eval_accuracy" not in found.metrics
+    assert found.timings["step_seconds"].gt(0).sum() == 3
+    assert found.traces.num_rows == 3 * 2 * 2
+    assert found.config["config"]["max_steps"] == 3
+    assert found.quarantine.empty
+
+
+def test_a_row_for_each_token(run):
+    found = load_run(run)
+    tokens = found.tokens()
+    rows = found.traces.to_pylist()
+    assert len(tokens) == sum(len(row["answer_tokens"]) for row in rows)
+    row = rows[5]
+    mine = tokens[(tokens.step == row["step"]) & (tokens.row_id == row["row_id"])]
+    mine = mine[mine.k == row["k"]]
+    assert list(mine.token) == row["answer_tokens"]
+    assert list(mine.place) == list(range(len(mine)))
+    expected = np.array(row["answer_logps"]) - np.array(row["baseline_logps"])
+    assert np.allclose(mine.uplift, expected, atol=1e-6)
+
+
+def test_uplift_is_that_of_the_metrics(run):
+    found = load_run(run)
+    interval = found.uplift(steps=1)
+    assert interval.n == 2  # questions of the last step
+    # the metric averages traces, each over its own answer; both questions have as many traces
+    assert interval.mean == pytest.approx(found.metrics["uplift"].loc[3], abs=1e-5)
+    assert interval.low <= interval.mean <= interval.high
+    assert found.uplift().n == 6
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        load_run(tmp_path)
+    with pytest.raises(RunError, match="holds no run"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_what_is_missing_is_told_and_the_rest_is_there(run):
+    shutil.rmtree(run / "traces")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "upl')
+    found = load_run(run)
+    assert found.problems == (
+        "the last line of metrics.jsonl is half-written: a killed run, or one at work",
+        "no traces were recorded",
+    )
+    assert list(found.metrics.index) == [1, 2, 3]
+    assert found.uplift() is None
+    assert found.tokens().empty
+
+
+def test_damaged_files_do_not_hide_the_others(run):
+    (run / "config.yaml").write_text("- 1\n")
+    next((run / "traces").iterdir()).write_bytes(b"harm")
+    text = (run / "timings.jsonl").read_text()
+    (run / "timings.jsonl").write_text("[]\n" + text)
+    found = load_run(run)
+    assert len(found.problems) == 3
+    assert all(
+        any(name in problem for problem in found.problems)
+        for name in ("config.yaml", "traces", "timings.jsonl")
+    )
+    assert list(found.metrics.index) == [1, 2, 3]
+    assert found.timings.empty
+
+
+def test_a_run_that_has_only_just_begun(run):
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        (run / name).unlink()
+    shutil.rmtree(run / "traces")
+    found = load_run(run)
+    assert found.problems == ("no step has been logged yet", "no traces were recorded")
+    assert found.metrics.empty
+    assert found.evaluations.empty
+
+
+def test_traces_that_are_no_text_stay_what_they_are(run):
+    """Whatever a model wrote comes back as it was."""
+    table = read_traces(run)
+    assert load_run(run).traces.equals(table)
+    assert json.dumps(table.to_pylist())
