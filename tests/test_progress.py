@@ -3,7 +3,10 @@
 import io
 from types import SimpleNamespace
 
-from native_reasoning.progress import ProgressCallback
+import pytest
+
+from native_reasoning.progress import Course, ProgressCallback, live_text, sparkline, trace_line
+from native_reasoning.records import TraceRow
 
 LOGS = {
     "loss": 1.234,
@@ -55,7 +58,7 @@ def test_a_live_line_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     text = _run(Terminal())
     assert "2/2" in text
-    assert "reward 0.31  uplift +0.050  length 31  loss 1.23" in text
+    assert "reward 0.31  uplift +0.050 ▁▁  length 31  loss 1.23" in text
     assert "tokens/s" in text
     assert "evaluation at step 2" in text
 
@@ -63,3 +66,67 @@ def test_a_live_line_on_a_terminal(monkeypatch):
 def test_other_ranks_are_silent():
     assert _run(io.StringIO(), main=False) == ""
     assert _run(Terminal(), main=False) == ""
+
+
+ROW = TraceRow(
+    step=2, row_id=0, k=1, prompt="What is\n2 + 2?", trace="two \x1b[31mand two", answer="4",
+    sampled_answer="", closed=True, ended=False, length=5, reward=1.0, baseline_reward=0.5,
+    advantage=0.714, answer_logps=[-0.1], baseline_logps=[-0.2], answer_tokens=["4"],
+)  # fmt: skip
+
+
+def test_a_fresh_trace_every_so_often():
+    def shown(seconds: float, latest) -> int:
+        callback = ProgressCallback(stream := io.StringIO(), trace_seconds=seconds)
+        callback.latest = latest
+        state = SimpleNamespace(global_step=0, max_steps=9, is_world_process_zero=True)
+        callback.on_train_begin(ARGS, state, None)
+        for step in range(1, 5):
+            state.global_step = step
+            callback.on_log(ARGS, state, None, logs=LOGS)
+        return stream.getvalue().count("<think>")
+
+    assert shown(0.0, lambda: ROW) == 4
+    assert shown(1000.0, lambda: ROW) == 0
+    assert shown(0.0, lambda: None) == 0
+
+
+def test_a_trace_is_one_line_and_commands_nothing():
+    line = trace_line(ROW)
+    assert line == 'step 2  "What is 2 + 2?"  <think> two \\x1b[31mand two  advantage +0.71'
+    long = trace_line(TraceRow(**{**vars(ROW), "trace": "x" * 10_000, "prompt": ""}))
+    assert len(long) < 250
+    assert "\n" not in long
+    assert "(empty)" in trace_line(TraceRow(**{**vars(ROW), "trace": " "}))
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [
+        ([], ""),
+        ([1.0], "▁"),
+        ([0.0, 1.0, 0.5], "▁█▅"),
+        ([2.0, 2.0], "▁▁"),
+    ],
+)
+def test_sparklines(values, drawn):
+    assert sparkline(values) == drawn
+
+
+def test_the_course_is_that_of_the_whole_run():
+    course = Course(most=4)
+    for value in (1.0, 3.0, 5.0, float("nan"), 7.0):
+        course.add(value)
+    assert course.means() == [1, 3, 5, 7]
+    course.add(9.0)
+    assert course.means() == [2, 6, 9]  # two steps each from now on
+    for value in (11.0, 13.0, 15.0, 17.0):
+        course.add(value)
+    assert course.means() == [4, 12, 17]
+    for value in range(1000):
+        course.add(float(value))
+    assert len(course.means()) <= 4
+
+
+def test_a_narrow_terminal_keeps_the_first_numbers():
+    assert live_text(LOGS, 1.0, 60, [0.1, 0.2]) == "reward 0.31"

@@ -1,13 +1,16 @@
 """What people see while a run goes on: one live line on a terminal, else a plain line per step."""
 
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.errors import printable
 from native_reasoning.guard import METRIC, STATES
+from native_reasoning.records import TraceRow
 
 _LIVE = (
     ("reward", "reward", "{:.3g}"),
@@ -16,6 +19,7 @@ _LIVE = (
     ("loss", "loss", "{:.3g}"),
 )
 
+_BARS = "▁▂▃▄▅▆▇█"
 _FRAME = 40
 """Columns of the live line that its numbers do not have: step, bar and time left."""
 
@@ -23,12 +27,16 @@ _FRAME = 40
 class ProgressCallback(TrainerCallback):
     """Progress on stderr (or ``stream``), on rank 0 only.
 
-    On a terminal a live line: bar, step, reward, uplift (nats per token), trace length, loss,
-    sampled tokens per second, time left. Elsewhere one plain line per logged step.
+    On a terminal a live line: bar, step, reward, uplift (nats per token) with its course, trace
+    length, loss, sampled tokens per second, time left. Elsewhere one plain line per logged step.
+    Every ``trace_seconds`` the trace that ``latest`` returns, if it returns one.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO | None = None, trace_seconds: float = 60.0) -> None:
+        self.stream, self.trace_seconds = stream, trace_seconds
+        self.latest: Callable[[], TraceRow | None] = lambda: None
+        self._course = Course()
+        self._shown = 0.0
         self._bar: Any = None
         self._task: Any = None
         self._step, self._then = 0, 0.0
@@ -37,6 +45,7 @@ class ProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._step, self._then = state.global_step, time.perf_counter()
+        self._shown = self._then - self.trace_seconds / 2  # the first one after half the time
         stream = self.stream or sys.stderr
         if state.is_world_process_zero and stream.isatty():
             self._bar = _live_line(stream)
@@ -65,14 +74,16 @@ class ProgressCallback(TrainerCallback):
             self._print(evaluation_line(state.global_step, logs))
             self._then = time.perf_counter()
         elif "uplift" in logs:
+            self._course.add(logs["uplift"])
             seconds = self._seconds_per_step(state.global_step)
             rate = _sampled_tokens(args, logs) / seconds
             if self._bar is None:
                 line = step_line(state.global_step, state.max_steps, logs, seconds)
                 self._print(f"{line}  {rate:,.0f} tokens/s")
             else:
-                told = live_text(logs, rate, self._bar.console.width)
+                told = live_text(logs, rate, self._bar.console.width, self._course.means())
                 self._bar.update(self._task, told=told)
+            self._show_trace()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -84,6 +95,14 @@ class ProgressCallback(TrainerCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _show_trace(self) -> None:
+        if time.perf_counter() - self._shown < self.trace_seconds:
+            return
+        row = self.latest()
+        if row is not None:
+            self._print(trace_line(row))
+            self._shown = time.perf_counter()
 
     def _seconds_per_step(self, step: int) -> float:
         now = time.perf_counter()
@@ -112,15 +131,70 @@ def step_line(step: int, steps: int, logs: Mapping[str, float], seconds: float) 
     )
 
 
-def live_text(logs: Mapping[str, float], rate: float, width: int) -> str:
-    """The numbers of the live line, as many as a terminal of ``width`` columns holds."""
-    parts = [f"{label} {form.format(logs[name])}" for name, label, form in _LIVE if name in logs]
+def live_text(
+    logs: Mapping[str, float], rate: float, width: int, course: Sequence[float] = ()
+) -> str:
+    """The numbers of the live line, as many as a terminal of ``width`` columns holds. ``course``
+    are the uplifts so far, drawn behind the last one."""
+    drawn = {"uplift": f" {sparkline(course)}" if len(course) > 1 else ""}
+    parts = [
+        f"{label} {form.format(logs[name])}{drawn.get(name, '')}"
+        for name, label, form in _LIVE
+        if name in logs
+    ]
     if logs.get(METRIC):
         parts.insert(0, STATES[int(logs[METRIC])])
     parts.append(f"{rate:,.0f} tokens/s")
     while len(parts) > 1 and len("  ".join(parts)) > width - _FRAME:
         parts.pop()
     return "  ".join(parts)
+
+
+class Course:
+    """The whole course of a number in at most ``most`` means over equally many steps each."""
+
+    def __init__(self, most: int = 12) -> None:
+        self.most, self._each = most, 1
+        self._cells: list[list[float]] = []
+
+    def add(self, value: float) -> None:
+        """One more step's; what is no number is left out."""
+        if not math.isfinite(value):
+            return
+        if not self._cells or len(self._cells[-1]) == self._each:
+            self._cells.append([])
+        self._cells[-1].append(value)
+        if len(self._cells) > self.most:
+            pairs = zip(self._cells[::2], [*self._cells[1::2], []], strict=False)
+            self._cells = [one + other for one, other in pairs]
+            self._each *= 2
+
+    def means(self) -> list[float]:
+        """The means, oldest first."""
+        return [sum(cell) / len(cell) for cell in self._cells]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The values as bars between their least and largest.
+
+    >>> sparkline([0.0, 0.5, 1.0])
+    '▁▅█'
+    """
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * scale)] for value in values)
+
+
+def trace_line(row: TraceRow) -> str:
+    """``step 20  "What is 2 + 2?"  <think> two and two  advantage +0.71``, on one line."""
+    question, trace = (_short(text, 160) for text in (row.prompt, row.trace))
+    worth = f"advantage {row.advantage:+.2f}"
+    return f'step {row.step}  "{question}"  <think> {trace or "(empty)"}  {worth}'
+
+
+def _short(text: str, most: int) -> str:
+    text = " ".join(printable(text).split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def evaluation_line(step: int, logs: Mapping[str, float]) -> str:

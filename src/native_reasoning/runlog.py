@@ -31,6 +31,8 @@ class RunLog:
         self.meter = Meter()
         self._pending: list[TraceRow] = []
         self._findings: list[Finding] = []
+        #: A trace of the latest step, the one with the largest advantage of its group.
+        self.latest: TraceRow | None = None
         self._told: set[str] = set()
         self._marked = (Meter(), 0)
 
@@ -66,7 +68,9 @@ class RunLog:
         self, step: int, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal
     ) -> None:
         """The group's traces, to be written; ``step`` counts from 1."""
-        self._pending += trace_rows(step, group, traces, scores, signal, self.template)
+        rows = trace_rows(step, group, traces, scores, signal, self.template)
+        self.latest = max(rows, key=lambda row: row.advantage)
+        self._pending += rows
 
     def write_traces(self, step: int) -> None:
         """Hands the traces of steps up to ``step`` of all ranks to the records."""

@@ -48,9 +48,11 @@ def build(plan: Plan, folder: str) -> Any:
         say(f"warning: {left_out_warning(missing, data.report)}")
     say_loading(plan.model)
     with refused_by_libraries():
-        watching: list[Any] = [ProgressCallback()]
+        progress = ProgressCallback()
+        watching: list[Any] = [progress]
         watching += [ProfileCallback(plan.profile)] if plan.profile else []
         trainer = NRTTrainer(plan.model, config, data, held_out, callbacks=watching)
+    progress.latest = lambda: trainer.runlog.latest
     trainer.recipe = {"model": plan.model, "data": plan.data, "eval_data": plan.eval_data}
     for report in (trainer.train_report, trainer.eval_report):
         for line in report.lines() if report else ():
