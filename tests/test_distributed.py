@@ -1,6 +1,7 @@
 """Two gloo processes give every rank the gradient of the single process."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,7 +66,10 @@ def test_every_rank_has_the_gradient_of_the_single_process(rows, window, preset,
     ]
     assert first[0] == first[1]
     assert (two / "checkpoint-3" / "model.safetensors").exists()
-    for a, b in zip(read_metrics(one)[:1], read_metrics(two)[:1], strict=True):
+    exchanged = re.compile(r"specificity|trace_dep|leak|restated|clean_uplift|(gain|uplift)_[hme]")
+    for line, other in zip(read_metrics(one)[:1], read_metrics(two)[:1], strict=True):
+        # a rank exchanges traces among its own prompts, so these have other partners
+        a, b = ({k: v for k, v in x.items() if not exchanged.match(k)} for x in (line, other))
         assert a.keys() == b.keys()
         for name, value in a.items():
             assert b[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name

@@ -20,7 +20,7 @@ def case(traces, answer, baseline, rewards, base, flat=False, clamped=0.0):
     answer = torch.tensor(answer, requires_grad=True)
     k = len(answer)
     scores = Scores(
-        trace=torch.zeros(k, 1),
+        trace=-torch.arange(1.0, k + 1)[:, None],
         trace_mask=torch.ones(k, 1, dtype=torch.bool),
         answer=answer,
         baseline=torch.tensor(baseline),
@@ -58,6 +58,8 @@ EXPECTED = {
     "uplift": (0 + 1 + 0 + 0 - 3 - 1) / 6,
     "trace_length": (3 + 3 + 1 + 0 + 6 + 1) / 6,
     "closed": 3 / 6,
+    "short": 1.0,
+    "trace_entropy": (1 + 2 + 3 + 4 + 1 + 2) / 6,  # one token of each trace
     "empty": 2 / 6,  # closed at once or ended at once; one open token is a trace
     "ended": 0.0,
     "distinct": (3 + 2) / 6,
