@@ -46,7 +46,7 @@ LINE = (
     ("maker",),
     ("evaluate",),
     ("runs",),
-    ("guard", "callbacks", "checkpoints", "progress", "resume"),
+    ("collapse", "callbacks", "checkpoints", "progress", "resume"),
     ("steps",),
     ("trainer",),
     ("lab",),

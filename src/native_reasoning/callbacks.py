@@ -25,7 +25,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _SAVING: int | None = getattr(signal, "SIGUSR1", None)
 #: In the order of what wins where ranks hear different ones.
 _RANKED = (None, _SAVING, *_STOPPING)
-GUARD = "skipped.json"
+SKIPPED = "skipped.json"
 
 
 class SignalCallback(TrainerCallback):
@@ -170,8 +170,8 @@ class FiniteGuard(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         """Into an unfinished checkpoint."""
-        (folder / GUARD).write_text(json.dumps({"in_a_row": self.in_a_row}), encoding="utf-8")
+        (folder / SKIPPED).write_text(json.dumps({"in_a_row": self.in_a_row}), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """From a checkpoint."""
-        self.in_a_row = json.loads((folder / GUARD).read_text(encoding="utf-8"))["in_a_row"]
+        self.in_a_row = json.loads((folder / SKIPPED).read_text(encoding="utf-8"))["in_a_row"]

@@ -67,9 +67,13 @@ class WholeCheckpoints(Trainer):
 
     def load_kept(self, checkpoint: Path) -> None:
         """What a checkpoint holds besides transformers' own."""
-        self.best.load(checkpoint)
         for kept in self.kept:
             kept.load(checkpoint)
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """The same, and where the best checkpoint is now, for which that one is read whole."""
+        self.load_kept(checkpoint)
+        self.best.load(checkpoint)
 
     def before_checkpoint(self) -> None:
         """Called on every rank before a checkpoint is written."""
@@ -167,7 +171,7 @@ class WholeCheckpoints(Trainer):
         """Keeps ``save_total_limit`` checkpoints, of which the newest has just been written whole,
         and the best."""
         limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
-        for path in checkpoints(folder)[limit or None :] if limit else []:
+        for path in checkpoints(folder)[limit:] if limit else []:
             if best is None or path.name != Path(best).name:
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.collapse import METRIC, STATES
 from native_reasoning.errors import printable
-from native_reasoning.guard import METRIC, STATES
 from native_reasoning.records import TraceRow
 
 _LIVE = (
@@ -155,23 +155,24 @@ class Course:
 
     def __init__(self, most: int = 12) -> None:
         self.most, self._each = most, 1
-        self._cells: list[list[float]] = []
+        self._cells: list[tuple[float, int]] = []  # sum and count
 
     def add(self, value: float) -> None:
         """One more step's; what is no number is left out."""
         if not math.isfinite(value):
             return
-        if not self._cells or len(self._cells[-1]) == self._each:
-            self._cells.append([])
-        self._cells[-1].append(value)
+        if not self._cells or self._cells[-1][1] == self._each:
+            self._cells.append((0.0, 0))
+        total, count = self._cells[-1]
+        self._cells[-1] = (total + value, count + 1)
         if len(self._cells) > self.most:
-            pairs = zip(self._cells[::2], [*self._cells[1::2], []], strict=False)
-            self._cells = [one + other for one, other in pairs]
+            pairs = zip(self._cells[::2], [*self._cells[1::2], (0.0, 0)], strict=False)
+            self._cells = [(a + c, b + d) for (a, b), (c, d) in pairs]
             self._each *= 2
 
     def means(self) -> list[float]:
         """The means, oldest first."""
-        return [sum(cell) / len(cell) for cell in self._cells]
+        return [total / count for total, count in self._cells]
 
 
 def sparkline(values: Sequence[float]) -> str:

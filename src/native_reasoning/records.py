@@ -90,15 +90,13 @@ class RunFolder:
         self._flushed = -1
 
     @classmethod
-    def create(cls, path: PathLike, *, resume: bool, writes: bool = True) -> "RunFolder":
+    def create(cls, path: PathLike, *, resume: bool) -> "RunFolder":
         """Makes the folder, or opens an existing run if and only if ``resume``.
 
         Raises RunError where ``path`` is a file, or where it holds a run and ``resume`` is False.
-        Only the rank that writes checks: the others would find what it has just made.
+        For the rank that writes alone: the others would find what it has just made.
         """
-        folder = cls(path, writes=writes)
-        if not writes:
-            return folder
+        folder = cls(path)
         if folder.path.exists() and not folder.path.is_dir():
             problem, go_on, found = "is a file, not a folder", "", []
         else:

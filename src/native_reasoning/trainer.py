@@ -28,11 +28,11 @@ from transformers.trainer_utils import TrainOutput
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checks import check_sampling
 from native_reasoning.clock import Clock, ClockCallback
+from native_reasoning.collapse import CollapseGuard
 from native_reasoning.config import NRTConfig, model_dtype, sharded
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
 from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
-from native_reasoning.guard import CollapseGuard
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
@@ -192,7 +192,7 @@ class NRTTrainer(StepInParts):
         self.window, self._resumed = None, checkpoint
         path = str(checkpoint or "") or None
         if checkpoint is not None:
-            self.load_kept(checkpoint)
+            self.go_on_from(checkpoint)
         if checkpoint is not None and checkpoint_step(checkpoint) >= self.total_steps:
             self.load_finished(checkpoint)  # nothing is trained again
             return TrainOutput(self.state.global_step, 0.0, {})

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from native_reasoning.collapse import KNOWN, LOWERED, METRIC, SILENT, STATES, WINDOW, CollapseGuard
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
-from native_reasoning.guard import KNOWN, LOWERED, METRIC, SILENT, STATES, WINDOW, CollapseGuard
 from native_reasoning.progress import live_text, step_line
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import checkpoints
