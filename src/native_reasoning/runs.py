@@ -4,7 +4,7 @@ Whatever can be read is there; what cannot is told in ``Run.problems``.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from native_reasoning.errors import RunError
 from native_reasoning.evaluate.metrics import Interval, bootstrap_interval
@@ -49,16 +50,20 @@ class Run:
     quarantine: pd.DataFrame
     problems: tuple[str, ...]
 
-    def tokens(self) -> pd.DataFrame:
+    def tokens(self, steps: Sequence[int] | None = None) -> pd.DataFrame:
         """A row for each reference token after each trace: ``step``, ``row_id``, ``k``, ``place``,
-        ``token``, ``logp`` (l, nats), ``baseline_logp`` (b) and ``uplift`` (l − b)."""
-        table = self.traces.select(["step", "row_id", "k"]).to_pandas()
+        ``token``, ``logp`` (l, nats), ``baseline_logp`` (b) and ``uplift`` (l − b); of all steps,
+        or of some."""
+        rows = self.traces
+        if steps is not None:
+            rows = rows.filter(pc.field("step").isin(list(steps)))
+        table = rows.select(["step", "row_id", "k"]).to_pandas()
         names = {
             "token": "answer_tokens",
             "logp": "answer_logps",
             "baseline_logp": "baseline_logps",
         }
-        columns = {new: self.traces[old].to_pandas() for new, old in names.items()}
+        columns = {new: rows[old].to_pandas() for new, old in names.items()}
         counts = columns["token"].map(len).to_numpy(int)
         out = table.loc[table.index.repeat(counts)].reset_index(drop=True)
         out["place"] = np.concatenate([np.arange(n) for n in counts] or [np.empty(0, int)])
@@ -70,10 +75,8 @@ class Run:
     def uplift(self, steps: int = 10) -> Interval | None:
         """l − b (nats per token) over the questions of the last ``steps`` steps that have traces,
         each question's traces averaged, with a 95 % bootstrap interval; None without traces."""
-        tokens = self.tokens()
-        late = sorted(set(tokens["step"]))[-steps:]
-        chosen = tokens[tokens["step"].isin(late)]
-        per_question = chosen.groupby(["step", "row_id"])["uplift"].mean()
+        late = sorted(set(self.traces["step"].to_pylist()))[-steps:]
+        per_question = self.tokens(late).groupby(["step", "row_id"])["uplift"].mean()
         return bootstrap_interval(per_question.tolist()) if len(per_question) else None
 
 
@@ -128,3 +131,13 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         quarantine=lines(QUARANTINE),
         problems=tuple(problems),
     )
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each: its folder's, with as much of the path before it as tells them apart."""
+    parts = [run.path.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len({*names}) == len({*parts}):
+            return names
+    return [str(run.path) for run in runs]

@@ -1,0 +1,117 @@
+"use strict";
+/* Puts the page together, and keeps it fresh where it is watched. */
+
+const POLL = 2000; // milliseconds
+
+function themes() {
+  const select = byId("theme");
+  const apply = () => {
+    document.documentElement.style.colorScheme = select.value;
+    Curves.refresh();
+  };
+  try {
+    select.value = localStorage.getItem("nrt-theme") || select.value;
+  } catch { /* a page without storage */ }
+  select.addEventListener("change", () => {
+    apply();
+    try {
+      localStorage.setItem("nrt-theme", select.value);
+    } catch { /* the same */ }
+  });
+  apply();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => Curves.refresh());
+}
+
+function listen() {
+  byId("curve-tools").addEventListener("submit", (event) => event.preventDefault());
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("curve-tools").addEventListener("change", () => Curves.refresh());
+  byId("all-steps").addEventListener("click", () => {
+    byId("from-step").value = byId("to-step").value = "";
+    Curves.refresh();
+  });
+  byId("curves").addEventListener("click", (event) => {
+    const format = event.target.dataset.save;
+    if (format) Curves.save(event.target.closest("figure").querySelector(".plot"), format);
+  });
+  byId("filters").addEventListener("input", (event) => {
+    if (event.target.id === "f-run") Inspector.fillSets();
+    Inspector.filter();
+  });
+  byId("groups").addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) Inspector.choose(button.group, { quietly: innerWidth > 700 });
+  });
+  byId("groups").addEventListener("keydown", (event) => Inspector.keys(event));
+  byId("more").addEventListener("click", () => Inspector.list());
+  addEventListener("hashchange", () => Inspector.follow());
+  addEventListener("beforeprint", () => Curves.drawAll());
+  for (const kind of ["mouseover", "click"]) document.addEventListener(kind, tip);
+}
+
+function tip(event) {
+  const box = byId("tip"), text = event.target.tip;
+  box.hidden = !text;
+  if (!text) return;
+  box.textContent = text;
+  const at = event.target.getBoundingClientRect();
+  box.style.left = Math.max(4, Math.min(at.left, innerWidth - box.offsetWidth - 8)) + "px";
+  const below = at.bottom + 6;
+  box.style.top = (below + box.offsetHeight > innerHeight ? at.top - box.offsetHeight - 6 : below) + "px";
+}
+
+async function loadPlotly() {
+  const script = make("script");
+  script.nonce = document.currentScript?.nonce ?? document.querySelector("script[nonce]").nonce;
+  script.textContent = await unpack("data-plotly");
+  document.head.append(script);
+}
+
+async function show(page) {
+  const traces = JSON.parse(await unpack("data-traces", page));
+  Inspector.start(openRuns(traces));
+  await Curves.start(JSON.parse(await unpack("data-figures", page)));
+}
+
+/** Asks the server whether there is more, and puts it in without disturbing the reader. */
+async function poll() {
+  const told = byId("watching");
+  let tag = document.body.dataset.watch;
+  for (;;) {
+    await new Promise((done) => setTimeout(done, POLL));
+    try {
+      const answer = await fetch("/", { headers: { "If-None-Match": tag }, cache: "no-store" });
+      if (answer.status === 304) continue;
+      if (!answer.ok) throw new Error(answer.status);
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      tag = page.body.dataset.watch;
+      replaceParts(page);
+      await show(page);
+      told.textContent = `refreshed at ${new Date().toLocaleTimeString()}`;
+    } catch {
+      told.textContent = "the server has ended; this is what was seen last";
+    }
+  }
+}
+
+function replaceParts(page) {
+  for (const part of document.querySelectorAll("[data-live]")) {
+    const fresh = page.getElementById(part.id);
+    const open = [...part.querySelectorAll("details[open]")].map((details) => details.id);
+    part.replaceChildren(...fresh.childNodes);
+    for (const id of open) part.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", "");
+  }
+  document.title = page.title;
+}
+
+async function begin() {
+  themes();
+  listen();
+  await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  await loadPlotly();
+  await show(document);
+  document.body.dataset.ready = "true";
+  if (document.body.dataset.watch) poll();
+}
+
+begin();

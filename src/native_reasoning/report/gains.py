@@ -1,0 +1,69 @@
+"""Where thinking pays: by difficulty of the answer token, by the token itself, by its place."""
+
+import numpy as np
+import pandas as pd
+
+from native_reasoning.diagnostics import BINS
+from native_reasoning.runs import Run
+
+#: Tokens seen less often say little.
+SEEN = 5
+TENTHS = 10
+
+
+def late_tokens(run: Run, steps: int = 10) -> pd.DataFrame:
+    """``Run.tokens`` of the last ``steps`` recorded steps."""
+    chosen = sorted(set(run.traces["step"].to_pylist()))[-steps:]
+    return run.tokens(chosen)
+
+
+def by_difficulty(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
+    """A row for each bin of ``diagnostics.BINS`` that has tokens: ``bin``, ``below`` (upper edge of
+    e^b), ``share`` of the answer tokens, ``uplift`` (mean l − b) and ``gain`` (mean of the last
+    three exchanges' l − lᵒ, another question's trace; nan where none was measured). Nats."""
+    edges = [0.0, *BINS.values()]
+    probability = np.exp(tokens["baseline_logp"].to_numpy(float))
+    rows = []
+    for name, low, high in zip(BINS, edges, edges[1:], strict=False):
+        inside = (probability >= low) & (probability < high)
+        if not inside.any():
+            continue
+        column = f"gain_{name}"
+        known = run.metrics[column].dropna() if column in run.metrics else pd.Series(dtype=float)
+        rows.append(
+            {
+                "bin": name,
+                "below": high,
+                "share": inside.mean(),
+                "uplift": tokens["uplift"].to_numpy()[inside].mean(),
+                "gain": known.iloc[-3:].mean() if len(known) else np.nan,
+            }
+        )
+    return pd.DataFrame(rows, columns=["bin", "below", "share", "uplift", "gain"])
+
+
+def by_token(tokens: pd.DataFrame, most: int = 12) -> pd.DataFrame:
+    """The ``most`` reference tokens that gained most and those that lost most, by mean l − b, of
+    those seen ``SEEN`` times: ``token``, ``times``, ``before`` and ``after`` (geometric means of
+    the probability without and with a trace), ``uplift`` (nats)."""
+    table = tokens.groupby("token", sort=True).agg(
+        times=("uplift", "size"),
+        before=("baseline_logp", "mean"),
+        after=("logp", "mean"),
+        uplift=("uplift", "mean"),
+    )
+    table = table[table["times"] >= SEEN].reset_index()
+    table[["before", "after"]] = np.exp(table[["before", "after"]].astype(float))
+    table = table.sort_values("uplift", ascending=False, kind="stable")
+    gained, lost = table[table["uplift"] > 0].head(most), table[table["uplift"] <= 0].tail(most)
+    return pd.concat([gained, lost]).reset_index(drop=True)
+
+
+def by_place(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Mean l − b of the answer's first tenth of tokens, its second, and so on: ``tenth`` (1..10)
+    and ``uplift`` (nats)."""
+    places = tokens.groupby(["step", "row_id", "k"], sort=False)["place"]
+    share = tokens["place"] / places.transform("size")
+    tenth = np.minimum((share * TENTHS).astype(int), TENTHS - 1) + 1
+    found = tokens.groupby(tenth.rename("tenth"))["uplift"].mean()
+    return found.reset_index()

@@ -1,0 +1,152 @@
+"""What a page says in words and tables, beside its figures and traces: plain values for page.html.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from native_reasoning.report.figures import CURVES, FIGURES, column, figure
+from native_reasoning.report.gains import by_difficulty, by_token, late_tokens
+from native_reasoning.report.verdict import Verdict, verdict
+from native_reasoning.report.wording import changed_words
+from native_reasoning.runs import Run, run_names
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """One run on a page. Tables are lists of rows."""
+
+    name: str
+    verdict: Verdict
+    problems: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    command: str
+    config: str
+    data_report: tuple[str, ...]
+    difficulty: list[dict[str, Any]]
+    tokens: list[dict[str, Any]]
+    words: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class FigurePart:
+    """One figure: what plotly draws, and the same in numbers: ``rows`` of label, first, last,
+    lowest and highest value."""
+
+    name: str
+    title: str
+    explains: str
+    json: dict[str, Any]
+    rows: list[tuple[str, ...]]
+
+
+def run_parts(runs: Sequence[Run]) -> list[RunPart]:
+    """A part for each run."""
+    return [_run_part(run, name) for run, name in zip(runs, run_names(runs), strict=True)]
+
+
+def figure_parts(runs: Sequence[Run]) -> list[FigurePart]:
+    """Every figure for which the runs have data."""
+    parts = []
+    for name, (title, explains) in FIGURES.items():
+        drawn = figure(name, *runs).to_plotly_json()
+        if drawn["data"]:
+            del drawn["layout"]["template"], drawn["layout"]["title"]
+            rows = _numbers(name, runs) if name in CURVES else []
+            parts.append(FigurePart(name, title, explains, plain(drawn), rows))
+    return parts
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """What makes a comparison of the runs unfair."""
+    names, found = run_names(runs), []
+    for key, what in (
+        ("data_hash", "trained on different questions"),
+        ("model", "begun from different models"),
+    ):
+        values = [_setting(run, key) for run in runs]
+        if len({*values}) > 1:
+            groups = {v: [n for n, w in zip(names, values, strict=True) if w == v] for v in values}
+            told = " · ".join(
+                f"{', '.join(group)} ({str(value)[:40] if value else 'not recorded'})"
+                for value, group in groups.items()
+            )
+            found.append(f"These runs were {what}, so their levels cannot be compared: {told}.")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """numpy arrays as lists, for JSON."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _run_part(run: Run, name: str) -> RunPart:
+    tokens = late_tokens(run)
+    command = run.config.get("command") or []
+    report = run.config.get("data_report") or []
+    return RunPart(
+        name=name,
+        verdict=verdict(run),
+        problems=run.problems,
+        facts=tuple(_facts(run)),
+        command=shlex.join(map(str, command)),
+        config=yaml.safe_dump(run.config, allow_unicode=True, width=100) if run.config else "",
+        data_report=tuple(map(str, report)),
+        difficulty=_records(by_difficulty(run, tokens)),
+        tokens=_records(by_token(tokens)),
+        words=_records(changed_words(run)),
+    )
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _setting(run: Run, key: str) -> Any:
+    inner = run.config.get("config") or {}
+    return run.config.get(key) or inner.get(key)
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    machine = run.config.get("machine") or {}
+    versions = run.config.get("versions") or {}
+    steps = int(run.metrics.index.max()) if len(run.metrics) else 0
+    asked = _setting(run, "max_steps")
+    seconds = run.timings.get("step_seconds", pd.Series(dtype=float)).sum()
+    facts = [
+        ("objective", _setting(run, "preset")),
+        ("model", _setting(run, "model")),
+        ("data", _setting(run, "data")),
+        ("steps", f"{steps} of {asked}" if asked and asked > 0 else steps),
+        ("seed", run.config.get("seed")),
+        ("traces recorded", f"{run.traces.num_rows:,}"),
+        ("time in steps", f"{seconds:,.0f} s" if seconds else None),
+        ("updates skipped", len(run.quarantine.index.unique()) or None),
+        ("machine", ", ".join(f"{key} {value}" for key, value in machine.items())),
+        ("versions", ", ".join(f"{key} {value}" for key, value in versions.items())),
+        ("hash of the data", run.config.get("data_hash")),
+        ("changed on resume", "; ".join(map(str, run.config.get("changed_on_resume") or []))),
+        ("folder", run.path),
+    ]
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _numbers(name: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    rows = []
+    for run, run_name in zip(runs, run_names(runs), strict=True):
+        for series in CURVES[name].series:
+            values = column(run, series.column)
+            if not values.empty:
+                label = series.label if len(runs) == 1 else f"{run_name}: {series.label}"
+                ends = (values.iloc[0], values.iloc[-1], values.min(), values.max())
+                rows.append((label, *(f"{value:.4g}" for value in ends)))
+    return rows

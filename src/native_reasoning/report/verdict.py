@@ -1,0 +1,155 @@
+"""Did thinking help? One number with its interval, and the sentences that go with it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from native_reasoning.collapse import METRIC, STATES
+from native_reasoning.evaluate.metrics import Interval
+from native_reasoning.runs import Run
+
+#: Under so many questions an interval is only rough.
+FEW = 30
+#: Under this share of right answers, with and without thinking, accuracy measures nothing.
+LEAST_ACCURACY = 0.02
+#: Nats per token by which answers without thinking may get less likely before it is said.
+WORSE = 0.05
+HEADLINES = {
+    "helped": "Thinking helped",
+    "hurt": "Thinking hurt",
+    "even": "No difference between thinking and not thinking was found",
+    "unknown": "Nothing can be said yet",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``state`` is a key of ``HEADLINES``; ``measure`` says in words what ``interval`` is of, in
+    ``unit``; None if nothing was measured. ``notes`` are sentences, the most important first."""
+
+    state: str
+    measure: str
+    unit: str
+    interval: Interval | None
+    notes: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The verdict in words."""
+        return HEADLINES[self.state]
+
+    @property
+    def number(self) -> str:
+        """The number alone, as people read it: ``+87.4 points``."""
+        return "–" if self.interval is None else f"{self._text(self.interval.mean)} {self.unit}"
+
+    @property
+    def range(self) -> str:
+        """Its interval: ``+84.2 to +90.4``."""
+        if self.interval is None:
+            return ""
+        return f"{self._text(self.interval.low)} to {self._text(self.interval.high)}"
+
+    def _text(self, value: float) -> str:
+        return f"{100 * value:+.1f}" if self.unit == "points" else f"{value:+.3f}"
+
+
+def verdict(run: Run) -> Verdict:
+    """Of the last evaluation's accuracy, with thinking less without; where answers are hardly ever
+    right, or are free text, of its uplift; without evaluations, of the uplift on the last ten
+    recorded steps' own questions. Which of them is never chosen by what they say."""
+    state, measure, unit, interval = "unknown", "", "", None
+    last = run.evaluations.iloc[-1] if len(run.evaluations) else pd.Series(dtype=float)
+    asked = int(last.get("eval_questions", 0))
+    if _accurate(last):
+        measure = f"accuracy with thinking less accuracy without, on {asked} held-out questions"
+        unit, interval = "points", _logged(last, "eval_accuracy_gain", asked)
+    elif asked and "eval_uplift" in last:
+        measure = "log-probability of a reference token, after a trace less after none, on "
+        measure += f"{asked} held-out questions"
+        unit, interval = "nats per token", _logged(last, "eval_uplift", asked)
+    elif (found := run.uplift()) is not None:
+        measure = "log-probability of a reference token, after a trace less after none, on "
+        measure += f"the {found.n} training questions of the last ten recorded steps"
+        unit, interval = "nats per token", found
+    if interval is not None:
+        state = "helped" if interval.low > 0 else "hurt" if interval.high < 0 else "even"
+    notes = [*_accuracy(run, last, asked), *_about(run), *_baseline(run), *_guard(run)]
+    if interval is not None and interval.n < FEW:
+        notes.append(f"Only {interval.n} questions: the interval is rough.")
+    if interval is None:
+        notes.insert(0, _why_unknown(run))
+    return Verdict(state, measure, unit, interval, tuple(notes))
+
+
+def _accurate(last: pd.Series) -> bool:
+    names = ("eval_accuracy", "eval_accuracy_no_think")
+    best = max((float(last.get(name, 0.0)) for name in names), default=0.0)
+    return "eval_accuracy_gain" in last and best >= LEAST_ACCURACY
+
+
+def _logged(row: pd.Series, name: str, n: int) -> Interval:
+    low, high = row.get(f"{name}_low", row[name]), row.get(f"{name}_high", row[name])
+    return Interval(float(row[name]), float(low), float(high), n)
+
+
+def _why_unknown(run: Run) -> str:
+    if run.metrics.empty:
+        return "No step has been logged yet."
+    if "empty" in run.metrics and run.metrics["empty"].iloc[-1] == 1:
+        return "This run trains on answers alone: it writes no traces."
+    return "There are neither evaluations nor recorded traces to measure it with."
+
+
+def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
+    if not _accurate(last):
+        return []
+    told = (
+        f"{last['eval_accuracy']:.1%} of {asked} held-out questions are answered right after "
+        f"thinking, {last['eval_accuracy_no_think']:.1%} without."
+    )
+    first = run.evaluations.iloc[0]
+    if len(run.evaluations) > 1 and _accurate(first):
+        told += (
+            f" At step {run.evaluations.index[0]} it was {first['eval_accuracy']:.1%} and "
+            f"{first['eval_accuracy_no_think']:.1%}."
+        )
+    return [told]
+
+
+def _about(run: Run) -> list[str]:
+    """Whether traces are about their question: the last exchange that was measured."""
+    if "specificity" not in run.metrics:
+        return []
+    found: Any = run.metrics[run.metrics["specificity"].notna()].iloc[-1]
+    value, error = float(found["specificity"]), float(found.get("specificity_se", 0.0) or 0.0)
+    told = f"(specificity {value:+.3f} ± {error:.3f} nats per token, step {found.name})"
+    if value > 2 * error:
+        return [f"Traces are about their question: another question's does worse {told}."]
+    return [f"Another question's trace does as well: what helps, if anything, is their tone {told}"]
+
+
+def _baseline(run: Run) -> list[str]:
+    """Whether uplift grew because answers without thinking got worse."""
+    if not {"answer_logp", "uplift"} <= {*run.metrics}:
+        return []
+    baseline = (run.metrics["answer_logp"] - run.metrics["uplift"]).dropna()
+    tenth = max(len(baseline) // 10, 1)
+    change = baseline.iloc[-tenth:].mean() - baseline.iloc[:tenth].mean()
+    if len(baseline) < 2 or change > -WORSE:
+        return []
+    return [
+        f"Without thinking, reference tokens lost {-change:.2f} nats during training: so much of "
+        "the uplift is a worse start, not a better end."
+    ]
+
+
+def _guard(run: Run) -> list[str]:
+    if METRIC not in run.metrics:
+        return []
+    states = run.metrics[METRIC].dropna().astype(int)
+    now = STATES[int(states.iloc[-1])]
+    worst = STATES[int(states.max())]
+    told = f"The collapse guard says {now}"
+    return [told + (f"; it had said {worst} before." if int(states.max()) > int(states.iloc[-1]) else ".")]

@@ -1,0 +1,90 @@
+"""Which words became more or less frequent in traces while the model was trained.
+
+The comparison is that of Monroe, Colaresi & Quinn (2008), "Fightin' Words", equations 16 to 22: the
+log-odds ratio of a word between two bodies of text under a Dirichlet prior, in standard errors (z).
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import regex
+
+from native_reasoning.runs import Run
+
+#: Words and marks; of scripts that put no spaces between words, single characters.
+_PIECES = regex.compile(r"\p{Han}|\p{Hiragana}+|\p{Katakana}+|[\p{L}\p{M}\p{N}_']+|[^\s]")
+#: Share of the recorded steps that are "first" and "last".
+SHARE = 0.1
+#: Weight of the prior: as many words as this, spread as in both bodies together.
+PRIOR = 500.0
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and marks.
+
+    >>> words("So 3+4 is SEVEN.")
+    ['so', '3', '+', '4', 'is', 'seven', '.']
+    """
+    return _PIECES.findall(text.lower())
+
+
+def changed_words(run: Run, most: int = 15) -> pd.DataFrame:
+    """The ``most`` words that gained most between the first and the last tenth of the recorded
+    steps, then those that lost most: ``word``, ``first`` and ``last`` (per thousand words) and
+    ``z``. Words that are not two standard errors apart are left out."""
+    first, last = _ends(run.traces)
+    before, after = _counts(first), _counts(last)
+    names = sorted(before | after)
+    table = pd.DataFrame(columns=["word", "first", "last", "z"])
+    if not before or not after:
+        return table
+    a = np.array([after[name] for name in names], float)
+    b = np.array([before[name] for name in names], float)
+    table = pd.DataFrame(
+        {
+            "word": names,
+            "first": 1000 * b / b.sum(),
+            "last": 1000 * a / a.sum(),
+            "z": log_odds(a, b),
+        }
+    )
+    table = table[table["z"].abs() > 2].sort_values("z", ascending=False, kind="stable")
+    up, down = table[table["z"] > 0].head(most), table[table["z"] < 0].tail(most)
+    return pd.concat([up, down]).reset_index(drop=True)
+
+
+def log_odds(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """z of each word from its counts in two bodies of text (both float, one entry per word).
+
+    With prior α_w = ``PRIOR`` times the word's share of both: δ_w = log (a_w + α_w) / (n_a + α_0 −
+    a_w − α_w) less the same of b, its variance 1 / (a_w + α_w) + 1 / (b_w + α_w).
+    """
+    both = after + before
+    prior = PRIOR * both / both.sum()
+    odds = [
+        np.log((count + prior) / (count.sum() + PRIOR - count - prior).clip(min=1e-9))
+        for count in (after, before)
+    ]
+    return (odds[0] - odds[1]) / np.sqrt(1 / (after + prior) + 1 / (before + prior))
+
+
+def _ends(traces: pa.Table) -> tuple[Iterable[str], Iterable[str]]:
+    """Traces of the first and of the last steps; nothing where both would be the same steps."""
+    steps = np.unique(traces["step"].to_numpy())
+    size = int(np.ceil(SHARE * len(steps)))
+    if len(steps) < 2 * size or size == 0:
+        return (), ()
+    place = traces["step"].to_numpy()
+    chosen = (place <= steps[size - 1], place >= steps[-size])
+    first, last = (traces["trace"].filter(pa.array(mask)).to_pylist() for mask in chosen)
+    return first, last
+
+
+def _counts(texts: Iterable[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for text in texts:
+        found.update(words(text))
+    return found
