@@ -38,7 +38,7 @@ LINE = (
     ("verdicts",),
     ("judges", "filters", "state"),
     ("groups",),
-    ("manifest", "disk", "records"),
+    ("manifest", "disk", "tables", "records"),
     ("window",),
     ("diagnostics",),
     ("meter", "runlog"),

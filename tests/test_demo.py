@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from native_reasoning.errors import RunError
-from native_reasoning.lab.demo import PRESETS, _new_folder, render
+from native_reasoning.lab.demo import PRESETS, STEPS, _new_folder, render
+from native_reasoning.records import read_held_out
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,18 @@ def test_demo_prints_one_object_on_its_last_line(demo):
         assert (out / name / "final" / "model.safetensors").exists()
         assert (out / name / "metrics.jsonl").exists()
     assert "Traceback" not in done.stderr
+
+
+def test_demo_leaves_what_base_and_final_model_answered(demo):
+    result, _, out = demo
+    for name in PRESETS:
+        rows = read_held_out(out / name).to_pandas()
+        assert list(rows["step"].unique()) == [0, STEPS]
+        before, after = (rows[rows["step"] == step] for step in (0, STEPS))
+        assert list(before["prompt"]) == list(after["prompt"])
+        assert before["correct"].mean() == pytest.approx(result["base"]["accuracy"], abs=0.15)
+        assert after["correct"].mean() == pytest.approx(result[name]["accuracy"], abs=0.15)
+    assert rows["trace"].iloc[len(before)] == result["samples"][0]["after"]["trace"]
 
 
 def test_demo_table_shows_every_row_and_three_samples(demo):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from native_reasoning.records import read_metrics, read_traces
+from native_reasoning.records import read_held_out, read_metrics, read_traces
 
 TESTS = Path(__file__).parent
 
@@ -73,5 +73,8 @@ def test_every_rank_has_the_gradient_of_the_single_process(rows, window, preset,
         assert a.keys() == b.keys()
         for name, value in a.items():
             assert b[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    told = [read_held_out(run).to_pylist() for run in (one, two)]
+    assert [r["row_id"] for r in told[0]] == [r["row_id"] for r in told[1]] == [0, 1, 2]
+    assert [r["prompt"] for r in told[0]] == [r["prompt"] for r in told[1]]
     evals = [torch.load(tmp_path / "two" / f"metrics-{rank}.pt") for rank in range(2)]
     assert evals[0] == evals[1]

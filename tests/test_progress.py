@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from native_reasoning.progress import Course, ProgressCallback, live_text, sparkline, trace_line
-from native_reasoning.records import TraceRow
+from native_reasoning.tables import TraceRow
 
 LOGS = {
     "loss": 1.234,

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from native_reasoning import records
 from native_reasoning.errors import RunError
 from native_reasoning.records import (
-    TRACE_SCHEMA,
     RunFolder,
-    TraceRow,
     read_config,
+    read_held_out,
     read_metrics,
     read_timings,
     read_traces,
     write_atomically,
 )
+from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, HeldOutRow, TraceRow
 
 any_text = st.text(st.characters(exclude_categories=()))
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -53,6 +53,27 @@ def row(step: int, k: int = 0, **changes) -> TraceRow:
     return dataclasses.replace(base, **changes)
 
 
+def held_out_row(step: int, **changes) -> HeldOutRow:
+    base = HeldOutRow(
+        step=step,
+        row_id=3,
+        k=0,
+        prompt="2 + 2?",
+        trace="two and two",
+        answer="4",
+        sampled_answer="5",
+        answer_no_think="4",
+        closed=True,
+        length=4,
+        correct=0.0,
+        correct_no_think=1.0,
+        answer_logps=(-1.5, -0.25),
+        baseline_logps=(-2.0, -0.5),
+        answer_tokens=("4", "<end>"),
+    )
+    return dataclasses.replace(base, **changes)
+
+
 @pytest.fixture
 def run(tmp_path) -> RunFolder:
     return RunFolder.create(tmp_path / "run", resume=False)
@@ -62,8 +83,8 @@ def steps_of(folder) -> list[int]:
     return read_traces(folder)["step"].to_pylist()
 
 
-def trace_files(folder) -> list[str]:
-    return sorted(path.name for path in (folder / "traces").iterdir())
+def trace_files(folder, kind: str = "traces") -> list[str]:
+    return sorted(path.name for path in (folder / kind).iterdir())
 
 
 # ---- create -------------------------------------------------------------------------------------
@@ -80,7 +101,14 @@ def test_a_new_folder_and_an_empty_one_and_one_with_other_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mark", ["config.yaml", "metrics.jsonl", "timings.jsonl", "traces/step-1-2.parquet"]
+    "mark",
+    [
+        "config.yaml",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "traces/step-1-2.parquet",
+        "evaluations/step-1.parquet",
+    ],
 )
 def test_an_existing_run_is_refused(tmp_path, mark):
     run = tmp_path / "first"
@@ -134,6 +162,7 @@ def test_other_ranks_write_nothing(tmp_path):
     silent.append_metrics(2, {"loss": 1.0})
     silent.append_timings(2, {"seconds": 1.0})
     silent.add_traces([row(2)])
+    silent.write_held_out([held_out_row(2)])
     silent.flush_traces(2)
     silent.sync()
     silent.cut_back(0)
@@ -249,6 +278,7 @@ def test_names_that_are_ours(run, name):
 def test_nothing_yet(run):
     assert read_metrics(run.path) == read_timings(run.path) == []
     assert read_traces(run.path).equals(TRACE_SCHEMA.empty_table())
+    assert read_held_out(run.path).equals(HELD_OUT_SCHEMA.empty_table())
     run.flush_traces(5)
     run.sync()
     run.cut_back(0)
@@ -374,6 +404,108 @@ def test_a_damaged_traces_file_is_said(run):
     pq.write_table(pa.table({"other": [1]}), file)
     with pytest.raises(RunError, match="cannot be read as traces"):
         read_traces(run.path)
+
+
+# ---- evaluations --------------------------------------------------------------------------------
+
+
+def test_evaluations_come_back(run):
+    run.write_held_out([held_out_row(50, row_id=3, k=0), held_out_row(50, row_id=3, k=1)])
+    run.write_held_out([held_out_row(0, row_id=8)])
+    run.write_held_out([held_out_row(1_000_000), held_out_row(1_000_000, row_id=4)])
+    names = ["step-000000.parquet", "step-000050.parquet", "step-1000000.parquet"]
+    assert trace_files(run.path, "evaluations") == names
+    table = read_held_out(run.path)
+    assert table["step"].to_pylist() == [0, 50, 50, 1_000_000, 1_000_000]
+    assert table["row_id"].to_pylist() == [8, 3, 3, 3, 4]
+    told = table.to_pylist()[2]
+    lists = ("answer_logps", "baseline_logps", "answer_tokens")
+    told |= {name: tuple(told[name]) for name in lists}
+    assert HeldOutRow(**told) == held_out_row(50, k=1)
+    run.write_held_out([held_out_row(50, trace="later")])
+    assert read_held_out(run.path)["trace"].to_pylist()[1] == "later"
+    assert read_held_out(run.path).num_rows == 4
+
+
+def test_columns_of_evaluations_and_their_types():
+    assert [(field.name, str(field.type)) for field in HELD_OUT_SCHEMA] == [
+        ("step", "int64"),
+        ("row_id", "int64"),
+        ("k", "int64"),
+        ("prompt", "string"),
+        ("trace", "string"),
+        ("answer", "string"),
+        ("sampled_answer", "string"),
+        ("answer_no_think", "string"),
+        ("closed", "bool"),
+        ("length", "int64"),
+        ("correct", "float"),
+        ("correct_no_think", "float"),
+        ("answer_logps", str(pa.list_(pa.float32()))),
+        ("baseline_logps", str(pa.list_(pa.float32()))),
+        ("answer_tokens", str(pa.list_(pa.string()))),
+    ]
+
+
+def test_an_evaluation_is_of_one_step(run):
+    with pytest.raises(ValueError, match="unpack"):
+        run.write_held_out([held_out_row(1), held_out_row(2)])
+
+
+@same_folder
+@given(any_text, any_text, any_text)
+def test_any_text_of_an_evaluation_can_be_stored(tmp_path_factory, prompt, answer, token):
+    run = RunFolder.create(tmp_path_factory.mktemp("run"), resume=False)
+    texts = {"prompt": prompt, "answer_no_think": answer, "trace": "\0\x1b[31m\ud800"}
+    run.write_held_out([held_out_row(1, **texts, answer_tokens=(token, "\udc80"))])
+    told = read_held_out(run.path).to_pylist()[0]
+    assert told["prompt"] == prompt.encode("utf-8", "replace").decode()
+    assert told["answer_no_think"] == answer.encode("utf-8", "replace").decode()
+    assert told["trace"] == "\0\x1b[31m?"
+    assert told["answer_tokens"] == [token.encode("utf-8", "replace").decode(), "?"]
+
+
+def test_a_damaged_evaluation_is_said(run):
+    run.write_held_out([held_out_row(1, trace="x" * 5000)])
+    file = run.path / "evaluations" / "step-000001.parquet"
+    whole = file.read_bytes()
+    for damaged in (b"", b"PAR1", whole[: len(whole) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(RunError, match="cannot be read as evaluations"):
+            read_held_out(run.path)
+    pq.write_table(pa.table({"other": [1]}), file)
+    with pytest.raises(RunError, match="cannot be read as evaluations"):
+        read_held_out(run.path)
+
+
+def test_a_killed_evaluation_leaves_the_one_before(run, monkeypatch):
+    run.write_held_out([held_out_row(5)])
+    with monkeypatch.context() as patch:
+        patch.setattr(records.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.write_held_out([held_out_row(5, trace="never")])
+    assert read_held_out(run.path)["trace"].to_pylist() == ["two and two"]
+    run.cut_back(5)
+    assert trace_files(run.path, "evaluations") == ["step-000005.parquet"]  # without the .tmp
+
+
+def test_cut_back_forgets_later_evaluations(run):
+    for step in (0, 5, 10):
+        run.write_held_out([held_out_row(step)])
+    (run.path / "evaluations" / "step-000010.parquet").write_bytes(b"damaged")
+    (run.path / "evaluations" / "mine.parquet").write_bytes(b"not ours")
+    before = contents(run.path)
+    run.cut_back(10)
+    assert contents(run.path) == before
+    run.cut_back(9)
+    kept = ["mine.parquet", "step-000000.parquet", "step-000005.parquet"]
+    assert trace_files(run.path, "evaluations") == kept
+    run.cut_back(0)
+    assert trace_files(run.path, "evaluations") == kept[:2]
+    run.write_held_out([held_out_row(5)])
+    assert contents(run.path)["evaluations/step-000005.parquet"] == before[
+        "evaluations/step-000005.parquet"
+    ]
 
 
 # ---- cut_back -----------------------------------------------------------------------------------

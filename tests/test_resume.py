@@ -29,13 +29,15 @@ def make(folder: Path, callbacks=None, **settings) -> NRTTrainer:
         **settings,
     }
     args = NRTConfig(output_dir=str(folder), **values)
-    return NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), callbacks=callbacks)
+    held_out = QA[:3] if "eval_strategy" in settings else None
+    return NRTTrainer(tiny_model(), args, QA, held_out, byte_tokenizer(), callbacks=callbacks)
 
 
 def ending(folder: Path):
-    """What must be equal: weights, metrics and traces."""
+    """What must be equal: weights, metrics, traces and the files of evaluations."""
     weights = load_file(folder / "checkpoint-6" / "model.safetensors")
-    return weights, read_metrics(folder), read_traces(folder)
+    evaluations = {path.name: path.read_bytes() for path in folder.glob("evaluations/*")}
+    return weights, read_metrics(folder), read_traces(folder), evaluations
 
 
 SETTINGS = {
@@ -50,6 +52,8 @@ SETTINGS = {
         "per_device_train_batch_size": 3,
     },
     "warm-up and a schedule": {"warmup_steps": 3, "format_warmup_steps": 2},
+    # a checkpoint every second step: of steps 3 and 5 evaluations are there that must go
+    "evaluations": {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 2},
 }
 
 
@@ -75,18 +79,20 @@ def test_killed_and_resumed_run_is_bit_identical(name, step, whole, tmp_path):
     with pytest.raises(Killed):
         make(folder, [KillIn(step)], **SETTINGS[name]).train()
     make(folder, **SETTINGS[name]).train(resume_from_checkpoint=True)
-    weights, metrics, traces = ending(folder)
-    expected_weights, expected_metrics, expected_traces = whole(name)
+    weights, metrics, traces, evaluations = ending(folder)
+    expected_weights, expected_metrics, expected_traces, expected_evaluations = whole(name)
     assert weights.keys() == expected_weights.keys()
     for key, value in weights.items():
         assert torch.equal(value, expected_weights[key]), key
     assert metrics == expected_metrics
-    assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
+    assert [m["step"] for m in metrics if "loss" in m] == [1, 2, 3, 4, 5, 6]
     assert traces.equals(expected_traces)
+    assert evaluations == expected_evaluations
+    assert len(evaluations) == (6 if "eval_steps" in SETTINGS[name] else 0)
 
 
 def test_training_changed_the_weights(whole):
-    weights, _, traces = whole("accumulation 1")
+    weights, _, traces, _ = whole("accumulation 1")
     start = tiny_model().state_dict()
     changed = [
         key for key, value in weights.items() if key in start and start[key].shape == value.shape
@@ -96,7 +102,7 @@ def test_training_changed_the_weights(whole):
 
 
 def test_a_window_is_sampled_once_and_recorded_once(whole):
-    _, _, traces = whole("a window of four updates")
+    _, _, traces, _ = whole("a window of four updates")
     # 12 rows at 3 prompts: windows of steps 1-4 and 5-8; both mini-batches on their first pass
     assert sorted(set(traces["step"].to_pylist())) == [1, 2, 5, 6]
 

@@ -9,7 +9,8 @@ import pytest
 from native_reasoning import load_run
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
-from native_reasoning.records import read_traces
+from native_reasoning.records import read_held_out, read_traces
+from native_reasoning.tables import HELD_OUT_SCHEMA
 from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
@@ -27,6 +28,8 @@ def trained(tmp_path_factory):
         eval_strategy="steps",
         eval_steps=3,
         eval_samples=2,
+        eval_num_generations=2,
+        eval_on_start=True,
         save_strategy="no",
         use_cpu=True,
     )
@@ -44,7 +47,7 @@ def test_tables_of_a_run(run):
     assert found.problems == ()
     assert list(found.metrics.index) == [1, 2, 3]
     assert found.metrics["uplift"].notna().all()
-    assert list(found.evaluations.index) == [3]
+    assert list(found.evaluations.index) == [0, 3]
     assert "eval_accuracy" in found.evaluations
     assert "eval_accuracy" not in found.metrics
     assert found.timings["step_seconds"].gt(0).sum() == 3
@@ -75,6 +78,42 @@ def test_uplift_is_that_of_the_metrics(run):
     assert interval.mean == pytest.approx(found.metrics["uplift"].loc[3], abs=1e-5)
     assert interval.low <= interval.mean <= interval.high
     assert found.uplift().n == 6
+
+
+def test_held_out_questions_before_and_after(run):
+    found = load_run(run)
+    assert found.held_out.equals(read_held_out(run))
+    rows = found.held_out.to_pandas()
+    assert list(rows["step"]) == [0] * 4 + [3] * 4
+    before, after = (rows[rows["step"] == step].reset_index() for step in (0, 3))
+    for name in ("row_id", "k", "prompt", "answer"):
+        assert list(before[name]) == list(after[name])
+    assert not before["answer_logps"].map(list).equals(after["answer_logps"].map(list))
+    for told, logged in ((before, 0), (after, 3)):
+        gain = [
+            np.mean(l - b) for l, b in zip(told.answer_logps, told.baseline_logps, strict=True)
+        ]
+        measured = found.evaluations.loc[logged]
+        assert np.mean(gain) == pytest.approx(measured["eval_uplift"], abs=1e-5)
+        assert told["correct"].mean() == pytest.approx(measured["eval_accuracy"])
+        first = told[told["k"] == 0]
+        assert first["correct_no_think"].mean() == measured["eval_accuracy_no_think"]
+        assert told["length"].mean() == pytest.approx(measured["eval_trace_length"])
+
+
+def test_a_damaged_evaluation_is_told_and_the_others_are_there(run):
+    (run / "evaluations" / "step-000000.parquet").write_bytes(b"harm")
+    found = load_run(run)
+    (problem,) = found.problems
+    assert "step-000000.parquet cannot be read as evaluations" in problem
+    assert set(found.held_out["step"].to_pylist()) == {3}
+
+
+def test_a_run_without_evaluations_has_no_problem(run):
+    shutil.rmtree(run / "evaluations")
+    found = load_run(run)
+    assert found.problems == ()
+    assert found.held_out.equals(HELD_OUT_SCHEMA.empty_table())
 
 
 def test_a_folder_that_is_no_run(tmp_path):

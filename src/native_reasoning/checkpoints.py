@@ -15,7 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from native_reasoning.callbacks import BestCheckpoint
 from native_reasoning.disk import CHECKSUMS, damage, put_aside, seal, sync, writing
 from native_reasoning.errors import warn
-from native_reasoning.resume import checkpoints
+from native_reasoning.resume import checkpoint_number, checkpoints
 
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
@@ -59,6 +59,8 @@ class WholeCheckpoints(Trainer):
     _staging: str | None = None
     #: What a checkpoint holds besides transformers' own.
     kept: Sequence[Kept] = ()
+    #: The step of the best checkpoint, while the model has its weights in place of the last ones.
+    _back_at: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,6 +76,17 @@ class WholeCheckpoints(Trainer):
         """The same, and where the best checkpoint is now, for which that one is read whole."""
         self.load_kept(checkpoint)
         self.best.load(checkpoint)
+        self._back_at = None
+
+    @property
+    def step_of_weights(self) -> int:
+        """The optimiser step that the model's weights come from."""
+        return self.state.global_step if self._back_at is None else self._back_at
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None
+        self._back_at = checkpoint_number(Path(self.state.best_model_checkpoint))
 
     def before_checkpoint(self) -> None:
         """Called on every rank before a checkpoint is written."""

@@ -5,7 +5,7 @@ from collections import defaultdict
 from torch import Tensor
 
 from native_reasoning.losses import LossTerms
-from native_reasoning.records import TraceRow
+from native_reasoning.tables import TraceRow
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces
 

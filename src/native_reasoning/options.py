@@ -139,7 +139,9 @@ class NRTOptions:
         "lower the learning rate by 0.3 (lower_lr)",
         ("warn", "stop", "lower_lr"),
     )
-    record_traces: bool = option(True, "write every sampled trace to the run folder")
+    record_traces: bool = option(
+        True, "write sampled traces, those of evaluations too, to the run folder"
+    )
 
 
 #: TrainingArguments that people set most; every other one is accepted too.

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from native_reasoning.collapse import METRIC, STATES
 from native_reasoning.errors import printable
-from native_reasoning.records import TraceRow
+from native_reasoning.tables import TraceRow
 
 _LIVE = (
     ("reward", "reward", "{:.3g}"),

@@ -1,10 +1,11 @@
 """The run folder: what a run leaves behind, readable by people and by programs::
 
-    config.yaml               settings, versions, data hash, seed, command; never a secret
-    metrics.jsonl             one object a line, "step" first; no times: runs can be compared
-    timings.jsonl             the same with times, which never repeat
-    quarantine.jsonl          the rows of each update that was skipped (callbacks.FiniteGuard)
-    traces/step-A-B.parquet   sampled traces of the optimiser steps A..B, one row a trace
+    config.yaml                 settings, versions, data hash, seed, command; never a secret
+    metrics.jsonl               one object a line, "step" first; no times: runs can be compared
+    timings.jsonl               the same with times, which never repeat
+    quarantine.jsonl            the rows of each update that was skipped (callbacks.FiniteGuard)
+    traces/step-A-B.parquet     sampled traces of the optimiser steps A..B, one row a trace
+    evaluations/step-A.parquet  the same of held-out questions, as answered after step A
 
 Whole files are written beside and renamed, lines are appended; so a killed writer leaves at most a
 ``*.tmp`` file and half a line, and ``RunFolder.cut_back`` removes both on resume.
@@ -17,68 +18,45 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from native_reasoning.disk import sync, write_atomically
 from native_reasoning.errors import RunError
 from native_reasoning.manifest import manifest, plain_number
+from native_reasoning.tables import (
+    HELD_OUT_SCHEMA,
+    TRACE_SCHEMA,
+    HeldOutRow,
+    TraceRow,
+    read_table,
+    table_of,
+    write_table,
+)
 
 CONFIG, METRICS, TIMINGS, TRACES = "config.yaml", "metrics.jsonl", "timings.jsonl", "traces"
-QUARANTINE = "quarantine.jsonl"
+QUARANTINE, EVALUATIONS = "quarantine.jsonl", "evaluations"
 #: Files of lines, each with its step.
 _BY_STEP = (METRICS, TIMINGS, QUARANTINE)
+#: Folders of tables.
+_TABLES = (TRACES, EVALUATIONS)
 
 PathLike = str | os.PathLike[str]
-_RUN_MARKS = (CONFIG, *_BY_STEP, "checkpoint-*", "final", f"{TRACES}/*.parquet")
+_RUN_MARKS = (
+    CONFIG,
+    *_BY_STEP,
+    "checkpoint-*",
+    "final",
+    *(f"{name}/*.parquet" for name in _TABLES),
+)
 _TRACE_NAME = "step-{:06d}-{:06d}.parquet"
 _TRACE_FILE = re.compile(r"step-(\d+)-(\d+)\.parquet")
-
-
-@dataclass(frozen=True)
-class TraceRow:
-    """One sampled trace: trace ``k`` of the data row ``row_id`` at optimiser step ``step``.
-
-    ``prompt``, ``trace``, ``answer`` (the reference) and ``sampled_answer`` ("" if there is none)
-    are text; ``length`` counts the trace's tokens; it was ``closed`` by the tag, ``ended`` by an
-    end-of-turn token, or cut. ``answer_logps`` is l and ``baseline_logps`` b (nats, one per answer
-    token), ``answer_tokens`` the same tokens as text: two entries for the answer ``4<end>``.
-    """
-
-    step: int
-    row_id: int
-    k: int
-    prompt: str
-    trace: str
-    answer: str
-    sampled_answer: str
-    closed: bool
-    ended: bool
-    length: int
-    reward: float
-    baseline_reward: float
-    advantage: float
-    answer_logps: Sequence[float]
-    baseline_logps: Sequence[float]
-    answer_tokens: Sequence[str]
-
-
-_ARROW = {
-    int: pa.int64(),
-    bool: pa.bool_(),
-    str: pa.string(),
-    float: pa.float32(),
-    Sequence[float]: pa.list_(pa.float32()),
-    Sequence[str]: pa.list_(pa.string()),
-}
-#: The columns of traces/*.parquet: the fields of ``TraceRow``.
-TRACE_SCHEMA = pa.schema([(field.name, _ARROW[field.type]) for field in fields(TraceRow)])
+_EVALUATION_NAME = "step-{:06d}.parquet"
+_EVALUATION_FILE = re.compile(r"step-(\d+)\.parquet")
 
 
 class RunFolder:
@@ -158,10 +136,16 @@ class RunFolder:
         first = rows[0].step
         assert self._flushed < first, (self._flushed, first)
         assert rows[-1].step <= last_step, (rows[-1].step, last_step)
-        plain = [{name: _storable(value) for name, value in vars(row).items()} for row in rows]
-        table = pa.Table.from_pylist(plain, schema=TRACE_SCHEMA)
-        _write_table(self.path / TRACES / _TRACE_NAME.format(first, last_step), table)
+        name = _TRACE_NAME.format(first, last_step)
+        write_table(self.path / TRACES / name, table_of(rows, TRACE_SCHEMA))
         self._flushed, self._rows = last_step, []
+
+    def write_held_out(self, rows: Sequence[HeldOutRow]) -> None:
+        """One evaluation, in place of an earlier one at the same step."""
+        if self.writes:
+            (step,) = {row.step for row in rows}
+            name = _EVALUATION_NAME.format(step)
+            write_table(self.path / EVALUATIONS / name, table_of(rows, HELD_OUT_SCHEMA))
 
     def sync(self) -> None:
         """Makes the lines so far survive a power cut; for checkpoints, because it is slow."""
@@ -170,15 +154,15 @@ class RunFolder:
                 sync(path)
 
     def cut_back(self, step: int) -> None:
-        """Forgets all after ``step``: lines, trace rows, half a last line, ``*.tmp`` files.
+        """Forgets all after ``step``, and half a last line and ``*.tmp`` files.
 
         To be called on resume with the checkpoint's step. Raises RunError where a file is damaged.
         """
         if not self.writes:
             return
-        leftovers = [*self.path.glob("*.tmp"), *self.path.glob(f"{TRACES}/*.tmp")]
-        for leftover in filter(Path.is_file, leftovers):
-            leftover.unlink()
+        for place in (self.path, *map(self.path.joinpath, _TABLES)):
+            for leftover in filter(Path.is_file, place.glob("*.tmp")):
+                leftover.unlink()
         for name in _BY_STEP:
             old = (self.path / name).read_bytes() if (self.path / name).exists() else b""
             kept = [line for line, row in lines_of(self.path / name) if row["step"] <= step]
@@ -187,10 +171,14 @@ class RunFolder:
                 write_atomically(self.path / name, new)
         for first, last, file in _trace_files(self.path):
             if last > step:
-                table = _read_table(file) if first <= step else TRACE_SCHEMA.empty_table()
+                table = TRACE_SCHEMA.empty_table()
+                table = read_table(file, TRACE_SCHEMA) if first <= step else table
                 table = table.filter(pc.field("step") <= step)
                 if table.num_rows:
-                    _write_table(file.with_name(_TRACE_NAME.format(first, step)), table)
+                    write_table(file.with_name(_TRACE_NAME.format(first, step)), table)
+                file.unlink()
+        for after, file in evaluation_files(self.path):
+            if after > step:
                 file.unlink()
         self._rows, self._flushed = [], step
 
@@ -236,8 +224,14 @@ def read_timings(folder: PathLike) -> list[dict[str, Any]]:
 
 def read_traces(folder: PathLike) -> pa.Table:
     """All rows in step order, an empty table if none. Raises RunError where a file is damaged."""
-    tables = [_read_table(file) for _, _, file in _trace_files(Path(folder))]
+    tables = [read_table(file, TRACE_SCHEMA) for _, _, file in _trace_files(Path(folder))]
     return pa.concat_tables([TRACE_SCHEMA.empty_table(), *tables])
+
+
+def read_held_out(folder: PathLike) -> pa.Table:
+    """The same for the rows of all evaluations."""
+    tables = [read_table(file, HELD_OUT_SCHEMA) for _, file in evaluation_files(Path(folder))]
+    return pa.concat_tables([HELD_OUT_SCHEMA.empty_table(), *tables])
 
 
 def lines_of(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
@@ -260,35 +254,21 @@ def lines_of(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return read
 
 
+def evaluation_files(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of each evaluation, in step order."""
+    return [(step, path) for (step,), path in _numbered(folder / EVALUATIONS, _EVALUATION_FILE)]
+
+
 def _trace_files(folder: Path) -> list[tuple[int, int, Path]]:
     """(first step, last step, file) of each file of traces, in step order."""
-    found = ((_TRACE_FILE.fullmatch(path.name), path) for path in (folder / TRACES).glob("*"))
-    return sorted((int(name[1]), int(name[2]), path) for name, path in found if name)
+    found = _numbered(folder / TRACES, _TRACE_FILE)
+    return [(first, last, path) for (first, last), path in found]
 
 
-def _read_table(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()))
-        return table.select(TRACE_SCHEMA.names).cast(TRACE_SCHEMA)
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise RunError(
-            f"{path} cannot be read as traces ({error})",
-            why="its rows are part of the run's record",
-            fix="restore the file, or move it out of the folder to go on without these rows",
-        ) from error
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
-
-
-def _storable(value: Any) -> Any:
-    """Text that UTF-8 can hold: a lone surrogate becomes "?"."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    return [_storable(x) for x in value] if isinstance(value, list | tuple) else value
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[tuple[list[int], Path]]:
+    """The files with such a name, with its numbers, in the order of these."""
+    found = ((pattern.fullmatch(path.name), path) for path in folder.glob("*"))
+    return sorted(([*map(int, name.groups())], path) for name, path in found if name)
 
 
 def _free_name(path: Path) -> Path:

@@ -9,7 +9,8 @@ from accelerate.utils import gather_object
 from native_reasoning.diagnostics import Finding, summary
 from native_reasoning.losses import LossTerms
 from native_reasoning.meter import Meter, means, trace_rows
-from native_reasoning.records import RunFolder, TraceRow
+from native_reasoning.records import RunFolder
+from native_reasoning.tables import TraceRow
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces
 

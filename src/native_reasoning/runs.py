@@ -21,11 +21,12 @@ from native_reasoning.records import (
     METRICS,
     QUARANTINE,
     TIMINGS,
-    TRACE_SCHEMA,
+    evaluation_files,
     lines_of,
     read_config,
     read_traces,
 )
+from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table
 
 T = TypeVar("T")
 
@@ -36,8 +37,9 @@ class Run:
 
     ``config`` is config.yaml. ``metrics`` and ``timings`` have a row for each logged step,
     ``evaluations`` one for each evaluation, indexed by ``step``; docs/diagnostics.md has the names.
-    ``traces`` is an Arrow table with a row for each sampled trace (``records.TraceRow``);
-    ``.to_pandas()`` makes a frame of it. ``quarantine`` has the rows of skipped updates.
+    ``traces`` is an Arrow table with a row for each sampled trace (``tables.TraceRow``);
+    ``.to_pandas()`` makes a frame of it. ``held_out`` is another, with a row for each trace sampled
+    in an evaluation (``tables.HeldOutRow``). ``quarantine`` has the rows of skipped updates.
     ``problems`` says what could not be read or is not there, a sentence each.
     """
 
@@ -47,6 +49,7 @@ class Run:
     evaluations: pd.DataFrame
     timings: pd.DataFrame
     traces: pa.Table
+    held_out: pa.Table
     quarantine: pd.DataFrame
     problems: tuple[str, ...]
 
@@ -121,6 +124,11 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         problems.append("no step has been logged yet")
     if not traces.num_rows and not any("traces" in problem for problem in problems):
         problems.append("no traces were recorded")
+    none = HELD_OUT_SCHEMA.empty_table()
+    evaluations = [
+        tried(lambda file=file: read_table(file, HELD_OUT_SCHEMA), none)
+        for _, file in evaluation_files(folder)
+    ]
     return Run(
         path=folder,
         config=config,
@@ -128,6 +136,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         evaluations=logged.loc[evaluated].dropna(axis=1, how="all"),
         timings=lines(TIMINGS),
         traces=traces,
+        held_out=pa.concat_tables([none, *evaluations]),
         quarantine=lines(QUARANTINE),
         problems=tuple(problems),
     )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -31,7 +30,7 @@ from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.collapse import CollapseGuard
 from native_reasoning.config import NRTConfig, model_dtype, sharded
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
-from native_reasoning.evaluate.held_out import HeldOut, Outcome, summarise
+from native_reasoning.evaluate.held_out import HeldOut, Outcome, held_out_rows, summarise
 from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
@@ -334,16 +333,19 @@ class NRTTrainer(StepInParts):
         """Accuracy with and without thinking, answer log-likelihood and uplift, with intervals.
 
         At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed.
+        Of the run's own ``eval_dataset`` the traces are recorded too.
         """
-        groups = self.eval_groups
-        if eval_dataset is not None:
-            groups, _ = self._read(eval_dataset, self.args)
+        own = eval_dataset is None
+        groups = self.eval_groups if own else self._read(eval_dataset, self.args)[0]
         require(groups, "eval_dataset")
         began = time.perf_counter()
-        summary = summarise(self.outcomes(groups[: self.args.eval_samples]))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
+        outcomes = self.outcomes(groups[: self.args.eval_samples])
+        metrics = {f"{metric_key_prefix}_{name}": x for name, x in summarise(outcomes).items()}
         seconds = {f"{metric_key_prefix}_seconds": time.perf_counter() - began}
         self.runlog.records.append_timings(self.state.global_step, seconds)
+        if self.args.record_traces and own and metric_key_prefix == "eval":
+            with self.clock.stage("records"):
+                self.runlog.records.write_held_out(held_out_rows(self.step_of_weights, outcomes))
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -352,13 +354,11 @@ class NRTTrainer(StepInParts):
 
     def outcomes(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         """What the policy answers to each question now; the ranks share the work."""
-        args = self.args
-        model = self.accelerator.unwrap_model(self.model)
+        model, args = self.accelerator.unwrap_model(self.model), self.args
         held_out = HeldOut(
             model, self.engine, self.template, args, layouts=self.layouts, context=self.context
         )
-        mine = held_out.run(groups[args.process_index :: args.world_size])
-        return sorted(gather_object(mine), key=lambda outcome: outcome.row_id)
+        return held_out.run(groups)
 
     def _quarantine(self, step: int) -> None:
         assert self.window is not None

@@ -49,6 +49,7 @@ def test_json_is_the_last_line_of_stdout(model, data, held_out, tmp_path, nrt):
     logged = [row for row in read_metrics(out) if "eval_uplift" in row]
     assert [row["step"] for row in logged] == [0, 2]
     assert logged[1]["eval_uplift"] == result["after"]["uplift"]
+    assert read_held_out(out)["step"].to_pylist() == [0, 0, 2, 2]
 
 
 def test_without_held_out_questions_the_table_says_so(model, data, tmp_path, nrt):

@@ -7,8 +7,10 @@ sampled traces and after none; *uplift* is the difference, in nats per token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from native_reasoning.config import NRTConfig
@@ -27,16 +29,21 @@ from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import EVALUATION
 from native_reasoning.scoring import unpack
+from native_reasoning.tables import HeldOutRow
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Traces
+
+#: Questions of an evaluation whose traces are kept in the run folder: the first.
+RECORDED = 100
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One question: what was answered, in text, and how the reference scored (nats per token).
+    """One question: what was answered, in text, and how the reference scored.
 
-    ``answers`` and ``traces`` are the sampled ones (k of each); ``logps`` the mean log-probability
-    of a reference token after each of these traces.
+    ``answers`` and ``traces`` are the sampled ones (k of each). ``answer_logps`` (k, T) is l, the
+    log-probability of each reference token after each of these traces, ``baseline_logps`` (T) is b,
+    that after none, in nats; ``answer_tokens`` (T) are the same tokens as text.
     """
 
     row_id: int
@@ -49,8 +56,19 @@ class Outcome:
     answer_greedy: str
     answer_no_think: str
     answer_no_think_greedy: str
-    logps: tuple[float, ...]
-    logp_no_think: float
+    answer_logps: tuple[tuple[float, ...], ...]
+    baseline_logps: tuple[float, ...]
+    answer_tokens: tuple[str, ...]
+
+    @property
+    def logps(self) -> tuple[float, ...]:
+        """The mean log-probability of a reference token after each trace (nats per token)."""
+        return tuple(map(fmean, self.answer_logps))
+
+    @property
+    def logp_no_think(self) -> float:
+        """The same after none."""
+        return fmean(self.baseline_logps)
 
 
 class HeldOut:
@@ -75,10 +93,12 @@ class HeldOut:
         self.args, self.layouts, self.context = args, layouts, context
 
     def run(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
-        """One outcome per group, in order."""
+        """One outcome per group, by row; the ranks share the work and all have the whole."""
         size = self.args.per_device_eval_batch_size
-        cuts = range(0, len(groups), size)
-        return [outcome for i in cuts for outcome in self._chunk(groups[i : i + size])]
+        mine = groups[self.args.process_index :: self.args.world_size]
+        chunks = (self._chunk(mine[i : i + size]) for i in range(0, len(mine), size))
+        found = gather_object([outcome for chunk in chunks for outcome in chunk])
+        return sorted(found, key=lambda outcome: outcome.row_id)
 
     def _chunk(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         s = self.args
@@ -117,8 +137,9 @@ class HeldOut:
                     answer_greedy=after_greedy[i][0],
                     answer_no_think=none[i][0],
                     answer_no_think_greedy=none_greedy[i][0],
-                    logps=tuple(scores.answer.mean(-1).tolist()),
-                    logp_no_think=scores.baseline.mean().item(),
+                    answer_logps=tuple(map(tuple, scores.answer.tolist())),
+                    baseline_logps=tuple(scores.baseline.tolist()),
+                    answer_tokens=self.template.token_texts(groups[i].answer_ids),
                 )
             )
         return outcomes
@@ -146,6 +167,33 @@ class HeldOut:
 
     def _text(self, sample: Sample) -> str:
         return self.template.text(sample.ids).strip()
+
+
+def held_out_rows(
+    step: int, outcomes: Sequence[Outcome], correct: Correctness = accuracy
+) -> list[HeldOutRow]:
+    """The first ``RECORDED`` questions as rows of the run folder, one for each sampled trace."""
+    return [
+        HeldOutRow(
+            step=step,
+            row_id=o.row_id,
+            k=k,
+            prompt=o.question,
+            trace=trace,
+            answer=o.reference,
+            sampled_answer=o.answers[k],
+            answer_no_think=o.answer_no_think,
+            closed=o.closed[k],
+            length=o.trace_lengths[k],
+            correct=correct(o.answers[k], o.reference),
+            correct_no_think=correct(o.answer_no_think, o.reference),
+            answer_logps=o.answer_logps[k],
+            baseline_logps=o.baseline_logps,
+            answer_tokens=o.answer_tokens,
+        )
+        for o in outcomes[:RECORDED]
+        for k, trace in enumerate(o.traces)
+    ]
 
 
 def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
-from native_reasoning.evaluate.held_out import Outcome, summarise
+from native_reasoning.evaluate.held_out import Outcome, held_out_rows, summarise
 from native_reasoning.lab import base_path, make_rows
 from native_reasoning.trainer import NRTTrainer
 
@@ -52,6 +52,8 @@ def run_demo(
             trainer.train()
             seconds = time.perf_counter() - started
             after = trainer.outcomes(trainer.eval_groups)
+            for step, outcomes in ((0, before), (trainer.state.global_step, after)):
+                trainer.runlog.records.write_held_out(held_out_rows(step, outcomes))
             trainer.save_model(str(folder / preset / "final"))
             result[preset] = {**_row(after), "seconds": round(seconds, 1)}
         result["samples"] = [_sample(*pair) for pair in zip(before[:3], after[:3], strict=True)]
