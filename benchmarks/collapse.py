@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from native_reasoning.collapse import METRIC, STATES
 from native_reasoning.evaluate.held_out import summarise
 from native_reasoning.lab.demo import trainer_of
 from native_reasoning.manifest import versions
+from native_reasoning.names import COLLAPSE, STATES
 from native_reasoning.records import read_metrics, read_timings
 from native_reasoning.resume import machine
 
@@ -41,8 +41,8 @@ def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
     trainer = trainer_of(preset, seed, folder, **changes)
     trainer.train()
     after = summarise(trainer.outcomes(trainer.eval_groups))
-    lines = [line for line in read_metrics(trainer.folder) if METRIC in line]
-    states = [(line["step"], STATES[int(line[METRIC])]) for line in lines]
+    lines = [line for line in read_metrics(trainer.folder) if COLLAPSE in line]
+    states = [(line["step"], STATES[int(line[COLLAPSE])]) for line in lines]
     changes_of_state = [
         (step, state)
         for (step, state), (_, before) in zip(states, [(0, ""), *states], strict=False)

@@ -12,7 +12,7 @@ LONGER = {"trainer.py": 380, "methods.py": 330}
 
 #: Each stage imports only itself and what stands before it.
 LINE = (
-    ("errors",),
+    ("errors", "names"),
     ("settings", "options"),
     ("methods",),
     ("presets",),
@@ -49,6 +49,7 @@ LINE = (
     ("collapse", "callbacks", "checkpoints", "progress", "resume"),
     ("steps",),
     ("trainer",),
+    ("report",),
     ("lab",),
     ("cli",),
 )

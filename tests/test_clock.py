@@ -6,7 +6,8 @@ import time
 import pytest
 
 from lab_run import lab_trainer
-from native_reasoning.clock import PROFILE, STAGES, Clock, ProfileCallback
+from native_reasoning.clock import PROFILE, Clock, ProfileCallback
+from native_reasoning.names import STAGES
 from native_reasoning.records import read_timings
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from native_reasoning.collapse import KNOWN, LOWERED, METRIC, SILENT, STATES, WINDOW, CollapseGuard
+from native_reasoning.collapse import KNOWN, LOWERED, SILENT, WINDOW, CollapseGuard
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
+from native_reasoning.names import COLLAPSE, STATES
 from native_reasoning.progress import live_text, step_line
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import checkpoints
@@ -22,7 +23,7 @@ NOTHING = {"specificity": 0.1, "specificity_se": 0.1}
 
 def states(*rows: dict[str, float]) -> list[str]:
     guard = CollapseGuard()
-    found = [guard.look({**GOOD, **row}, i, tell=False)[METRIC] for i, row in enumerate(rows)]
+    found = [guard.look({**GOOD, **row}, i, tell=False)[COLLAPSE] for i, row in enumerate(rows)]
     return [STATES[int(state)] for state in found]
 
 
@@ -105,9 +106,9 @@ def test_it_goes_on_after_a_checkpoint(tmp_path):
 
 def test_the_progress_line_shows_it():
     logs = {**GOOD, "reward": 1.0, "reward_baseline": 0.5, "uplift": 0.1, "trace_length": 5.0}
-    assert step_line(1, 2, {**logs, METRIC: 1.0}, 1.0).endswith("drifting")
-    assert not step_line(1, 2, {**logs, METRIC: 0.0}, 1.0).endswith("healthy")
-    assert live_text({**logs, METRIC: 2.0}, 1.0, 200).startswith("collapsed")
+    assert step_line(1, 2, {**logs, COLLAPSE: 1.0}, 1.0).endswith("drifting")
+    assert not step_line(1, 2, {**logs, COLLAPSE: 0.0}, 1.0).endswith("healthy")
+    assert live_text({**logs, COLLAPSE: 2.0}, 1.0, 200).startswith("collapsed")
 
 
 class Rates(TrainerCallback):
@@ -179,4 +180,4 @@ def test_supervised_training_has_no_traces_to_collapse(tmp_path):
         use_cpu=True,
     )
     NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer()).train()
-    assert not any(METRIC in line for line in read_metrics(tmp_path / "run"))
+    assert not any(COLLAPSE in line for line in read_metrics(tmp_path / "run"))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from native_reasoning.config import NRTConfig
-from native_reasoning.diagnostics import BINS, Finding, diagnose, summary, taken_over
+from native_reasoning.diagnostics import Finding, diagnose, summary, taken_over
+from native_reasoning.names import BINS
 from native_reasoning.records import read_metrics
 from native_reasoning.scoring import Scorer
 from native_reasoning.trainer import NRTTrainer

@@ -17,18 +17,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.names import STAGES
 from native_reasoning.records import read_timings
 
-STAGES = (
-    "sampling",
-    "scoring",
-    "objective",
-    "backward",
-    "optimiser",
-    "diagnostics",
-    "records",
-    "waiting",
-)
 PROFILE = "profile.json"
 
 
@@ -73,7 +64,7 @@ class Clock:
 
 
 def _nothing() -> dict[str, float]:
-    return dict.fromkeys(map(str, STAGES), 0.0)
+    return dict.fromkeys(STAGES, 0.0)
 
 
 class ClockCallback(TrainerCallback):

@@ -18,9 +18,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from native_reasoning.errors import RunError, warn
+from native_reasoning.names import COLLAPSE, STATES
 
-STATES = ("healthy", "drifting", "collapsed")
-METRIC = "collapse_state"
 WINDOW = 10
 #: Exchanges that have to say nothing, and how many there must have been.
 SILENT, KNOWN = 3, 5
@@ -122,7 +121,7 @@ class CollapseGuard(TrainerCallback):
         if self.history.state != before and tell:
             why = f": {'; '.join(self._why)}" if self._why else " again"
             warn(f"step {step}: {STATES[self.history.state]}{why}")
-        return {METRIC: float(self.history.state)}
+        return {COLLAPSE: float(self.history.state)}
 
     def on_log(
         self,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from native_reasoning.inputs import inference
+from native_reasoning.names import BINS
 from native_reasoning.scoring import Scorer
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Traces
@@ -26,8 +27,6 @@ from native_reasoning.window import MicroBatch
 
 #: Tokens in a row that count as taken over; answers shorter than this never count as leaked.
 RUN = 5
-#: Difficulty of an answer token by exp(b), its probability after no trace: upper edges.
-BINS = {"hard": 0.1, "middle": 0.5, "easy": math.inf}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from native_reasoning.collapse import METRIC, STATES
 from native_reasoning.errors import printable
+from native_reasoning.names import COLLAPSE, STATES
 from native_reasoning.tables import TraceRow
 
 _LIVE = (
@@ -123,7 +123,7 @@ def step_line(step: int, steps: int, logs: Mapping[str, float], seconds: float) 
         worth = f"reward {logs['reward']:.3g} (base {logs['reward_baseline']:.3g})"
     else:  # supervised presets have none
         worth = f"answer {logs['answer_logp']:.3f} nats/token"
-    state = STATES[int(logs.get(METRIC, 0))]
+    state = STATES[int(logs.get(COLLAPSE, 0))]
     return (
         f"step {step}/{steps}  {worth}  uplift {logs['uplift']:+.3f}  "
         f"length {logs['trace_length']:.0f}  closed {100 * logs['closed']:.0f} %  {seconds:.1f} s"
@@ -142,8 +142,8 @@ def live_text(
         for name, label, form in _LIVE
         if name in logs
     ]
-    if logs.get(METRIC):
-        parts.insert(0, STATES[int(logs[METRIC])])
+    if logs.get(COLLAPSE):
+        parts.insert(0, STATES[int(logs[COLLAPSE])])
     parts.append(f"{rate:,.0f} tokens/s")
     while len(parts) > 1 and len("  ".join(parts)) > width - _FRAME:
         parts.pop()

@@ -83,6 +83,11 @@ class Run:
         return bootstrap_interval(per_question.tolist()) if len(per_question) else None
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run has written into a folder."""
+    return any((folder / name).is_file() for name in (CONFIG, METRICS))
+
+
 def load_run(path: str | os.PathLike[str]) -> Run:
     """The tables of a run folder, of a run that has ended or goes on.
 
@@ -93,7 +98,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     native_reasoning.errors.RunError: runs/none holds no run...
     """
     folder, problems = Path(path), []
-    if not any((folder / name).is_file() for name in (CONFIG, METRICS)):
+    if not is_run(folder):
         raise RunError(
             f"{folder} holds no run",
             why=f"neither {CONFIG} nor {METRICS} is there",

@@ -21,12 +21,13 @@ _SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")
 
 @dataclass(frozen=True)
 class Parsed:
-    """A command line: the positional argument, the verb's own flags by name (None where absent),
-    and the settings of NRTConfig, still as text."""
+    """A command line: the positional argument (None where absent), the verb's own flags by name
+    (the same), the settings of NRTConfig, still as text, and every positional argument."""
 
     positional: str | None
     own: dict[str, Any]
     settings: dict[str, str]
+    all: tuple[str, ...] = ()
 
 
 def read_verb(arguments: Sequence[str]) -> Verb | None:
@@ -72,7 +73,9 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
     space = vars(parser.parse_args(plain))
     own = {_name(flag.name): space[_name(flag.name)] for flag in verb.flags}
     settings = {k: v for k, v in space.items() if k not in own and k != "positional"}
-    return Parsed(space.get("positional"), own, {**settings, **others})
+    given = space.get("positional")
+    several = tuple(given) if isinstance(given, list) else (given,) if given else ()
+    return Parsed(several[0] if several else None, own, {**settings, **others}, several)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -164,7 +167,7 @@ def _metavar(kind: Any, choices: bool) -> str:
 
 def _usage(verb: Verb) -> str:
     name, count, _ = verb.positional or ("", "", "")
-    first = f" [{name}]" if count else f" {name}" if name else ""
+    first = {"?": f" [{name}]", "+": f" {name} [{name} ...]"}.get(count, f" {name}" if name else "")
     rest = " [--SETTING VALUE ...]" if verb.takes_settings else ""
     return f"nrt {verb.name}{first} [OPTIONS]{rest}"
 

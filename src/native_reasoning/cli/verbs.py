@@ -22,7 +22,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: its positional argument (with "?" if it may be left out), its flags, its groups of
+    """A verb: its positional argument (with "?" if it may be left out, "+" if there may be several), its flags, its groups of
     settings, and examples that can be copied."""
 
     name: str
@@ -212,6 +212,30 @@ VERBS = {
                 "nrt eval runs/first --data test.jsonl",
                 "nrt eval Qwen/Qwen3-0.6B --data test.jsonl --eval-num-generations 4",
                 "nrt eval runs/first --data test.jsonl --show 3 --json",
+            ),
+        ),
+        Verb(
+            "report",
+            "one page about a run, or about several beside each other",
+            "Writes one self-contained HTML file: did thinking help, on which tokens, is it "
+            "collapsing, and what\ndid it write. A folder of runs stands for all of them.",
+            "report",
+            ("RUN", "+", "run folders, or folders of runs"),
+            (
+                Flag("--out", "the file (report.html in the folder of the run)", "FILE"),
+                Flag(
+                    "--watch",
+                    "serve the page on this machine alone and refresh it while the run trains",
+                    kind="switch",
+                ),
+                Flag("--port", "port of --watch (a free one)", "N"),
+                _JSON,
+            ),
+            (),
+            (
+                "nrt report runs/first",
+                "nrt report runs/first runs/second --out compared.html",
+                "nrt report runs/first --watch",
             ),
         ),
         Verb(

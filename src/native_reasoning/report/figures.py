@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from native_reasoning.clock import STAGES
-from native_reasoning.collapse import STATES
 from native_reasoning.errors import ConfigError, did_you_mean
+from native_reasoning.names import STAGES, STATES
 from native_reasoning.report.gains import TENTHS, by_place, late_tokens
 from native_reasoning.runs import Run, run_names
 
@@ -219,7 +218,7 @@ def _curves(curves: Curves, runs: Sequence[Run], names: Sequence[str]) -> go.Fig
                     go.Scatter(
                         **_line(run, series, values),
                         name=series.label if alone else _label(curves, series, name),
-                        legendgroup=name,
+                        meta=name,
                         line={
                             "color": COLOURS[(j if alone else i) % len(COLOURS)],
                             "dash": "solid" if alone else DASHES[j % len(DASHES)],
@@ -273,7 +272,7 @@ def _places(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
         if len(table):
             bars = {"x": table["tenth"].tolist(), "y": [round(y, 5) for y in table["uplift"]]}
             found.add_trace(
-                go.Bar(**bars, name=name, legendgroup=name, marker_color=COLOURS[i % len(COLOURS)])
+                go.Bar(**bars, name=name, meta=name, marker_color=COLOURS[i % len(COLOURS)])
             )
     found.update_xaxes(title="tenth of the answer", tickvals=list(range(1, TENTHS + 1)))
     found.update_yaxes(title="nats per token")
@@ -282,7 +281,7 @@ def _places(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
 
 def _time(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
     found = go.Figure()
-    for stage in (*map(str, STAGES), "other"):
+    for stage in (*STAGES, "other"):
         medians = []
         for run in runs:
             name = f"{stage}_seconds"

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from native_reasoning.diagnostics import BINS
+from native_reasoning.names import BINS
 from native_reasoning.runs import Run
 
 #: Tokens seen less often say little.
@@ -18,7 +18,7 @@ def late_tokens(run: Run, steps: int = 10) -> pd.DataFrame:
 
 
 def by_difficulty(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
-    """A row for each bin of ``diagnostics.BINS`` that has tokens: ``bin``, ``below`` (upper edge of
+    """A row for each bin of ``names.BINS`` that has tokens: ``bin``, ``below`` (upper edge of
     e^b), ``share`` of the answer tokens, ``uplift`` (mean l − b) and ``gain`` (mean of the last
     three exchanges' l − lᵒ, another question's trace; nan where none was measured). Nats."""
     edges = [0.0, *BINS.values()]

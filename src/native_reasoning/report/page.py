@@ -55,7 +55,13 @@ def _rendered(values: dict[str, object]) -> bytes:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["visible"] = lambda text: printable(str(text))
+    environment.filters["nought"] = _nought
     return environment.from_string(_asset("page.html")).render(values).encode("utf-8", "replace")
+
+
+def _nought(text: str) -> str:
+    """A number as people write it: no sign before 0.000, a minus and not a hyphen."""
+    return text[1:] if not text.strip("+-0.") else text.replace("-", "−")
 
 
 def _kept(kept: int, there: int) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from native_reasoning.collapse import METRIC, STATES
 from native_reasoning.evaluate.metrics import Interval
+from native_reasoning.names import COLLAPSE, STATES
 from native_reasoning.runs import Run
 
 #: Under so many questions an interval is only rough.
@@ -52,7 +52,8 @@ class Verdict:
         return f"{self._text(self.interval.low)} to {self._text(self.interval.high)}"
 
     def _text(self, value: float) -> str:
-        return f"{100 * value:+.1f}" if self.unit == "points" else f"{value:+.3f}"
+        text = f"{100 * value:+.1f}" if self.unit == "points" else f"{value:+.3f}"
+        return text.replace("-", "−")
 
 
 def verdict(run: Run) -> Verdict:
@@ -146,10 +147,13 @@ def _baseline(run: Run) -> list[str]:
 
 
 def _guard(run: Run) -> list[str]:
-    if METRIC not in run.metrics:
+    if COLLAPSE not in run.metrics:
         return []
-    states = run.metrics[METRIC].dropna().astype(int)
+    states = run.metrics[COLLAPSE].dropna().astype(int)
     now = STATES[int(states.iloc[-1])]
     worst = STATES[int(states.max())]
     told = f"The collapse guard says {now}"
-    return [told + (f"; it had said {worst} before." if int(states.max()) > int(states.iloc[-1]) else ".")]
+    return [
+        told
+        + (f"; it had said {worst} before." if int(states.max()) > int(states.iloc[-1]) else ".")
+    ]

@@ -71,7 +71,7 @@ const Curves = {
 
   shown(line) {
     const boxes = [...document.querySelectorAll("input.run")];
-    const box = boxes.find((one) => one.value === line.legendgroup);
+    const box = boxes.find((one) => one.value === line.meta);
     return box ? box.checked : true;
   },
 

@@ -140,9 +140,7 @@ const Inspector = {
     detail.replaceChildren();
     if (!group) return;
     const { set } = group;
-    const order = [...Array(group.count).keys()].map((i) => i + group.first);
-    const worth = (i) => set.advantage[i] ?? set.uplift[i];
-    order.sort((a, b) => worth(b) - worth(a));
+    const cards = alike(group);
     detail.append(
       make("h3", {}, `Step ${group.step}, row ${group.row}`),
       make("h4", {}, "Question"), longText(group.prompt, "question"),
@@ -150,7 +148,7 @@ const Inspector = {
       this.before(group) ?? "",
       make("h4", {}, set.advantage.length ? "Traces, by advantage" : "Traces, by uplift"),
       make("p", { class: "quiet" }, "Blue tokens of the reference became likelier through the trace, orange ones (dotted) less likely."),
-      ...order.map((i, rank) => this.card(group, i, rank + 1, i === trace)),
+      ...cards.map((same, place) => this.card(group, same, place + 1, same.includes(trace))),
     );
     if (!quietly) detail.focus({ preventScroll: trace !== null });
     if (trace !== null) detail.querySelector(".chosen")?.scrollIntoView({ block: "center" });
@@ -176,8 +174,9 @@ const Inspector = {
         make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))));
   },
 
-  card(group, i, rank, chosen) {
-    const { set } = group;
+  /** ``same``: traces that are alike, by place. */
+  card(group, same, rank, chosen) {
+    const { set } = group, [i] = same;
     const ends = ["cut", "closed", "ended the turn"][set.ends[i]];
     const facts = [`${set.length[i]} tokens`, ends, `uplift ${signed(set.uplift[i])}`];
     if (set.reward.length && set.reward[i] !== null) {
@@ -187,7 +186,7 @@ const Inspector = {
     const said = set.said[i] ? [make("p", { class: "quiet" }, "It answered: "), longText(set.said[i], "trace")] : [];
     if (set.said_no_think.length) said.push(make("p", { class: "quiet" }, "Without thinking: "), longText(set.said_no_think[i], "trace"));
     return make("article", { class: `card trace-card${chosen ? " chosen" : ""}` },
-      make("h5", {}, `#${rank}`), ` ${facts.join(" · ")} `,
+      make("h5", {}, `#${rank}` + (same.length > 1 ? ` × ${same.length}` : "")), ` ${facts.join(" · ")} `,
       make("a", { href: address(group, i), "aria-label": `link to trace ${rank}` }, "link"),
       longText(set.traces[i] || "(empty)", "trace", byId("f-text").value.trim()),
       this.answer(group, i), this.numbers(group, i), ...said);
@@ -270,6 +269,18 @@ const Inspector = {
     this.choose(next.group, { quietly: true });
   },
 };
+
+/** The traces of a group by worth, those with the same text and answer together. */
+function alike({ set, first, count }) {
+  const worth = (i) => set.advantage[i] ?? set.uplift[i];
+  const places = [...Array(count).keys()].map((i) => i + first).sort((a, b) => worth(b) - worth(a));
+  const cards = new Map();
+  for (const i of places) {
+    const key = JSON.stringify([set.traces[i], set.said[i], set.ends[i], set.said_no_think[i]]);
+    cards.set(key, [...(cards.get(key) ?? []), i]);
+  }
+  return [...cards.values()];
+}
 
 function byId(id) {
   return document.getElementById(id);
