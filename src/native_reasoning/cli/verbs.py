@@ -22,8 +22,8 @@ class Flag:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: its positional argument (with "?" if it may be left out, "+" if there may be several), its flags, its groups of
-    settings, and examples that can be copied."""
+    """A verb: its positional argument (with "?" if it may be left out, "+" if there may be
+    several), its flags, its groups of settings, and examples that can be copied."""
 
     name: str
     summary: str

@@ -249,18 +249,18 @@ def _line(run: Run, series: Series, values: pd.Series) -> dict[str, object]:
         "y": [float(f"{value:.5g}") for value in drawn],
         "mode": "lines+markers" if marks else "lines",
     }
-    up = down = None
+    ends: dict[str, pd.Series] = {}
     if series.spread == "interval":
         high, low = (column(run, f"{series.column}_{end}") for end in ("high", "low"))
-        up, down = high - values, values - low
+        ends = {"array": high - values, "arrayminus": values - low}
     if series.spread == "error":
-        up = down = 2 * column(run, f"{series.column}_se")
-    if up is not None and len(drawn) == len(values):
-        ends = {"array": up.reindex(values.index), "arrayminus": down.reindex(values.index)}
+        ends = {"array": 2 * column(run, f"{series.column}_se")}
+    if ends and len(drawn) == len(values):
+        sizes = {key: end.reindex(values.index).fillna(0) for key, end in ends.items()}
         line["error_y"] = {
             "type": "data",
             "thickness": 1,
-            **{key: [float(f"{x:.4g}") for x in ends[key].fillna(0)] for key in ends},
+            **{key: [float(f"{x:.4g}") for x in size] for key, size in sizes.items()},
         }
     return line
 

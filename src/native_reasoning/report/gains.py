@@ -64,6 +64,6 @@ def by_place(tokens: pd.DataFrame) -> pd.DataFrame:
     and ``uplift`` (nats)."""
     places = tokens.groupby(["step", "row_id", "k"], sort=False)["place"]
     share = tokens["place"] / places.transform("size")
-    tenth = np.minimum((share * TENTHS).astype(int), TENTHS - 1) + 1
+    tenth = (share * TENTHS).astype(int).clip(upper=TENTHS - 1) + 1
     found = tokens.groupby(tenth.rename("tenth"))["uplift"].mean()
     return found.reset_index()

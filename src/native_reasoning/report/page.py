@@ -77,7 +77,7 @@ def _kept(kept: int, there: int) -> str:
 
 @cache
 def _asset(name: str) -> str:
-    return files("native_reasoning.report").joinpath("assets", name).read_text("utf-8")
+    return (files("native_reasoning.report") / "assets" / name).read_text("utf-8")
 
 
 @cache

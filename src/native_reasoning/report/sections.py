@@ -1,4 +1,4 @@
-"""What a page says in words and tables, beside its figures and traces: plain values for page.html."""
+"""What a page says in words and tables, beside its figures and traces: values for page.html."""
 
 import shlex
 from collections.abc import Sequence

@@ -150,10 +150,6 @@ def _guard(run: Run) -> list[str]:
     if COLLAPSE not in run.metrics:
         return []
     states = run.metrics[COLLAPSE].dropna().astype(int)
-    now = STATES[int(states.iloc[-1])]
-    worst = STATES[int(states.max())]
-    told = f"The collapse guard says {now}"
-    return [
-        told
-        + (f"; it had said {worst} before." if int(states.max()) > int(states.iloc[-1]) else ".")
-    ]
+    now, worst = int(states.iloc[-1]), int(states.max())
+    before = f"; it had said {STATES[worst]} before" if worst > now else ""
+    return [f"The collapse guard says {STATES[now]}{before}."]
