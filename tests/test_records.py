@@ -503,9 +503,10 @@ def test_cut_back_forgets_later_evaluations(run):
     run.cut_back(0)
     assert trace_files(run.path, "evaluations") == kept[:2]
     run.write_held_out([held_out_row(5)])
-    assert contents(run.path)["evaluations/step-000005.parquet"] == before[
-        "evaluations/step-000005.parquet"
-    ]
+    assert (
+        contents(run.path)["evaluations/step-000005.parquet"]
+        == before["evaluations/step-000005.parquet"]
+    )
 
 
 # ---- cut_back -----------------------------------------------------------------------------------

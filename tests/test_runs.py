@@ -90,9 +90,7 @@ def test_held_out_questions_before_and_after(run):
         assert list(before[name]) == list(after[name])
     assert not before["answer_logps"].map(list).equals(after["answer_logps"].map(list))
     for told, logged in ((before, 0), (after, 3)):
-        gain = [
-            np.mean(l - b) for l, b in zip(told.answer_logps, told.baseline_logps, strict=True)
-        ]
+        gain = [np.mean(l - b) for l, b in zip(told.answer_logps, told.baseline_logps, strict=True)]
         measured = found.evaluations.loc[logged]
         assert np.mean(gain) == pytest.approx(measured["eval_uplift"], abs=1e-5)
         assert told["correct"].mean() == pytest.approx(measured["eval_accuracy"])
