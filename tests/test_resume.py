@@ -1,5 +1,6 @@
 """A run that is killed and resumed equals the uninterrupted one, bit for bit."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,7 @@ SETTINGS = {
         "per_device_train_batch_size": 3,
     },
     "warm-up and a schedule": {"warmup_steps": 3, "format_warmup_steps": 2},
-    # a checkpoint every second step: of steps 3 and 5 evaluations are there that must go
-    "evaluations": {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 2},
+    "evaluations": {"eval_strategy": "steps", "eval_steps": 1, "eval_num_generations": 2},
 }
 
 
@@ -89,6 +89,23 @@ def test_killed_and_resumed_run_is_bit_identical(name, step, whole, tmp_path):
     assert traces.equals(expected_traces)
     assert evaluations == expected_evaluations
     assert len(evaluations) == (6 if "eval_steps" in SETTINGS[name] else 0)
+
+
+def test_an_evaluation_after_the_checkpoint_is_made_again(whole, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        make(folder, [KillIn(5)], **SETTINGS["evaluations"]).train()
+    shutil.rmtree(folder / "checkpoint-5")
+    late = folder / "evaluations" / "step-000005.parquet"
+    late.write_bytes(b"harm")
+    (folder / "evaluations" / "step-000006.parquet.tmp").write_bytes(b"half")
+    resumed = make(folder, [KillIn(4)], **SETTINGS["evaluations"])
+    with pytest.raises(Killed):
+        resumed.train(resume_from_checkpoint=True)
+    expected = whole("evaluations")[3]
+    assert sorted(p.name for p in late.parent.iterdir()) == sorted(expected)[:4]
+    make(folder, **SETTINGS["evaluations"]).train(resume_from_checkpoint=True)
+    assert ending(folder)[3] == expected
 
 
 def test_training_changed_the_weights(whole):
