@@ -138,7 +138,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         path=folder,
         config=config,
         metrics=logged.loc[~evaluated].dropna(axis=1, how="all"),
-        evaluations=logged.loc[evaluated].dropna(axis=1, how="all"),
+        evaluations=logged.loc[evaluated].dropna(axis=1, how="all").sort_index(kind="stable"),
         timings=lines(TIMINGS),
         traces=traces,
         held_out=pa.concat_tables([none, *evaluations]),

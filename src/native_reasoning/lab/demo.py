@@ -16,6 +16,7 @@ from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
 from native_reasoning.evaluate.held_out import Outcome, held_out_rows, summarise
 from native_reasoning.lab import base_path, make_rows
+from native_reasoning.report import write_report
 from native_reasoning.trainer import NRTTrainer
 
 PRESETS = ("sft", "nrt-am-released", "nrt-logp-released", "nrt-ws")
@@ -53,16 +54,25 @@ def run_demo(
             seconds = time.perf_counter() - started
             after = trainer.outcomes(trainer.eval_groups)
             for step, outcomes in ((0, before), (trainer.state.global_step, after)):
-                trainer.runlog.records.write_held_out(held_out_rows(step, outcomes))
+                _record(trainer, step, outcomes)
             trainer.save_model(str(folder / preset / "final"))
             result[preset] = {**_row(after), "seconds": round(seconds, 1)}
         result["samples"] = [_sample(*pair) for pair in zip(before[:3], after[:3], strict=True)]
         result["seed"] = seed
         result["seconds"] = round(time.perf_counter() - began, 1)
         result["run"] = str(folder)
+        result["report"] = str(folder / "report.html")
+        write_report([folder / preset for preset in reversed(PRESETS)], Path(result["report"]))
         return result
     finally:
         torch.set_num_threads(threads)
+
+
+def _record(trainer: NRTTrainer, step: int, outcomes: list[Outcome]) -> None:
+    """As an evaluation at that step would have."""
+    records = trainer.runlog.records
+    records.append_metrics(step, {f"eval_{k}": v for k, v in summarise(outcomes).items()})
+    records.write_held_out(held_out_rows(step, outcomes))
 
 
 def _new_folder(out: str | None) -> Path:
@@ -163,5 +173,6 @@ def render(result: dict[str, Any]) -> str:
         "A laboratory, not a benchmark: the base was pre-trained on documents in which one",
         "trace in ten is the running sum that these problems need (lab/pretrain.py).",
         f"seed {result['seed']}, {result['seconds']:.0f} s, runs in {result['run']}",
+        f"every trace, every curve: {result['report']} (open it in a browser)",
     ]
     return "\n".join(lines)

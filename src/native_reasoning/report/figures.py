@@ -218,7 +218,7 @@ def _curves(curves: Curves, runs: Sequence[Run], names: Sequence[str]) -> go.Fig
                     go.Scatter(
                         **_line(run, series, values),
                         name=series.label if alone else _label(curves, series, name),
-                        meta=name,
+                        meta=[name, series.label],
                         line={
                             "color": COLOURS[(j if alone else i) % len(COLOURS)],
                             "dash": "solid" if alone else DASHES[j % len(DASHES)],
@@ -272,7 +272,7 @@ def _places(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
         if len(table):
             bars = {"x": table["tenth"].tolist(), "y": [round(y, 5) for y in table["uplift"]]}
             found.add_trace(
-                go.Bar(**bars, name=name, meta=name, marker_color=COLOURS[i % len(COLOURS)])
+                go.Bar(**bars, name=name, meta=[name, ""], marker_color=COLOURS[i % len(COLOURS)])
             )
     found.update_xaxes(title="tenth of the answer", tickvals=list(range(1, TENTHS + 1)))
     found.update_yaxes(title="nats per token")

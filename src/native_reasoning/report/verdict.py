@@ -41,8 +41,8 @@ class Verdict:
 
     @property
     def number(self) -> str:
-        """The number alone, as people read it: ``+87.4 points``."""
-        return "–" if self.interval is None else f"{self._text(self.interval.mean)} {self.unit}"
+        """The number as people read it, without its unit: ``+87.4``."""
+        return "–" if self.interval is None else self._text(self.interval.mean)
 
     @property
     def range(self) -> str:
@@ -76,7 +76,13 @@ def verdict(run: Run) -> Verdict:
         unit, interval = "nats per token", found
     if interval is not None:
         state = "helped" if interval.low > 0 else "hurt" if interval.high < 0 else "even"
-    notes = [*_accuracy(run, last, asked), *_about(run), *_baseline(run), *_guard(run)]
+    notes = [
+        *_accuracy(last, asked),
+        *_change(run, unit),
+        *_about(run),
+        *_baseline(run),
+        *_guard(run),
+    ]
     if interval is not None and interval.n < FEW:
         notes.append(f"Only {interval.n} questions: the interval is rough.")
     if interval is None:
@@ -103,20 +109,32 @@ def _why_unknown(run: Run) -> str:
     return "There are neither evaluations nor recorded traces to measure it with."
 
 
-def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
+def _accuracy(last: pd.Series, asked: int) -> list[str]:
     if not _accurate(last):
         return []
     told = (
         f"{last['eval_accuracy']:.1%} of {asked} held-out questions are answered right after "
         f"thinking, {last['eval_accuracy_no_think']:.1%} without."
     )
-    first = run.evaluations.iloc[0]
-    if len(run.evaluations) > 1 and _accurate(first):
-        told += (
-            f" At step {run.evaluations.index[0]} it was {first['eval_accuracy']:.1%} and "
-            f"{first['eval_accuracy_no_think']:.1%}."
-        )
     return [told]
+
+
+def _change(run: Run, unit: str) -> list[str]:
+    """Whether training changed what thinking is worth: the first evaluation beside the last."""
+    name = {"points": "eval_accuracy_gain", "nats per token": "eval_uplift"}.get(unit)
+    if len(run.evaluations) < 2 or name not in run.evaluations:
+        return []
+    first, last = (_logged(run.evaluations.iloc[i], name, 0) for i in (0, -1))
+    change = "no difference to the end can be shown"
+    if last.low > first.high:
+        change = "training made it worth more"
+    elif last.high < first.low:
+        change = "training made it worth less"
+    before = Verdict("even", "", unit, first, ())
+    return [
+        f"At step {run.evaluations.index[0]} thinking was worth {before.number} {unit} "
+        f"({before.range}): {change}."
+    ]
 
 
 def _about(run: Run) -> list[str]:

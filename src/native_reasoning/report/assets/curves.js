@@ -33,6 +33,7 @@ const Curves = {
     layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
     layout.showlegend = spec.data.length > 1;
     const data = spec.data.map((line) => ({ ...line, visible: this.shown(line) }));
+    if (document.querySelector("input.run") && this.overSteps(node)) data.push(...this.key(data));
     this.drawn.add(node);
     window.Plotly.newPlot(node, data, layout, { displayModeBar: false, responsive: true });
   },
@@ -71,8 +72,17 @@ const Curves = {
 
   shown(line) {
     const boxes = [...document.querySelectorAll("input.run")];
-    const box = boxes.find((one) => one.value === line.meta);
+    const box = boxes.find((one) => one.value === line.meta?.[0]);
     return box ? box.checked : true;
+  },
+
+  /** With several runs colours are explained beside their boxes, and here only the dashes. */
+  key(lines) {
+    for (const line of lines) line.showlegend = false;
+    const labels = new Map(lines.map((line) => [line.meta[1], line.line.dash]));
+    if (labels.size < 2) return [];
+    return [...labels].map(([name, dash]) => (
+      { x: [null], y: [null], name, mode: "lines", line: { dash, color: this.look().font.color } }));
   },
 
   /** After a change of theme, of steps or of runs. */
@@ -84,7 +94,9 @@ const Curves = {
       }
       for (const [name, value] of Object.entries(this.range(node))) layout[`xaxis.${name}`] = value;
       const lines = this.specs[node.dataset.figure].data;
-      window.Plotly.update(node, { visible: lines.map((line) => this.shown(line)) }, layout);
+      const visible = node.data.map((_, i) => !lines[i] || this.shown(lines[i]));
+      const colours = node.data.map((line, i) => (lines[i] ? line.line?.color : layout.font.color));
+      window.Plotly.update(node, { visible, ...(this.overSteps(node) && { "line.color": colours }) }, layout);
     }
   },
 
