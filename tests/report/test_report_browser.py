@@ -1,0 +1,378 @@
+"""The page in a real browser: what a reader sees and does, by mouse, by keyboard, offline."""
+
+import json
+import shutil
+import threading
+
+import pytest
+
+from native_reasoning.records import RunFolder, read_metrics
+from native_reasoning.report import write_report
+from native_reasoning.report.serve import server
+from report_runs import HOSTILE, evaluation, held_out_row, made_run, trace_row
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+CHROMIUM = shutil.which("chromium")
+REFUSED = "ERR_CONNECTION_REFUSED"  # what Chromium says when a watched page's server has ended
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        # a container's root cannot make Chromium's sandbox
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def trained(folder, last=12):
+    """A run: four questions a step, three traces each, and the same held-out questions twice."""
+    traces = [
+        trace_row(
+            step,
+            row,
+            k,
+            prompt=f"How many {('pears', 'apples')[row % 2]} are {row} and {step}?",
+            trace=f"count the fruit {k} times" + " or not" * (step % 3),
+            advantage=[0.5, -1.0, 1.5][(k + row) % 3],
+            answer_logps=[-1.0 + 0.4 * (k - 1) + 0.01 * step, -0.2],
+        )
+        for step in range(1, last + 1)
+        for row in range(4)
+        for k in range(3)
+    ]
+    asked = [
+        held_out_row(step, row, trace=f"at step {step}", correct=float(row < step))
+        for step in (0, last)
+        for row in range(3)
+    ]
+    measured = {
+        0: evaluation(accuracy=0.1, accuracy_no_think=0.1, accuracy_gain=(0.0, -0.1, 0.1)),
+        last: evaluation(accuracy=0.9, accuracy_no_think=0.1, accuracy_gain=(0.8, 0.7, 0.9)),
+    }
+    return made_run(folder, steps=last, traces=traces, held_out=asked, evaluations=measured)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    write_report([trained(folder / "first")], folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    runs = [trained(folder / "first"), trained(folder / "second", last=20)]
+    write_report(runs, folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """The page of a run all of whose texts are hostile."""
+    folder = tmp_path_factory.mktemp("hostile")
+    write_report([made_run(folder / "first", hostile=True)], folder / "report.html")
+    return folder / "report.html"
+
+
+class Seen:
+    """What a page said and asked for."""
+
+    def __init__(self, page):
+        self.page, self.said, self.asked = page, [], []
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("dialog", lambda dialog: self.said.append(dialog.message))
+        page.on("request", lambda request: self.asked.append(request.url))
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; nothing may be said on the console and nothing asked of any network."""
+    seen, contexts = [], []
+
+    def go(place, fragment="", ready=True, **options):
+        options = {"viewport": {"width": 1280, "height": 900}, **options}
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        seen.append(Seen(page))
+        page.goto((place if isinstance(place, str) else place.as_uri()) + fragment)
+        if ready:
+            page.wait_for_selector("body[data-ready]", timeout=60_000)
+        return page
+
+    yield go
+    for one_page in seen:
+        assert [text for text in one_page.said if REFUSED not in text] == []
+        local = ("file:", "data:", "blob:", "http://127.0.0.1:")
+        assert all(url.startswith(local) for url in one_page.asked), one_page.asked
+    for context in contexts:
+        context.close()
+
+
+def figures(page):
+    """All figures, drawn."""
+    page.evaluate("Curves.drawAll()")
+    return page.locator(".plot").all()
+
+
+def until(page, condition):
+    """Waits for a condition; playwright's own way evaluates a string, which the page forbids."""
+    for _ in range(600):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"never came true: {condition}")
+
+
+def test_curves_are_drawn_and_nothing_is_asked_of_the_network(visit, one):
+    page = visit(one)
+    drawn = figures(page)
+    assert len(drawn) > 8
+    for plot in drawn:
+        assert plot.locator("path").count() > 0, plot.get_attribute("data-figure")
+    reward = page.locator("[data-figure=reward] .scatterlayer .js-line")
+    assert reward.count() == 2
+    assert page.locator("#figure-reward details summary").count() == 1
+
+
+def test_without_javascript_the_verdict_can_be_read(visit, one):
+    page = visit(one, ready=False, java_script_enabled=False)
+    assert page.locator("#verdict .number").inner_text()
+    assert "need JavaScript" in page.locator("body").inner_text()
+
+
+def test_a_question_its_traces_and_the_numbers_of_a_token(visit, one):
+    page = visit(one)
+    items = page.locator("#groups button")
+    items.nth(1).click()
+    assert items.nth(1).get_attribute("aria-current") == "true"
+    cards = page.locator(".trace-card")
+    worth = page.evaluate("alike(Inspector.chosen).map(([i]) => Inspector.chosen.set.advantage[i])")
+    assert cards.count() == len(worth) > 1
+    assert worth == sorted(worth, reverse=True)
+    cards.first.locator(".answer .token").first.hover()
+    tip = page.locator("#tip")
+    assert tip.is_visible()
+    l, b = page.evaluate(
+        "(() => { const g = Inspector.chosen, [i] = alike(g)[0];"
+        " return [g.set.l[i][0] / 1000, g.b[0] / 1000]; })()"
+    )
+    told = tip.inner_text().replace("−", "-")
+    assert f"(l {l:+.3f})" in told
+    assert f"(b {b:+.3f})" in told
+    assert f"{l - b:+.3f} nats" in told
+    cards.first.locator("summary").click()
+    tokens = cards.first.locator(".answer .token").count()
+    assert cards.first.locator("tbody tr").count() == tokens
+
+
+def test_filters_search_and_order(visit, two):
+    page = visit(two)
+    everything = page.locator("#found").inner_text()
+    page.fill("#f-text", "apples")
+    some = page.locator("#found").inner_text()
+    assert some != everything
+    assert not some.startswith("0 ")
+    assert page.locator("#groups li").count() > 0
+    page.locator("#groups button").first.click()
+    assert "apples" in page.locator("#detail .question").first.inner_text()
+    page.fill("#f-text", "fruit 2")
+    page.locator("#groups button").first.click()
+    assert {*page.locator("#detail mark").all_inner_texts()} == {"fruit 2"}
+    page.fill("#f-text", "no trace has this")
+    assert page.locator("#found").inner_text().startswith("0 traces of 0 questions")
+    page.fill("#f-text", "")
+    page.fill("#f-from", "3")
+    page.fill("#f-to", "4")
+    steps = page.evaluate("Inspector.found.map((hit) => hit.group.step)")
+    assert set(steps) == {3, 4}
+    page.select_option("#f-show", "helped")
+    hits = page.evaluate("Inspector.found.reduce((sum, hit) => sum + hit.hits, 0)")
+    assert hits == page.evaluate(
+        "Inspector.set().groups.filter((g) => g.step === 3 || g.step === 4).flatMap((g) =>"
+        " Array.from(g.set.uplift.slice(g.first, g.first + g.count))).filter((u) => u > 0).length"
+    )
+    page.select_option("#f-order", "best")
+    uplifts = page.evaluate("Inspector.found.map((hit) => hit.group.uplift)")
+    assert uplifts == sorted(uplifts, reverse=True)
+    page.select_option("#f-run", "second")
+    assert page.evaluate("Inspector.set().run") == "second"
+
+
+def test_the_keyboard_alone(visit, one):
+    page = visit(one)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    first = page.locator("#groups button").first
+    first.focus()
+    page.keyboard.press("ArrowDown")
+    second = page.locator("#groups button").nth(1)
+    assert second.evaluate("node => node === document.activeElement")
+    assert second.get_attribute("aria-current") == "true"
+    page.keyboard.press("ArrowUp")
+    assert first.get_attribute("aria-current") == "true"
+    page.keyboard.press("Enter")
+    assert page.locator(".trace-card").count() > 0
+    page.locator("#from-step").focus()
+    page.keyboard.type("5")
+    page.keyboard.press("Tab")
+    page.keyboard.type("9")
+    page.keyboard.press("Tab")
+    figures(page)
+    shown = page.evaluate("document.querySelector('[data-figure=reward]').layout.xaxis.range")
+    assert [round(x) for x in shown] == [5, 9]
+
+
+def test_a_link_opens_its_trace(visit, one):
+    page = visit(one)
+    page.locator("#groups button").nth(2).click()
+    link = page.locator(".trace-card").nth(1).get_by_role("link")
+    fragment = link.get_attribute("href")
+    text = page.locator(".trace-card").nth(1).locator(".trace").first.inner_text()
+    again = visit(one, fragment)
+    assert again.locator(".trace-card.chosen").count() == 1
+    assert again.locator(".trace-card.chosen .trace").first.inner_text() == text
+    elsewhere = visit(one, "#trace/nowhere/training/1/2/3")
+    assert "not in this page" in elsewhere.locator("#found").inner_text()
+    broken = visit(one, "#trace/%E0%A4%A")
+    assert broken.locator(".trace-card").count() > 0
+
+
+def test_before_and_after_across_checkpoints(visit, one):
+    page = visit(one)
+    page.select_option("#f-set", "held-out")
+    page.locator("#groups button").first.click()
+    links = page.locator("#detail details table a")
+    steps = links.all_inner_texts()
+    assert len(steps) > 1
+    assert len({*steps}) == len(steps)
+    links.first.click()
+    until(page, "document.querySelector('.trace-card.chosen') !== null")
+    assert page.locator("#detail h3").inner_text().lower().startswith(steps[0])
+    assert "answered" in page.locator(".trace-card").first.inner_text()
+
+
+def test_zoom_runs_and_exports(visit, two):
+    page = visit(two)
+    figures(page)
+    plot = page.locator("[data-figure=uplift]")
+    plot.scroll_into_view_if_needed()
+    box = plot.locator(".nsewdrag").first.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.2, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, middle, steps=5)
+    page.mouse.up()
+    whole = page.evaluate("document.querySelector('[data-figure=reward]').layout.xaxis.range")
+    zoomed = page.evaluate("document.querySelector('[data-figure=uplift]').layout.xaxis.range")
+    assert zoomed[1] - zoomed[0] < 0.6 * (whole[1] - whole[0])
+    page.locator("input.run").first.uncheck()
+    visible = page.evaluate(
+        "document.querySelector('[data-figure=uplift]').data.map((d) => [d.meta?.[0], d.visible])"
+    )
+    assert {shown for run, shown in visible if run == "first"} == {False}
+    assert {shown for run, shown in visible if run == "second"} == {True}
+    with page.expect_download() as caught:
+        page.locator("#figure-reward button[data-save=csv]").click()
+    lines = caught.value.path().read_text("utf-8").splitlines()
+    assert lines[0] == "curve,x,y"
+    logged = read_metrics(two.parent / "first")
+    reward = next(line["reward"] for line in logged if line["step"] == 1)
+    assert f'"first: with a trace",1,{float(f"{reward:.5g}")}' in lines
+    for kind, begins in (("svg", b"<svg"), ("png", b"\x89PNG")):
+        with page.expect_download() as caught:
+            page.locator(f"#figure-reward button[data-save={kind}]").click()
+        assert caught.value.path().read_bytes().startswith(begins)
+
+
+def test_hostile_texts_stay_text(visit, hostile):
+    page = visit(hostile)
+    scripts = page.locator("script").count()
+    shown = []
+    for item in page.locator("#groups button").all():
+        item.click()
+        while page.locator("#detail button").count():
+            page.locator("#detail button").first.click()
+        shown.append(page.locator("#detail").inner_text())
+        for tag in ("script", "iframe", "img", "textarea"):
+            assert page.locator(f"#detail {tag}").count() == 0
+        links = page.locator("#detail a").all()
+        assert all(link.get_attribute("href").startswith("#trace/") for link in links)
+    everything = "\n".join(shown)
+    for text in HOSTILE:
+        plain = text.encode("utf-8", "replace").decode("utf-8")
+        if all(char.isprintable() for char in plain) and len(plain) < 1000:
+            assert plain in everything, plain
+    assert "⟨202e⟩" in everything
+    assert "⟨001b⟩" in everything
+    assert page.locator("script").count() == scripts
+    assert page.evaluate("typeof window.hacked") == "undefined"
+    page.fill("#f-text", "<script>")
+    assert not page.locator("#found").inner_text().startswith("0 ")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)]
+)
+def test_no_serious_fault_of_accessibility(visit, two, scheme, width):
+    page = visit(two, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    figures(page)
+    page.locator("#groups button").first.click()
+    for details in page.locator("details").all():
+        details.evaluate("node => { node.open = true; }")
+    found = axe.Axe().run(page).response["violations"]
+    serious = [
+        (one["id"], one["nodes"][0]["html"][:200])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_themes_and_print(visit, one):
+    page = visit(one, color_scheme="dark")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.select_option("#theme", "light")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert dark != light
+    ink = page.evaluate("document.querySelector('[data-figure=reward]').layout.font.color")
+    assert ink == page.evaluate("getComputedStyle(document.body).color")
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    assert page.locator("#verdict .number").is_visible()
+
+
+def test_a_watched_page_follows_the_run(visit, tmp_path):
+    run = trained(tmp_path / "first")
+    with server([run]) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        page = visit(f"http://127.0.0.1:{running.server_port}/")
+        page.locator("#groups button").nth(1).click()
+        chosen = page.locator("#detail").inner_text()
+        page.locator("#setup details summary").first.click()
+        last = read_metrics(run)[-1]["step"]
+        RunFolder(run).append_metrics(last + 1, {"uplift": 1.25, "reward": 1.0})
+        until(page, f"Curves.specs.uplift.data[0].x.includes({last + 1})")
+        assert page.locator("#detail").inner_text() == chosen
+        assert page.locator("#setup details").first.get_attribute("open") is not None
+        assert "refreshed at" in page.locator("#watching").inner_text()
+        running.shutdown()
+        thread.join()
+    until(page, "document.getElementById('watching').textContent.includes('ended')")
+    page.close()
+
+
+def test_a_run_of_which_nothing_is_there_yet(visit, tmp_path):
+    run = RunFolder.create(tmp_path / "new", resume=False)
+    run.write_config({"preset": "nrt-ws"}, data_hash=None, seed=0)
+    write_report([tmp_path / "new"], tmp_path / "report.html")
+    page = visit(tmp_path / "report.html")
+    assert "Nothing can be said yet" in page.locator("#verdict").inner_text()
+    assert page.locator("#inspector").is_hidden()
+    assert json.loads(page.evaluate("JSON.stringify(Object.keys(Curves.specs))")) == []
