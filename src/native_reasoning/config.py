@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from native_reasoning.checks import check_options
+from native_reasoning.checks import check_options, check_trackers
 from native_reasoning.errors import ConfigError
 from native_reasoning.objective import Objective, preset_objective
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
@@ -55,7 +55,9 @@ class NRTConfig(NRTOptions, TrainingArguments):
         check_options(self, self.resolved_objective)
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"
+        self.report_to = listed(self.report_to) or "none"
         super().__post_init__()
+        check_trackers(self.report_to)
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._check_arguments()
 

@@ -140,6 +140,11 @@ class NRTOptions:
         ("warn", "stop", "lower_lr"),
     )
     record_traces: bool = option(True, "write every sampled trace to the run folder")
+    report_traces: bool = option(
+        True,
+        "put a few traces, with question and reference, into the trackers of report_to, every "
+        "diagnostics_steps steps; needs record_traces",
+    )
 
 
 #: TrainingArguments that people set most; every other one is accepted too.

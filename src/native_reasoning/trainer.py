@@ -17,12 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
@@ -46,6 +41,7 @@ from native_reasoning.scoring import Scorer, install_scoring, rounding_of
 from native_reasoning.sharing import usable_layouts
 from native_reasoning.state import ObjectiveState
 from native_reasoning.steps import StepInParts
+from native_reasoning.trackers import TraceTables
 from native_reasoning.types import PromptGroup, Scores, Signal
 from native_reasoning.window import Window
 
@@ -96,6 +92,8 @@ class NRTTrainer(StepInParts):
         self.signals, self.guard = SignalCallback(), CollapseGuard(args.on_collapse)
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
+        every = args.diagnostics_steps if args.report_traces else 0
+        tables = TraceTables(every, lambda: self.callback_handler.callbacks, lambda: self.runlog)
         own = [self.finite_guard, self.guard, self.signals, self.memory, ClockCallback(self.clock)]
         super().__init__(
             model=policy.model,
@@ -103,7 +101,7 @@ class NRTTrainer(StepInParts):
             train_dataset=self.train_groups or None,  # type: ignore[arg-type]
             eval_dataset=self.eval_groups or None,  # type: ignore[arg-type]
             processing_class=policy.tokenizer,
-            callbacks=[*own, *(callbacks or [])],
+            callbacks=[*own, *(callbacks or []), tables],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         check_decoding(policy.model, self.template.vocabulary)
