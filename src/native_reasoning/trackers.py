@@ -104,6 +104,12 @@ class TraceTables(TrainerCallback):
         self._training = False
 
 
+def end_runs(callbacks: Iterable[TrainerCallback]) -> None:
+    """Ends the W&B run that transformers leaves open until the process ends."""
+    if any(isinstance(callback, WandbCallback) for callback in callbacks):
+        import_module("wandb").finish()
+
+
 def table(groups: Sequence[Sequence[TraceRow]]) -> list[list[Any]]:
     """A row per trace, in ``COLUMNS``: of the first questions, and of each the first traces.
 
