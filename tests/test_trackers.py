@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import TrainerControl, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -38,7 +39,7 @@ from tiny import QA, byte_tokenizer, tiny_model
 from tracker_worker import HOSTILE
 
 TESTS = Path(__file__).parent
-HERE = [name for name in TRACKERS if find_spec(name) is not None]
+HERE = [name for name in TRACKERS if (found := find_spec(name)) is not None and found.origin]
 tensorboard, trackio, wandb = (
     pytest.mark.skipif(name not in HERE, reason=f"{name} is not installed: pip install {name}")
     for name in ("tensorboard", "trackio", "wandb")
@@ -383,6 +384,15 @@ def test_trackers_are_none_one_or_several(tmp_path):
         assert small(tmp_path, report_to=name).report_to == [name]
     assert small(tmp_path, report_to=", ".join(HERE)).report_to == HERE
     assert small(tmp_path).report_to == []
+
+
+def test_trackers_get_the_settings_without_secrets(tmp_path):
+    kwargs = {"token": "hf_plantedInTheArguments01", "dtype": torch.float32}
+    args = small(tmp_path, model_init_kwargs=kwargs, hub_token="hf_plantedInTheArguments02")
+    told = args.to_json_string()  # what transformers hands to TensorBoard
+    assert "planted" not in told
+    assert json.loads(told)["model_init_kwargs"] == {"dtype": "float32"}
+    assert args.model_init_kwargs["token"] == kwargs["token"]
 
 
 @pytest.mark.parametrize("name", TRACKERS)

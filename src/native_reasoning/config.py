@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from native_reasoning.checks import check_options, check_trackers
 from native_reasoning.errors import ConfigError
+from native_reasoning.guards import HARMLESS
 from native_reasoning.objective import Objective, preset_objective
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.settings import SETTINGS
@@ -86,6 +87,14 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 values[f.name] = value.value if isinstance(value, Enum) else value
         values["resolved_objective"] = asdict(self.resolved_objective())
         return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as trackers get them. Of ``model_init_kwargs``, which may hold a token, only what
+        chooses between parts of transformers."""
+        found = super().to_dict()
+        given = found["model_init_kwargs"] or {}
+        found["model_init_kwargs"] = {name: given[name] for name in given if name in HARMLESS}
+        return found
 
     def _check_arguments(self) -> None:
         """Arguments of transformers that cannot be combined with ours."""
