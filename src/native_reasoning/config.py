@@ -89,8 +89,8 @@ class NRTConfig(NRTOptions, TrainingArguments):
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as trackers get them. Of ``model_init_kwargs``, which may hold a token, only what
-        chooses between parts of transformers."""
+        """The settings as trackers get them; of ``model_init_kwargs``, which may hold a token, only
+        what chooses between parts of transformers."""
         found = super().to_dict()
         given = found["model_init_kwargs"] or {}
         found["model_init_kwargs"] = {name: given[name] for name in given if name in HARMLESS}

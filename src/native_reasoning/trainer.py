@@ -92,8 +92,6 @@ class NRTTrainer(StepInParts):
         self.signals, self.guard = SignalCallback(), CollapseGuard(args.on_collapse)
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
-        every = args.diagnostics_steps if args.report_traces else 0
-        tables = TraceTables(every, lambda: self.callback_handler.callbacks, lambda: self.runlog)
         own = [self.finite_guard, self.guard, self.signals, self.memory, ClockCallback(self.clock)]
         super().__init__(
             model=policy.model,
@@ -101,7 +99,7 @@ class NRTTrainer(StepInParts):
             train_dataset=self.train_groups or None,  # type: ignore[arg-type]
             eval_dataset=self.eval_groups or None,  # type: ignore[arg-type]
             processing_class=policy.tokenizer,
-            callbacks=[*own, *(callbacks or []), tables],
+            callbacks=[*own, *(callbacks or []), self._tables(args)],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         check_decoding(policy.model, self.template.vocabulary)
@@ -160,6 +158,10 @@ class NRTTrainer(StepInParts):
         )
         maker.clock = self.clock
         return maker
+
+    def _tables(self, args: NRTConfig) -> TraceTables:
+        every = args.diagnostics_steps if args.report_traces else 0
+        return TraceTables(every, lambda: self.callback_handler.callbacks, lambda: self.runlog)
 
     def _new_log(self, records: RunFolder) -> RunLog:
         supervised = self.maker.objective == self.settings and self.settings.reward == "none"
