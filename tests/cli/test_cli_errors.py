@@ -80,7 +80,7 @@ def test_only_prompts_over_the_limit(model, data, tmp_path, refuses):
         (["--dry-run=yes"], "--dry-run takes no value"),
         (["--optim", "nothing"], "nothing is not a valid OptimizerNames"),
         (["--report-to", "nothing", *SMALL], "report_to is 'nothing'"),
-        (["--report-to", "mlflow", *SMALL], "requires mlflow"),
+        (["--report-to", "dvclive", *SMALL], "requires dvclive"),
         (["one.yaml", "two.yaml"], "unrecognized arguments"),
         (["--resume"], "holds no run"),
     ],
