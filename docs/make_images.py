@@ -80,7 +80,9 @@ def terminal(browser: Browser, place: Path) -> None:
     )
     session = ["tmux", "-L", "nrt-images"]
     size = ["-x", str(COLUMNS), "-y", str(LINES)]
-    subprocess.run([*session, "new-session", "-d", *size, f"clear; {command}; sleep 99"], check=True)
+    subprocess.run(
+        [*session, "new-session", "-d", *size, f"clear; {command}; sleep 99"], check=True
+    )
     screen = ""
     for _ in range(240):
         time.sleep(0.5)

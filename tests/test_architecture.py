@@ -46,7 +46,7 @@ LINE = (
     ("maker",),
     ("evaluate",),
     ("runs",),
-    ("collapse", "callbacks", "checkpoints", "progress", "resume"),
+    ("collapse", "callbacks", "checkpoints", "progress", "resume", "trackers"),
     ("steps",),
     ("trainer",),
     ("report",),

@@ -1,7 +1,8 @@
 """Settings that cannot work, alone or together, are refused before anything is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from importlib.util import find_spec
 
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.objective import Objective
@@ -59,6 +60,12 @@ NEEDS: tuple[tuple[str, Callable[[Objective], bool], str], ...] = (
 )
 #: Rewards that are logarithms of probabilities: negative, with 0 the best there is.
 LOG_PROBABILITIES = ("logp", "avg_logp", "jepo")
+#: What the trackers that a test has seen are made of: one of the packages is enough.
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
 
 
 def check_options(options: NRTOptions, objective: Callable[[], Objective]) -> None:
@@ -191,3 +198,29 @@ def _check_reward(options: NRTOptions, objective: Objective) -> None:
             why="twice the mean is a penalty only where rewards are negative",
             fix="bad_format mask or penalty, or reward logp with clip none",
         )
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """The trackers of ``report_to``. Raises ConfigError for one that transformers does not know, or
+    whose package is not there."""
+    for name in names:
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # slow
+
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ConfigError(
+                f"report_to is {name!r}{did_you_mean(str(name), INTEGRATION_TO_CALLBACK)}",
+                why="transformers knows no such tracker",
+                fix=f"one of: none, all, {', '.join(INTEGRATION_TO_CALLBACK)}",
+            )
+        if name in TRACKERS and not any(map(_is_installed, TRACKERS[name])):
+            raise ConfigError(
+                f"report_to is {name!r}, and {name} is not installed",
+                why="the run's numbers would reach no tracker",
+                fix=f"pip install {name}, or report_to none",
+            )
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it is more than a folder of that name, as W&B leaves one in the working folder."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None

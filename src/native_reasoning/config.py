@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from native_reasoning.checks import check_options
+from native_reasoning.checks import check_options, check_trackers
 from native_reasoning.errors import ConfigError
+from native_reasoning.guards import HARMLESS
 from native_reasoning.objective import Objective, preset_objective
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.settings import SETTINGS
@@ -55,7 +56,9 @@ class NRTConfig(NRTOptions, TrainingArguments):
         check_options(self, self.resolved_objective)
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"
+        self.report_to = listed(self.report_to) or "none"
         super().__post_init__()
+        check_trackers(self.report_to)
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._check_arguments()
 
@@ -84,6 +87,14 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 values[f.name] = value.value if isinstance(value, Enum) else value
         values["resolved_objective"] = asdict(self.resolved_objective())
         return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as trackers get them; of ``model_init_kwargs``, which may hold a token, only
+        what chooses between parts of transformers."""
+        found = super().to_dict()
+        given = found["model_init_kwargs"] or {}
+        found["model_init_kwargs"] = {name: given[name] for name in given if name in HARMLESS}
+        return found
 
     def _check_arguments(self) -> None:
         """Arguments of transformers that cannot be combined with ours."""

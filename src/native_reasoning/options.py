@@ -142,6 +142,11 @@ class NRTOptions:
     record_traces: bool = option(
         True, "write sampled traces, those of evaluations too, to the run folder"
     )
+    report_traces: bool = option(
+        True,
+        "put a few traces, with question and reference, into the trackers of report_to, every "
+        "diagnostics_steps steps; needs record_traces",
+    )
 
 
 #: TrainingArguments that people set most; every other one is accepted too.

@@ -34,6 +34,7 @@ class RunLog:
         self._findings: list[Finding] = []
         #: A trace of the latest step, the one with the largest advantage of its group.
         self.latest: TraceRow | None = None
+        self._newest: dict[int, list[TraceRow]] = {}  # by question
         self._told: set[str] = set()
         self._marked = (Meter(), 0)
 
@@ -71,7 +72,14 @@ class RunLog:
         """The group's traces, to be written; ``step`` counts from 1."""
         rows = trace_rows(step, group, traces, scores, signal, self.template)
         self.latest = max(rows, key=lambda row: row.advantage)
+        if any(old[0].step != step for old in self._newest.values()):
+            self._newest = {}
+        self._newest[group.example.row_id] = rows
         self._pending += rows
+
+    def newest(self) -> list[list[TraceRow]]:
+        """This rank's traces of the latest step that sampled any, by question."""
+        return list(self._newest.values())
 
     def write_traces(self, step: int) -> None:
         """Hands the traces of steps up to ``step`` of all ranks to the records."""

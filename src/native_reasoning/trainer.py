@@ -16,12 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
@@ -45,6 +40,7 @@ from native_reasoning.scoring import Scorer, install_scoring, rounding_of
 from native_reasoning.sharing import usable_layouts
 from native_reasoning.state import ObjectiveState
 from native_reasoning.steps import StepInParts
+from native_reasoning.trackers import TraceTables
 from native_reasoning.types import PromptGroup, Scores, Signal
 from native_reasoning.window import Window
 
@@ -102,7 +98,7 @@ class NRTTrainer(StepInParts):
             train_dataset=self.train_groups or None,  # type: ignore[arg-type]
             eval_dataset=self.eval_groups or None,  # type: ignore[arg-type]
             processing_class=policy.tokenizer,
-            callbacks=[*own, *(callbacks or [])],
+            callbacks=[*own, *(callbacks or []), self._tables(args)],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         check_decoding(policy.model, self.template.vocabulary)
@@ -161,6 +157,10 @@ class NRTTrainer(StepInParts):
         )
         maker.clock = self.clock
         return maker
+
+    def _tables(self, args: NRTConfig) -> TraceTables:
+        every = args.diagnostics_steps if args.report_traces else 0
+        return TraceTables(every, lambda: self.callback_handler.callbacks, lambda: self.runlog)
 
     def _new_log(self, records: RunFolder) -> RunLog:
         supervised = self.maker.objective == self.settings and self.settings.reward == "none"

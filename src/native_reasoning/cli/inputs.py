@@ -119,7 +119,7 @@ def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
 
 @contextmanager
 def refused_by_libraries() -> Iterator[None]:
-    """Turns a library's refusal of a setting (``--report-to wandb`` where wandb is not installed)
+    """Turns a library's refusal of a setting (``--report-to dvclive`` where that is not installed)
     into a ConfigError; errors that our own code raises pass through."""
     try:
         yield

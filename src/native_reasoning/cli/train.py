@@ -1,8 +1,10 @@
 """``nrt train``: recipe and flags -> a run folder, and a table of what it taught."""
 
 import signal
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.output import quiet_libraries, say, say_loading, show_json
 from native_reasoning.cli.plan import Plan, make_plan
-from native_reasoning.errors import RunError
+from native_reasoning.errors import ConfigError, RunError
 
 
 def run(parsed: Parsed) -> int:
@@ -98,10 +100,40 @@ def _no_saving_yet() -> Iterator[None]:
         signal.signal(number, before)
 
 
+@contextmanager
+def _trackers() -> Iterator[None]:
+    """What a tracker prints goes to stderr, because stdout is the result; what it raises, say for
+    want of a login, becomes a ConfigError."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except OSError:
+        raise
+    except Exception as error:
+        tracker = _tracker_of(error)
+        if tracker is None:
+            raise
+        raise ConfigError(
+            f"{tracker}: {error}",
+            why="report_to names it, and it does not take the run",
+            fix="do what it asks for, or --report-to none; W&B without network: WANDB_MODE=offline",
+        ) from error
+
+
+def _tracker_of(error: Exception) -> str | None:
+    """The tracker whose code an error came through."""
+    from native_reasoning.checks import TRACKERS
+
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    packages = (str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames)
+    return next((name for name in packages if name in TRACKERS), None)
+
+
 def _fit(trainer: Any, plan: Plan) -> None:
     out_of_memory = _out_of_memory_error()
     try:
-        trainer.train(resume_from_checkpoint=plan.resume)
+        with _trackers():
+            trainer.train(resume_from_checkpoint=plan.resume)
     except out_of_memory as error:
         raise RunError(
             f"out of memory: {str(error).splitlines()[0]}",
@@ -116,17 +148,20 @@ def _fit(trainer: Any, plan: Plan) -> None:
 def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
     """Saves and measures what was trained; where a signal stopped it, what there is time for."""
     from native_reasoning.cli.summary import result_of, show_result
+    from native_reasoning.trackers import end_runs
 
     final, stopped = Path(plan.out) / "final", trainer.signals.received
     if trainer.state.global_step >= trainer.total_steps:
         trainer.save_whole_model(final)
+    after: Mapping[str, float] | None = None
+    with _trackers():
+        if trainer.eval_groups and stopped is None:
+            count = min(len(trainer.eval_groups), trainer.args.eval_samples)
+            say(f"evaluating on {count} questions")
+            after = trainer.evaluate()
+        end_runs(trainer.callback_handler.callbacks)
     if stopped is not None:
         return _stopped(trainer, plan, stopped, as_json)
-    after: Mapping[str, float] | None = None
-    if trainer.eval_groups:
-        count = min(len(trainer.eval_groups), trainer.args.eval_samples)
-        say(f"evaluating on {count} questions")
-        after = trainer.evaluate()
     if trainer.is_world_process_zero():
         result = result_of(plan.out, str(final), trainer.state.global_step, after)
         if as_json:

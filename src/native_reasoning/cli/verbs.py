@@ -114,6 +114,7 @@ OPTION_GROUPS = {
         "diagnostics_steps",
         "on_collapse",
         "record_traces",
+        "report_traces",
         "max_skipped_updates",
     ),
 }
