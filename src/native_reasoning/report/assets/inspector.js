@@ -168,8 +168,9 @@ const Inspector = {
         make("td", { class: "n" }, signed(other.uplift)),
         make("td", { dir: "auto" }, visible(set.traces[best].slice(0, 160)) || "(empty)"));
     });
-    const head = ["when", "uplift", "best trace"].map((t) => make("th", { scope: "col" }, t));
-    return make("details", { open: "" }, make("summary", {}, `Before and after: met ${met.length} times`),
+    const head = [make("th", { scope: "col" }, "when"), make("th", { scope: "col", class: "n" }, "uplift"),
+      make("th", { scope: "col" }, "best trace")];
+    return make("details", { open: "" }, make("summary", {}, `Before and after: this question ${met.length} times${many ? ", in all runs" : ""}`),
       make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Before and after" },
         make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))));
   },
