@@ -55,7 +55,8 @@ def figure_parts(runs: Sequence[Run]) -> list[FigurePart]:
     for name, (title, explains) in FIGURES.items():
         drawn = figure(name, *runs).to_plotly_json()
         if drawn["data"]:
-            del drawn["layout"]["template"], drawn["layout"]["title"]
+            for ours in ("template", "title"):
+                drawn["layout"].pop(ours, None)
             rows = _numbers(name, runs) if name in CURVES else []
             parts.append(FigurePart(name, title, explains, plain(drawn), rows))
     return parts

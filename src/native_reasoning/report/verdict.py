@@ -1,7 +1,7 @@
 """Did thinking help? One number with its interval, and the sentences that go with it."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -52,8 +52,12 @@ class Verdict:
         return f"{self._text(self.interval.low)} to {self._text(self.interval.high)}"
 
     def _text(self, value: float) -> str:
-        text = f"{100 * value:+.1f}" if self.unit == "points" else f"{value:+.3f}"
-        return text.replace("-", "−")
+        return nought(f"{100 * value:+.1f}" if self.unit == "points" else f"{value:+.3f}")
+
+
+def nought(text: str) -> str:
+    """A number as people write it: no sign before 0.000, a minus and not a hyphen."""
+    return text[1:] if not text.strip("+-0.") else text.replace("-", "−")
 
 
 def verdict(run: Run) -> Verdict:
@@ -61,7 +65,7 @@ def verdict(run: Run) -> Verdict:
     right, or are free text, of its uplift; without evaluations, of the uplift on the last ten
     recorded steps' own questions. Which of them is never chosen by what they say."""
     state, measure, unit, interval = "unknown", "", "", None
-    last = run.evaluations.iloc[-1] if len(run.evaluations) else pd.Series(dtype=float)
+    last = run.evaluations.iloc[-1].dropna() if len(run.evaluations) else pd.Series(dtype=float)
     asked = int(last.get("eval_questions", 0))
     if _accurate(last):
         measure = f"accuracy with thinking less accuracy without, on {asked} held-out questions"
@@ -74,20 +78,22 @@ def verdict(run: Run) -> Verdict:
         measure = "log-probability of a reference token, after a trace less after none, on "
         measure += f"the {found.n} training questions of the last ten recorded steps"
         unit, interval = "nats per token", found
+    if interval is not None and not math.isfinite(interval.low + interval.high):
+        interval = None
     if interval is not None:
         state = "helped" if interval.low > 0 else "hurt" if interval.high < 0 else "even"
     notes = [*_accuracy(run, last, asked), *_about(run), *_baseline(run), *_guard(run)]
     if interval is not None and interval.n < FEW:
         notes.append(f"Only {interval.n} questions: the interval is rough.")
     if interval is None:
-        notes.insert(0, _why_unknown(run))
+        notes.insert(0, _why_unknown(run, measure))
     return Verdict(state, measure, unit, interval, tuple(notes))
 
 
 def _accurate(last: pd.Series) -> bool:
-    names = ("eval_accuracy", "eval_accuracy_no_think")
-    best = max((float(last.get(name, 0.0)) for name in names), default=0.0)
-    return "eval_accuracy_gain" in last and best >= LEAST_ACCURACY
+    names = ["eval_accuracy", "eval_accuracy_no_think"]
+    known = {*names, "eval_accuracy_gain", "eval_questions"} <= {*last.index}
+    return known and last[names].max() >= LEAST_ACCURACY
 
 
 def _logged(row: pd.Series, name: str, n: int) -> Interval:
@@ -95,7 +101,9 @@ def _logged(row: pd.Series, name: str, n: int) -> Interval:
     return Interval(float(row[name]), float(low), float(high), n)
 
 
-def _why_unknown(run: Run) -> str:
+def _why_unknown(run: Run, measure: str) -> str:
+    if measure:
+        return "What was measured is not a finite number."
     if run.metrics.empty:
         return "No step has been logged yet."
     if "empty" in run.metrics and run.metrics["empty"].iloc[-1] == 1:
@@ -110,8 +118,8 @@ def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
         f"{last['eval_accuracy']:.1%} of {asked} held-out questions are answered right after "
         f"thinking, {last['eval_accuracy_no_think']:.1%} without."
     )
-    first = run.evaluations.iloc[0]
-    if len(run.evaluations) > 1 and _accurate(first):
+    first = run.evaluations.iloc[0].dropna()
+    if len(run.evaluations) > 1 and {"eval_accuracy", "eval_accuracy_no_think"} <= {*first.index}:
         told += (
             f" At step {run.evaluations.index[0]} it was {first['eval_accuracy']:.1%} and "
             f"{first['eval_accuracy_no_think']:.1%}."
@@ -120,14 +128,15 @@ def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
 
 
 def _about(run: Run) -> list[str]:
-    """Whether traces are about their question: the last exchange that was measured."""
-    if "specificity" not in run.metrics:
+    """Whether traces are about their question: the last exchange that has a standard error."""
+    names = ["specificity", "specificity_se"]
+    if not {*names} <= {*run.metrics} or (known := run.metrics[names].dropna()).empty:
         return []
-    found: Any = run.metrics[run.metrics["specificity"].notna()].iloc[-1]
-    value, error = float(found["specificity"]), float(found.get("specificity_se", 0.0) or 0.0)
-    told = f"(specificity {value:+.3f} ± {error:.3f} nats per token, step {found.name})"
+    value, error = map(float, known.iloc[-1])
+    told = f"(specificity {nought(f'{value:+.3f}')} ± {error:.3f} nats per token, "
+    told += f"step {known.index[-1]})."
     if value > 2 * error:
-        return [f"Traces are about their question: another question's does worse {told}."]
+        return [f"Traces are about their question: another question's does worse {told}"]
     return [f"Another question's trace does as well: what helps, if anything, is their tone {told}"]
 
 
