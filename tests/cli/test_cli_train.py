@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cli_helpers import SMALL, start, sums, write_rows
-from native_reasoning.records import read_config, read_metrics
+from native_reasoning.records import read_config, read_held_out, read_metrics
 
 
 def test_train_prints_a_table_and_leaves_a_run(model, data, held_out, tmp_path, nrt):

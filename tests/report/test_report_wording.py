@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from native_reasoning import load_run
@@ -33,6 +33,7 @@ COUNTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(COUNTS)
 def test_log_odds_are_those_of_the_paper(counts):
     after, before = np.array(counts, float).T
@@ -42,6 +43,7 @@ def test_log_odds_are_those_of_the_paper(counts):
     assert log_odds(after, before) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(COUNTS)
 def test_exchanging_the_bodies_of_text_flips_the_sign(counts):
     after, before = np.array(counts, float).T
@@ -85,6 +87,7 @@ def test_words(text, pieces):
     assert words(text) == pieces
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_letter_is_lost_or_made_up(text):
     spaces = regex.compile(r"\s")
