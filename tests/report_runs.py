@@ -21,6 +21,8 @@ HOSTILE = (
     "-->]]>&amp;\"'`",
 )
 
+#: Of the figures, those that tests of other things draw: for speed.
+FEW = ("uplift", "gradient", "places", "time")
 #: Metrics of a step, as functions of it.
 METRICS = {
     "reward": lambda step: 0.2 + 0.01 * step,
@@ -126,6 +128,14 @@ def made_run(
     for step in sorted({row.step for row in held_out}):
         run.write_held_out([row for row in held_out if row.step == step])
     return run.path
+
+
+def draw_few(monkeypatch) -> None:
+    """Lets a page have only ``FEW`` figures; they take most of its time."""
+    from native_reasoning.report.figures import FIGURES
+
+    few = {name: FIGURES[name] for name in FEW}
+    monkeypatch.setattr("native_reasoning.report.sections.FIGURES", few)
 
 
 def _at(value, step):

@@ -80,7 +80,8 @@ class Run:
         each question's traces averaged, with a 95 % bootstrap interval; None without traces."""
         late = sorted(set(self.traces["step"].to_pylist()))[-steps:]
         per_question = self.tokens(late).groupby(["step", "row_id"])["uplift"].mean()
-        return bootstrap_interval(per_question.tolist()) if len(per_question) else None
+        known = per_question.where(np.isfinite(per_question))  # else nan, as the interval then is
+        return bootstrap_interval(known.tolist()) if len(known) else None
 
 
 def is_run(folder: Path) -> bool:

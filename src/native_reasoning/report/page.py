@@ -54,12 +54,17 @@ def build(runs: Sequence[Run], *, watch: str = "", most_bytes: int = MOST_BYTES)
 
 
 def _rendered(values: dict[str, object]) -> bytes:
+    return _template().render(values).encode("utf-8", "replace")
+
+
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["visible"] = lambda text: printable(str(text))
     environment.filters["nought"] = nought
-    return environment.from_string(_asset("page.html")).render(values).encode("utf-8", "replace")
+    return environment.from_string(_asset("page.html"))
 
 
 def _kept(kept: int, there: int) -> str:
