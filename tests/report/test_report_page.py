@@ -13,6 +13,7 @@ from native_reasoning import load_run
 from native_reasoning.errors import RunError
 from native_reasoning.report import FIGURES, build, write_report
 from native_reasoning.report.page import MARK
+from native_reasoning.report.sections import run_parts, warnings
 from report_runs import HOSTILE, draw_few, evaluation, held_out_row, made_run, trace_row
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -87,6 +88,14 @@ def of(tmp_path):
     return lambda name="run", **knobs: load_run(made_run(tmp_path / name, **knobs))
 
 
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A run full of hostile texts, and its page."""
+    folder = tmp_path_factory.mktemp("runs") / "hostile"
+    run = load_run(made_run(folder, hostile=True, evaluations={5: ACCURATE}))
+    return run, build([run])
+
+
 def page(*runs, **settings):
     return Page(build(runs, **settings))
 
@@ -153,17 +162,18 @@ def test_identifiers_are_unique(of, all_figures):
     assert len(names) == len({*names})
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_same_bytes_twice(of, count, all_figures):
-    runs = [of(f"run-{i}", hostile=True, evaluations={5: ACCURATE}) for i in range(count)]
-    assert build(runs) == build([load_run(run.path) for run in runs])
+def test_the_same_bytes_twice(hostile, of, all_figures):
+    run, found = hostile
+    assert build([load_run(run.path)]) == found
+    other = of("other")
+    assert build([run, other]) == build([load_run(run.path), load_run(other.path)])
 
 
 # -- Safety ----------------------------------------------------------------------------------------
 
 
-def test_the_policy_lets_no_script_run_but_ours(of):
-    found = page(of(hostile=True))
+def test_the_policy_lets_no_script_run_but_ours(hostile):
+    found = Page(hostile[1])
     (policy,) = [m["content"] for m in found.all("meta") if "http-equiv" in m]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -186,12 +196,9 @@ def test_a_watched_page_may_ask_its_own_server_and_says_its_version(of):
     assert page(of("other")).all("body") == [{}]
 
 
-@pytest.mark.parametrize("hostile", [False, True])
 @pytest.mark.parametrize("count", [1, 2])
-def test_nothing_is_loaded_from_elsewhere_and_nothing_runs_by_itself(of, hostile, count):
-    found = page(
-        *(of(f"run-{i}", hostile=hostile, evaluations={5: ACCURATE}) for i in range(count))
-    )
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs_by_itself(hostile, of, count):
+    found = Page(hostile[1]) if count == 1 else page(hostile[0], of("other"))
     assert {tag for tag, _ in found.elements} <= TAGS
     for tag, attributes in found.elements:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
@@ -201,24 +208,24 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_runs_by_itself(of, hostile
             assert "javascript:" not in value and "url(" not in value
 
 
-def test_hostile_texts_change_no_element(of):
+def test_hostile_texts_change_no_element(hostile, of, all_figures):
     """Beside a harmless run of the same shape there is no other tag, and each text stands there as
     text, what cannot be seen in it as its code."""
     harmless = page(of("harmless", evaluations={5: ACCURATE}))
-    found = page(of("hostile", hostile=True, evaluations={5: ACCURATE}))
+    found = Page(hostile[1])
     assert {tag for tag, _ in found.elements} == {tag for tag, _ in harmless.elements}
     assert len(found.all("script")) == len(harmless.all("script")) == 4
     for text in (HOSTILE[0], HOSTILE[2], HOSTILE[3], HOSTILE[4]):
         assert text in found.text
     assert "a\\x00b\\x1b[31mred\\x07" in found.text
     assert "\\u202eevil\\u202c" in found.text
-    raw = build([load_run(of("again", hostile=True).path)])
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", raw.decode("utf-8"))
+    unseen = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]")
+    assert not unseen.search(hostile[1].decode("utf-8"))
 
 
-def test_hostile_texts_come_back_from_what_the_page_carries(of):
-    run = of(hostile=True)
-    training, held_out = page(run).carried("data-traces")["runs"][0]["sets"]
+def test_hostile_texts_come_back_from_what_the_page_carries(hostile):
+    run, found = hostile
+    training, held_out = Page(found).carried("data-traces")["runs"][0]["sets"]
     assert training["traces"] == run.traces["trace"].to_pylist()
     assert held_out["said_no_think"] == run.held_out["answer_no_think"].to_pylist()
 
@@ -272,18 +279,16 @@ def test_runs_that_differ_in_data_or_model_are_told(of):
     first = of("first", data_hash="a" * 64)
     same, data = of("same", data_hash="a" * 64), of("data", data_hash="b" * 64)
     model = of("model", data_hash="a" * 64, config={"model": "big/model"})
-    assert "cannot be compared" not in page(first).text
-    assert "cannot be compared" not in page(first, same).text
+    assert warnings([first]) == warnings([first, same]) == []
     found = page(first, same, data).text
     assert (
         "These runs were trained on different questions, so their levels cannot be compared: "
         f"first, same ({'a' * 40}) · data ({'b' * 40})." in found
     )
-    found = page(first, model).text
-    assert "begun from different models" in found and "model (big/model)." in found
-    assert "different questions" not in found
-    unknown = of("unknown", data_hash=None)
-    assert "unknown (not recorded)" in page(first, unknown).text
+    (told,) = warnings([first, model])
+    assert "begun from different models" in told and told.endswith("model (big/model).")
+    (told,) = warnings([first, of("unknown", data_hash=None)])
+    assert "unknown (not recorded)" in told
 
 
 # -- Runs in pieces --------------------------------------------------------------------------------
@@ -358,8 +363,9 @@ def test_a_config_that_holds_other_things_than_it_should(of, change):
     run = of()
     settings = yaml.safe_load((run.path / "config.yaml").read_text())
     (run.path / "config.yaml").write_text(yaml.safe_dump({**settings, **change}))
-    found = page(load_run(run.path), of("other"))
-    assert "+0.300 nats per token" in found.text
+    runs = [load_run(run.path), of("other")]
+    assert [part.verdict.number for part in run_parts(runs)] == ["+0.300 nats per token"] * 2
+    assert len(warnings(runs)) == len({"config", "data_hash"} & {*change})
 
 
 def test_a_run_that_has_only_begun(of):

@@ -49,6 +49,13 @@ def served(*paths):
             thread.join()
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """Asks a server whose run does not change."""
+    with served(made_run(tmp_path_factory.mktemp("runs") / "run", steps=3)) as ask:
+        yield ask
+
+
 def log(folder, step=4):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(f'{{"step": {step}, "uplift": 0.5}}\n')
@@ -92,32 +99,28 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-def test_names_that_are_not_this_machines_are_refused(run, host):
-    with served(run) as ask:
-        status, _, body = ask(Host=host.format(port=ask.port))
-        assert status == 403
-        assert b"native-reasoning report" not in body
+def test_names_that_are_not_this_machines_are_refused(asked, host):
+    status, _, body = asked(Host=host.format(port=asked.port))
+    assert status == 403
+    assert b"native-reasoning report" not in body
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "127.0.0.1", "localhost"])
-def test_names_of_this_machine(run, host):
+def test_names_of_this_machine(asked, host):
     """Without a port where it is 80: browsers leave that out."""
-    with served(run) as ask:
-        assert ask(Host=host.format(port=ask.port))[0] == 200
+    assert asked(Host=host.format(port=asked.port))[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/x", "/metrics.jsonl", "/../run/config.yaml", "/?a", "/%2e"])
-def test_there_is_nothing_but_the_page(run, path):
-    with served(run) as ask:
-        status, _, body = ask(path)
-        assert status == 404
-        assert b"tiny/model" not in body
+def test_there_is_nothing_but_the_page(asked, path):
+    status, _, body = asked(path)
+    assert status == 404
+    assert b"tiny/model" not in body
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-def test_it_can_only_be_read(run, method):
-    with served(run) as ask:
-        assert ask(method=method)[0] == 501
+def test_it_can_only_be_read(asked, method):
+    assert asked(method=method)[0] == 501
 
 
 def test_it_is_bound_to_this_machine_alone(run):
