@@ -83,7 +83,7 @@ class RunFolder:
             problem = f"already holds a run ({', '.join(found[:3])})"
             go_on = "--resume to go on with it, or "
         if folder.path.is_dir() and (resume or not found):
-            folder._flushed = max((last for _, last, _ in _trace_files(folder.path)), default=-1)
+            folder._flushed = max((last for _, last, _ in trace_files(folder.path)), default=-1)
             return folder
         raise RunError(
             f"{path} {problem}",
@@ -169,7 +169,7 @@ class RunFolder:
             new = b"".join(line + b"\n" for line in kept)
             if new != old:
                 write_atomically(self.path / name, new)
-        for first, last, file in _trace_files(self.path):
+        for first, last, file in trace_files(self.path):
             if last > step:
                 table = TRACE_SCHEMA.empty_table()
                 table = read_table(file, TRACE_SCHEMA) if first <= step else table
@@ -224,7 +224,7 @@ def read_timings(folder: PathLike) -> list[dict[str, Any]]:
 
 def read_traces(folder: PathLike) -> pa.Table:
     """All rows in step order, an empty table if none. Raises RunError where a file is damaged."""
-    tables = [read_table(file, TRACE_SCHEMA) for _, _, file in _trace_files(Path(folder))]
+    tables = [read_table(file, TRACE_SCHEMA) for _, _, file in trace_files(Path(folder))]
     return pa.concat_tables([TRACE_SCHEMA.empty_table(), *tables])
 
 
@@ -259,7 +259,7 @@ def evaluation_files(folder: Path) -> list[tuple[int, Path]]:
     return [(step, path) for (step,), path in _numbered(folder / EVALUATIONS, _EVALUATION_FILE)]
 
 
-def _trace_files(folder: Path) -> list[tuple[int, int, Path]]:
+def trace_files(folder: Path) -> list[tuple[int, int, Path]]:
     """(first step, last step, file) of each file of traces, in step order."""
     found = _numbered(folder / TRACES, _TRACE_FILE)
     return [(first, last, path) for (first, last), path in found]

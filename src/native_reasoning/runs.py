@@ -24,7 +24,7 @@ from native_reasoning.records import (
     evaluation_files,
     lines_of,
     read_config,
-    read_traces,
+    trace_files,
 )
 from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table
 
@@ -80,7 +80,8 @@ class Run:
         each question's traces averaged, with a 95 % bootstrap interval; None without traces."""
         late = sorted(set(self.traces["step"].to_pylist()))[-steps:]
         per_question = self.tokens(late).groupby(["step", "row_id"])["uplift"].mean()
-        return bootstrap_interval(per_question.tolist()) if len(per_question) else None
+        known = per_question.where(np.isfinite(per_question))  # else nan, as the interval then is
+        return bootstrap_interval(known.tolist()) if len(known) else None
 
 
 def is_run(folder: Path) -> bool:
@@ -121,19 +122,19 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             )
         return pd.DataFrame(rows, columns=None if rows else ["step"]).set_index("step")
 
+    def tables(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
+        none = schema.empty_table()
+        found = [tried(lambda file=file: read_table(file, schema), none) for file in files]
+        return pa.concat_tables([none, *found])
+
     config = tried(lambda: read_config(folder), {})
     logged = lines(METRICS)
     evaluated = logged.filter(like="eval_").notna().any(axis=1)
-    traces = tried(lambda: read_traces(folder), TRACE_SCHEMA.empty_table())
+    traces = tables([file for _, _, file in trace_files(folder)], TRACE_SCHEMA)
     if logged.empty:
         problems.append("no step has been logged yet")
     if not traces.num_rows and not any("traces" in problem for problem in problems):
         problems.append("no traces were recorded")
-    none = HELD_OUT_SCHEMA.empty_table()
-    evaluations = [
-        tried(lambda file=file: read_table(file, HELD_OUT_SCHEMA), none)
-        for _, file in evaluation_files(folder)
-    ]
     return Run(
         path=folder,
         config=config,
@@ -141,7 +142,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         evaluations=logged.loc[evaluated].dropna(axis=1, how="all").sort_index(kind="stable"),
         timings=lines(TIMINGS),
         traces=traces,
-        held_out=pa.concat_tables([none, *evaluations]),
+        held_out=tables([file for _, file in evaluation_files(folder)], HELD_OUT_SCHEMA),
         quarantine=lines(QUARANTINE),
         problems=tuple(problems),
     )

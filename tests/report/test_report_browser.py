@@ -5,11 +5,11 @@ import shutil
 import threading
 
 import pytest
-from report_runs import HOSTILE, evaluation, held_out_row, made_run, trace_row
 
 from native_reasoning.records import RunFolder, read_metrics
 from native_reasoning.report import write_report
 from native_reasoning.report.serve import server
+from report_runs import HOSTILE, evaluation, held_out_row, made_run, trace_row
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")

@@ -34,7 +34,7 @@ def run_folders(names: Sequence[str]) -> list[Path]:
     """The run folders that are named, each once; a folder that only holds runs stands for them."""
     from native_reasoning.runs import is_run
 
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     for path in map(Path, names):
         inside = [] if is_run(path) or not path.is_dir() else sorted(filter(is_run, path.iterdir()))
         if not inside and not is_run(path):
@@ -43,8 +43,9 @@ def run_folders(names: Sequence[str]) -> list[Path]:
                 why="a run folder has config.yaml or metrics.jsonl in it",
                 fix="name the folder that `nrt train` said it was training into",
             )
-        found += [one for one in inside or [path] if one not in found]
-    return found
+        for one in inside or [path]:
+            found.setdefault(one.resolve(), one)
+    return [*found.values()]
 
 
 def place_of(paths: Sequence[Path]) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from native_reasoning.disk import write_atomically
 from native_reasoning.errors import RunError
 from native_reasoning.report.figures import FIGURES, figure
-from native_reasoning.report.page import GENERATOR, MOST_BYTES, build
+from native_reasoning.report.page import MARK, MOST_BYTES, build
 from native_reasoning.runs import load_run
 
 __all__ = ["FIGURES", "build", "figure", "write_report"]
@@ -19,7 +19,7 @@ def write_report(
 
     Raises RunError where a folder holds no run, or ``out`` is a file that is no such page.
     """
-    if out.is_dir() or (out.exists() and GENERATOR.encode() not in out.read_bytes()[:2000]):
+    if out.is_dir() or (out.exists() and MARK.encode() not in out.read_bytes()[:2000]):
         raise RunError(
             f"{out} exists and is no report",
             why="nothing but an earlier report is ever overwritten",

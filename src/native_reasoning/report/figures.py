@@ -187,13 +187,16 @@ def figure(name: str, *runs: Run) -> go.Figure:
 
 
 def column(run: Run, name: str) -> pd.Series:
-    """A column by step, without gaps; empty where the run has none."""
+    """A column by step, without gaps, the last where a step was logged twice; empty where the run
+    has none."""
     table = run.evaluations if name.startswith("eval_") else run.metrics
-    if name == "answer_logp_no_think" and {"answer_logp", "uplift"} <= {*table}:
-        return (table["answer_logp"] - table["uplift"]).dropna()
+    if name == "answer_logp_no_think":
+        return (column(run, "answer_logp") - column(run, "uplift")).dropna()
     if name not in table:
         return pd.Series(dtype=float)
-    return pd.to_numeric(table[name], errors="coerce").dropna()
+    values = pd.to_numeric(table[name], errors="coerce")
+    values = values[np.isfinite(values)]
+    return values[~values.index.duplicated(keep="last")]
 
 
 def thinned(values: pd.Series) -> pd.Series:
@@ -269,6 +272,7 @@ def _places(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
     found = go.Figure()
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         table = by_place(late_tokens(run))
+        table = table[np.isfinite(table["uplift"])]
         if len(table):
             bars = {"x": table["tenth"].tolist(), "y": [round(y, 5) for y in table["uplift"]]}
             found.add_trace(

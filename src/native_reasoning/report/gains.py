@@ -62,8 +62,8 @@ def by_token(tokens: pd.DataFrame, most: int = 12) -> pd.DataFrame:
 def by_place(tokens: pd.DataFrame) -> pd.DataFrame:
     """Mean l − b of the answer's first tenth of tokens, its second, and so on: ``tenth`` (1..10)
     and ``uplift`` (nats)."""
-    places = tokens.groupby(["step", "row_id", "k"], sort=False)["place"]
-    share = tokens["place"] / places.transform("size")
+    trace = (tokens["place"] == 0).cumsum()  # a row may come twice in a step
+    share = tokens["place"] / tokens.groupby(trace)["place"].transform("size")
     tenth = (share * TENTHS).astype(int).clip(upper=TENTHS - 1) + 1
     found = tokens.groupby(tenth.rename("tenth"))["uplift"].mean()
     return found.reset_index()

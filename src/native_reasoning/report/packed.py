@@ -35,7 +35,7 @@ MOST_TRACES = 100_000
 def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
     """Base64 of the compressed traces of all runs, in at most ``limit`` bytes; how many traces
     there are in it, and how many there were. Where they do not fit, whole groups are left out,
-    evenly over the run."""
+    evenly over the run, all of them if need be."""
     there = sum(run.traces.num_rows + run.held_out.num_rows for run in runs)
     share = min(1.0, MOST_TRACES / max(there, 1))
     while True:
@@ -56,12 +56,11 @@ def compressed(value: Any) -> str:
 
 def _sets(run: Run, share: float) -> list[dict[str, Any]]:
     tables = {"training": run.traces, "held-out": run.held_out}
-    return [_set(label, table, share) for label, table in tables.items() if table.num_rows]
+    shares = ((label, *_grouped(table, share)) for label, table in tables.items())
+    return [_set(label, table, starts) for label, table, starts in shares if starts]
 
 
-def _set(label: str, table: pa.Table, share: float) -> dict[str, Any]:
-    table = table.sort_by([(name, "ascending") for name in ("step", "row_id", "k")])
-    table, starts = _grouped(table, share)
+def _set(label: str, table: pa.Table, starts: list[int]) -> dict[str, Any]:
     columns = {name: table[name].to_pylist() for name in table.column_names}
     questions: dict[tuple[Any, ...], int] = {}
     groups, baselines = [], []
@@ -93,13 +92,17 @@ def _set(label: str, table: pa.Table, share: float) -> dict[str, Any]:
 
 
 def _grouped(table: pa.Table, share: float) -> tuple[pa.Table, list[int]]:
-    """The rows of a share of the groups, and where each group starts."""
+    """The rows of a share of the groups, sorted, and where each group starts."""
+    if not table.num_rows:
+        return table, []
+    table = table.sort_by([(name, "ascending") for name in ("step", "row_id", "k")])
     step, row = (table[name].to_numpy() for name in ("step", "row_id"))
     new = np.ones(len(step), bool)
     new[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
     group = np.cumsum(new) - 1
     count = int(group[-1]) + 1
-    kept = np.unique(np.linspace(0, count - 1, max(math.floor(count * share), 2)).round())
+    most = max(math.floor(count * share), 0)
+    kept = np.unique(np.linspace(0, count - 1, most).round())
     if len(kept) < count:
         mask = np.isin(group, kept)
         table, new = table.filter(pa.array(mask)), new[mask]

@@ -21,9 +21,12 @@ from native_reasoning.errors import printable
 from native_reasoning.report.figures import COLOURS
 from native_reasoning.report.packed import compressed, packed
 from native_reasoning.report.sections import figure_parts, run_parts, warnings
+from native_reasoning.report.verdict import nought
 from native_reasoning.runs import Run, run_names
 
 GENERATOR = "native-reasoning"
+#: By this a page is known again, near its beginning (page.html).
+MARK = f'<meta name="generator" content="{GENERATOR} '
 #: Bytes of a page, at most; traces that do not fit are left out, and it says so.
 MOST_BYTES = 15_000_000
 SCRIPTS = ("data.js", "curves.js", "inspector.js", "page.js")
@@ -53,17 +56,17 @@ def build(runs: Sequence[Run], *, watch: str = "", most_bytes: int = MOST_BYTES)
 
 
 def _rendered(values: dict[str, object]) -> bytes:
+    return _template().render(values).encode("utf-8", "replace")
+
+
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["visible"] = lambda text: printable(str(text))
-    environment.filters["nought"] = _nought
-    return environment.from_string(_asset("page.html")).render(values).encode("utf-8", "replace")
-
-
-def _nought(text: str) -> str:
-    """A number as people write it: no sign before 0.000, a minus and not a hyphen."""
-    return text[1:] if not text.strip("+-0.") else text.replace("-", "−")
+    environment.filters["nought"] = nought
+    return environment.from_string(_asset("page.html"))
 
 
 def _kept(kept: int, there: int) -> str:

@@ -55,7 +55,8 @@ def figure_parts(runs: Sequence[Run]) -> list[FigurePart]:
     for name, (title, explains) in FIGURES.items():
         drawn = figure(name, *runs).to_plotly_json()
         if drawn["data"]:
-            del drawn["layout"]["template"], drawn["layout"]["title"]
+            for ours in ("template", "title"):
+                drawn["layout"].pop(ours, None)
             rows = _numbers(name, runs) if name in CURVES else []
             parts.append(FigurePart(name, title, explains, plain(drawn), rows))
     return parts
@@ -68,11 +69,11 @@ def warnings(runs: Sequence[Run]) -> list[str]:
         ("data_hash", "trained on different questions"),
         ("model", "begun from different models"),
     ):
-        values = [_setting(run, key) for run in runs]
+        values = [str(_setting(run, key) or "") for run in runs]
         if len({*values}) > 1:
             groups = {v: [n for n, w in zip(names, values, strict=True) if w == v] for v in values}
             told = " · ".join(
-                f"{', '.join(group)} ({str(value)[:40] if value else 'not recorded'})"
+                f"{', '.join(group)} ({value[:40] or 'not recorded'})"
                 for value, group in groups.items()
             )
             found.append(f"These runs were {what}, so their levels cannot be compared: {told}.")
@@ -90,16 +91,14 @@ def plain(value: Any) -> Any:
 
 def _run_part(run: Run, name: str) -> RunPart:
     tokens = late_tokens(run)
-    command = run.config.get("command") or []
-    report = run.config.get("data_report") or []
     return RunPart(
         name=name,
         verdict=verdict(run),
         problems=run.problems,
         facts=tuple(_facts(run)),
-        command=shlex.join(map(str, command)),
+        command=shlex.join(_listed(run.config.get("command"))),
         config=yaml.safe_dump(run.config, allow_unicode=True, width=100) if run.config else "",
-        data_report=tuple(map(str, report)),
+        data_report=tuple(_listed(run.config.get("data_report"))),
         difficulty=_records(by_difficulty(run, tokens)),
         tokens=_records(by_token(tokens)),
         words=_records(changed_words(run)),
@@ -110,14 +109,23 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
+def _listed(value: Any) -> list[str]:
+    """Texts of what should be a list, in a file that anyone may have written."""
+    return [str(one) for one in (value if isinstance(value, list) else [value] if value else [])]
+
+
+def _named(value: Any) -> str:
+    """``torch 2.13, …``; the same care."""
+    pairs = value.items() if isinstance(value, dict) else []
+    return ", ".join(f"{key} {inner}" for key, inner in pairs)
+
+
 def _setting(run: Run, key: str) -> Any:
     inner = run.config.get("config") or {}
     return run.config.get(key) or inner.get(key)
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    machine = run.config.get("machine") or {}
-    versions = run.config.get("versions") or {}
     steps = int(run.metrics.index.max()) if len(run.metrics) else 0
     asked = _setting(run, "max_steps")
     seconds = run.timings.get("step_seconds", pd.Series(dtype=float)).sum()
@@ -125,15 +133,14 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("objective", _setting(run, "preset")),
         ("model", _setting(run, "model")),
         ("data", _setting(run, "data")),
-        ("steps", f"{steps} of {asked}" if asked and asked > 0 else steps),
+        ("steps", f"{steps} of {asked}" if isinstance(asked, int) and asked > 0 else steps),
         ("seed", run.config.get("seed")),
         ("traces recorded", f"{run.traces.num_rows:,}"),
         ("time in steps", f"{seconds:,.0f} s" if seconds else None),
         ("updates skipped", len(run.quarantine.index.unique()) or None),
-        ("machine", ", ".join(f"{key} {value}" for key, value in machine.items())),
-        ("versions", ", ".join(f"{key} {value}" for key, value in versions.items())),
+        *((key, _named(run.config.get(key))) for key in ("machine", "versions")),
         ("hash of the data", run.config.get("data_hash")),
-        ("changed on resume", "; ".join(map(str, run.config.get("changed_on_resume") or []))),
+        ("changed on resume", "; ".join(_listed(run.config.get("changed_on_resume")))),
         ("folder", run.path),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]

@@ -4,16 +4,19 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from native_reasoning.errors import ConfigError
+from native_reasoning.errors import ConfigError, NativeReasoningError
 from native_reasoning.report.page import build
 from native_reasoning.runs import load_run
 
 HOST = "127.0.0.1"
 #: A page is made anew at the earliest after this many times as long as the last took to make.
 REST = 5.0
+#: Of the files that a page is made of.
+SUFFIXES = (".jsonl", ".parquet", ".yaml")
 
 
 class Pages:
@@ -41,7 +44,10 @@ class Pages:
         seen = hashlib.sha256()
         for path in self.paths:
             for file in sorted(path.glob("**/*.*")):
-                if file.suffix in (".jsonl", ".parquet", ".yaml") and "checkpoint" not in str(file):
+                inside = file.relative_to(path).parts
+                if file.suffix not in SUFFIXES or inside[0].startswith("checkpoint"):
+                    continue
+                with suppress(FileNotFoundError):  # renamed or cut back just now
                     stat = file.stat()
                     seen.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return seen.hexdigest()[:24]
@@ -58,7 +64,7 @@ def server(paths: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            host = self.headers.get("Host", "").rpartition(":")[0]
+            host = self.headers.get("Host", "").partition(":")[0]
             if host not in (HOST, "localhost"):
                 self.send_error(403)
             elif self.path != "/":
@@ -67,7 +73,11 @@ def server(paths: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
                 self._answer()
 
         def _answer(self) -> None:
-            version, page = pages.newest()
+            try:
+                version, page = pages.newest()
+            except (NativeReasoningError, OSError):
+                self.send_error(503, "The run folder cannot be read")
+                return
             fresh = self.headers.get("If-None-Match") != version
             self.send_response(200 if fresh else 304)
             self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -78,7 +88,8 @@ def server(paths: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
             self.send_header("Referrer-Policy", "no-referrer")
             self.end_headers()
             if fresh:
-                self.wfile.write(page)
+                with suppress(ConnectionError):  # the reader has left
+                    self.wfile.write(page)
 
         def log_message(self, format: str, *args: object) -> None:
             """Quiet."""

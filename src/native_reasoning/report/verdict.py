@@ -1,7 +1,7 @@
 """Did thinking help? One number with its interval, and the sentences that go with it."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -52,8 +52,12 @@ class Verdict:
         return f"{self._text(self.interval.low)} to {self._text(self.interval.high)}"
 
     def _text(self, value: float) -> str:
-        text = f"{100 * value:+.1f}" if self.unit == "points" else f"{value:+.3f}"
-        return text.replace("-", "−")
+        return nought(f"{100 * value:+.1f}" if self.unit == "points" else f"{value:+.3f}")
+
+
+def nought(text: str) -> str:
+    """A number as people write it: no sign before 0.000, a minus and not a hyphen."""
+    return text[1:] if not text.strip("+-0.") else text.replace("-", "−")
 
 
 def verdict(run: Run) -> Verdict:
@@ -61,7 +65,7 @@ def verdict(run: Run) -> Verdict:
     right, or are free text, of its uplift; without evaluations, of the uplift on the last ten
     recorded steps' own questions. Which of them is never chosen by what they say."""
     state, measure, unit, interval = "unknown", "", "", None
-    last = run.evaluations.iloc[-1] if len(run.evaluations) else pd.Series(dtype=float)
+    last = run.evaluations.iloc[-1].dropna() if len(run.evaluations) else pd.Series(dtype=float)
     asked = int(last.get("eval_questions", 0))
     if _accurate(last):
         measure = f"accuracy with thinking less accuracy without, on {asked} held-out questions"
@@ -74,6 +78,8 @@ def verdict(run: Run) -> Verdict:
         measure = "log-probability of a reference token, after a trace less after none, on "
         measure += f"the {found.n} training questions of the last ten recorded steps"
         unit, interval = "nats per token", found
+    if interval is not None and not math.isfinite(interval.low + interval.high):
+        interval = None
     if interval is not None:
         state = "helped" if interval.low > 0 else "hurt" if interval.high < 0 else "even"
     notes = [
@@ -86,14 +92,14 @@ def verdict(run: Run) -> Verdict:
     if interval is not None and interval.n < FEW:
         notes.append(f"Only {interval.n} questions: the interval is rough.")
     if interval is None:
-        notes.insert(0, _why_unknown(run))
+        notes.insert(0, _why_unknown(run, measure))
     return Verdict(state, measure, unit, interval, tuple(notes))
 
 
 def _accurate(last: pd.Series) -> bool:
-    names = ("eval_accuracy", "eval_accuracy_no_think")
-    best = max((float(last.get(name, 0.0)) for name in names), default=0.0)
-    return "eval_accuracy_gain" in last and best >= LEAST_ACCURACY
+    names = ["eval_accuracy", "eval_accuracy_no_think"]
+    known = {*names, "eval_accuracy_gain", "eval_questions"} <= {*last.index}
+    return known and last[names].max() >= LEAST_ACCURACY
 
 
 def _logged(row: pd.Series, name: str, n: int) -> Interval:
@@ -101,7 +107,9 @@ def _logged(row: pd.Series, name: str, n: int) -> Interval:
     return Interval(float(row[name]), float(low), float(high), n)
 
 
-def _why_unknown(run: Run) -> str:
+def _why_unknown(run: Run, measure: str) -> str:
+    if measure:
+        return "What was measured is not a finite number."
     if run.metrics.empty:
         return "No step has been logged yet."
     if "empty" in run.metrics and run.metrics["empty"].iloc[-1] == 1:
@@ -121,10 +129,11 @@ def _accuracy(last: pd.Series, asked: int) -> list[str]:
 
 def _change(run: Run, unit: str) -> list[str]:
     """Whether training changed what thinking is worth: the first evaluation beside the last."""
-    name = {"points": "eval_accuracy_gain", "nats per token": "eval_uplift"}.get(unit)
-    if len(run.evaluations) < 2 or name not in run.evaluations:
+    name = "eval_accuracy_gain" if unit == "points" else "eval_uplift"
+    known = run.evaluations[run.evaluations[name].notna()] if name in run.evaluations else ()
+    if len(known) < 2:
         return []
-    first, last = (_logged(run.evaluations.iloc[i], name, 0) for i in (0, -1))
+    first, last = (_logged(known.iloc[i], name, 0) for i in (0, -1))
     change = "no difference to the end can be shown"
     if last.low > first.high:
         change = "training made it worth more"
@@ -132,20 +141,21 @@ def _change(run: Run, unit: str) -> list[str]:
         change = "training made it worth less"
     before = Verdict("even", "", unit, first, ())
     return [
-        f"At step {run.evaluations.index[0]} thinking was worth {before.number} {unit} "
+        f"At step {known.index[0]} thinking was worth {before.number} {unit} "
         f"({before.range}): {change}."
     ]
 
 
 def _about(run: Run) -> list[str]:
-    """Whether traces are about their question: the last exchange that was measured."""
-    if "specificity" not in run.metrics:
+    """Whether traces are about their question: the last exchange that has a standard error."""
+    names = ["specificity", "specificity_se"]
+    if not {*names} <= {*run.metrics} or (known := run.metrics[names].dropna()).empty:
         return []
-    found: Any = run.metrics[run.metrics["specificity"].notna()].iloc[-1]
-    value, error = float(found["specificity"]), float(found.get("specificity_se", 0.0) or 0.0)
-    told = f"(specificity {value:+.3f} ± {error:.3f} nats per token, step {found.name})"
+    value, error = map(float, known.iloc[-1])
+    told = f"(specificity {nought(f'{value:+.3f}')} ± {error:.3f} nats per token, "
+    told += f"step {known.index[-1]})."
     if value > 2 * error:
-        return [f"Traces are about their question: another question's does worse {told}."]
+        return [f"Traces are about their question: another question's does worse {told}"]
     return [f"Another question's trace does as well: what helps, if anything, is their tone {told}"]
 
 

@@ -14,8 +14,14 @@ import regex
 
 from native_reasoning.runs import Run
 
-#: Words and marks; of scripts that put no spaces between words, single characters.
-_PIECES = regex.compile(r"\p{Han}|\p{Hiragana}+|\p{Katakana}+|[\p{L}\p{M}\p{N}_']+|[^\s]")
+_CHARACTERS = r"\p{Han}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+#: Words and marks; of scripts that put no spaces between words, single characters or runs of kana.
+_PIECES = regex.compile(
+    rf"[{_CHARACTERS}]\p{{M}}*|[\p{{Hiragana}}ー]+|[\p{{Katakana}}ー]+"
+    rf"|[[\p{{L}}\p{{M}}\p{{N}}_'\u200c\u200d]--[{_CHARACTERS}\p{{Hiragana}}\p{{Katakana}}]]+"
+    r"|(?!\s)\X",
+    regex.VERSION1,
+)
 #: Share of the recorded steps that are "first" and "last".
 SHARE = 0.1
 #: Weight of the prior: as many words as this, spread as in both bodies together.
@@ -60,13 +66,15 @@ def log_odds(after: np.ndarray, before: np.ndarray) -> np.ndarray:
     """z of each word from its counts in two bodies of text (both float, one entry per word).
 
     With prior α_w = ``PRIOR`` times the word's share of both: δ_w = log (a_w + α_w) / (n_a + α_0 −
-    a_w − α_w) less the same of b, its variance 1 / (a_w + α_w) + 1 / (b_w + α_w).
+    a_w − α_w) less the same of b, its variance 1 / (a_w + α_w) + 1 / (b_w + α_w). The only word
+    there is has no odds, and z = 0.
     """
+    if len(after) == 1:
+        return np.zeros(1)
     both = after + before
     prior = PRIOR * both / both.sum()
     odds = [
-        np.log((count + prior) / (count.sum() + PRIOR - count - prior).clip(min=1e-9))
-        for count in (after, before)
+        np.log((count + prior) / (count.sum() + PRIOR - count - prior)) for count in (after, before)
     ]
     return (odds[0] - odds[1]) / np.sqrt(1 / (after + prior) + 1 / (before + prior))
 

@@ -1,0 +1,421 @@
+"""The page: the same bytes each time, nothing loaded from elsewhere, no text that becomes a tag."""
+
+import base64
+import gzip
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+from native_reasoning import load_run
+from native_reasoning.errors import RunError
+from native_reasoning.report import FIGURES, build, write_report
+from native_reasoning.report.page import MARK
+from native_reasoning.report.sections import run_parts, warnings
+from report_runs import HOSTILE, draw_few, evaluation, held_out_row, made_run, trace_row
+
+VOID = {"meta", "link", "input", "br", "img"}
+#: Attributes by which a browser loads or runs something.
+LOADING = {
+    "src", "srcset", "href", "xlink:href", "action", "formaction", "data", "poster", "background",
+    "ping", "manifest", "srcdoc", "codebase", "cite", "longdesc",
+}  # fmt: skip
+TAGS = {
+    "html", "head", "meta", "title", "link", "style", "body", "a", "header", "h1", "h2", "h3",
+    "h4", "p", "nav", "label", "select", "option", "main", "section", "div", "table", "thead",
+    "tbody", "tr", "th", "td", "caption", "article", "ul", "ol", "li", "form", "fieldset", "legend",
+    "input", "button", "figure", "figcaption", "details", "summary", "strong", "em", "bdi", "span",
+    "dl", "dt", "dd", "pre", "footer", "noscript", "script",
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What an HTML parser makes of a page: elements with their attributes, and all text."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.data: dict[str, str] = {}
+        self.feed(page.decode("utf-8"))
+        self.close()
+        assert self.open == [], "elements that are never closed"
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(names) == len({*names}), (tag, names)
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        where = self.elements[-1][1] if self.open and self.open[-1] == "script" else {}
+        if "id" in where:
+            self.data[where["id"]] = self.data.get(where["id"], "") + data
+        elif not self.open or self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.texts).split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def carried(self, name):
+        return json.loads(gzip.decompress(base64.b64decode(self.data[name])))
+
+
+@pytest.fixture(autouse=True)
+def few_figures(monkeypatch):
+    draw_few(monkeypatch)
+
+
+@pytest.fixture
+def all_figures(few_figures, monkeypatch):
+    monkeypatch.setattr("native_reasoning.report.sections.FIGURES", FIGURES)
+
+
+@pytest.fixture
+def of(tmp_path):
+    """Makes and loads a run, of the given name."""
+    return lambda name="run", **knobs: load_run(made_run(tmp_path / name, **knobs))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A run full of hostile texts, and its page."""
+    folder = tmp_path_factory.mktemp("runs") / "hostile"
+    run = load_run(made_run(folder, hostile=True, evaluations={5: ACCURATE}))
+    return run, build([run])
+
+
+def page(*runs, **settings):
+    return Page(build(runs, **settings))
+
+
+ACCURATE = evaluation(50, accuracy=0.9, accuracy_no_think=0.5, accuracy_gain=(0.4, 0.3, 0.5))
+
+
+# -- What is on it ---------------------------------------------------------------------------------
+
+
+def test_a_page_of_one_run(of, all_figures):
+    run = of(evaluations={20: ACCURATE}, held_out=[held_out_row(20)])
+    found = page(run)
+    for text in (
+        "Thinking helped",
+        "+40.0 points",
+        "95 % interval +30.0 to +50.0",
+        "The collapse guard says healthy.",
+        "All 81 recorded traces.",
+        "20 of 20",
+        "nrt train",
+        "tiny/model",
+    ):
+        assert text in found.text, text
+    assert found.all("title") and "run · native-reasoning report" in found.text
+    traces = found.carried("data-traces")["runs"]
+    assert [(one["label"], len(one["traces"])) for one in traces[0]["sets"]] == [
+        ("training", 80),
+        ("held-out", 1),
+    ]
+    figures = found.carried("data-figures")
+    shown = [
+        attributes["data-figure"] for attributes in found.all("div") if "data-figure" in attributes
+    ]
+    assert shown == list(figures) == [name for name in FIGURES if name in figures]
+    assert {"accuracy", "uplift", "places", "time"} <= {*figures} < {*FIGURES}
+    assert figures["uplift"]["data"][0]["y"] == pytest.approx([0.01 * i for i in range(1, 21)])
+    assert "Plotly" in gzip.decompress(base64.b64decode(found.data["data-plotly"])).decode()
+
+
+def test_curves_in_numbers(of, all_figures):
+    """First, last, lowest and highest value of each curve."""
+    found = page(of(steps=4, metrics={"reward": [0.5, 0.125, 2.0, 1.25]}))
+    assert "with a trace 0.5 1.25 0.125 2" in " ".join(" ".join(found.texts).split())
+
+
+def test_a_page_of_several_runs(of):
+    worse = evaluation(50, accuracy=0.4, accuracy_no_think=0.5, accuracy_gain=(-0.1, -0.2, -0.05))
+    first, second = of("first", evaluations={20: ACCURATE}), of("second", evaluations={20: worse})
+    found = page(first, second)
+    text = " ".join(" ".join(found.texts).split())
+    assert "first Thinking helped +40.0 points +30.0 to +50.0" in text
+    assert "second Thinking hurt −10.0 points −20.0 to −5.0" in text
+    boxes = [box for box in found.all("input") if box.get("type") == "checkbox"]
+    assert [box["value"] for box in boxes] == ["first", "second"]
+    assert [run["name"] for run in found.carried("data-traces")["runs"]] == ["first", "second"]
+    names = {line["meta"] for line in found.carried("data-figures")["uplift"]["data"]}
+    assert names == {"first", "second"}
+
+
+def test_identifiers_are_unique(of, all_figures):
+    found = page(of("first"), of("second"))
+    names = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(names) == len({*names})
+
+
+def test_the_same_bytes_twice(hostile, of, all_figures):
+    run, found = hostile
+    assert build([load_run(run.path)]) == found
+    other = of("other")
+    assert build([run, other]) == build([load_run(run.path), load_run(other.path)])
+
+
+# -- Safety ----------------------------------------------------------------------------------------
+
+
+def test_the_policy_lets_no_script_run_but_ours(hostile):
+    found = Page(hostile[1])
+    (policy,) = [m["content"] for m in found.all("meta") if "http-equiv" in m]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["connect-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    nonce = re.fullmatch(r"'nonce-([0-9a-f]{24})'", rules["script-src"])[1]
+    scripts = found.all("script")
+    assert [script for script in scripts if "type" not in script] == [{"nonce": nonce}]
+    for script in scripts[:-1]:
+        assert script["type"] == "text/plain" and {*script} == {"type", "id"}
+    names = [name for name, _ in found.elements]
+    assert names.index("meta") < names.index("script")
+    assert "http-equiv" in found.all("meta")[2]  # after charset and viewport, before all else
+
+
+def test_a_watched_page_may_ask_its_own_server_and_says_its_version(of):
+    found = page(of(), watch="abc")
+    (policy,) = [m["content"] for m in found.all("meta") if "http-equiv" in m]
+    assert "connect-src 'self';" in policy
+    assert found.all("body") == [{"data-watch": "abc"}]
+    assert page(of("other")).all("body") == [{}]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs_by_itself(hostile, of, count):
+    found = Page(hostile[1]) if count == 1 else page(hostile[0], of("other"))
+    assert {tag for tag, _ in found.elements} <= TAGS
+    for tag, attributes in found.elements:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in LOADING & {*attributes}:
+            assert attributes[name].startswith(("#", "data:,")), (tag, name, attributes[name])
+        for value in filter(None, attributes.values()):
+            assert "javascript:" not in value and "url(" not in value
+
+
+def test_hostile_texts_change_no_element(hostile, of, all_figures):
+    """Beside a harmless run of the same shape there is no other tag, and each text stands there as
+    text, what cannot be seen in it as its code."""
+    harmless = page(of("harmless", evaluations={5: ACCURATE}))
+    found = Page(hostile[1])
+    assert {tag for tag, _ in found.elements} == {tag for tag, _ in harmless.elements}
+    assert len(found.all("script")) == len(harmless.all("script")) == 4
+    for text in (HOSTILE[0], HOSTILE[2], HOSTILE[3], HOSTILE[4]):
+        assert text in found.text
+    assert "a\\x00b\\x1b[31mred\\x07" in found.text
+    assert "\\u202eevil\\u202c" in found.text
+    unseen = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]")
+    assert not unseen.search(hostile[1].decode("utf-8"))
+
+
+def test_hostile_texts_come_back_from_what_the_page_carries(hostile):
+    run, found = hostile
+    training, held_out = Page(found).carried("data-traces")["runs"][0]["sets"]
+    assert training["traces"] == run.traces["trace"].to_pylist()
+    assert held_out["said_no_think"] == run.held_out["answer_no_think"].to_pylist()
+
+
+def test_hostile_settings_and_names_are_text(of):
+    """A folder's name, config.yaml and the command come from elsewhere as well."""
+    name = "<img src=x onerror=alert(1)>'\"&"
+    texts = {"model": HOSTILE[0], "data": HOSTILE[8], "note": HOSTILE[1], "preset": "{{ 7 * 7 }}"}
+    run = of(name, config=texts)
+    other = of("other", config={"model": "</script>"})
+    found = page(run, other)
+    assert {tag for tag, _ in found.elements} <= TAGS
+    assert name in found.text
+    assert "{{ 7 * 7 }}" in found.text and "49" not in found.text.split("All settings")[0][-200:]
+    assert HOSTILE[0] in found.text
+    assert any(box.get("value") == name for box in found.all("input"))
+
+
+# -- Size ------------------------------------------------------------------------------------------
+
+
+def noise(count):
+    return [
+        trace_row(i + 1, i, trace=repr([i / 7 + j / 3 for j in range(40)])) for i in range(count)
+    ]
+
+
+def test_a_page_stays_under_its_limit_and_says_what_is_left_out(of):
+    run = of(steps=600, traces=noise(600))
+    whole = build([run])
+    assert "All 600 recorded traces." in Page(whole).text
+    limit = (len(whole) + len(build([run], most_bytes=0))) // 2
+    small = build([run], most_bytes=limit)
+    assert limit - 5_000 < len(small) <= limit
+    found = Page(small)
+    (one,) = found.carried("data-traces")["runs"][0]["sets"]
+    assert 0 < len(one["traces"]) < 600
+    assert f"{len(one['traces'])} of 600 recorded traces, whole groups taken evenly" in found.text
+
+
+def test_a_limit_under_the_size_of_an_empty_page(of):
+    found = page(of(), most_bytes=1000)
+    assert found.carried("data-traces")["runs"][0]["sets"] == []
+    assert "0 of 80 recorded traces" in found.text
+
+
+# -- Comparisons that would be unfair --------------------------------------------------------------
+
+
+def test_runs_that_differ_in_data_or_model_are_told(of):
+    first = of("first", data_hash="a" * 64)
+    same, data = of("same", data_hash="a" * 64), of("data", data_hash="b" * 64)
+    model = of("model", data_hash="a" * 64, config={"model": "big/model"})
+    assert warnings([first]) == warnings([first, same]) == []
+    found = page(first, same, data).text
+    assert (
+        "These runs were trained on different questions, so their levels cannot be compared: "
+        f"first, same ({'a' * 40}) · data ({'b' * 40})." in found
+    )
+    (told,) = warnings([first, model])
+    assert "begun from different models" in told and told.endswith("model (big/model).")
+    (told,) = warnings([first, of("unknown", data_hash=None)])
+    assert "unknown (not recorded)" in told
+
+
+# -- Runs in pieces --------------------------------------------------------------------------------
+
+
+def missing(run):
+    """The page, and that each problem is on it."""
+    run = load_run(run.path)
+    found = page(run)
+    for problem in run.problems:
+        assert f"Missing: {' '.join(problem.split())}" in found.text
+    return found, run.problems
+
+
+def test_a_half_written_last_line(of):
+    run = of()
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 21, "upl')
+    found, (problem,) = missing(run)
+    assert "the last line of metrics.jsonl is half-written" in problem
+    assert "20 of 20" in found.text
+
+
+def test_without_traces(of):
+    found, (problem,) = missing(of(traces=[]))
+    assert problem == "no traces were recorded"
+    assert "No traces were recorded." in found.text
+    assert "There are neither evaluations nor recorded traces" in found.text
+    assert "places" not in found.carried("data-figures")
+
+
+def test_a_damaged_file_of_traces_hides_no_other(of):
+    run = of()
+    late = made_run(run.path.parent / "late", traces=[trace_row(30), trace_row(31)])
+    (source,) = (late / "traces").iterdir()
+    (run.path / "traces" / "step-000030-000031.parquet").write_bytes(source.read_bytes())
+    assert page(load_run(run.path)).text.count("All 82 recorded traces.") == 1
+    (run.path / "traces" / "step-000001-000020.parquet").write_bytes(b"PAR1harmPAR1")
+    found, (problem,) = missing(run)
+    assert "step-000001-000020.parquet cannot be read as traces" in problem
+    assert "All 2 recorded traces." in found.text
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "", "just words", "a: [", "config: 3\n"])
+def test_a_config_that_is_none(of, text):
+    run = of()
+    (run.path / "config.yaml").write_text(text)
+    found, (problem,) = missing(run)
+    assert "config.yaml cannot be read" in problem
+    assert "+0.300 nats per token" in found.text
+    assert "All settings" not in found.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"versions": ["torch", 2]},
+        {"versions": None},
+        {"command": 3},
+        {"command": "nrt train"},
+        {"data_report": 7},
+        {"data_report": {"kept": 3}},
+        {"config": {"max_steps": "many"}},
+        {"config": {"max_steps": [1]}},
+        {"data_hash": ["a", "b"]},
+        {"data_hash": {"a": 1}},
+        {"seed": None, "machine": {"cpu": None, 3: [1]}},
+    ],
+    ids=str,
+)
+def test_a_config_that_holds_other_things_than_it_should(of, change):
+    run = of()
+    settings = yaml.safe_load((run.path / "config.yaml").read_text())
+    (run.path / "config.yaml").write_text(yaml.safe_dump({**settings, **change}))
+    runs = [load_run(run.path), of("other")]
+    assert [part.verdict.number for part in run_parts(runs)] == ["+0.300 nats per token"] * 2
+    assert len(warnings(runs)) == len({"config", "data_hash"} & {*change})
+
+
+def test_a_run_that_has_only_begun(of):
+    found, problems = missing(of(steps=0, traces=[]))
+    assert problems == ("no step has been logged yet", "no traces were recorded")
+    assert "Nothing can be said yet" in found.text
+    assert found.text.count("No step has been logged yet.") == 2  # the verdict's, and the curves'
+    assert found.carried("data-figures") == {}
+
+
+def test_a_run_of_one_step(of):
+    found, problems = missing(of(steps=1))
+    assert problems == ()
+    assert "No word changed by more than two standard errors." in found.text
+
+
+def test_numbers_that_are_not_finite(of):
+    nan, inf = float("nan"), float("inf")
+    rows = [trace_row(1, i, answer_logps=[nan, -inf], baseline_logps=[-inf, inf]) for i in range(9)]
+    found = page(of(traces=rows, metrics={"uplift": nan, "grad_norm": inf}))
+    assert "What was measured is not a finite number." in found.text
+    assert not {"gradient", "uplift", "places"} & {*found.carried("data-figures")}
+
+
+# -- The file --------------------------------------------------------------------------------------
+
+
+def test_a_report_is_written_over_an_earlier_one_alone(of, tmp_path):
+    run, out = of(), tmp_path / "new" / "report.html"
+    assert write_report([run.path], out) == ()
+    assert out.read_bytes() == build([load_run(run.path)])
+    assert MARK in out.read_text("utf-8")[:2000]
+    (run.path / "config.yaml").write_text("- 1\n")
+    (problem,) = write_report([run.path], out)
+    assert problem.startswith(f"{run.path}: ") and "config.yaml cannot be read" in problem
+    assert "config.yaml cannot be read" in Page(out.read_bytes()).text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "my notes", "# native-reasoning\n", "<!doctype html>\n<title>native-reasoning</title>"],
+)
+def test_no_other_file_is_overwritten(of, tmp_path, text):
+    out = tmp_path / "mine.html"
+    out.write_text(text)
+    with pytest.raises(RunError, match=r"mine\.html exists and is no report"):
+        write_report([of().path], out)
+    assert out.read_text() == text
+
+
+def test_a_folder_is_no_place_for_a_report(of, tmp_path):
+    with pytest.raises(RunError, match="exists and is no report"):
+        write_report([of().path], tmp_path)

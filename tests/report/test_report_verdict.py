@@ -1,0 +1,225 @@
+"""The verdict: which measure is taken, what it is said to mean, and what is said beside it."""
+
+import pytest
+
+from native_reasoning import load_run
+from native_reasoning.names import STATES
+from native_reasoning.report.verdict import verdict
+from report_runs import evaluation, made_run, trace_row
+
+GAIN = {"accuracy_gain": (0.4, 0.3, 0.5)}
+ACCURATE = {"accuracy": 0.9, "accuracy_no_think": 0.5, "uplift": (-0.2, -0.3, -0.1), **GAIN}
+
+
+def of(folder, **knobs):
+    return verdict(load_run(made_run(folder / "run", **knobs)))
+
+
+def lifted(*nats, step=1):
+    """A question for each uplift, on an answer of one token."""
+    return [
+        trace_row(step, i, answer_logps=[-2.0 + x], baseline_logps=[-2.0], answer_tokens=["4"])
+        for i, x in enumerate(nats)
+    ]
+
+
+# -- Which measure ---------------------------------------------------------------------------------
+
+
+def test_accuracy_on_held_out_questions_comes_first(tmp_path):
+    found = of(tmp_path, evaluations={20: evaluation(50, **ACCURATE)})
+    assert found.measure == (
+        "accuracy with thinking less accuracy without, on 50 held-out questions"
+    )
+    assert (found.state, found.headline) == ("helped", "Thinking helped")
+    assert (found.number, found.range) == ("+40.0 points", "+30.0 to +50.0")
+    assert found.interval.n == 50
+    assert found.notes[0] == (
+        "90.0% of 50 held-out questions are answered right after thinking, 50.0% without."
+    )
+
+
+def test_the_last_evaluation_counts_and_the_first_is_told(tmp_path):
+    before = {"accuracy": 0.0, "accuracy_no_think": 0.01, "accuracy_gain": (-0.01, -0.02, 0.0)}
+    found = of(tmp_path, evaluations={0: evaluation(50, **before), 20: evaluation(50, **ACCURATE)})
+    assert found.number == "+40.0 points"
+    assert found.notes[0].endswith(" At step 0 it was 0.0% and 1.0%.")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "without", "points"),
+    [(0.019, 0.019, False), (0.02, 0.0, True), (0.0, 0.02, True), (0.0, 0.0, False)],
+)
+def test_where_hardly_any_answer_is_right_it_is_uplift(tmp_path, accuracy, without, points):
+    values = {**ACCURATE, "accuracy": accuracy, "accuracy_no_think": without}
+    found = of(tmp_path, evaluations={20: evaluation(50, **values)})
+    assert (found.unit == "points") == points
+    if not points:
+        assert found.measure.endswith("after a trace less after none, on 50 held-out questions")
+        assert (found.state, found.number) == ("hurt", "−0.200 nats per token")
+        assert found.range == "−0.300 to −0.100"
+        assert not any("answered right" in note for note in found.notes)
+
+
+def test_without_evaluations_it_is_uplift_in_training(tmp_path):
+    """Two traces a question, each with (0.5 + 0.1) / 2 = 0.3 nats a token; of ten steps."""
+    found = of(tmp_path, steps=20)
+    assert found.measure.endswith("on the 20 training questions of the last ten recorded steps")
+    assert (found.state, found.number) == ("helped", "+0.300 nats per token")
+    assert found.range == "+0.300 to +0.300"
+
+
+def test_uplift_in_training_is_of_the_last_ten_recorded_steps(tmp_path):
+    """Steps 2 to 11 with 1 nat each; step 1, with −9, is forgotten."""
+    rows = [*lifted(-9.0), *(row for step in range(2, 12) for row in lifted(1.0, step=step))]
+    found = of(tmp_path, traces=rows)
+    assert (found.number, found.interval.n) == ("+1.000 nats per token", 10)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "steps", "note"),
+    [
+        ({}, 5, "There are neither evaluations nor recorded traces to measure it with."),
+        ({"empty": 1.0}, 5, "This run trains on answers alone: it writes no traces."),
+        ({}, 0, "No step has been logged yet."),
+    ],
+)
+def test_nothing_to_measure_it_with(tmp_path, metrics, steps, note):
+    found = of(tmp_path, steps=steps, metrics=metrics, traces=[])
+    assert (found.state, found.headline) == ("unknown", "Nothing can be said yet")
+    assert (found.number, found.range, found.interval) == ("–", "", None)
+    assert found.notes[0] == note
+
+
+# -- What it is said to mean -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval", "state"),
+    [
+        ((0.1, 0.001, 0.2), "helped"),
+        ((0.1, 0.0, 0.2), "even"),
+        ((0.1, -0.1, 0.2), "even"),
+        ((-0.1, -0.2, 0.0), "even"),
+        ((-0.1, -0.2, -0.001), "hurt"),
+        ((0.0, 0.0, 0.0), "even"),
+    ],
+)
+@pytest.mark.parametrize("name", ["accuracy_gain", "uplift"])
+def test_states(tmp_path, interval, state, name):
+    right = 0.5 if name == "accuracy_gain" else 0.0
+    values = {"accuracy": right, "accuracy_no_think": right, name: interval}
+    assert of(tmp_path, evaluations={20: evaluation(**values)}).state == state
+
+
+def test_what_is_no_number_says_nothing(tmp_path):
+    """A model that has come apart has no log-probabilities."""
+    rows = lifted(float("nan"), float("nan"))
+    found = of(tmp_path, traces=rows)
+    assert (found.state, found.interval, found.number) == ("unknown", None, "–")
+    assert found.notes[0] == "What was measured is not a finite number."
+
+
+def test_an_evaluation_that_lost_its_numbers_does_not_count(tmp_path):
+    nan = float("nan")
+    values = {**evaluation(50, **ACCURATE), "eval_questions": nan, "eval_accuracy_gain": nan}
+    found = of(tmp_path, evaluations={0: evaluation(50, **ACCURATE), 20: values})
+    assert found.measure.endswith("training questions of the last ten recorded steps")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("accuracy_gain", 0.8744, "+87.4 points"),
+        ("accuracy_gain", -0.0825, "−8.2 points"),
+        ("accuracy_gain", 0.0, "0.0 points"),
+        ("accuracy_gain", -0.0004, "0.0 points"),
+        ("uplift", 0.12349, "+0.123 nats per token"),
+        ("uplift", -0.0004, "0.000 nats per token"),
+        ("uplift", -1.5, "−1.500 nats per token"),
+    ],
+)
+def test_numbers_as_people_read_them(tmp_path, name, value, text):
+    right = 0.5 if name == "accuracy_gain" else 0.0
+    values = {"accuracy": right, "accuracy_no_think": right, name: (value, value - 1, value + 1)}
+    assert of(tmp_path, evaluations={20: evaluation(**values)}).number == text
+
+
+# -- What is said beside it ------------------------------------------------------------------------
+
+
+def notes(folder, word, **knobs):
+    return [note for note in of(folder, **knobs).notes if word in note]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "about"),
+    [(0.21, 0.1, True), (0.2, 0.1, False), (0.05, 0.1, False), (-0.3, 0.1, False)],
+)
+def test_traces_are_about_their_question_beyond_two_errors(tmp_path, value, error, about):
+    measured = {"specificity": value, "specificity_se": error}
+    (note,) = notes(tmp_path, "specificity", metrics=measured)
+    assert note.startswith(
+        "Traces are about their question" if about else "Another question's trace does as well"
+    )
+    sign = "+" if value > 0 else "−"
+    told = f"(specificity {sign}{abs(value):.3f} ± {error:.3f} nats per token, step 20)."
+    assert note.endswith(told)
+
+
+def test_specificity_of_the_last_exchange_that_has_an_error(tmp_path):
+    """One prompt alone has no standard error, and says nothing."""
+    measured = {
+        "specificity": lambda step: {10: 0.5, 20: -0.5}.get(step),
+        "specificity_se": lambda step: {10: 0.1}.get(step),
+    }
+    (note,) = notes(tmp_path / "1", "specificity", metrics=measured)
+    assert note.startswith("Traces are about") and "step 10" in note
+    assert notes(tmp_path / "2", "specificity", metrics={"specificity": 0.5}) == []
+
+
+@pytest.mark.parametrize(("lost", "said"), [(0.30, True), (0.06, True), (0.04, False)])
+def test_a_baseline_that_got_worse(tmp_path, lost, said):
+    """20 steps: the mean of the last two less that of the first two."""
+    baseline = [-1.0, -1.2, *[-1.1] * 16, -1.0 - lost, -1.2 - lost]
+    metrics = {
+        "answer_logp": lambda step: baseline[step - 1] + 0.01 * step,
+        "uplift": lambda step: 0.01 * step,
+    }
+    found = notes(tmp_path, "Without thinking", metrics=metrics)
+    assert bool(found) == said
+    if said:
+        assert f"lost {lost:.2f} nats during training" in found[0]
+
+
+def test_a_baseline_that_got_better_or_was_seen_once_is_not_spoken_of(tmp_path):
+    rising = {"answer_logp": lambda step: 0.1 * step, "uplift": 0.0}
+    assert notes(tmp_path / "1", "Without thinking", metrics=rising) == []
+    assert notes(tmp_path / "2", "Without thinking", steps=1) == []
+
+
+@pytest.mark.parametrize(("questions", "rough"), [(29, True), (30, False)])
+def test_few_questions_are_told(tmp_path, questions, rough):
+    found = of(tmp_path, evaluations={20: evaluation(questions, **ACCURATE)})
+    note = f"Only {questions} questions: the interval is rough."
+    assert (note in found.notes) == rough
+
+
+@pytest.mark.parametrize(
+    ("now", "worst", "note"),
+    [
+        (0, 0, "The collapse guard says healthy."),
+        (0, 2, "The collapse guard says healthy; it had said collapsed before."),
+        (1, 1, "The collapse guard says drifting."),
+        (1, 2, "The collapse guard says drifting; it had said collapsed before."),
+        (2, 2, "The collapse guard says collapsed."),
+    ],
+)
+def test_what_the_guard_says(tmp_path, now, worst, note):
+    assert STATES[now] in note
+    states = {"collapse_state": [*[0.0] * 10, float(worst), *[float(now)] * 9]}
+    assert notes(tmp_path, "guard", metrics=states) == [note]
+
+
+def test_without_a_guard_nothing_is_said_of_it(tmp_path):
+    assert notes(tmp_path, "guard", metrics={"collapse_state": None}) == []
