@@ -201,7 +201,7 @@ def test_runs_over_each_other(of):
         "first: training questions",
         "second: training questions",
     ]
-    assert [line.meta for line in drawn.data] == ["first", "second"]
+    assert [line.meta[0] for line in drawn.data] == ["first", "second"]
     assert set(drawn.data[1].y) == {0.5}
     names = [line.name for line in figure("gradient", first, second).data]
     assert names == ["first", "second"]
@@ -209,7 +209,7 @@ def test_runs_over_each_other(of):
 
 def test_a_colour_is_a_run_and_a_dash_a_curve(of):
     drawn = figure("shares", of("first"), of("second"))
-    looks = [(line.meta, line.name.split(": ")[1], line.line) for line in drawn.data]
+    looks = [(line.meta[0], line.name.split(": ")[1], line.line) for line in drawn.data]
     for run, label, look in looks:
         for other_run, other_label, other in looks:
             assert (run == other_run) == (look.color == other.color)

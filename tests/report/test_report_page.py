@@ -152,7 +152,7 @@ def test_a_page_of_several_runs(of):
     boxes = [box for box in found.all("input") if box.get("type") == "checkbox"]
     assert [box["value"] for box in boxes] == ["first", "second"]
     assert [run["name"] for run in found.carried("data-traces")["runs"]] == ["first", "second"]
-    names = {line["meta"] for line in found.carried("data-figures")["uplift"]["data"]}
+    names = {line["meta"][0] for line in found.carried("data-figures")["uplift"]["data"]}
     assert names == {"first", "second"}
 
 

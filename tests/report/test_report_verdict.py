@@ -223,3 +223,22 @@ def test_what_the_guard_says(tmp_path, now, worst, note):
 
 def test_without_a_guard_nothing_is_said_of_it(tmp_path):
     assert notes(tmp_path, "guard", metrics={"collapse_state": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "told"),
+    [
+        ((0.1, 0.05, 0.15), (0.4, 0.3, 0.5), "training made it worth more"),
+        ((0.4, 0.3, 0.5), (0.1, 0.05, 0.15), "training made it worth less"),
+        ((0.1, 0.05, 0.35), (0.4, 0.3, 0.5), "no difference to the end can be shown"),
+    ],
+)
+def test_what_training_did_to_it(tmp_path, first, last, told):
+    measured = {
+        step: evaluation(accuracy=0.5, accuracy_no_think=0.2, accuracy_gain=gain)
+        for step, gain in ((0, first), (20, last))
+    }
+    run = load_run(made_run(tmp_path / "run", evaluations=measured))
+    (note,) = [note for note in verdict(run).notes if "thinking was worth" in note]
+    assert note.startswith(f"At step 0 thinking was worth +{100 * first[0]:.1f} points")
+    assert note.endswith(f": {told}.")

@@ -40,9 +40,14 @@ class Verdict:
         return HEADLINES[self.state]
 
     @property
-    def number(self) -> str:
+    def value(self) -> str:
         """The number as people read it, without its unit: ``+87.4``."""
         return "–" if self.interval is None else self._text(self.interval.mean)
+
+    @property
+    def number(self) -> str:
+        """The number: ``+87.4 points``."""
+        return self.value if self.interval is None else f"{self.value} {self.unit}"
 
     @property
     def range(self) -> str:
@@ -83,7 +88,7 @@ def verdict(run: Run) -> Verdict:
     if interval is not None:
         state = "helped" if interval.low > 0 else "hurt" if interval.high < 0 else "even"
     notes = [
-        *_accuracy(last, asked),
+        *_accuracy(run, last, asked),
         *_change(run, unit),
         *_about(run),
         *_baseline(run),
@@ -117,13 +122,19 @@ def _why_unknown(run: Run, measure: str) -> str:
     return "There are neither evaluations nor recorded traces to measure it with."
 
 
-def _accuracy(last: pd.Series, asked: int) -> list[str]:
+def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
     if not _accurate(last):
         return []
     told = (
         f"{last['eval_accuracy']:.1%} of {asked} held-out questions are answered right after "
         f"thinking, {last['eval_accuracy_no_think']:.1%} without."
     )
+    first = run.evaluations.iloc[0].dropna()
+    if len(run.evaluations) > 1 and {"eval_accuracy", "eval_accuracy_no_think"} <= {*first.index}:
+        told += (
+            f" At step {run.evaluations.index[0]} it was {first['eval_accuracy']:.1%} and "
+            f"{first['eval_accuracy_no_think']:.1%}."
+        )
     return [told]
 
 
@@ -141,7 +152,7 @@ def _change(run: Run, unit: str) -> list[str]:
         change = "training made it worth less"
     before = Verdict("even", "", unit, first, ())
     return [
-        f"At step {known.index[0]} thinking was worth {before.number} {unit} "
+        f"At step {known.index[0]} thinking was worth {before.number} "
         f"({before.range}): {change}."
     ]
 
