@@ -80,7 +80,9 @@ def test_every_trace_comes_back_in_order(of):
 
 def test_what_else_is_known_of_a_trace(of):
     made = [
-        trace_row(1, 0, 0, closed=True, reward=0.123456, sampled_answer="five", length=17),
+        trace_row(
+            1, 0, 0, closed=True, ended=True, reward=0.123456, sampled_answer="five", length=17
+        ),
         trace_row(1, 0, 1, closed=False, ended=True, advantage=-1.5),
         trace_row(1, 0, 2, closed=False, ended=False, baseline_reward=0.75),
     ]

@@ -406,7 +406,14 @@ def test_a_report_is_written_over_an_earlier_one_alone(of, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "my notes", "# native-reasoning\n", "<!doctype html>\n<title>native-reasoning</title>"],
+    [
+        "",
+        "my notes",
+        "# native-reasoning\n",
+        "<!doctype html>\n<title>native-reasoning</title>",
+        "what its pages begin with:" + " " * 2000 + MARK,
+    ],
+    ids=lambda text: text[:10],
 )
 def test_no_other_file_is_overwritten(of, tmp_path, text):
     out = tmp_path / "mine.html"
