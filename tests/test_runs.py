@@ -165,3 +165,17 @@ def test_traces_that_are_no_text_stay_what_they_are(run):
     table = read_traces(run)
     assert load_run(run).traces.equals(table)
     assert json.dumps(table.to_pylist())
+
+
+def test_a_column_is_numbers_by_step(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "uplift": 7.5}\n{"step": 4, "uplift": null}\n')
+    found = load_run(run)
+    values = found.column("uplift")
+    assert list(values.index) == [1, 2, 3]
+    assert values.loc[3] == 7.5  # logged twice: the last one
+    without = found.column("answer_logp_no_think")
+    logp, uplift = (found.metrics[name].iloc[0] for name in ("answer_logp", "uplift"))
+    assert without.loc[1] == pytest.approx(logp - uplift)
+    assert list(found.column("eval_uplift").index) == [0, 3]
+    assert found.column("none").empty

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from native_reasoning.objective import Objective
     from native_reasoning.policy import load_policy
     from native_reasoning.presets import PRESETS
+    from native_reasoning.report import figure, write_report
     from native_reasoning.runs import load_run
     from native_reasoning.trainer import NRTTrainer
     from native_reasoning.types import Scores, Signal
@@ -43,9 +44,11 @@ __all__ = [
     "Signal",
     "TemplateError",
     "__version__",
+    "figure",
     "load_examples",
     "load_policy",
     "load_run",
+    "write_report",
 ]
 
 _HOME = {
@@ -55,9 +58,11 @@ _HOME = {
     "PRESETS": "presets",
     "Scores": "types",
     "Signal": "types",
+    "figure": "report",
     "load_examples": "data",
     "load_policy": "policy",
     "load_run": "runs",
+    "write_report": "report",
     "NativeReasoningError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",

@@ -53,6 +53,19 @@ class Run:
     quarantine: pd.DataFrame
     problems: tuple[str, ...]
 
+    def column(self, name: str) -> pd.Series:
+        """A metric by step as numbers, of the evaluations if it begins with ``eval_``: what is no
+        finite number is left out, and of a step that was logged twice the last one stays. Empty
+        if there is none. ``answer_logp_no_think`` is ``answer_logp`` less ``uplift``."""
+        if name == "answer_logp_no_think":
+            return (self.column("answer_logp") - self.column("uplift")).dropna()
+        table = self.evaluations if name.startswith("eval_") else self.metrics
+        if name not in table:
+            return pd.Series(dtype=float)
+        values = pd.to_numeric(table[name], errors="coerce")
+        values = values[np.isfinite(values)]
+        return values[~values.index.duplicated(keep="last")]
+
     def tokens(self, steps: Sequence[int] | None = None) -> pd.DataFrame:
         """A row for each reference token after each trace: ``step``, ``row_id``, ``k``, ``place``,
         ``token``, ``logp`` (l, nats), ``baseline_logp`` (b) and ``uplift`` (l − b); of all steps,

@@ -128,3 +128,16 @@ def test_command_lines_that_cannot_be_understood(refuses, flags, message):
 )
 def test_ports_that_are_none(runs, refuses, port, message):
     assert message in refuses("report", runs / "first", "--watch", "--port", port)[0]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--watch", "--json"), ("--watch", "--out", "x.html"), ("--port", "8000")]
+)
+def test_flags_that_say_nothing_together(runs, refuses, flags):
+    assert "means nothing with" in refuses("report", runs / "first", *flags)[0]
+
+
+def test_flags_may_stand_between_the_runs(runs, tmp_path, nrt):
+    place = tmp_path / "both.html"
+    assert nrt("report", runs / "first", "--out", place, runs / "second")[0] == 0
+    assert title(place) == "first, second"

@@ -9,7 +9,7 @@ from native_reasoning import load_run
 from native_reasoning.errors import ConfigError
 from native_reasoning.names import STATES
 from native_reasoning.report import FIGURES, figure
-from native_reasoning.report.figures import CURVES, MOST_POINTS, column, thinned
+from native_reasoning.report.figures import CURVES, MOST_POINTS, thinned
 from report_runs import evaluation, made_run, trace_row
 
 #: Metrics of every curve.
@@ -265,10 +265,23 @@ def test_time_of_a_step(of):
 def test_a_column_that_there_is_not(of):
     run = of()
     for name in ("nothing", "eval_nothing", "eval_accuracy"):
-        assert column(run, name).empty
-    assert column(of("other", metrics={"uplift": None}), "answer_logp_no_think").empty
+        assert run.column(name).empty
+    assert of("other", metrics={"uplift": None}).column("answer_logp_no_think").empty
 
 
 def test_a_column_that_holds_words(of):
     run = of(steps=2, metrics={"uplift": [0.5, "much"]})
-    assert column(run, "uplift").to_dict() == {1: 0.5}
+    assert run.column("uplift").to_dict() == {1: 0.5}
+
+
+def test_a_short_collapse_is_seen_in_a_long_run(of):
+    states = [0.0] * 3000
+    states[1234] = 2.0
+    (line,) = figure("guard", of(steps=3000, metrics={"collapse_state": states}, traces=[])).data
+    assert len(line.x) == 1000
+    assert sorted({*line.y}) == [0.0, 2.0]
+
+
+def test_a_name_of_a_run_is_no_markup(of):
+    drawn = figure("reward", of("<b>y"), of("second"))
+    assert drawn.data[0].name == "&lt;b&gt;y: with a trace"

@@ -73,7 +73,7 @@ def test_the_page_its_version_and_what_changed(run):
         )
         assert headers["Referrer-Policy"] == "no-referrer"
         version = headers["ETag"]
-        assert f'data-watch="{version}"'.encode() in body
+        assert f"data-watch={version}".encode() in body
         assert b"<dd><bdi>3 of 3</bdi></dd>" in body
 
         status, headers, nothing = ask(If_None_Match=version)

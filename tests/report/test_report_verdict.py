@@ -35,7 +35,7 @@ def test_accuracy_on_held_out_questions_comes_first(tmp_path):
     assert (found.number, found.range) == ("+40.0 points", "+30.0 to +50.0")
     assert found.interval.n == 50
     assert found.notes[0] == (
-        "90.0% of 50 held-out questions are answered right after thinking, 50.0% without."
+        "90.0 % of 50 held-out questions are answered right after thinking, 50.0 % without."
     )
 
 
@@ -43,7 +43,7 @@ def test_the_last_evaluation_counts_and_the_first_is_told(tmp_path):
     before = {"accuracy": 0.0, "accuracy_no_think": 0.01, "accuracy_gain": (-0.01, -0.02, 0.0)}
     found = of(tmp_path, evaluations={0: evaluation(50, **before), 20: evaluation(50, **ACCURATE)})
     assert found.number == "+40.0 points"
-    assert found.notes[0].endswith(" At step 0 it was 0.0% and 1.0%.")
+    assert found.notes[0].endswith(" At step 0 it was 0.0 % and 1.0 %.")
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,17 @@ def notes(folder, word, **knobs):
 
 @pytest.mark.parametrize(
     ("value", "error", "about"),
-    [(0.21, 0.1, True), (0.2, 0.1, False), (0.05, 0.1, False), (-0.3, 0.1, False)],
+    [
+        (0.21, 0.1, "Traces are about their question"),
+        (0.2, 0.1, "Another question's trace does as well"),
+        (-0.2, 0.1, "Another question's trace does as well"),
+        (-0.3, 0.1, "Another question's trace does better"),
+    ],
 )
 def test_traces_are_about_their_question_beyond_two_errors(tmp_path, value, error, about):
     measured = {"specificity": value, "specificity_se": error}
     (note,) = notes(tmp_path, "specificity", metrics=measured)
-    assert note.startswith(
-        "Traces are about their question" if about else "Another question's trace does as well"
-    )
+    assert note.startswith(about)
     sign = "+" if value > 0 else "−"
     told = f"(specificity {sign}{abs(value):.3f} ± {error:.3f} nats per token, step 20)."
     assert note.endswith(told)

@@ -70,7 +70,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
         print(parser.format_help(), end="")
         return None
     plain, others = _plain(verb, arguments, kinds)
-    space = vars(parser.parse_args(plain))
+    space = vars(parser.parse_intermixed_args(plain))
     own = {_name(flag.name): space[_name(flag.name)] for flag in verb.flags}
     settings = {k: v for k, v in space.items() if k not in own and k != "positional"}
     given = space.get("positional")

@@ -1,20 +1,23 @@
 """``nrt report``: the page of a run, written to a file or served while it trains."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import say, show, show_json
-from native_reasoning.errors import RunError
+from native_reasoning.errors import ConfigError, RunError
 
 
 def run(parsed: Parsed) -> int:
     """Writes or serves the page; returns the exit code."""
+    _check(parsed)
     paths = run_folders(parsed.all)
     if parsed.own["watch"]:
         from native_reasoning.report.serve import serve
 
-        serve(paths, number(parsed.own, "port") or 0, show)
+        serve(paths, number(parsed.own, "port") or 0, _serving)
         return 0
     from native_reasoning.report import write_report
 
@@ -28,6 +31,24 @@ def run(parsed: Parsed) -> int:
     else:
         show(f"{out}  ({out.stat().st_size / 1e6:.1f} MB: open it in a browser)")
     return 0
+
+
+def _check(parsed: Parsed) -> None:
+    """Raises ConfigError for flags that say nothing together."""
+    served = ("port",) if not parsed.own["watch"] else ("out", "json")
+    for name in served:
+        if parsed.own[name]:
+            watch = "with" if parsed.own["watch"] else "without"
+            raise ConfigError(
+                f"--{name} means nothing {watch} --watch",
+                why="--watch serves the page and writes no file",
+                fix=f"leave out --{name}, or {'leave out' if watch == 'with' else 'add'} --watch",
+            )
+
+
+def _serving(address: str) -> None:
+    show(f"{address}  (this machine alone; Ctrl-C ends it)")
+    sys.stdout.flush()
 
 
 def run_folders(names: Sequence[str]) -> list[Path]:
@@ -50,5 +71,5 @@ def run_folders(names: Sequence[str]) -> list[Path]:
 
 def place_of(paths: Sequence[Path]) -> Path:
     """report.html in the folder of the one run, or beside several."""
-    folder = paths[0] if len(paths) == 1 else paths[0].parent
+    folder = paths[0] if len(paths) == 1 else Path(os.path.normpath(paths[0] / ".."))
     return folder / "report.html"

@@ -3,6 +3,7 @@
 ``FIGURES`` says what each shows; a page (page.py) and a notebook get the same.
 """
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from native_reasoning.errors import ConfigError, did_you_mean
-from native_reasoning.names import STAGES, STATES
+from native_reasoning.names import COLLAPSE, STAGES, STATES
 from native_reasoning.report.gains import TENTHS, by_place, late_tokens
 from native_reasoning.runs import Run, run_names
 
@@ -177,7 +178,7 @@ def figure(name: str, *runs: Run) -> go.Figure:
             why="the figures have names",
             fix=f"one of: {', '.join(FIGURES)}",
         )
-    names = run_names(runs)
+    names = [html.escape(name, quote=False) for name in run_names(runs)]  # plotly reads tags
     drawn = {"places": _places, "time": _time}.get(name)
     found = drawn(runs, names) if drawn else _curves(CURVES[name], runs, names)
     found.update_layout(
@@ -186,35 +187,23 @@ def figure(name: str, *runs: Run) -> go.Figure:
     return found
 
 
-def column(run: Run, name: str) -> pd.Series:
-    """A column by step, without gaps, the last where a step was logged twice; empty where the run
-    has none."""
-    table = run.evaluations if name.startswith("eval_") else run.metrics
-    if name == "answer_logp_no_think":
-        return (column(run, "answer_logp") - column(run, "uplift")).dropna()
-    if name not in table:
-        return pd.Series(dtype=float)
-    values = pd.to_numeric(table[name], errors="coerce")
-    values = values[np.isfinite(values)]
-    return values[~values.index.duplicated(keep="last")]
-
-
 def thinned(values: pd.Series) -> pd.Series:
-    """At most ``MOST_POINTS`` means over equally many steps, each at its middle step."""
+    """At most ``MOST_POINTS`` means over equally many steps, each at its middle step; of what the
+    guard said the worst, for a mean of states is none."""
     if len(values) <= MOST_POINTS:
         return values
     part = np.arange(len(values)) * MOST_POINTS // len(values)
     steps = pd.Series(values.index.to_numpy(float)).groupby(part).mean().round().astype(int)
-    return pd.Series(
-        values.groupby(part).mean().to_numpy(), index=steps.to_numpy(), name=values.name
-    )
+    parts = values.groupby(part)
+    kept = parts.max() if values.name == COLLAPSE else parts.mean()
+    return pd.Series(kept.to_numpy(), index=steps.to_numpy(), name=values.name)
 
 
 def _curves(curves: Curves, runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
     found = go.Figure()
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         for j, series in enumerate(curves.series):
-            values = column(run, series.column)
+            values = run.column(series.column)
             if not values.empty and not (series.column == "clean_uplift" and _same(run)):
                 alone = len(runs) == 1
                 found.add_trace(
@@ -241,7 +230,7 @@ def _label(curves: Curves, series: Series, run: str) -> str:
 
 def _same(run: Run) -> bool:
     """Whether nothing was ever copied: clean uplift is then uplift on a sample."""
-    return column(run, "leakage").abs().sum() == 0
+    return run.column("leakage").abs().sum() == 0
 
 
 def _line(run: Run, series: Series, values: pd.Series) -> dict[str, object]:
@@ -254,10 +243,10 @@ def _line(run: Run, series: Series, values: pd.Series) -> dict[str, object]:
     }
     ends: dict[str, pd.Series] = {}
     if series.spread == "interval":
-        high, low = (column(run, f"{series.column}_{end}") for end in ("high", "low"))
+        high, low = (run.column(f"{series.column}_{end}") for end in ("high", "low"))
         ends = {"array": high - values, "arrayminus": values - low}
     if series.spread == "error":
-        ends = {"array": 2 * column(run, f"{series.column}_se")}
+        ends = {"array": 2 * run.column(f"{series.column}_se")}
     if ends and len(drawn) == len(values):
         sizes = {key: end.reindex(values.index).fillna(0) for key, end in ends.items()}
         line["error_y"] = {

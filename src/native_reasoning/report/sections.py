@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from native_reasoning.report.figures import CURVES, FIGURES, column, figure
+from native_reasoning.report.figures import CURVES, FIGURES, figure
 from native_reasoning.report.gains import by_difficulty, by_token, late_tokens
 from native_reasoning.report.verdict import Verdict, verdict
 from native_reasoning.report.wording import changed_words
@@ -150,7 +150,7 @@ def _numbers(name: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
     rows = []
     for run, run_name in zip(runs, run_names(runs), strict=True):
         for series in CURVES[name].series:
-            values = column(run, series.column)
+            values = run.column(series.column)
             if not values.empty:
                 label = series.label if len(runs) == 1 else f"{run_name}: {series.label}"
                 ends = (values.iloc[0], values.iloc[-1], values.min(), values.max())

@@ -78,12 +78,14 @@ def server(paths: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
             except (NativeReasoningError, OSError):
                 self.send_error(503, "The run folder cannot be read")
                 return
-            fresh = self.headers.get("If-None-Match") != version
+            tag = f'"{version}"'
+            fresh = self.headers.get("If-None-Match") != tag
             self.send_response(200 if fresh else 304)
             self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(page) if fresh else 0))
+            if fresh:
+                self.send_header("Content-Length", str(len(page)))
             self.send_header("Cache-Control", "no-store")
-            self.send_header("ETag", version)
+            self.send_header("ETag", tag)
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("Referrer-Policy", "no-referrer")
             self.end_headers()

@@ -126,16 +126,20 @@ def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
     if not _accurate(last):
         return []
     told = (
-        f"{last['eval_accuracy']:.1%} of {asked} held-out questions are answered right after "
-        f"thinking, {last['eval_accuracy_no_think']:.1%} without."
+        f"{_percent(last['eval_accuracy'])} of {asked} held-out questions are answered right after "
+        f"thinking, {_percent(last['eval_accuracy_no_think'])} without."
     )
     first = run.evaluations.iloc[0].dropna()
     if len(run.evaluations) > 1 and {"eval_accuracy", "eval_accuracy_no_think"} <= {*first.index}:
         told += (
-            f" At step {run.evaluations.index[0]} it was {first['eval_accuracy']:.1%} and "
-            f"{first['eval_accuracy_no_think']:.1%}."
+            f" At step {run.evaluations.index[0]} it was {_percent(first['eval_accuracy'])} and "
+            f"{_percent(first['eval_accuracy_no_think'])}."
         )
     return [told]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _change(run: Run, unit: str) -> list[str]:
@@ -152,8 +156,7 @@ def _change(run: Run, unit: str) -> list[str]:
         change = "training made it worth less"
     before = Verdict("even", "", unit, first, ())
     return [
-        f"At step {known.index[0]} thinking was worth {before.number} "
-        f"({before.range}): {change}."
+        f"At step {known.index[0]} thinking was worth {before.number} ({before.range}): {change}."
     ]
 
 
@@ -167,17 +170,18 @@ def _about(run: Run) -> list[str]:
     told += f"step {known.index[-1]})."
     if value > 2 * error:
         return [f"Traces are about their question: another question's does worse {told}"]
+    if value < -2 * error:
+        return [f"Another question's trace does better: something is wrong {told}"]
     return [f"Another question's trace does as well: what helps, if anything, is their tone {told}"]
 
 
 def _baseline(run: Run) -> list[str]:
     """Whether uplift grew because answers without thinking got worse."""
-    if not {"answer_logp", "uplift"} <= {*run.metrics}:
-        return []
-    baseline = (run.metrics["answer_logp"] - run.metrics["uplift"]).dropna()
+    baseline = run.column("answer_logp_no_think")
     tenth = max(len(baseline) // 10, 1)
     change = baseline.iloc[-tenth:].mean() - baseline.iloc[:tenth].mean()
-    if len(baseline) < 2 or change > -WORSE:
+    lifted = run.column("uplift").iloc[-tenth:].mean()
+    if len(baseline) < 2 or change > -WORSE or not lifted > 0:
         return []
     return [
         f"Without thinking, reference tokens lost {-change:.2f} nats during training: so much of "
@@ -186,9 +190,9 @@ def _baseline(run: Run) -> list[str]:
 
 
 def _guard(run: Run) -> list[str]:
-    if COLLAPSE not in run.metrics:
+    states = run.column(COLLAPSE)
+    if states.empty:
         return []
-    states = run.metrics[COLLAPSE].dropna().astype(int)
     now, worst = int(states.iloc[-1]), int(states.max())
     before = f"; it had said {STATES[worst]} before" if worst > now else ""
     return [f"The collapse guard says {STATES[now]}{before}."]

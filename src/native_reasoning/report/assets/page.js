@@ -80,7 +80,7 @@ async function poll() {
   for (;;) {
     await new Promise((done) => setTimeout(done, POLL));
     try {
-      const answer = await fetch("/", { headers: { "If-None-Match": tag }, cache: "no-store" });
+      const answer = await fetch("/", { headers: { "If-None-Match": `"${tag}"` }, cache: "no-store" });
       if (answer.status === 304) continue;
       if (!answer.ok) throw new Error(answer.status);
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
