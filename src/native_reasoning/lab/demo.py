@@ -173,6 +173,6 @@ def render(result: dict[str, Any]) -> str:
         "A laboratory, not a benchmark: the base was pre-trained on documents in which one",
         "trace in ten is the running sum that these problems need (lab/pretrain.py).",
         f"seed {result['seed']}, {result['seconds']:.0f} s, runs in {result['run']}",
-        f"every trace, every curve: {result['report']} (open it in a browser)",
+        f"every curve and trace: {result['report']}",
     ]
     return "\n".join(lines)

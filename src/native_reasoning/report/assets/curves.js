@@ -6,32 +6,35 @@ const Curves = {
   drawn: new Set(),
   seen: null,
 
-  /** Takes the figures and draws those in sight; those drawn before are drawn anew. */
+  /** Takes the figures and draws those in sight; those drawn before are drawn anew, as zoomed. */
   async start(specs) {
     this.specs = specs;
-    const before = new Set([...this.drawn].map((node) => node.dataset.figure));
+    const before = new Map([...this.drawn].map((node) => [node.dataset.figure, zoom(node)]));
+    for (const node of this.drawn) window.Plotly.purge(node);
     this.drawn.clear();
     this.seen?.disconnect();
     this.seen = new IntersectionObserver((entries) => {
       for (const entry of entries) if (entry.isIntersecting) this.draw(entry.target);
     }, { rootMargin: "300px" });
     for (const node of document.querySelectorAll(".plot")) {
-      if (before.has(node.dataset.figure)) this.draw(node);
+      const zoomed = before.get(node.dataset.figure);
+      if (zoomed) this.draw(node, zoomed);
       else this.seen.observe(node);
     }
   },
 
-  draw(node) {
+  /** ``zoomed``: ranges of both axes to keep (zoom). */
+  draw(node, zoomed = {}) {
     this.seen.unobserve(node);
-    if (this.drawn.has(node)) return;
     const spec = this.specs[node.dataset.figure];
-    if (!spec) return;
-    const layout = structuredClone(spec.layout);
-    Object.assign(layout, this.look(), { margin: { l: 56, r: 12, t: 8, b: 40 } });
-    layout.xaxis = { ...layout.xaxis, ...this.axis(), ...this.range(node) };
-    layout.yaxis = { ...layout.yaxis, ...this.axis() };
-    layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
+    if (!spec || this.drawn.has(node)) return;
+    const layout = { ...structuredClone(spec.layout), ...this.look(), margin: { l: 56, r: 12, t: 8, b: 40 } };
+    layout.xaxis = { ...layout.xaxis, ...this.axis(), ...this.range(node), ...zoomed.x };
+    layout.yaxis = { ...layout.yaxis, ...this.axis(), ...zoomed.y };
+    const bars = layout.barmode === "stack"; // many names, and short ones
+    layout.legend = bars ? { orientation: "h", y: -0.3, yanchor: "top", x: 0 } : { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
     layout.showlegend = spec.data.length > 1;
+    layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom"; // a finger scrolls
     const data = spec.data.map((line) => ({ ...line, visible: this.shown(line) }));
     if (document.querySelector("input.run") && this.overSteps(node)) data.push(...this.key(data));
     this.drawn.add(node);
@@ -63,7 +66,7 @@ const Curves = {
   /** The steps that are asked for, for figures over steps. */
   range(node) {
     if (!this.overSteps(node)) return {};
-    const [from, to] = ["from-step", "to-step"].map((id) => document.getElementById(id).value);
+    const [from, to] = ["from-step", "to-step"].map((id) => byId(id).value);
     if (from === "" && to === "") return { autorange: true };
     const steps = this.specs[node.dataset.figure].data.flatMap((line) => line.x);
     const last = steps.reduce((most, step) => Math.max(most, step), 0);
@@ -85,14 +88,14 @@ const Curves = {
       { x: [null], y: [null], name, mode: "lines", line: { dash, color: this.look().font.color } }));
   },
 
-  /** After a change of theme, of steps or of runs. */
-  refresh() {
+  /** After a change of theme or of runs, and, if ``steps``, of the steps that are asked for. */
+  refresh({ steps = false } = {}) {
     for (const node of this.drawn) {
       const layout = { ...this.look() };
       for (const [name, value] of Object.entries(this.axis())) {
         layout[`xaxis.${name}`] = layout[`yaxis.${name}`] = value;
       }
-      for (const [name, value] of Object.entries(this.range(node))) layout[`xaxis.${name}`] = value;
+      for (const [name, value] of Object.entries(steps ? this.range(node) : {})) layout[`xaxis.${name}`] = value;
       const lines = this.specs[node.dataset.figure].data;
       const visible = node.data.map((_, i) => !lines[i] || this.shown(lines[i]));
       const colours = node.data.map((line, i) => (lines[i] ? line.line?.color : layout.font.color));
@@ -100,25 +103,47 @@ const Curves = {
     }
   },
 
+  /** A file of a figure: numbers, or a picture on white paper with title and every name. */
   save(node, format) {
     const name = node.dataset.figure;
+    const { data, layout } = this.specs[name];
     if (format === "csv") {
-      download(`${name}.csv`, csv(this.specs[name].data));
+      download(`${name}.csv`, csv(data));
       return;
     }
     this.draw(node);
-    window.Plotly.downloadImage(node, { format, filename: name, width: 1000, height: 500 });
+    const { x, y } = zoom(node);
+    const title = node.closest("figure").querySelector("h3").textContent;
+    const picture = {
+      data: data.filter((line) => this.shown(line)),
+      layout: {
+        ...layout, title: { text: title }, paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff",
+        font: { color: "#1b1f24", size: 13 }, showlegend: data.length > 1, margin: { l: 70, r: 20, t: 60, b: 60 },
+        xaxis: { ...layout.xaxis, ...x, gridcolor: "#d5dae0" }, yaxis: { ...layout.yaxis, ...y, gridcolor: "#d5dae0" },
+      },
+    };
+    window.Plotly.downloadImage(picture, { format, filename: name, width: 1000, height: 560 });
   },
 };
 
-/** Lines of curve,x,y as a spreadsheet reads them; a text that could be a formula is quoted. */
+/** The ranges that a reader chose by dragging, by axis. */
+function zoom(node) {
+  const { xaxis, yaxis } = node.layout;
+  const chosen = (axis) => (axis.autorange === false ? { autorange: false, range: [...axis.range] } : {});
+  return { x: chosen(xaxis), y: chosen(yaxis) };
+}
+
+/** Rows for a spreadsheet, with the ends of bars; a text that could be a formula is quoted. */
 function csv(lines) {
   const quoted = (value) => `"${String(value).replaceAll('"', '""').replace(/^[=+@-]/, "'$&")}"`;
-  const rows = ["curve,x,y"];
+  const rows = ["run,curve,x,y,low,high"];
   for (const line of lines) {
+    const [run, curve] = line.meta ?? ["", line.name];
+    const { array, arrayminus = array } = line.error_y ?? {};
     line.x.forEach((x, i) => {
-      const cells = [x, line.y[i]].map((v) => (typeof v === "number" ? v : quoted(v)));
-      rows.push([quoted(line.name ?? ""), ...cells].join(","));
+      const ends = array ? [line.y[i] - arrayminus[i], line.y[i] + array[i]] : ["", ""];
+      const cells = [x, line.y[i], ...ends].map((v) => (typeof v === "number" || v === "" ? v : quoted(v)));
+      rows.push([quoted(run), quoted(curve), ...cells].join(","));
     });
   }
   return rows.join("\n") + "\n";

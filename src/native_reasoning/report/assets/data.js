@@ -1,6 +1,8 @@
 "use strict";
 /* What the page carries, and how it is made into elements: text is only ever set as text. */
 
+const LONG = 3000; // characters that are shown at once
+
 /** The text of a compressed part of the page (gzip, base64). */
 async function unpack(id, page = document) {
   const binary = atob(page.getElementById(id).textContent.trim());
@@ -27,6 +29,37 @@ function visible(text) {
   return text.replace(HIDDEN, (c) => `⟨${c.charCodeAt(0).toString(16).padStart(4, "0")}⟩`);
 }
 
+function byId(id) {
+  return document.getElementById(id);
+}
+
+/** Text with its search hits marked; what is very long is shown when asked for. */
+function longText(text, kind, wanted = "") {
+  const node = make("div", { class: kind, dir: "auto" });
+  if (kind === "trace") node.tabIndex = 0;
+  const fill = (part) => node.replaceChildren(...marked(visible(part), wanted));
+  fill(text.slice(0, LONG));
+  if (text.length <= LONG) return node;
+  const button = make("button", { type: "button" }, `Show all ${text.length.toLocaleString("en")} characters`);
+  button.addEventListener("click", () => {
+    fill(text);
+    button.remove();
+  });
+  return make("div", {}, node, button);
+}
+
+function marked(text, wanted) {
+  if (!wanted) return [text];
+  const parts = [], lower = text.toLowerCase(), word = wanted.toLowerCase();
+  let start = 0;
+  if (lower.length !== text.length) return [text]; // a few letters change length with their case
+  for (let at = lower.indexOf(word); at >= 0 && parts.length < 400; at = lower.indexOf(word, start)) {
+    parts.push(text.slice(start, at), make("mark", {}, text.slice(at, at + word.length)));
+    start = at + word.length;
+  }
+  return [...parts, text.slice(start)];
+}
+
 function mean(values) {
   return values.length ? values.reduce((sum, x) => sum + x, 0) / values.length : NaN;
 }
@@ -36,10 +69,15 @@ function signed(value, digits = 3) {
   return (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 }
 
+/** Thousandths of nats as nats; NaN where the run had no number. */
+function nats(thousandths) {
+  return thousandths === null ? NaN : thousandths / 1000;
+}
+
 /** A probability from thousandths of nats: 95 %, 0.02 %, <0.01 %. */
-function probability(nats) {
-  if (nats === null) return "–";
-  const p = 100 * Math.exp(nats / 1000);
+function probability(thousandths) {
+  if (thousandths === null) return "–";
+  const p = 100 * Math.exp(nats(thousandths));
   if (p < 0.01) return "<0.01 %";
   return (p >= 10 ? p.toFixed(1) : p.toPrecision(2)) + " %";
 }
@@ -60,7 +98,7 @@ function openSet(run, set) {
     const [prompt, answer, tokens] = set.questions[question];
     const group = { set, step, row, prompt, answer, tokens, b: set.b[index], first, count };
     for (let i = first; i < first + count; i++) {
-      set.uplift[i] = mean(set.l[i].map((l, t) => (l - group.b[t]) / 1000));
+      set.uplift[i] = mean(set.l[i].map((l, t) => nats(l) - nats(group.b[t])));
     }
     const uplifts = Array.from(set.uplift.subarray(first, first + count));
     group.uplift = mean(uplifts);

@@ -2,7 +2,6 @@
 /* The trace inspector: filters on top, questions on the left, the chosen one's traces beside. */
 
 const PAGE = 50;
-const LONG = 3000;
 const STRONGEST = 2; // nats of l − b at which a token has its full colour
 
 const Inspector = {
@@ -13,16 +12,21 @@ const Inspector = {
 
   /** Takes runs (openRuns) and shows them; what was chosen stays chosen. */
   start(runs) {
-    const before = this.chosen;
+    const { chosen, listed } = this;
+    const focused = document.activeElement?.group, scrolled = byId("groups").parentElement.scrollTop;
     this.runs = runs.filter((run) => run.sets.length);
     byId("inspector").hidden = !this.runs.length;
     if (!this.runs.length) return;
+    this.chosen = chosen && this.sameGroup(chosen); // what is shown of it stays true
     this.fillSelect("f-run", this.runs.map((run) => run.name));
     this.fillSets();
     this.index();
     this.filter();
-    if (before) this.choose(this.sameGroup(before) ?? this.found[0]?.group, { quietly: true });
-    else if (!this.follow()) this.choose(this.found[0]?.group, { quietly: true });
+    while (this.listed < Math.min(listed, this.found.length)) this.list();
+    byId("groups").parentElement.scrollTop = scrolled;
+    const again = focused && this.sameGroup(focused);
+    [...byId("groups").querySelectorAll("button")].find((button) => button.group === again)?.focus();
+    if (!chosen) this.follow();
   },
 
   fillSelect(id, names) {
@@ -34,6 +38,10 @@ const Inspector = {
 
   fillSets() {
     this.fillSelect("f-set", this.run().sets.map((set) => set.label));
+    for (const option of byId("f-show").options) {
+      option.disabled = ["right", "wrong"].includes(option.value) && !this.set().right.length;
+      if (option.disabled && option.selected) byId("f-show").value = "all";
+    }
   },
 
   run() {
@@ -90,6 +98,9 @@ const Inspector = {
     this.listed = 0;
     byId("groups").replaceChildren();
     this.list();
+    if (!this.found.some((hit) => hit.group === this.chosen)) {
+      this.choose(this.found[0]?.group, { quietly: true });
+    }
   },
 
   condition(set, show) {
@@ -109,7 +120,8 @@ const Inspector = {
       last: (g) => -g.step, first: (g) => g.step, best: (g) => -g.uplift, worst: (g) => g.uplift,
       spread: (g) => -g.spread, long: (g) => -g.longest,
     }[name];
-    return (a, b) => by(a.group) - by(b.group) || a.group.row - b.group.row;
+    const place = ({ group }) => (Number.isFinite(by(group)) ? by(group) : Number.MAX_VALUE);
+    return (a, b) => place(a) - place(b) || a.group.row - b.group.row;
   },
 
   list() {
@@ -178,12 +190,12 @@ const Inspector = {
   /** ``same``: traces that are alike, by place. */
   card(group, same, rank, chosen) {
     const { set } = group, [i] = same;
-    const ends = ["cut", "closed", "ended the turn"][set.ends[i]];
+    const ends = ["cut", "closed", "ended the turn", "not closed"][set.ends[i]];
     const facts = [`${set.length[i]} tokens`, ends, `uplift ${signed(set.uplift[i])}`];
     if (set.reward.length && set.reward[i] !== null) {
       facts.unshift(`advantage ${signed(set.advantage[i])}`, `reward ${set.reward[i]} (${set.base[i]} without)`);
     }
-    if (set.right.length) facts.unshift(set.right[i] === 1 ? "answered right" : "answered wrong");
+    if (set.right.length) facts.unshift(correctness(set.right[i]));
     const said = set.said[i] ? [make("p", { class: "quiet" }, "It answered: "), longText(set.said[i], "trace")] : [];
     if (set.said_no_think.length) said.push(make("p", { class: "quiet" }, "Without thinking: "), longText(set.said_no_think[i], "trace"));
     return make("article", { class: `card trace-card${chosen ? " chosen" : ""}` },
@@ -201,12 +213,12 @@ const Inspector = {
 
   token(group, i, token, t) {
     const l = group.set.l[i][t], b = group.b[t];
-    const gain = (l - b) / 1000;
+    const gain = nats(l) - nats(b);
     const shown = visible(token).replaceAll("\n", "⏎") || " ";
     const node = make("span", { class: `token ${gain > 0 ? "gain" : "loss"}` }, shown);
-    if (Math.abs(gain) < 0.01) node.className = "token";
+    if (!(Math.abs(gain) >= 0.01)) node.className = "token";
     node.style.setProperty("--a", Math.round(45 * Math.min(Math.abs(gain) / STRONGEST, 1)) + 5);
-    node.tip = `“${shown}”  l − b ${signed(gain)} nats\nafter this trace ${probability(l)} (l ${signed(l / 1000)})\nwithout ${probability(b)} (b ${signed(b / 1000)})`;
+    node.tip = `“${shown}”  l − b ${signed(gain)} nats\nafter this trace ${probability(l)} (l ${signed(nats(l))})\nwithout ${probability(b)} (b ${signed(nats(b))})`;
     return node;
   },
 
@@ -219,7 +231,7 @@ const Inspector = {
         const l = group.set.l[i][t], b = group.b[t];
         return make("tr", {}, make("th", { scope: "row" }, make("bdi", { class: "token" }, visible(token))),
           make("td", { class: "n" }, probability(b)), make("td", { class: "n" }, probability(l)),
-          make("td", { class: "n" }, signed((l - b) / 1000)));
+          make("td", { class: "n" }, signed(nats(l) - nats(b))));
       });
       details.append(make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Numbers" },
         make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))));
@@ -271,9 +283,15 @@ const Inspector = {
   },
 };
 
+function correctness(share) {
+  if (share === null) return "not judged";
+  return { 0: "answered wrong", 1: "answered right" }[share] ?? `answered right by ${Math.round(100 * share)} %`;
+}
+
 /** The traces of a group by worth, those with the same text and answer together. */
 function alike({ set, first, count }) {
-  const worth = (i) => set.advantage[i] ?? set.uplift[i];
+  const values = set.advantage.length ? set.advantage : set.uplift;
+  const worth = (i) => (Number.isFinite(values[i]) ? values[i] : -Number.MAX_VALUE);
   const places = [...Array(count).keys()].map((i) => i + first).sort((a, b) => worth(b) - worth(a));
   const cards = new Map();
   for (const i of places) {
@@ -281,35 +299,4 @@ function alike({ set, first, count }) {
     cards.set(key, [...(cards.get(key) ?? []), i]);
   }
   return [...cards.values()];
-}
-
-function byId(id) {
-  return document.getElementById(id);
-}
-
-/** Text with its search hits marked; what is very long is shown when asked for. */
-function longText(text, kind, wanted = "") {
-  const node = make("div", { class: kind, dir: "auto" });
-  if (kind === "trace") node.tabIndex = 0;
-  const fill = (part) => node.replaceChildren(...marked(visible(part), wanted));
-  fill(text.slice(0, LONG));
-  if (text.length <= LONG) return node;
-  const button = make("button", { type: "button" }, `Show all ${text.length.toLocaleString("en")} characters`);
-  button.addEventListener("click", () => {
-    fill(text);
-    button.remove();
-  });
-  return make("div", {}, node, button);
-}
-
-function marked(text, wanted) {
-  if (!wanted) return [text];
-  const parts = [], lower = text.toLowerCase(), word = wanted.toLowerCase();
-  let start = 0;
-  if (lower.length !== text.length) return [text]; // a few letters change length with their case
-  for (let at = lower.indexOf(word); at >= 0 && parts.length < 400; at = lower.indexOf(word, start)) {
-    parts.push(text.slice(start, at), make("mark", {}, text.slice(at, at + word.length)));
-    start = at + word.length;
-  }
-  return [...parts, text.slice(start)];
 }

@@ -5,37 +5,44 @@ const POLL = 2000; // milliseconds
 
 function themes() {
   const select = byId("theme");
-  const apply = () => {
-    document.documentElement.style.colorScheme = select.value;
+  const apply = (theme) => {
+    document.documentElement.style.colorScheme = theme;
     Curves.refresh();
   };
   try {
     select.value = localStorage.getItem("nrt-theme") || select.value;
   } catch { /* a page without storage */ }
   select.addEventListener("change", () => {
-    apply();
+    apply(select.value);
     try {
       localStorage.setItem("nrt-theme", select.value);
     } catch { /* the same */ }
   });
-  apply();
+  apply(select.value);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => Curves.refresh());
+  addEventListener("beforeprint", () => {
+    Curves.drawAll();
+    apply("light");
+  });
+  addEventListener("afterprint", () => apply(select.value));
 }
 
 function listen() {
   byId("curve-tools").addEventListener("submit", (event) => event.preventDefault());
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("curve-tools").addEventListener("change", () => Curves.refresh());
+  byId("curve-tools").addEventListener("change", (event) => {
+    Curves.refresh({ steps: event.target.type === "number" });
+  });
   byId("all-steps").addEventListener("click", () => {
     byId("from-step").value = byId("to-step").value = "";
-    Curves.refresh();
+    Curves.refresh({ steps: true });
   });
   byId("curves").addEventListener("click", (event) => {
     const format = event.target.dataset.save;
     if (format) Curves.save(event.target.closest("figure").querySelector(".plot"), format);
   });
   byId("filters").addEventListener("input", (event) => {
-    if (event.target.id === "f-run") Inspector.fillSets();
+    if (["f-run", "f-set"].includes(event.target.id)) Inspector.fillSets();
     Inspector.filter();
   });
   byId("groups").addEventListener("click", (event) => {
@@ -45,7 +52,9 @@ function listen() {
   byId("groups").addEventListener("keydown", (event) => Inspector.keys(event));
   byId("more").addEventListener("click", () => Inspector.list());
   addEventListener("hashchange", () => Inspector.follow());
-  addEventListener("beforeprint", () => Curves.drawAll());
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape") byId("tip").hidden = true;
+  });
   for (const kind of ["mouseover", "click"]) document.addEventListener(kind, tip);
 }
 
@@ -75,22 +84,30 @@ async function show(page) {
 
 /** Asks the server whether there is more, and puts it in without disturbing the reader. */
 async function poll() {
-  const told = byId("watching");
+  const tell = (text) => {
+    if (byId("watch-state").textContent !== text) byId("watch-state").textContent = text;
+  };
   let tag = document.body.dataset.watch;
   for (;;) {
     await new Promise((done) => setTimeout(done, POLL));
-    try {
-      const answer = await fetch("/", { headers: { "If-None-Match": `"${tag}"` }, cache: "no-store" });
-      if (answer.status === 304) continue;
-      if (!answer.ok) throw new Error(answer.status);
-      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      tag = page.body.dataset.watch;
-      replaceParts(page);
-      await show(page);
-      told.textContent = `refreshed at ${new Date().toLocaleTimeString()}`;
-    } catch {
-      told.textContent = "the server has ended; this is what was seen last";
-    }
+    const page = await ask(tag, tell);
+    if (!page) continue;
+    tag = page.body.dataset.watch;
+    replaceParts(page);
+    await show(page);
+    byId("watching").textContent = `refreshed at ${new Date().toLocaleTimeString()}`;
+  }
+}
+
+/** The newer page if there is one; ``tell`` gets what is wrong, "" if nothing is. */
+async function ask(tag, tell) {
+  try {
+    const answer = await fetch("/", { headers: { "If-None-Match": `"${tag}"` }, cache: "no-store" });
+    tell(answer.ok || answer.status === 304 ? "" : "The run folder cannot be read just now.");
+    return answer.ok ? new DOMParser().parseFromString(await answer.text(), "text/html") : null;
+  } catch {
+    tell("The server has ended: this is what was seen last.");
+    return null;
   }
 }
 
