@@ -109,6 +109,19 @@ function openSet(run, set) {
   });
 }
 
+/** The traces of a group by worth, those with the same text and answer together. */
+function alike({ set, first, count }) {
+  const values = set.advantage.length ? set.advantage : set.uplift;
+  const worth = (i) => (Number.isFinite(values[i]) ? values[i] : -Number.MAX_VALUE);
+  const places = [...Array(count).keys()].map((i) => i + first).sort((a, b) => worth(b) - worth(a));
+  const cards = new Map();
+  for (const i of places) {
+    const key = JSON.stringify([set.traces[i], set.said[i], set.ends[i], set.said_no_think[i]]);
+    cards.set(key, [...(cards.get(key) ?? []), i]);
+  }
+  return [...cards.values()];
+}
+
 /** Texts of a set in lower case, made when they are first searched. */
 function searchable(set) {
   set.lower ??= set.traces.map((text, i) => `${text}\n${set.said[i]}`.toLowerCase());

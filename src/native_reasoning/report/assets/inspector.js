@@ -287,16 +287,3 @@ function correctness(share) {
   if (share === null) return "not judged";
   return { 0: "answered wrong", 1: "answered right" }[share] ?? `answered right by ${Math.round(100 * share)} %`;
 }
-
-/** The traces of a group by worth, those with the same text and answer together. */
-function alike({ set, first, count }) {
-  const values = set.advantage.length ? set.advantage : set.uplift;
-  const worth = (i) => (Number.isFinite(values[i]) ? values[i] : -Number.MAX_VALUE);
-  const places = [...Array(count).keys()].map((i) => i + first).sort((a, b) => worth(b) - worth(a));
-  const cards = new Map();
-  for (const i of places) {
-    const key = JSON.stringify([set.traces[i], set.said[i], set.ends[i], set.said_no_think[i]]);
-    cards.set(key, [...(cards.get(key) ?? []), i]);
-  }
-  return [...cards.values()];
-}
