@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from native_reasoning.report.figures import CURVES, FIGURES, figure
-from native_reasoning.report.gains import by_difficulty, by_token, late_tokens
+from native_reasoning.report.curves import CURVES
+from native_reasoning.report.figures import FIGURES, figure
+from native_reasoning.report.gains import by_difficulty, by_token
 from native_reasoning.report.verdict import Verdict, verdict
 from native_reasoning.report.wording import changed_words
 from native_reasoning.runs import Run, run_names
@@ -90,7 +91,7 @@ def plain(value: Any) -> Any:
 
 
 def _run_part(run: Run, name: str) -> RunPart:
-    tokens = late_tokens(run)
+    tokens = run.late_tokens
     return RunPart(
         name=name,
         verdict=verdict(run),
