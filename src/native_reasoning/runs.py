@@ -30,6 +30,8 @@ from native_reasoning.records import (
 from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table
 
 T = TypeVar("T")
+#: One of ``Run.problems``.
+NO_TRACES = "no traces were recorded"
 #: Recorded steps at the end of a run that say what it is like now.
 LATE = 10
 
@@ -159,7 +161,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     if logged.empty:
         problems.append("no step has been logged yet")
     if not traces.num_rows and not any("traces" in problem for problem in problems):
-        problems.append("no traces were recorded")
+        problems.append(NO_TRACES)
     return Run(
         path=folder,
         config=config,
