@@ -3,8 +3,10 @@
 import base64
 import gzip
 import json
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from native_reasoning.records import RunFolder
 from native_reasoning.report import FIGURES, build, write_report
 from native_reasoning.report.page import MARK
 from native_reasoning.report.sections import run_parts, warnings
+from native_reasoning.runs import run_names
 from report_runs import HOSTILE, draw_few, evaluation, held_out_row, made_run, trace_row
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -240,11 +243,23 @@ def test_hostile_settings_and_names_are_text(of):
     found = page(run, other)
     assert {tag for tag, _ in found.elements} <= TAGS
     assert name in found.text
-    assert f"objective{texts['preset']}" in "".join(
-        found.text.split("Setup")[-1].split(" model")[0]
-    )
+    assert "objective{{ 7 * 7 }}" in found.text and "objective49" not in found.text
     assert HOSTILE[0] in found.text
     assert any(box.get("value") == name for box in found.all("input"))
+
+
+def test_names_of_folders_that_are_no_text(of, tmp_path):
+    """As a file system may hold them: not UTF-8, and alike once that is mended."""
+    paths = [Path(os.fsdecode(bytes(tmp_path) + b"/run" + end)) for end in (b"\xff", b"\xfe")]
+    runs = [load_run(of(name).path.rename(path)) for name, path in zip("ab", paths, strict=True)]
+    assert run_names(runs) == ["run? (1)", "run? (2)"]
+    assert run_names(runs[:1]) == ["run?"]
+    found = page(*runs)
+    assert [box["value"] for box in found.all("input") if box.get("class") == "run"] == [
+        one["name"] for one in found.carried("data-traces")["runs"]
+    ]
+    names = {line["meta"][0] for line in found.carried("data-figures")["uplift"]["data"]}
+    assert names == {"run? (1)", "run? (2)"}
 
 
 # -- Size ------------------------------------------------------------------------------------------
