@@ -41,7 +41,8 @@ class Run:
     """One run.
 
     ``config`` is config.yaml. ``metrics`` and ``timings`` have a row for each logged step,
-    ``evaluations`` one for each evaluation, indexed by ``step``; docs/diagnostics.md has the names.
+    ``evaluations`` one for each evaluation, indexed by ``step``, as they were logged: the last may
+    be of the best step (``load_best_model_at_end``). docs/diagnostics.md has the names.
     ``traces`` is an Arrow table with a row for each sampled trace (``tables.TraceRow``);
     ``.to_pandas()`` makes a frame of it. ``held_out`` is another, with a row for each trace sampled
     in an evaluation (``tables.HeldOutRow``). ``quarantine`` has the rows of skipped updates.
@@ -69,7 +70,7 @@ class Run:
         if name not in table:
             return pd.Series(dtype=float)
         values = numbers(table[name])
-        return values[~values.index.duplicated(keep="last")]
+        return values[~values.index.duplicated(keep="last")].sort_index()
 
     @cached_property
     def late_tokens(self) -> pd.DataFrame:
@@ -166,7 +167,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         path=folder,
         config=config,
         metrics=logged.loc[~evaluated].dropna(axis=1, how="all"),
-        evaluations=logged.loc[evaluated].dropna(axis=1, how="all").sort_index(kind="stable"),
+        evaluations=logged.loc[evaluated].dropna(axis=1, how="all"),
         timings=lines(TIMINGS),
         traces=traces,
         held_out=tables([file for _, file in evaluation_files(folder)], HELD_OUT_SCHEMA),

@@ -4,6 +4,7 @@ import pytest
 
 from native_reasoning import load_run
 from native_reasoning.names import STATES
+from native_reasoning.records import RunFolder
 from native_reasoning.report.verdict import verdict
 from report_runs import evaluation, made_run, trace_row
 
@@ -44,6 +45,17 @@ def test_the_last_evaluation_counts_and_the_first_is_told(tmp_path):
     found = of(tmp_path, evaluations={0: evaluation(50, **before), 20: evaluation(50, **ACCURATE)})
     assert found.number == "+40.0 points"
     assert found.notes[0].endswith(" At step 0 it was 0.0 % and 1.0 %.")
+
+
+def test_the_model_that_was_loaded_at_the_end_counts(tmp_path):
+    """That of step 10, evaluated once more after step 20 had been."""
+    worse = {**ACCURATE, "accuracy_gain": (-0.4, -0.5, -0.3)}
+    path = made_run(tmp_path / "run", evaluations={20: evaluation(50, **worse)})
+    RunFolder(path).append_metrics(10, evaluation(50, **ACCURATE))
+    run = load_run(path)
+    assert verdict(run).number == "+40.0 points"
+    assert run.column("eval_accuracy_gain").to_dict() == {10: 0.4, 20: -0.4}
+    assert list(run.column("eval_accuracy_gain").index) == [10, 20]
 
 
 @pytest.mark.parametrize(
