@@ -184,7 +184,8 @@ def numbers(values: pd.Series) -> pd.Series:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float | np.number) and abs(value) < 1e300 else None
+    kinds = int | float | np.integer | np.floating
+    return float(value) if isinstance(value, kinds) and abs(value) < 1e300 else None
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

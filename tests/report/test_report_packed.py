@@ -232,10 +232,12 @@ def test_too_many_traces_are_thinned_out_before_they_are_compressed(of, monkeypa
     assert len(rows(opened(text)["runs"][0]["sets"][0])) == 40
 
 
-def test_too_many_characters_are_thinned_out_before_they_are_compressed(of, monkeypatch):
-    """80 traces of 7 characters and two numbers of 5."""
-    monkeypatch.setattr("native_reasoning.report.packed.MOST_CHARACTERS", 17 * 80 // 2)
-    assert packed([of(steps=20)], PLENTY)[1:] == (40, 80)
+def test_too_much_text_is_thinned_out_before_it_is_compressed(of, monkeypatch):
+    run = of(traces=many(400), steps=400)
+    columns = ("trace", "sampled_answer", "answer_logps")
+    size = sum(run.traces[name].nbytes for name in columns)
+    monkeypatch.setattr("native_reasoning.report.packed.MOST_TEXT", size / 2 + 1)
+    assert packed([run], PLENTY)[1:] == (400, 800)
 
 
 @pytest.mark.parametrize("knobs", [{"traces": many(400)}, {"hostile": True}])
@@ -244,7 +246,7 @@ def test_a_sample_changes_nothing_where_all_fits(of, monkeypatch, knobs):
     run = of(steps=400, **knobs)
     whole = packed([run], PLENTY)
     assert whole[1] == whole[2]
-    monkeypatch.setattr("native_reasoning.report.packed.MANY_CHARACTERS", 0)
+    monkeypatch.setattr("native_reasoning.report.packed.MANY_TEXT", 0)
     assert packed([run], PLENTY) == packed([run], len(whole[0])) == whole
 
 
@@ -257,7 +259,7 @@ def test_a_sample_says_what_share_may_fit(of, monkeypatch, limit):
         tried.append(value)
         return compressed(value)
 
-    monkeypatch.setattr("native_reasoning.report.packed.MANY_CHARACTERS", 0)
+    monkeypatch.setattr("native_reasoning.report.packed.MANY_TEXT", 0)
     monkeypatch.setattr("native_reasoning.report.packed.compressed", counted)
     text, kept, there = packed([run], limit)
     assert 0.8 * limit < len(text) <= limit and kept < there

@@ -29,22 +29,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from native_reasoning.runs import Run, run_names
 
-#: Traces, and characters of text and numbers, above which groups are left out at once.
-MOST_TRACES, MOST_CHARACTERS = 100_000, 200_000_000
-#: From so many characters on, a thin sample says first what share of the groups may fit.
-MANY_CHARACTERS, SAMPLE = 5_000_000, 0.05
-#: Characters of a number, about.
-DIGITS = 5
+#: Traces, and bytes of their text and numbers, above which groups are left out at once.
+MOST_TRACES, MOST_TEXT = 100_000, 200_000_000
+#: From so many bytes on, a thin sample says first what share of the groups may fit.
+MANY_TEXT, SAMPLE = 5_000_000, 0.05
 
 
 @dataclass(frozen=True)
 class _Rows:
     """A table of traces. ``order`` sorts it by step, row and k; ``new`` is true where, in this
-    order, a group begins. ``size`` is about the characters that all of it would take."""
+    order, a group begins. ``size`` is the bytes of what each trace brings along."""
 
     label: str
     table: pa.Table
@@ -60,9 +57,9 @@ def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
     there = sum(run.traces.num_rows + run.held_out.num_rows for run in runs)
     rows = [[_rows("training", run.traces), _rows("held-out", run.held_out)] for run in runs]
     size = sum(one.size for tables in rows for one in tables)
-    most = min(1.0, MOST_TRACES / max(there, 1), MOST_CHARACTERS / max(size, 1))
+    most = min(1.0, MOST_TRACES / max(there, 1), MOST_TEXT / max(size, 1))
     names, share = run_names(runs), most
-    if most * size > MANY_CHARACTERS:
+    if most * size > MANY_TEXT:
         share = min(most, SAMPLE * 0.95 * limit / len(_packed(names, rows, SAMPLE)[0]))
     fits = None
     while True:
@@ -97,14 +94,12 @@ def _packed(names: Sequence[str], rows: Sequence[Sequence[_Rows]], share: float)
 
 
 def _rows(label: str, table: pa.Table) -> _Rows:
-    keys = [(name, "ascending") for name in ("step", "row_id", "k")]
-    order = pc.sort_indices(table.select([name for name, _ in keys]), sort_keys=keys).to_numpy()
-    step, row = (table[name].to_numpy()[order] for name in ("step", "row_id"))
+    step, row, k = (table[name].to_numpy() for name in ("step", "row_id", "k"))
+    order = np.lexsort((k, row, step))
+    step, row = step[order], row[order]
     new = np.ones(len(order), bool)
     new[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
-    texts = (pc.sum(pc.binary_length(table[name])) for name in ("trace", "sampled_answer"))
-    numbers = pc.sum(pc.list_value_length(table["answer_logps"]))
-    size = sum(text.as_py() or 0 for text in texts) + DIGITS * (numbers.as_py() or 0)
+    size = sum(table[name].nbytes for name in ("trace", "sampled_answer", "answer_logps"))
     return _Rows(label, table, order, new, size)
 
 
@@ -160,12 +155,15 @@ def _column(table: pa.Table, name: str) -> list[Any]:
 
 def _thousandths(lists: pa.ChunkedArray) -> list[list[int | None]]:
     """Nats as whole thousandths; None for what is not finite."""
-    values = pc.list_flatten(lists).to_numpy().astype(float)
+    nothing = [np.empty(0)]
+    values = np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks] or nothing)
+    values = values.astype(float)
     known = np.isfinite(values)
     flat: list[int | None] = np.rint(1000 * np.where(known, values, 0)).astype(int).tolist()
     for place in np.flatnonzero(~known):
         flat[place] = None
-    ends = np.cumsum(pc.list_value_length(lists).to_numpy()).tolist()
+    counts = [chunk.value_lengths().to_numpy() for chunk in lists.chunks] or nothing
+    ends = np.cumsum(np.concatenate(counts)).astype(int).tolist()
     return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 

@@ -1,13 +1,14 @@
 """What a page says in words and tables, beside its figures and traces: values for page.html."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
+import pyarrow as pa
 import yaml
 
 from native_reasoning.records import QUARANTINE
@@ -119,7 +120,8 @@ def _asked(run: Run) -> int:
 
 def _held_out(run: Run) -> list[tuple[str, str]]:
     """Those of them that were recorded, with their answers."""
-    last = run.held_out.filter(pc.field("step") == pc.max(run.held_out["step"]))
+    steps = run.held_out["step"].to_numpy()
+    last = run.held_out.filter(pa.array(steps == steps.max(initial=0)))
     texts = (last[name].to_pylist() for name in ("prompt", "answer"))
     return [*zip(*texts, strict=True)]
 
@@ -127,15 +129,16 @@ def _held_out(run: Run) -> list[tuple[str, str]]:
 def _skipped(run: Run) -> list[str]:
     """Steps whose update was skipped or whose numbers were not finite, a sentence each; of many
     the first ``MOST_TOLD``."""
+    rows = Counter(run.quarantine.index.tolist())
     found = [
-        (int(step), f"step {step}: update skipped, {count} rows in {QUARANTINE}")
-        for step, count in run.quarantine.index.value_counts().items()
+        (step, f"step {step}: update skipped, {count} rows in {QUARANTINE}")
+        for step, count in rows.items()
     ]
     for table in (run.metrics, run.evaluations):
         lost = table["non_finite"].dropna() if "non_finite" in table else pd.Series(dtype=object)
-        for step, names in lost.items():
+        for step, names in zip(lost.index.tolist(), lost, strict=True):
             told, are = ", ".join(_listed(names)), "were" if len(_listed(names)) > 1 else "was"
-            found.append((int(step), f"step {step}: {told} {are} not finite"))
+            found.append((step, f"step {step}: {told} {are} not finite"))
     told = [text for _, text in sorted(found, key=lambda one: one[0])]
     more = len(told) - MOST_TOLD
     return told[:MOST_TOLD] + ([f"… and {more} more"] if more > 0 else [])
