@@ -19,6 +19,7 @@ HOSTILE = (
     "lone \ud800 surrogate",
     "Z\u0351\u036b\u0343a\u0329\u034el\u034fgo",
     "-->]]>&amp;\"'`",
+    '<img src=x onerror="window.hacked=1">',
 )
 
 #: Of the figures, those that tests of other things draw: for speed.
@@ -91,6 +92,7 @@ def made_run(
     *,
     steps=20,
     metrics=None,
+    timings=None,
     evaluations=None,
     traces=None,
     held_out=(),
@@ -101,8 +103,9 @@ def made_run(
     """A run folder of so many steps.
 
     ``metrics`` changes some of ``METRICS``: a function of the step, a list or a number; a step for
-    which it is None lacks it. ``evaluations`` has the values logged after a step. ``traces`` and
-    ``held_out`` are rows; unless they are given, each step has two traces of two questions.
+    which it is None lacks it. ``timings`` does so for ``TIMINGS``. ``evaluations``
+    has the values logged after a step. ``traces`` and ``held_out`` are rows; unless they are given,
+    each step has two traces of two questions.
     ``hostile`` puts ``HOSTILE`` texts into every field that a model or a data file fills.
     """
     run = RunFolder.create(folder, resume=False)
@@ -115,7 +118,8 @@ def made_run(
         run.append_metrics(
             step, {name: value for name, value in named.items() if value is not None}
         )
-        run.append_timings(step, {**TIMINGS, "step_seconds": 1.75})
+        took = {"step_seconds": 1.75, **TIMINGS, **(timings or {})}
+        run.append_timings(step, {name: _at(value, step) for name, value in took.items()})
     for step, values in (evaluations or {}).items():
         run.append_metrics(step, values)
     if traces is None:

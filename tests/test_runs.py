@@ -77,7 +77,11 @@ def test_uplift_is_that_of_the_metrics(run):
     # the metric averages traces, each over its own answer; both questions have as many traces
     assert interval.mean == pytest.approx(found.metrics["uplift"].loc[3], abs=1e-5)
     assert interval.low <= interval.mean <= interval.high
-    assert found.uplift().n == 6
+    tokens = found.tokens()
+    assert found.uplift().n == tokens["row_id"].nunique()
+    assert found.uplift().mean == pytest.approx(
+        tokens.groupby("row_id")["uplift"].mean().mean(), abs=1e-6
+    )
 
 
 def test_held_out_questions_before_and_after(run):

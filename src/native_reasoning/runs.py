@@ -6,6 +6,7 @@ Whatever can be read is there; what cannot is told in ``Run.problems``.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,10 @@ from native_reasoning.records import (
 from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table
 
 T = TypeVar("T")
+#: One of ``Run.problems``.
+NO_TRACES = "no traces were recorded"
+#: Recorded steps at the end of a run that say what it is like now.
+LATE = 10
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Run:
     """One run.
 
     ``config`` is config.yaml. ``metrics`` and ``timings`` have a row for each logged step,
-    ``evaluations`` one for each evaluation, indexed by ``step``; docs/diagnostics.md has the names.
+    ``evaluations`` one for each evaluation, indexed by ``step``, as they were logged: the last may
+    be of the best step (``load_best_model_at_end``). docs/diagnostics.md has the names.
     ``traces`` is an Arrow table with a row for each sampled trace (``tables.TraceRow``);
     ``.to_pandas()`` makes a frame of it. ``held_out`` is another, with a row for each trace sampled
     in an evaluation (``tables.HeldOutRow``). ``quarantine`` has the rows of skipped updates.
@@ -54,17 +60,25 @@ class Run:
     problems: tuple[str, ...]
 
     def column(self, name: str) -> pd.Series:
-        """A metric by step as numbers, of the evaluations if it begins with ``eval_``: what is no
-        finite number is left out, and of a step that was logged twice the last one stays. Empty
-        if there is none. ``answer_logp_no_think`` is ``answer_logp`` less ``uplift``."""
+        """A metric by step as ``numbers``, of the evaluations if it begins with ``eval_``, of the
+        timings if it ends with ``_seconds``; of a step that was logged twice the last one stays.
+        Empty if there is none. ``answer_logp_no_think`` is ``answer_logp`` less ``uplift``."""
         if name == "answer_logp_no_think":
             return (self.column("answer_logp") - self.column("uplift")).dropna()
         table = self.evaluations if name.startswith("eval_") else self.metrics
+        table = self.timings if name.endswith("_seconds") else table
         if name not in table:
             return pd.Series(dtype=float)
-        values = pd.to_numeric(table[name], errors="coerce")
-        values = values[np.isfinite(values)]
-        return values[~values.index.duplicated(keep="last")]
+        values = numbers(table[name])
+        return values[~values.index.duplicated(keep="last")].sort_index()
+
+    @cached_property
+    def late_tokens(self) -> pd.DataFrame:
+        """``tokens`` of the last ``LATE`` steps that have traces."""
+        return self.tokens(self._steps()[-LATE:])
+
+    def _steps(self) -> list[int]:
+        return np.unique(self.traces["step"].to_numpy()).tolist()
 
     def tokens(self, steps: Sequence[int] | None = None) -> pd.DataFrame:
         """A row for each reference token after each trace: ``step``, ``row_id``, ``k``, ``place``,
@@ -88,11 +102,12 @@ class Run:
         out["uplift"] = out["logp"] - out["baseline_logp"]
         return out
 
-    def uplift(self, steps: int = 10) -> Interval | None:
+    def uplift(self, steps: int = LATE) -> Interval | None:
         """l − b (nats per token) over the questions of the last ``steps`` steps that have traces,
-        each question's traces averaged, with a 95 % bootstrap interval; None without traces."""
-        late = sorted(set(self.traces["step"].to_pylist()))[-steps:]
-        per_question = self.tokens(late).groupby(["step", "row_id"])["uplift"].mean()
+        with a 95 % bootstrap interval; None without traces. A question counts once, as the mean
+        over all its traces in these steps."""
+        tokens = self.late_tokens if steps == LATE else self.tokens(self._steps()[-steps:])
+        per_question = tokens.groupby("row_id")["uplift"].mean()
         known = per_question.where(np.isfinite(per_question))  # else nan, as the interval then is
         return bootstrap_interval(known.tolist()) if len(known) else None
 
@@ -147,12 +162,12 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     if logged.empty:
         problems.append("no step has been logged yet")
     if not traces.num_rows and not any("traces" in problem for problem in problems):
-        problems.append("no traces were recorded")
+        problems.append(NO_TRACES)
     return Run(
         path=folder,
         config=config,
         metrics=logged.loc[~evaluated].dropna(axis=1, how="all"),
-        evaluations=logged.loc[evaluated].dropna(axis=1, how="all").sort_index(kind="stable"),
+        evaluations=logged.loc[evaluated].dropna(axis=1, how="all"),
         timings=lines(TIMINGS),
         traces=traces,
         held_out=tables([file for _, file in evaluation_files(folder)], HELD_OUT_SCHEMA),
@@ -161,11 +176,29 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     )
 
 
+def numbers(values: pd.Series) -> pd.Series:
+    """What is a finite number among them, under its name or step."""
+    known = values if pd.api.types.is_numeric_dtype(values) else values.map(_number)
+    found = known.astype(float)
+    return found[np.isfinite(found)]
+
+
+def _number(value: Any) -> float | None:
+    kinds = int | float | np.integer | np.floating
+    return float(value) if isinstance(value, kinds) and abs(value) < 1e300 else None
+
+
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """A name for each: its folder's, with as much of the path before it as tells them apart."""
+    """A name for each: its folder's, with as much of the path before it as tells them apart, in
+    characters that UTF-8 can hold; by number where no such characters do."""
     parts = [run.path.resolve().parts for run in runs]
     for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
+        names = [_storable("/".join(part[-depth:])) for part in parts]
         if len({*names}) == len({*parts}):
             return names
-    return [str(run.path) for run in runs]
+    different = list(dict.fromkeys(parts))
+    return [f"{_storable(part[-1])} ({different.index(part) + 1})" for part in parts]
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")

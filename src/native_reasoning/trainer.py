@@ -296,7 +296,7 @@ class NRTTrainer(StepInParts):
     # -- What is written ---------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the step's means to the loss; metrics and times go to the run folder."""
+        """Adds the step's means; to the run folder with it, metrics at the step of the weights."""
         step = self.state.global_step
         if "train_runtime" in logs:
             self.runlog.records.append_timings(step, logs)
@@ -312,7 +312,7 @@ class NRTTrainer(StepInParts):
             self.runlog.records.append_timings(step, self._seconds())
         with self.clock.stage("records"):
             super().log(logs, start_time)
-            self.runlog.records.append_metrics(step, logs)
+            self.runlog.records.append_metrics(self.step_of_weights, logs)
         del self.state.log_history[:-LOGS_KEPT]
 
     def _seconds(self) -> dict[str, float]:

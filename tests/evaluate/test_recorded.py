@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from native_reasoning import load_run
 from native_reasoning.config import NRTConfig
 from native_reasoning.evaluate import held_out
 from native_reasoning.evaluate.held_out import held_out_rows, summarise
@@ -198,3 +199,7 @@ def test_the_best_model_is_recorded_at_the_step_that_made_it(tmp_path):
     assert before["step-000001.parquet"] != before["step-000003.parquet"]
     trainer.evaluate()
     assert files(tmp_path / "run") == before
+    evaluated = load_run(tmp_path / "run").evaluations
+    assert list(evaluated.index) == [1, 2, 3, 1]
+    first, last = (evaluated["eval_answer_logp"].iloc[i] for i in (0, -1))
+    assert first == pytest.approx(last)

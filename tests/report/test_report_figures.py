@@ -1,5 +1,7 @@
 """The figures: each can be drawn of any run, and shows the numbers of the metrics."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -9,16 +11,18 @@ from native_reasoning import load_run
 from native_reasoning.errors import ConfigError
 from native_reasoning.names import STATES
 from native_reasoning.report import FIGURES, figure
-from native_reasoning.report.figures import CURVES, MOST_POINTS, thinned
+from native_reasoning.report.curves import CURVES
+from native_reasoning.report.figures import COLOURS, MOST_POINTS, colour, thinned
 from report_runs import evaluation, made_run, trace_row
 
-#: Metrics of every curve.
+#: Metrics of every curve, times among them.
 ALL = {
     series.column: lambda step, i=i: 0.5 + 0.01 * step + 0.001 * i
     for i, series in enumerate(s for curves in CURVES.values() for s in curves.series)
     if not series.column.startswith("eval_") and series.column != "collapse_state"
 }
 ALL.pop("answer_logp_no_think")
+TIMES = {name: ALL.pop(name) for name in list(ALL) if name.endswith("_seconds")}
 ACCURATE = {
     "accuracy": (0.5, 0.4, 0.7),
     "accuracy_no_think": (0.25, 0.2, 0.3),
@@ -32,7 +36,7 @@ def full(tmp_path_factory):
     """A run with data for every figure."""
     folder = tmp_path_factory.mktemp("runs") / "full"
     evaluations = {0: evaluation(**ACCURATE), 20: evaluation(**{**ACCURATE, "accuracy": 0.9})}
-    return load_run(made_run(folder, metrics=ALL, evaluations=evaluations))
+    return load_run(made_run(folder, metrics=ALL, timings=TIMES, evaluations=evaluations))
 
 
 @pytest.fixture
@@ -66,6 +70,7 @@ def test_curves_are_the_metrics(name, full):
     assert [line.name for line in drawn.data] == [series.label for series in CURVES[name].series]
     for line, series in zip(drawn.data, CURVES[name].series, strict=True):
         table = full.evaluations if series.column.startswith("eval_") else full.metrics
+        table = full.timings if series.column.endswith("_seconds") else table
         if series.column == "answer_logp_no_think":
             expected = table["answer_logp"] - table["uplift"]
         else:
@@ -269,8 +274,9 @@ def test_a_column_that_there_is_not(of):
     assert of("other", metrics={"uplift": None}).column("answer_logp_no_think").empty
 
 
-def test_a_column_that_holds_words(of):
-    run = of(steps=2, metrics={"uplift": [0.5, "much"]})
+@pytest.mark.parametrize("word", ["much", "0.7", [1], 10**400, None])
+def test_a_column_that_holds_words(of, word):
+    run = of(steps=2, metrics={"uplift": [0.5, word]})
     assert run.column("uplift").to_dict() == {1: 0.5}
 
 
@@ -283,5 +289,67 @@ def test_a_short_collapse_is_seen_in_a_long_run(of):
 
 
 def test_a_name_of_a_run_is_no_markup(of):
-    drawn = figure("reward", of("<b>y"), of("second"))
-    assert drawn.data[0].name == "&lt;b&gt;y: with a trace"
+    """But what a page's boxes are compared with is the name itself."""
+    first, second = of("<b>&y"), of("second")
+    (line, *_), (bars, _) = (figure(name, first, second).data for name in ("reward", "places"))
+    assert line.name == "&lt;b&gt;&amp;y: with a trace"
+    assert bars.name == "&lt;b&gt;&amp;y"
+    assert line.meta[0] == bars.meta[0] == "<b>&y"
+    assert figure("time", first, second).data[0].y == ("&lt;b&gt;&amp;y", "second")
+
+
+# -- Colours ---------------------------------------------------------------------------------------
+
+
+def channels(text):
+    return np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+
+
+def test_no_two_of_many_runs_have_one_colour():
+    colours = [colour(i) for i in range(24)]
+    assert tuple(colours[:8]) == COLOURS
+    apart = [np.abs(channels(a) - channels(b)).max() for a, b in combinations(colours, 2)]
+    assert min(apart) > 0.04
+    assert len({colour(i) for i in range(100)}) > 95
+
+
+@pytest.mark.parametrize("i", range(60))
+def test_colours_can_be_read_on_white_and_on_black(i):
+    """Contrast as in WCAG 2, of 3 : 1."""
+    x = channels(colour(i))
+    light = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    light = light @ (0.2126, 0.7152, 0.0722)
+    assert 1.05 / (light + 0.05) > 3 and (light + 0.05) / 0.05 > 3
+
+
+def test_a_ninth_run_has_a_colour_of_its_own(of):
+    runs = [of(f"run-{i}", steps=1) for i in range(10)]
+    expected = [colour(i) for i in range(10)]
+    assert [line.line.color for line in figure("gradient", *runs).data] == expected
+    assert [bars.marker.color for bars in figure("places", *runs).data] == expected
+
+
+# -- Times -----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_slows_down(of):
+    times = {"sampling_seconds": lambda step: float(step), "scoring_seconds": 0.0}
+    found = lines(figure("seconds", of(steps=3, timings=times)))
+    assert found == {
+        "whole step": ([1, 2, 3], [1.75] * 3),
+        "sampling": ([1, 2, 3], [1.0, 2.0, 3.0]),
+        "other": ([1, 2, 3], [0.25] * 3),
+    }
+
+
+def test_every_stage_of_several_runs_has_a_dash_of_its_own(of):
+    drawn = figure("seconds", of("first", timings=TIMES), of("second", timings=TIMES))
+    assert len(drawn.data) == 20
+    assert len({line.line.dash for line in drawn.data}) == 10
+
+
+def test_words_among_the_times(of):
+    run = of(steps=3, timings={"sampling_seconds": [1.0, "long", 3.0]})
+    assert lines(figure("seconds", run))["sampling"] == ([1, 3], [1.0, 3.0])
+    bars = {bar.name: bar.x for bar in figure("time", run).data}
+    assert bars["sampling"] == (2.0,)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from native_reasoning import load_run
-from native_reasoning.report.gains import by_difficulty, by_place, by_token, late_tokens
+from native_reasoning.report.gains import by_difficulty, by_place, by_token
 from report_runs import made_run, trace_row
 
 
@@ -19,9 +19,9 @@ def row(step=1, row_id=0, k=0, *, b, l, tokens=None):
 
 
 def test_late_tokens_are_of_the_last_recorded_steps(tmp_path):
-    run = run_of(tmp_path, [row(step, b=[-1.0], l=[-0.5]) for step in (1, 3, 4, 9)])
-    assert list(late_tokens(run, 2)["step"]) == [4, 9]
-    assert list(late_tokens(run)["step"]) == [1, 3, 4, 9]
+    run = run_of(tmp_path, [row(step, b=[-1.0], l=[-0.5]) for step in (1, 3, *range(5, 15))])
+    assert list(run.late_tokens["step"]) == list(range(5, 15))
+    assert run.late_tokens is run.late_tokens
 
 
 def test_by_difficulty(tmp_path):
@@ -34,7 +34,7 @@ def test_by_difficulty(tmp_path):
         "gain_easy": lambda step: 0.25 if step == 5 else None,
     }
     run = run_of(tmp_path, [row(b=b, l=l)], steps=5, metrics=metrics)
-    table = by_difficulty(run, late_tokens(run)).set_index("bin")
+    table = by_difficulty(run, run.late_tokens).set_index("bin")
     assert list(table.index) == ["hard", "middle", "easy"]
     assert list(table["below"]) == [0.1, 0.5, math.inf]
     assert list(table["share"]) == pytest.approx([0.2, 0.4, 0.4])
@@ -46,7 +46,7 @@ def test_by_difficulty(tmp_path):
 
 def test_a_bin_without_tokens_is_left_out(tmp_path):
     run = run_of(tmp_path, [row(b=[-0.1], l=[-0.1])])
-    assert list(by_difficulty(run, late_tokens(run))["bin"]) == ["easy"]
+    assert list(by_difficulty(run, run.late_tokens)["bin"]) == ["easy"]
 
 
 def test_by_token(tmp_path):
@@ -56,12 +56,32 @@ def test_by_token(tmp_path):
         for i in range(6)
     ]
     rows += [row(row_id=9, k=k, b=[-1.0], l=[5.0], tokens=["rare"]) for k in range(4)]
-    table = by_token(late_tokens(run_of(tmp_path, rows)))
+    table = by_token(run_of(tmp_path, rows).late_tokens)
     assert list(table["token"]) == ["a", "b"]
     assert list(table["times"]) == [6, 6]
     assert list(table["before"]) == pytest.approx([math.exp(-2), math.exp(-0.5)])
     assert list(table["after"]) == pytest.approx([math.exp(-1.5), math.exp(-0.75)])
     assert list(table["uplift"]) == pytest.approx([0.5, -0.25])
+
+
+def test_traces_of_a_question_are_one_sight_of_its_tokens(tmp_path):
+    """Of 'few' there are 32 traces at four places; of 'a' six places, the first with nine traces of
+    l = −1 and the others with one of l = −2: the mean counts places, (−1 − 5 · 2) / 6."""
+    rows = [
+        row(row_id=i, k=k, b=[-3.0], l=[-1.0], tokens=["few"]) for i in range(4) for k in range(8)
+    ]
+    rows += [row(row_id=4, k=k, b=[-3.0], l=[-1.0], tokens=["a"]) for k in range(9)]
+    rows += [row(row_id=i, b=[-3.0], l=[-2.0], tokens=["a"]) for i in range(5, 10)]
+    (found,) = by_token(run_of(tmp_path, rows).late_tokens).to_dict("records")
+    assert (found["token"], found["times"]) == ("a", 6)
+    assert found["after"] == pytest.approx(math.exp(-11 / 6))
+    assert found["uplift"] == pytest.approx(3 - 11 / 6)
+
+
+def test_a_word_among_the_gains_is_left_out(tmp_path):
+    metrics = {"gain_easy": [0.25, 0.75, "much"]}
+    run = run_of(tmp_path, [row(b=[-0.1], l=[-0.1])], steps=3, metrics=metrics)
+    assert by_difficulty(run, run.late_tokens)["gain"].tolist() == [0.5]
 
 
 def test_tokens_that_gained_most_and_that_lost_most(tmp_path):
@@ -70,7 +90,7 @@ def test_tokens_that_gained_most_and_that_lost_most(tmp_path):
     b = [-20.0] * 20
     l = [-20 + float(name) for name in names]
     rows = [row(row_id=i, b=b, l=l, tokens=names) for i in range(5)]
-    table = by_token(late_tokens(run_of(tmp_path, rows)), most=3)
+    table = by_token(run_of(tmp_path, rows).late_tokens, most=3)
     assert list(table["token"]) == ["+10", "+9", "+8", "-8", "-9", "-10"]
 
 
@@ -78,19 +98,19 @@ def test_by_place(tmp_path):
     """20 tokens, two a tenth; and 5 tokens, which stand in tenths 1, 3, 5, 7, 9."""
     long = row(row_id=0, b=[-30.0] * 20, l=[-30.0 + i for i in range(20)])
     short = row(row_id=1, b=[-1.0] * 5, l=[99.0] * 5)
-    table = by_place(late_tokens(run_of(tmp_path / "1", [long])))
+    table = by_place(run_of(tmp_path / "1", [long]).late_tokens)
     assert list(table["tenth"]) == list(range(1, 11))
     assert list(table["uplift"]) == pytest.approx([2 * i + 0.5 for i in range(10)])
-    table = by_place(late_tokens(run_of(tmp_path / "2", [short])))
+    table = by_place(run_of(tmp_path / "2", [short]).late_tokens)
     assert list(table["tenth"]) == [1, 3, 5, 7, 9]
-    both = by_place(late_tokens(run_of(tmp_path / "3", [long, short]))).set_index("tenth")
+    both = by_place(run_of(tmp_path / "3", [long, short]).late_tokens).set_index("tenth")
     assert both["uplift"][1] == pytest.approx((0 + 1 + 100) / 3)
     assert both["uplift"][2] == pytest.approx(2.5)
 
 
 def test_a_question_that_comes_twice_in_a_step_is_not_one_long_answer(tmp_path):
     rows = [row(b=[-9.0] * 10, l=[-9.0 + i for i in range(10)])] * 2
-    table = by_place(late_tokens(run_of(tmp_path, rows)))
+    table = by_place(run_of(tmp_path, rows).late_tokens)
     assert list(table["tenth"]) == list(range(1, 11))
     assert list(table["uplift"]) == pytest.approx(list(range(10)))
 
@@ -98,7 +118,7 @@ def test_a_question_that_comes_twice_in_a_step_is_not_one_long_answer(tmp_path):
 @pytest.mark.parametrize("steps", [0, 3])
 def test_nothing_recorded(tmp_path, steps):
     run = run_of(tmp_path, [], steps=steps)
-    tokens = late_tokens(run)
+    tokens = run.late_tokens
     assert tokens.empty
     assert by_difficulty(run, tokens).empty
     assert by_token(tokens).empty

@@ -4,6 +4,7 @@ import pytest
 
 from native_reasoning import load_run
 from native_reasoning.names import STATES
+from native_reasoning.records import RunFolder
 from native_reasoning.report.verdict import verdict
 from report_runs import evaluation, made_run, trace_row
 
@@ -46,6 +47,17 @@ def test_the_last_evaluation_counts_and_the_first_is_told(tmp_path):
     assert found.notes[0].endswith(" At step 0 it was 0.0 % and 1.0 %.")
 
 
+def test_the_model_that_was_loaded_at_the_end_counts(tmp_path):
+    """That of step 10, evaluated once more after step 20 had been."""
+    worse = {**ACCURATE, "accuracy_gain": (-0.4, -0.5, -0.3)}
+    path = made_run(tmp_path / "run", evaluations={20: evaluation(50, **worse)})
+    RunFolder(path).append_metrics(10, evaluation(50, **ACCURATE))
+    run = load_run(path)
+    assert verdict(run).number == "+40.0 points"
+    assert run.column("eval_accuracy_gain").to_dict() == {10: 0.4, 20: -0.4}
+    assert list(run.column("eval_accuracy_gain").index) == [10, 20]
+
+
 @pytest.mark.parametrize(
     ("accuracy", "without", "points"),
     [(0.019, 0.019, False), (0.02, 0.0, True), (0.0, 0.02, True), (0.0, 0.0, False)],
@@ -62,9 +74,10 @@ def test_where_hardly_any_answer_is_right_it_is_uplift(tmp_path, accuracy, witho
 
 
 def test_without_evaluations_it_is_uplift_in_training(tmp_path):
-    """Two traces a question, each with (0.5 + 0.1) / 2 = 0.3 nats a token; of ten steps."""
+    """Two questions, met in each of ten steps; (0.5 + 0.1) / 2 = 0.3 nats a token."""
     found = of(tmp_path, steps=20)
-    assert found.measure.endswith("on the 20 training questions of the last ten recorded steps")
+    assert found.measure.endswith("on the 2 training questions of the last ten recorded steps")
+    assert found.interval.n == 2
     assert (found.state, found.number) == ("helped", "+0.300 nats per token")
     assert found.range == "+0.300 to +0.300"
 
@@ -73,7 +86,41 @@ def test_uplift_in_training_is_of_the_last_ten_recorded_steps(tmp_path):
     """Steps 2 to 11 with 1 nat each; step 1, with −9, is forgotten."""
     rows = [*lifted(-9.0), *(row for step in range(2, 12) for row in lifted(1.0, step=step))]
     found = of(tmp_path, traces=rows)
-    assert (found.number, found.interval.n) == ("+1.000 nats per token", 10)
+    assert (found.number, found.interval.n) == ("+1.000 nats per token", 1)
+
+
+def test_a_question_met_in_several_steps_is_one(tmp_path):
+    """Question 0 with 1 nat in two steps and 4 in a third, question 1 with 4: (2 + 4) / 2, not the
+    (1 + 1 + 4 + 4) / 4 of four independent ones."""
+    rows = [*lifted(1.0, 4.0, step=1), *lifted(1.0, step=2), *lifted(4.0, step=3)]
+    found = of(tmp_path, traces=rows)
+    assert (found.number, found.interval.n) == ("+3.000 nats per token", 2)
+    assert found.range == "+2.000 to +4.000"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([(1, 0), (2, 1)], None),
+        ([(step, step) for step in range(1, 20)], None),
+        ([(1, 0), (2, 0)], "Some of them had been trained on before."),
+        ([(1, 0), *((step, 0) for step in range(2, 12))], "They had been trained on before."),
+        (
+            [(1, 0), (1, 1), *((step, step % 3) for step in range(2, 12))],
+            "Some of them had been trained on before.",
+        ),
+    ],
+)
+def test_questions_that_had_been_trained_on_before_are_told(tmp_path, rows, told):
+    found = of(tmp_path, traces=[trace_row(*row) for row in rows])
+    assert "training questions" in found.measure
+    said = [note for note in found.notes if "trained on before" in note]
+    assert said == [told] * (told is not None)
+
+
+def test_of_held_out_questions_nothing_was_trained_on(tmp_path):
+    found = of(tmp_path, evaluations={20: evaluation(50, **ACCURATE)})
+    assert not any("trained on before" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +239,49 @@ def test_a_baseline_that_got_worse(tmp_path, lost, said):
     found = notes(tmp_path, "Without thinking", metrics=metrics)
     assert bool(found) == said
     if said:
-        assert f"lost {lost:.2f} nats during training" in found[0]
+        assert f"lost {lost:.2f} nats during training: " in found[0]
+
+
+@pytest.mark.parametrize(
+    ("uplift", "told"),
+    [(0.5, "0.30 of the 0.50 nats of uplift are"), (0.1, "0.10 of the 0.10 nats of uplift are")],
+)
+def test_no_more_of_the_uplift_is_a_worse_start_than_there_is(tmp_path, uplift, told):
+    metrics = {
+        "answer_logp": lambda step: (-1.0 if step < 10 else -1.3) + uplift,
+        "uplift": uplift,
+    }
+    (found,) = notes(tmp_path, "Without thinking", metrics=metrics)
+    assert f": {told} a worse start, not a better end." in found
+
+
+@pytest.mark.parametrize(
+    ("gain", "uplift", "told"),
+    [
+        ((0.4, 0.3, 0.5), (-0.007, -0.009, -0.005), "−0.007 nats per token (−0.009 to −0.005)."),
+        ((-0.4, -0.5, -0.3), (0.1, 0.05, 0.2), "+0.100 nats per token (+0.050 to +0.200)."),
+        ((0.4, 0.3, 0.5), (-0.1, -0.2, 0.1), None),
+        ((0.4, 0.3, 0.5), (0.1, 0.05, 0.2), None),
+        ((0.1, -0.1, 0.5), (-0.1, -0.2, -0.05), None),
+    ],
+)
+def test_uplift_that_points_the_other_way_is_told(tmp_path, gain, uplift, told):
+    values = {**ACCURATE, "accuracy_gain": gain, "uplift": uplift}
+    found = notes(tmp_path, "other way", evaluations={20: evaluation(50, **values)})
+    said = f"Uplift on the same questions points the other way: {told}"
+    assert found == ([said] if told else [])
+
+
+@pytest.mark.parametrize("name", ["specificity_se", "empty", "uplift", "collapse_state"])
+def test_a_word_among_the_numbers_ends_no_verdict(tmp_path, name):
+    found = of(tmp_path, metrics={"specificity": 0.5, "specificity_se": 0.1, name: ["much"] * 20})
+    assert found.state == "helped"
+
+
+def test_words_in_an_evaluation_end_no_verdict(tmp_path):
+    words = {f"eval_{name}": "much" for name in ("questions", "accuracy", "accuracy_gain_low")}
+    evaluations = {step: {**evaluation(50, **ACCURATE), **words} for step in (0, 20)}
+    assert "training questions" in of(tmp_path, evaluations=evaluations).measure
 
 
 def test_a_baseline_that_got_better_or_was_seen_once_is_not_spoken_of(tmp_path):

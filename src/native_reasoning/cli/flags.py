@@ -27,7 +27,7 @@ class Parsed:
     positional: str | None
     own: dict[str, Any]
     settings: dict[str, str]
-    all: tuple[str, ...] = ()
+    positionals: tuple[str, ...] = ()
 
 
 def read_verb(arguments: Sequence[str]) -> Verb | None:

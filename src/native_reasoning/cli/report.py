@@ -13,7 +13,7 @@ from native_reasoning.errors import ConfigError, RunError
 def run(parsed: Parsed) -> int:
     """Writes or serves the page; returns the exit code."""
     _check(parsed)
-    paths = run_folders(parsed.all)
+    paths = run_folders(parsed.positionals)
     if parsed.own["watch"]:
         from native_reasoning.report.serve import serve
 

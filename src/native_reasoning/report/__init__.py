@@ -19,7 +19,7 @@ def write_report(
 
     Raises RunError where a folder holds no run, or ``out`` is a file that is no such page.
     """
-    if out.is_dir() or (out.exists() and MARK.encode() not in out.read_bytes()[:2000]):
+    if out.is_dir() or (out.exists() and MARK.encode() not in _beginning(out)):
         raise RunError(
             f"{out} exists and is no report",
             why="nothing but an earlier report is ever overwritten",
@@ -28,3 +28,8 @@ def write_report(
     runs = [load_run(path) for path in paths]
     write_atomically(out, build(runs, most_bytes=most_bytes))
     return tuple(f"{run.path}: {problem}" for run in runs for problem in run.problems)
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2000)

@@ -3,9 +3,9 @@
 ``FIGURES`` says what each shows; a page (page.py) and a notebook get the same.
 """
 
+import colorsys
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,152 +13,18 @@ import plotly.graph_objects as go
 
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.names import COLLAPSE, STAGES, STATES
-from native_reasoning.report.gains import TENTHS, by_place, late_tokens
+from native_reasoning.report.curves import CURVES, Curves, Series
+from native_reasoning.report.gains import TENTHS, by_place
 from native_reasoning.runs import Run, run_names
 
 #: A longer curve is drawn as means over equally many steps.
 MOST_POINTS = 1000
 #: Readable on white and on black, and apart for the colour-blind.
 COLOURS = ("#2f7fd1", "#d1620a", "#0f9470", "#a45bc8", "#a8810f", "#c2477f", "#5f7a8a", "#8c6d4f")
-DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+DASHES += ("2px 8px", "16px 4px", "12px 3px 3px 3px 3px 3px", "1px 2px")
 
 
-@dataclass(frozen=True)
-class Series:
-    """A column of a run's metrics, or of its evaluations if it begins with ``eval_``. ``spread``
-    names what is drawn around it: "interval" (its ``_low`` and ``_high``) or "error" (two of its
-    ``_se``)."""
-
-    column: str
-    label: str
-    spread: str = ""
-
-
-@dataclass(frozen=True)
-class Curves:
-    """A figure over optimiser steps. ``explains`` is one sentence for people."""
-
-    title: str
-    unit: str
-    explains: str
-    series: tuple[Series, ...]
-    log: bool = False
-
-
-CURVES = {
-    "accuracy": Curves(
-        "Accuracy on held-out questions",
-        "share",
-        "Right answers after a sampled trace and after none; bars are 95 % intervals.",
-        (
-            Series("eval_accuracy", "with thinking", "interval"),
-            Series("eval_accuracy_no_think", "without", "interval"),
-        ),
-    ),
-    "reward": Curves(
-        "Reward",
-        "reward",
-        "What traces are worth, beside what an empty one is.",
-        (Series("reward", "with a trace"), Series("reward_baseline", "without")),
-    ),
-    "uplift": Curves(
-        "Uplift",
-        "nats per token",
-        "How much likelier a reference token is after a trace than after none: above 0, it helps.",
-        (
-            Series("uplift", "training questions"),
-            Series("clean_uplift", "tokens not copied from the trace"),
-            Series("eval_uplift", "held-out questions", "interval"),
-        ),
-    ),
-    "answer_logp": Curves(
-        "Log-probability of the reference answer",
-        "nats per token",
-        "Both should rise; if only the lower one falls, uplift is a worse start.",
-        (Series("answer_logp", "with a trace"), Series("answer_logp_no_think", "without")),
-    ),
-    "specificity": Curves(
-        "Specificity",
-        "nats per token",
-        "How much better a question's own trace does than another question's; bars are two "
-        "standard errors.",
-        (Series("specificity", "specificity", "error"),),
-    ),
-    "dependence": Curves(
-        "Trace dependence",
-        "nats per trace token",
-        "How much likelier a trace is after its own question than after another.",
-        (Series("trace_dependence", "trace dependence"),),
-    ),
-    "gains": Curves(
-        "Gain by difficulty",
-        "nats per token",
-        "The same by how probable the answer's token is without thinking: under 0.1, under 0.5, "
-        "and the rest.",
-        (
-            Series("gain_hard", "hard tokens"),
-            Series("gain_middle", "middle"),
-            Series("gain_easy", "easy"),
-        ),
-    ),
-    "leakage": Curves(
-        "Leakage",
-        "share",
-        "Answer tokens that stand in the trace already, and answers that stand there whole.",
-        (Series("leakage", "tokens"), Series("restated", "whole answers")),
-    ),
-    "length": Curves(
-        "Trace length",
-        "tokens",
-        "With the closing tag.",
-        (Series("trace_length", "training"), Series("eval_trace_length", "held-out", "interval")),
-    ),
-    "shares": Curves(
-        "Shares of traces",
-        "share",
-        "Closed by the tag, empty, and better than no trace.",
-        (Series("closed", "closed"), Series("empty", "empty"), Series("helped", "helped")),
-    ),
-    "entropy": Curves(
-        "Trace entropy",
-        "nats per token",
-        "How undecided the model is while it thinks.",
-        (Series("trace_entropy", "entropy"),),
-    ),
-    "distinct": Curves(
-        "Variety",
-        "share",
-        "Different traces in a group, and groups whose rewards are all equal: nothing is learned "
-        "from those.",
-        (Series("distinct", "distinct traces"), Series("flat_groups", "flat groups")),
-    ),
-    "sampled": Curves(
-        "Sampled answers in training",
-        "share",
-        "Of presets that sample an answer after each trace.",
-        (Series("sampled_correct", "right"), Series("sampled_complete", "in the right format")),
-    ),
-    "loss": Curves(
-        "Loss terms",
-        "loss",
-        "Not a measure of progress: advantages are centred, so near 0 is normal.",
-        (
-            Series("loss_trace", "trace"),
-            Series("loss_answer", "answer"),
-            Series("loss_format", "format"),
-            Series("loss_kl", "KL"),
-        ),
-    ),
-    "gradient": Curves(
-        "Gradient norm", "norm", "Before clipping.", (Series("grad_norm", "gradient norm"),), True
-    ),
-    "guard": Curves(
-        "Collapse guard",
-        "",
-        "What the guard said of each step.",
-        (Series("collapse_state", "state"),),
-    ),
-}
 #: Name: title, explanation. All but the curves are drawn by a function of their own.
 FIGURES = {
     **{name: (curves.title, curves.explains) for name, curves in CURVES.items()},
@@ -178,13 +44,23 @@ def figure(name: str, *runs: Run) -> go.Figure:
             why="the figures have names",
             fix=f"one of: {', '.join(FIGURES)}",
         )
-    names = [html.escape(name, quote=False) for name in run_names(runs)]  # plotly reads tags
+    names = run_names(runs)
     drawn = {"places": _places, "time": _time}.get(name)
     found = drawn(runs, names) if drawn else _curves(CURVES[name], runs, names)
     found.update_layout(
         title=FIGURES[name][0], hovermode="x unified", margin={"l": 56, "r": 12, "t": 40, "b": 44}
     )
     return found
+
+
+def colour(i: int) -> str:
+    """``COLOURS``, then more of about the same lightness, a golden angle of hue apart."""
+    if i < len(COLOURS):
+        return COLOURS[i]
+    light = np.array(colorsys.hsv_to_rgb(i * 0.381966 % 1, 1, 1))  # linear light
+    now, wanted = light @ (0.2126, 0.7152, 0.0722), (0.14, 0.26)[i % 2]
+    mixed = light * wanted / now if now > wanted else 1 - (1 - light) * (1 - wanted) / (1 - now)
+    return "#" + "".join(f"{round(255 * x ** (1 / 2.2)):02x}" for x in mixed)
 
 
 def thinned(values: pd.Series) -> pd.Series:
@@ -204,15 +80,15 @@ def _curves(curves: Curves, runs: Sequence[Run], names: Sequence[str]) -> go.Fig
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         for j, series in enumerate(curves.series):
             values = run.column(series.column)
-            if not values.empty and not (series.column == "clean_uplift" and _same(run)):
+            if not values.empty and not _idle(run, series.column, values):
                 alone = len(runs) == 1
                 found.add_trace(
                     go.Scatter(
                         **_line(run, series, values),
-                        name=series.label if alone else _label(curves, series, name),
+                        name=series.label if alone else _label(curves, series, _shown(name)),
                         meta=[name, series.label],
                         line={
-                            "color": COLOURS[(j if alone else i) % len(COLOURS)],
+                            "color": colour(j if alone else i),
                             "dash": "solid" if alone else DASHES[j % len(DASHES)],
                         },
                     )
@@ -228,9 +104,16 @@ def _label(curves: Curves, series: Series, run: str) -> str:
     return run if len(curves.series) == 1 else f"{run}: {series.label}"
 
 
-def _same(run: Run) -> bool:
-    """Whether nothing was ever copied: clean uplift is then uplift on a sample."""
-    return run.column("leakage").abs().sum() == 0
+def _shown(name: str) -> str:
+    """The name of a run as plotly shows it, which reads tags."""
+    return html.escape(name, quote=False)
+
+
+def _idle(run: Run, column: str, values: pd.Series) -> bool:
+    """Stages that took no time; clean uplift where nothing was ever copied: uplift on a sample."""
+    if column == "clean_uplift":
+        return run.column("leakage").abs().sum() == 0
+    return column.endswith("_seconds") and not values.any()
 
 
 def _line(run: Run, series: Series, values: pd.Series) -> dict[str, object]:
@@ -260,13 +143,12 @@ def _line(run: Run, series: Series, values: pd.Series) -> dict[str, object]:
 def _places(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
     found = go.Figure()
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        table = by_place(late_tokens(run))
+        table = by_place(run.late_tokens)
         table = table[np.isfinite(table["uplift"])]
         if len(table):
             bars = {"x": table["tenth"].tolist(), "y": [round(y, 5) for y in table["uplift"]]}
-            found.add_trace(
-                go.Bar(**bars, name=name, meta=[name, ""], marker_color=COLOURS[i % len(COLOURS)])
-            )
+            looks = {"name": _shown(name), "meta": [name, ""], "marker_color": colour(i)}
+            found.add_trace(go.Bar(**bars, **looks))
     found.update_xaxes(title="tenth of the answer", tickvals=list(range(1, TENTHS + 1)))
     found.update_yaxes(title="nats per token")
     return found
@@ -275,13 +157,12 @@ def _places(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
 def _time(runs: Sequence[Run], names: Sequence[str]) -> go.Figure:
     found = go.Figure()
     for stage in (*STAGES, "other"):
-        medians = []
-        for run in runs:
-            name = f"{stage}_seconds"
-            known = run.timings[name].dropna() if name in run.timings else pd.Series(dtype=float)
-            medians.append(round(float(known.median()), 5) if len(known) else 0.0)
+        known = [run.column(f"{stage}_seconds") for run in runs]
+        medians = [round(float(one.median()), 5) if len(one) else 0.0 for one in known]
         if any(medians):
-            found.add_trace(go.Bar(y=list(names), x=medians, name=stage, orientation="h"))
-    found.update_layout(barmode="stack", colorway=COLOURS)
+            bars = {"y": [_shown(name) for name in names], "x": medians}
+            found.add_trace(go.Bar(**bars, name=stage, orientation="h"))
+    colours = [colour(i) for i in range(len(STAGES) + 1)]
+    found.update_layout(barmode="stack", colorway=colours)
     found.update_xaxes(title="seconds")
     return found

@@ -6,15 +6,9 @@ import pandas as pd
 from native_reasoning.names import BINS
 from native_reasoning.runs import Run
 
-#: Tokens seen less often say little.
+#: Tokens seen less often say little; the traces of one question are one sight of it.
 SEEN = 5
 TENTHS = 10
-
-
-def late_tokens(run: Run, steps: int = 10) -> pd.DataFrame:
-    """``Run.tokens`` of the last ``steps`` recorded steps."""
-    chosen = sorted(set(run.traces["step"].to_pylist()))[-steps:]
-    return run.tokens(chosen)
 
 
 def by_difficulty(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
@@ -28,8 +22,7 @@ def by_difficulty(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
         inside = (probability >= low) & (probability < high)
         if not inside.any():
             continue
-        column = f"gain_{name}"
-        known = run.metrics[column].dropna() if column in run.metrics else pd.Series(dtype=float)
+        known = run.column(f"gain_{name}")
         rows.append(
             {
                 "bin": name,
@@ -44,9 +37,12 @@ def by_difficulty(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
 
 def by_token(tokens: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     """The ``most`` reference tokens that gained most and those that lost most, by mean l − b, of
-    those seen ``SEEN`` times: ``token``, ``times``, ``before`` and ``after`` (geometric means of
-    the probability without and with a trace), ``uplift`` (nats)."""
-    table = tokens.groupby("token", sort=True).agg(
+    those seen ``SEEN`` times: ``token``, ``times`` (places in answers, however many traces),
+    ``before`` and ``after`` (geometric means of the probability without and with a trace),
+    ``uplift`` (nats)."""
+    places = tokens.groupby(["step", "row_id", "place", "token"], sort=False)
+    seen = places[["baseline_logp", "logp", "uplift"]].mean().reset_index("token")
+    table = seen.groupby("token", sort=True).agg(
         times=("uplift", "size"),
         before=("baseline_logp", "mean"),
         after=("logp", "mean"),

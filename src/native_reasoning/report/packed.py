@@ -9,11 +9,14 @@ as whole thousandths, all of it as compressed JSON.
         "groups": [[step, question, row_id, traces], …],            sorted by step and row
         "b": [[-2304, 0], …],                                       a group's baseline, nats / 1000
         "traces": ["2 and 2", …], "said": ["4", …],                 in the order of the groups
-        "k": […], "length": […], "ends": […],                       ends: closed 1, ended 2, cut 0
+        "k": […], "length": […], "ends": […],                       how a trace ended, see below
         "reward": […], "base": […], "advantage": […],               null where there is none
         "right": […], "right_no_think": […], "said_no_think": […],  held-out questions alone
         "l": [[-361, 0], …]                                         one entry a trace
     }]}]}
+
+``ends``: 0 cut, 1 closed by the tag, 2 ended by an end-of-turn token, 3 not closed (of held-out
+traces it is not recorded how).
 """
 
 import base64
@@ -21,6 +24,7 @@ import gzip
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +32,22 @@ import pyarrow as pa
 
 from native_reasoning.runs import Run, run_names
 
-#: Traces above this number are thinned out at once, before anything is compressed.
-MOST_TRACES = 100_000
+#: Traces, and bytes of their text and numbers, above which groups are left out at once.
+MOST_TRACES, MOST_TEXT = 100_000, 200_000_000
+#: From so many bytes on, a thin sample says first what share of the groups may fit.
+MANY_TEXT, SAMPLE = 5_000_000, 0.05
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A table of traces. ``order`` sorts it by step, row and k; ``new`` is true where, in this
+    order, a group begins. ``size`` is the bytes of what each trace brings along."""
+
+    label: str
+    table: pa.Table
+    order: np.ndarray
+    new: np.ndarray
+    size: int
 
 
 def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
@@ -37,15 +55,27 @@ def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
     there are in it, and how many there were. Where they do not fit, whole groups are left out,
     evenly over the run, all of them if need be."""
     there = sum(run.traces.num_rows + run.held_out.num_rows for run in runs)
-    share = min(1.0, MOST_TRACES / max(there, 1))
+    rows = [[_rows("training", run.traces), _rows("held-out", run.held_out)] for run in runs]
+    size = sum(one.size for tables in rows for one in tables)
+    most = min(1.0, MOST_TRACES / max(there, 1), MOST_TEXT / max(size, 1))
+    names, share = run_names(runs), most
+    if most * size > MANY_TEXT:
+        share = min(most, SAMPLE * 0.95 * limit / len(_packed(names, rows, SAMPLE)[0]))
+    fits = None
     while True:
-        sets = [_sets(run, share) for run in runs]
-        named = zip(run_names(runs), sets, strict=True)
-        blob = compressed({"runs": [{"name": name, "sets": found} for name, found in named]})
-        kept = sum(len(one["traces"]) for found in sets for one in found)
-        if len(blob) <= limit or kept == 0:
+        blob, kept = _packed(names, rows, share)
+        if len(blob) > limit and kept:
+            if fits:
+                return *fits, there
+            share *= 0.95 * limit / len(blob)
+            continue
+        whole = len(blob) * most / share if share else 0  # bytes of all that may be shown, about
+        if not kept or fits or share == most:
             return blob, kept, there
-        share *= 0.95 * limit / len(blob)
+        if 1.1 * limit < whole and 0.85 * limit < len(blob):
+            return blob, kept, there
+        fits = blob, kept
+        share = most if whole < 1.1 * limit else 0.95 * limit / len(blob) * share
 
 
 def compressed(value: Any) -> str:
@@ -54,63 +84,87 @@ def compressed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
 
 
-def _sets(run: Run, share: float) -> list[dict[str, Any]]:
-    tables = {"training": run.traces, "held-out": run.held_out}
-    shares = ((label, *_grouped(table, share)) for label, table in tables.items())
-    return [_set(label, table, starts) for label, table, starts in shares if starts]
+def _packed(names: Sequence[str], rows: Sequence[Sequence[_Rows]], share: float) -> tuple[str, int]:
+    """A share of the groups of all runs, compressed, and how many traces there are in it."""
+    chosen = [[(one, *_chosen(one, share)) for one in tables] for tables in rows]
+    sets = [[_set(*one) for one in tables if len(one[2])] for tables in chosen]
+    named = zip(names, sets, strict=True)
+    blob = compressed({"runs": [{"name": name, "sets": found} for name, found in named]})
+    return blob, sum(len(one["traces"]) for found in sets for one in found)
 
 
-def _set(label: str, table: pa.Table, starts: list[int]) -> dict[str, Any]:
-    columns = {name: table[name].to_pylist() for name in table.column_names}
+def _rows(label: str, table: pa.Table) -> _Rows:
+    step, row, k = (table[name].to_numpy() for name in ("step", "row_id", "k"))
+    order = np.lexsort((k, row, step))
+    step, row = step[order], row[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
+    size = sum(table[name].nbytes for name in ("trace", "sampled_answer", "answer_logps"))
+    return _Rows(label, table, order, new, size)
+
+
+def _chosen(rows: _Rows, share: float) -> tuple[pa.Table, np.ndarray]:
+    """The rows of a share of the groups, sorted, and where each group starts."""
+    group = np.cumsum(rows.new) - 1
+    count = int(rows.new.sum())
+    most = max(math.floor(count * share), 0)
+    kept = np.unique(np.linspace(0, count - 1, most).round())
+    mask = np.isin(group, kept)
+    return rows.table.take(rows.order[mask]), np.flatnonzero(rows.new[mask])
+
+
+def _set(rows: _Rows, table: pa.Table, starts: np.ndarray) -> dict[str, Any]:
+    once = table.select(["step", "row_id", "prompt", "answer", "answer_tokens"]).take(starts)
+    counts = np.diff([*starts, table.num_rows]).tolist()
     questions: dict[tuple[Any, ...], int] = {}
-    groups, baselines = [], []
-    for start, end in zip(starts, [*starts[1:], table.num_rows], strict=True):
-        tokens = tuple(columns["answer_tokens"][start])
-        question = (columns["prompt"][start], columns["answer"][start], tokens)
-        place = questions.setdefault(question, len(questions))
-        groups.append([columns["step"][start], place, columns["row_id"][start], end - start])
-        baselines.append(_thousandths(columns["baseline_logps"][start]))
+    groups = []
+    for count, step, row, *texts, tokens in zip(counts, *_lists(once), strict=True):
+        place = questions.setdefault((*texts, tuple(tokens)), len(questions))
+        groups.append([step, place, row, count])
+    columns = ("trace", "sampled_answer", "k", "length", "closed")
+    traces, said, places, lengths, closed = _lists(table.select(columns))
+    held_out = "ended" not in table.column_names
+    ended = [False] * table.num_rows if held_out else table["ended"].to_pylist()
+    ends = zip(closed, ended, strict=True)
     found = {
-        "label": label,
+        "label": rows.label,
         "questions": [list(question) for question in questions],
         "groups": groups,
-        "b": baselines,
-        "traces": columns["trace"],
-        "said": columns["sampled_answer"],
-        "k": columns["k"],
-        "length": columns["length"],
-        "l": [_thousandths(logps) for logps in columns["answer_logps"]],
+        "b": _thousandths(table["baseline_logps"].take(starts)),
+        "traces": traces,
+        "said": said,
+        "k": places,
+        "length": lengths,
+        "l": _thousandths(table["answer_logps"]),
+        "ends": [1 if shut else 3 if held_out else 2 if end else 0 for shut, end in ends],
     }
-    ended = columns.get("ended") or [False] * table.num_rows
-    ends = zip(columns["closed"], ended, strict=True)
-    found["ends"] = [1 if closed else 2 if ended else 0 for closed, ended in ends]
     shorter = {"base": "baseline_reward", "right": "correct", "right_no_think": "correct_no_think"}
     for name in ("reward", "base", "advantage", "right", "right_no_think"):
-        found[name] = [_short(x) for x in columns.get(shorter.get(name, name), [])]
-    found["said_no_think"] = columns.get("answer_no_think", [])
+        found[name] = [_short(x) for x in _column(table, shorter.get(name, name))]
+    found["said_no_think"] = _column(table, "answer_no_think")
     return found
 
 
-def _grouped(table: pa.Table, share: float) -> tuple[pa.Table, list[int]]:
-    """The rows of a share of the groups, sorted, and where each group starts."""
-    if not table.num_rows:
-        return table, []
-    table = table.sort_by([(name, "ascending") for name in ("step", "row_id", "k")])
-    step, row = (table[name].to_numpy() for name in ("step", "row_id"))
-    new = np.ones(len(step), bool)
-    new[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
-    group = np.cumsum(new) - 1
-    count = int(group[-1]) + 1
-    most = max(math.floor(count * share), 0)
-    kept = np.unique(np.linspace(0, count - 1, most).round())
-    if len(kept) < count:
-        mask = np.isin(group, kept)
-        table, new = table.filter(pa.array(mask)), new[mask]
-    return table, np.flatnonzero(new).tolist()
+def _lists(table: pa.Table) -> list[list[Any]]:
+    return [column.to_pylist() for column in table.columns]
 
 
-def _thousandths(values: Sequence[float]) -> list[int | None]:
-    return [round(1000 * x) if math.isfinite(x) else None for x in values]
+def _column(table: pa.Table, name: str) -> list[Any]:
+    return table[name].to_pylist() if name in table.column_names else []
+
+
+def _thousandths(lists: pa.ChunkedArray) -> list[list[int | None]]:
+    """Nats as whole thousandths; None for what is not finite."""
+    nothing = [np.empty(0)]
+    values = np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks] or nothing)
+    values = values.astype(float)
+    known = np.isfinite(values)
+    flat: list[int | None] = np.rint(1000 * np.where(known, values, 0)).astype(int).tolist()
+    for place in np.flatnonzero(~known):
+        flat[place] = None
+    counts = [chunk.value_lengths().to_numpy() for chunk in lists.chunks] or nothing
+    ends = np.cumsum(np.concatenate(counts)).astype(int).tolist()
+    return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _short(value: float | None) -> float | None:

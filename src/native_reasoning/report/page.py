@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from native_reasoning import __version__
 from native_reasoning.errors import printable
-from native_reasoning.report.figures import COLOURS
+from native_reasoning.report.figures import colour
 from native_reasoning.report.packed import compressed, packed
 from native_reasoning.report.sections import figure_parts, run_parts, warnings
 from native_reasoning.report.verdict import nought
@@ -43,7 +43,7 @@ def build(runs: Sequence[Run], *, watch: str = "", most_bytes: int = MOST_BYTES)
         "warnings": warnings(runs),
         "runs": run_parts(runs),
         "figures": figures,
-        "colours": COLOURS,
+        "colours": [colour(i) for i in range(len(runs))],
         "figure_data": Markup(figure_data),  # base64
         "plotly": Markup(_plotly()),
         "css": Markup(_asset("page.css")),

@@ -1,24 +1,34 @@
 """What a page says in words and tables, beside its figures and traces: values for page.html."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import yaml
 
-from native_reasoning.report.figures import CURVES, FIGURES, figure
-from native_reasoning.report.gains import by_difficulty, by_token, late_tokens
-from native_reasoning.report.verdict import Verdict, verdict
+from native_reasoning.records import QUARANTINE
+from native_reasoning.report.curves import CURVES
+from native_reasoning.report.figures import FIGURES, figure
+from native_reasoning.report.gains import by_difficulty, by_token
+from native_reasoning.report.verdict import Verdict, answers_alone, verdict
 from native_reasoning.report.wording import changed_words
-from native_reasoning.runs import Run, run_names
+from native_reasoning.runs import NO_TRACES, Run, run_names
+
+#: Steps that went wrong, told one by one.
+MOST_TOLD = 20
+#: Characters of a setting in a sentence.
+LONG = 40
 
 
 @dataclass(frozen=True)
 class RunPart:
-    """One run on a page. Tables are lists of rows."""
+    """One run on a page. Tables are lists of rows; ``problems`` are what is missing, and steps that
+    went wrong."""
 
     name: str
     verdict: Verdict
@@ -71,13 +81,67 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     ):
         values = [str(_setting(run, key) or "") for run in runs]
         if len({*values}) > 1:
+            short = _end if key == "model" else _beginning
             groups = {v: [n for n, w in zip(names, values, strict=True) if w == v] for v in values}
             told = " · ".join(
-                f"{', '.join(group)} ({value[:40] or 'not recorded'})"
+                f"{', '.join(group)} ({short(value) or 'not recorded'})"
                 for value, group in groups.items()
             )
             found.append(f"These runs were {what}, so their levels cannot be compared: {told}.")
+    asked = {name: n for name, run in zip(names, runs, strict=True) if (n := _asked(run))}
+    questions = [set(known) for known in map(_held_out, runs) if known]
+    if len({*asked.values()}) > 1 or any(known != questions[0] for known in questions):
+        told = " · ".join(f"{name} ({count} questions)" for name, count in asked.items())
+        found.append(
+            "These runs were evaluated on different held-out questions, so their accuracy and "
+            f"uplift there cannot be compared: {told or ', '.join(names)}."
+        )
+    if len({str(_setting(run, "preset")) for run in runs if _setting(run, "preset")}) > 1:
+        found.append(
+            "Rewards of different presets are on different scales: compare accuracy and uplift."
+        )
     return found
+
+
+def _beginning(value: str) -> str:
+    return value[:LONG]
+
+
+def _end(value: str) -> str:
+    """A path is told by its end."""
+    return value if len(value) <= LONG else f"…{value[1 - LONG :]}"
+
+
+def _asked(run: Run) -> int:
+    """Questions of the last evaluation; 0 if there was none."""
+    counts = run.column("eval_questions")
+    return int(counts.iloc[-1]) if len(counts) else 0
+
+
+def _held_out(run: Run) -> list[tuple[str, str]]:
+    """Those of them that were recorded, with their answers."""
+    steps = run.held_out["step"].to_numpy()
+    last = run.held_out.filter(pa.array(steps == steps.max(initial=0)))
+    texts = (last[name].to_pylist() for name in ("prompt", "answer"))
+    return [*zip(*texts, strict=True)]
+
+
+def _skipped(run: Run) -> list[str]:
+    """Steps whose update was skipped or whose numbers were not finite, a sentence each; of many
+    the first ``MOST_TOLD``."""
+    rows = Counter(run.quarantine.index.tolist())
+    found = [
+        (step, f"step {step}: update skipped, {count} rows in {QUARANTINE}")
+        for step, count in rows.items()
+    ]
+    for table in (run.metrics, run.evaluations):
+        lost = table["non_finite"].dropna() if "non_finite" in table else pd.Series(dtype=object)
+        for step, names in zip(lost.index.tolist(), lost, strict=True):
+            told, are = ", ".join(_listed(names)), "were" if len(_listed(names)) > 1 else "was"
+            found.append((step, f"step {step}: {told} {are} not finite"))
+    told = [text for _, text in sorted(found, key=lambda one: one[0])]
+    more = len(told) - MOST_TOLD
+    return told[:MOST_TOLD] + ([f"… and {more} more"] if more > 0 else [])
 
 
 def plain(value: Any) -> Any:
@@ -90,11 +154,12 @@ def plain(value: Any) -> Any:
 
 
 def _run_part(run: Run, name: str) -> RunPart:
-    tokens = late_tokens(run)
+    tokens = run.late_tokens
+    known = NO_TRACES if answers_alone(run) else None  # it has none to record
     return RunPart(
         name=name,
         verdict=verdict(run),
-        problems=run.problems,
+        problems=tuple(one for one in (*run.problems, *_skipped(run)) if one != known),
         facts=tuple(_facts(run)),
         command=shlex.join(_listed(run.config.get("command"))),
         config=yaml.safe_dump(run.config, allow_unicode=True, width=100) if run.config else "",
@@ -128,7 +193,7 @@ def _setting(run: Run, key: str) -> Any:
 def _facts(run: Run) -> list[tuple[str, str]]:
     steps = int(run.metrics.index.max()) if len(run.metrics) else 0
     asked = _setting(run, "max_steps")
-    seconds = run.timings.get("step_seconds", pd.Series(dtype=float)).sum()
+    seconds = run.column("step_seconds").sum()
     facts = [
         ("objective", _setting(run, "preset")),
         ("model", _setting(run, "model")),

@@ -7,7 +7,7 @@ import pandas as pd
 
 from native_reasoning.evaluate.metrics import Interval
 from native_reasoning.names import COLLAPSE, STATES
-from native_reasoning.runs import Run
+from native_reasoning.runs import LATE, Run, numbers
 
 #: Under so many questions an interval is only rough.
 FEW = 30
@@ -69,8 +69,8 @@ def verdict(run: Run) -> Verdict:
     """Of the last evaluation's accuracy, with thinking less without; where answers are hardly ever
     right, or are free text, of its uplift; without evaluations, of the uplift on the last ten
     recorded steps' own questions. Which of them is never chosen by what they say."""
-    state, measure, unit, interval = "unknown", "", "", None
-    last = run.evaluations.iloc[-1].dropna() if len(run.evaluations) else pd.Series(dtype=float)
+    state, measure, unit, interval, again = "unknown", "", "", None, []
+    last = numbers(run.evaluations.iloc[-1]) if len(run.evaluations) else pd.Series(dtype=float)
     asked = int(last.get("eval_questions", 0))
     if _accurate(last):
         measure = f"accuracy with thinking less accuracy without, on {asked} held-out questions"
@@ -82,13 +82,15 @@ def verdict(run: Run) -> Verdict:
     elif (found := run.uplift()) is not None:
         measure = "log-probability of a reference token, after a trace less after none, on "
         measure += f"the {found.n} training questions of the last ten recorded steps"
-        unit, interval = "nats per token", found
+        unit, interval, again = "nats per token", found, _met_before(run)
     if interval is not None and not math.isfinite(interval.low + interval.high):
         interval = None
     if interval is not None:
         state = "helped" if interval.low > 0 else "hurt" if interval.high < 0 else "even"
     notes = [
+        *again,
         *_accuracy(run, last, asked),
+        *_other(state, unit, last),
         *_change(run, unit),
         *_about(run),
         *_baseline(run),
@@ -117,9 +119,26 @@ def _why_unknown(run: Run, measure: str) -> str:
         return "What was measured is not a finite number."
     if run.metrics.empty:
         return "No step has been logged yet."
-    if "empty" in run.metrics and run.metrics["empty"].iloc[-1] == 1:
+    if answers_alone(run):
         return "This run trains on answers alone: it writes no traces."
     return "There are neither evaluations nor recorded traces to measure it with."
+
+
+def answers_alone(run: Run) -> bool:
+    """Whether a run has no traces because it trains on answers alone."""
+    empty = run.column("empty")
+    return not run.traces.num_rows and not empty.empty and empty.iloc[-1] == 1
+
+
+def _met_before(run: Run) -> list[str]:
+    """Whether the questions of the last recorded steps were met in earlier ones as well."""
+    met = run.traces.select(["step", "row_id"]).to_pandas().drop_duplicates()
+    late = met[met["step"].isin(sorted(met["step"].unique())[-LATE:])].groupby("row_id")["step"]
+    first = met.groupby("row_id")["step"].min()
+    if (late.min() > first.loc[late.min().index]).all():
+        return ["They had been trained on before."]
+    again = (late.max() > first.loc[late.max().index]).any()
+    return ["Some of them had been trained on before."] if again else []
 
 
 def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
@@ -129,13 +148,24 @@ def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
         f"{_percent(last['eval_accuracy'])} of {asked} held-out questions are answered right after "
         f"thinking, {_percent(last['eval_accuracy_no_think'])} without."
     )
-    first = run.evaluations.iloc[0].dropna()
+    first = numbers(run.evaluations.iloc[0])
     if len(run.evaluations) > 1 and {"eval_accuracy", "eval_accuracy_no_think"} <= {*first.index}:
         told += (
             f" At step {run.evaluations.index[0]} it was {_percent(first['eval_accuracy'])} and "
             f"{_percent(first['eval_accuracy_no_think'])}."
         )
     return [told]
+
+
+def _other(state: str, unit: str, last: pd.Series) -> list[str]:
+    """Where accuracy decides, and uplift on the same questions points the other way."""
+    if unit != "points" or "eval_uplift" not in last:
+        return []
+    uplift = _logged(last, "eval_uplift", 0)
+    against = {"helped": uplift.high < 0, "hurt": uplift.low > 0}.get(state, False)
+    other = Verdict("even", "", "nats per token", uplift, ())
+    told = f"Uplift on the same questions points the other way: {other.number} ({other.range})."
+    return [told] if against else []
 
 
 def _percent(share: float) -> str:
@@ -145,10 +175,11 @@ def _percent(share: float) -> str:
 def _change(run: Run, unit: str) -> list[str]:
     """Whether training changed what thinking is worth: the first evaluation beside the last."""
     name = "eval_accuracy_gain" if unit == "points" else "eval_uplift"
-    known = run.evaluations[run.evaluations[name].notna()] if name in run.evaluations else ()
+    rows = [numbers(row) for _, row in run.evaluations.iterrows()]
+    known = [row for row in rows if name in row]
     if len(known) < 2:
         return []
-    first, last = (_logged(known.iloc[i], name, 0) for i in (0, -1))
+    first, last = (_logged(known[i], name, 0) for i in (0, -1))
     change = "no difference to the end can be shown"
     if last.low > first.high:
         change = "training made it worth more"
@@ -156,18 +187,19 @@ def _change(run: Run, unit: str) -> list[str]:
         change = "training made it worth less"
     before = Verdict("even", "", unit, first, ())
     return [
-        f"At step {known.index[0]} thinking was worth {before.number} ({before.range}): {change}."
+        f"At step {known[0].name} thinking was worth {before.number} ({before.range}): {change}."
     ]
 
 
 def _about(run: Run) -> list[str]:
     """Whether traces are about their question: the last exchange that has a standard error."""
-    names = ["specificity", "specificity_se"]
-    if not {*names} <= {*run.metrics} or (known := run.metrics[names].dropna()).empty:
+    values, errors = run.column("specificity"), run.column("specificity_se")
+    known = values.index.intersection(errors.index)
+    if known.empty:
         return []
-    value, error = map(float, known.iloc[-1])
-    told = f"(specificity {nought(f'{value:+.3f}')} ± {error:.3f} nats per token, "
-    told += f"step {known.index[-1]})."
+    step = known[-1]
+    value, error = values[step], errors[step]
+    told = f"(specificity {nought(f'{value:+.3f}')} ± {error:.3f} nats per token, step {step})."
     if value > 2 * error:
         return [f"Traces are about their question: another question's does worse {told}"]
     if value < -2 * error:
@@ -184,8 +216,9 @@ def _baseline(run: Run) -> list[str]:
     if len(baseline) < 2 or change > -WORSE or not lifted > 0:
         return []
     return [
-        f"Without thinking, reference tokens lost {-change:.2f} nats during training: so much of "
-        "the uplift is a worse start, not a better end."
+        f"Without thinking, reference tokens lost {-change:.2f} nats during training: "
+        f"{min(-change, lifted):.2f} of the {lifted:.2f} nats of uplift are a worse start, not a "
+        "better end."
     ]
 
 
