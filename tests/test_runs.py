@@ -10,6 +10,7 @@ from native_reasoning import load_run
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
 from native_reasoning.records import read_held_out, read_traces
+from native_reasoning.runs import NO_TRACES
 from native_reasoning.tables import HELD_OUT_SCHEMA
 from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
@@ -132,7 +133,7 @@ def test_what_is_missing_is_told_and_the_rest_is_there(run):
     found = load_run(run)
     assert found.problems == (
         "the last line of metrics.jsonl is half-written: a killed run, or one at work",
-        "no traces were recorded",
+        NO_TRACES,
     )
     assert list(found.metrics.index) == [1, 2, 3]
     assert found.uplift() is None
@@ -159,7 +160,7 @@ def test_a_run_that_has_only_just_begun(run):
         (run / name).unlink()
     shutil.rmtree(run / "traces")
     found = load_run(run)
-    assert found.problems == ("no step has been logged yet", "no traces were recorded")
+    assert found.problems == ("no step has been logged yet", NO_TRACES)
     assert found.metrics.empty
     assert found.evaluations.empty
 

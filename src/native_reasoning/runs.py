@@ -31,7 +31,7 @@ from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table
 
 T = TypeVar("T")
 #: One of ``Run.problems``.
-NO_TRACES = "no traces were recorded"
+NO_TRACES = "no traces are there; they are written with each checkpoint and at the end"
 #: Recorded steps at the end of a run that say what it is like now.
 LATE = 10
 

@@ -17,7 +17,7 @@ from native_reasoning.records import RunFolder
 from native_reasoning.report import FIGURES, build, write_report
 from native_reasoning.report.page import MARK
 from native_reasoning.report.sections import run_parts, warnings
-from native_reasoning.runs import run_names
+from native_reasoning.runs import NO_TRACES, run_names
 from report_runs import HOSTILE, draw_few, evaluation, held_out_row, made_run, trace_row
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -375,7 +375,7 @@ def test_of_many_lost_numbers_the_first_are_told(of):
 
 def test_a_run_on_answers_alone_misses_no_traces(of):
     run = of(traces=[], metrics={"empty": 1.0})
-    assert run.problems == ("no traces were recorded",)
+    assert run.problems == (NO_TRACES,)
     (part,) = run_parts([run])
     assert part.problems == ()
     assert "This run trains on answers alone: it writes no traces." in part.verdict.notes
@@ -413,7 +413,7 @@ def test_a_half_written_last_line(of):
 
 def test_without_traces(of):
     found, (problem,) = missing(of(traces=[]))
-    assert problem == "no traces were recorded"
+    assert problem == NO_TRACES
     assert "No traces were recorded." in found.text
     assert "There are neither evaluations nor recorded traces" in found.text
     assert "places" not in found.carried("data-figures")
@@ -469,7 +469,7 @@ def test_a_config_that_holds_other_things_than_it_should(of, change):
 
 def test_a_run_that_has_only_begun(of):
     found, problems = missing(of(steps=0, traces=[]))
-    assert problems == ("no step has been logged yet", "no traces were recorded")
+    assert problems == ("no step has been logged yet", NO_TRACES)
     assert "Nothing can be said yet" in found.text
     assert found.text.count("No step has been logged yet.") == 2  # the verdict's, and the curves'
     assert found.carried("data-figures") == {}
@@ -478,7 +478,7 @@ def test_a_run_that_has_only_begun(of):
 def test_a_run_of_one_step(of):
     found, problems = missing(of(steps=1))
     assert problems == ()
-    assert "No word changed by more than two standard errors." in found.text
+    assert "there are too few recorded steps" in found.text
 
 
 def test_numbers_that_are_not_finite(of):

@@ -13,7 +13,6 @@ from functools import cache
 from importlib.resources import files
 
 import jinja2
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from native_reasoning import __version__
@@ -44,15 +43,15 @@ def build(runs: Sequence[Run], *, watch: str = "", most_bytes: int = MOST_BYTES)
         "runs": run_parts(runs),
         "figures": figures,
         "colours": [colour(i) for i in range(len(runs))],
-        "figure_data": Markup(figure_data),  # base64
-        "plotly": Markup(_plotly()),
-        "css": Markup(_asset("page.css")),
-        "script": Markup("\n".join(map(_asset, SCRIPTS))),
+        "figure_data": figure_data,
+        "plotly": _plotly(),
+        "css": _asset("page.css"),
+        "script": "\n".join(map(_asset, SCRIPTS)),
     }
     values["nonce"] = hashlib.sha256(figure_data.encode()).hexdigest()[:24]
     without = _rendered({**values, "trace_data": "", "kept": ""})
     traces, kept, there = packed(runs, most_bytes - len(without) - 1000)
-    return _rendered({**values, "trace_data": Markup(traces), "kept": _kept(kept, there)})
+    return _rendered({**values, "trace_data": traces, "kept": _kept(kept, there)})
 
 
 def _rendered(values: dict[str, object]) -> bytes:
