@@ -379,7 +379,7 @@ def test_a_run_on_answers_alone_misses_no_traces(of):
     (part,) = run_parts([run])
     assert part.problems == ()
     assert "This run trains on answers alone: it writes no traces." in part.verdict.notes
-    assert "Missing" not in page(run).text
+    assert "Note:" not in page(run).text
 
 
 def test_words_among_the_numbers_end_no_page(of):
@@ -398,7 +398,7 @@ def missing(run):
     run = load_run(run.path)
     found = page(run)
     for problem in run.problems:
-        assert f"Missing: {' '.join(problem.split())}" in found.text
+        assert f"Note: {' '.join(problem.split())}" in found.text
     return found, run.problems
 
 
