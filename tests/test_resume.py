@@ -53,7 +53,12 @@ SETTINGS = {
         "per_device_train_batch_size": 3,
     },
     "warm-up and a schedule": {"warmup_steps": 3, "format_warmup_steps": 2},
-    "evaluations": {"eval_strategy": "steps", "eval_steps": 1, "eval_num_generations": 2},
+    "evaluations": {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "eval_num_generations": 2,
+        "max_answer_length": 16,
+    },
 }
 
 

@@ -25,6 +25,7 @@ def trained(tmp_path_factory):
         gradient_accumulation_steps=1,
         num_generations=2,
         max_trace_length=4,
+        max_answer_length=16,
         max_steps=3,
         eval_strategy="steps",
         eval_steps=3,

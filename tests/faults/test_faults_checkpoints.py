@@ -26,6 +26,7 @@ def make(folder: Path, **settings) -> NRTTrainer:
         "gradient_accumulation_steps": 1,
         "num_generations": 2,
         "max_trace_length": 4,
+        "max_answer_length": 16,
         "max_steps": 4,
         "save_steps": 1,
         "save_total_limit": 2,
