@@ -27,7 +27,7 @@ from native_reasoning.records import (
     read_config,
     trace_files,
 )
-from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table
+from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table, storable
 
 T = TypeVar("T")
 #: One of ``Run.problems``.
@@ -65,8 +65,8 @@ class Run:
         Empty if there is none. ``answer_logp_no_think`` is ``answer_logp`` less ``uplift``."""
         if name == "answer_logp_no_think":
             return (self.column("answer_logp") - self.column("uplift")).dropna()
-        table = self.evaluations if name.startswith("eval_") else self.metrics
-        table = self.timings if name.endswith("_seconds") else table
+        kept = self.evaluations if name.startswith("eval_") else self.metrics
+        table = self.timings if name.endswith("_seconds") else kept
         if name not in table:
             return pd.Series(dtype=float)
         values = numbers(table[name])
@@ -193,12 +193,8 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     characters that UTF-8 can hold; by number where no such characters do."""
     parts = [run.path.resolve().parts for run in runs]
     for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = [_storable("/".join(part[-depth:])) for part in parts]
+        names = [storable("/".join(part[-depth:])) for part in parts]
         if len({*names}) == len({*parts}):
             return names
     different = list(dict.fromkeys(parts))
-    return [f"{_storable(part[-1])} ({different.index(part) + 1})" for part in parts]
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return [f"{storable(part[-1])} ({different.index(part) + 1})" for part in parts]

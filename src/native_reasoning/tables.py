@@ -87,7 +87,7 @@ TRACE_SCHEMA, HELD_OUT_SCHEMA = _schema(TraceRow), _schema(HeldOutRow)
 
 def table_of(rows: Iterable[TraceRow | HeldOutRow], schema: pa.Schema) -> pa.Table:
     """The rows as a table. Text that UTF-8 cannot hold gets a "?" for each lone surrogate."""
-    plain = [{name: _storable(value) for name, value in vars(row).items()} for row in rows]
+    plain = [{name: storable(value) for name, value in vars(row).items()} for row in rows]
     return pa.Table.from_pylist(plain, schema=schema)
 
 
@@ -111,7 +111,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         ) from error
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
-    return [_storable(x) for x in value] if isinstance(value, list | tuple) else value
+    return [storable(x) for x in value] if isinstance(value, list | tuple) else value

@@ -7,9 +7,8 @@ from native_reasoning.names import STAGES
 
 @dataclass(frozen=True)
 class Series:
-    """A column of a run (``Run.column``). ``spread``
-    names what is drawn around it: "interval" (its ``_low`` and ``_high``) or "error" (two of its
-    ``_se``)."""
+    """A column of a run (``Run.column``). ``spread`` names what is drawn around it: "interval" (its
+    ``_low`` and ``_high``) or "error" (two of its ``_se``)."""
 
     column: str
     label: str

@@ -1,12 +1,12 @@
 """What a page says in words and tables, beside its figures and traces: values for page.html."""
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import yaml
@@ -63,12 +63,12 @@ def figure_parts(runs: Sequence[Run]) -> list[FigurePart]:
     """Every figure for which the runs have data."""
     parts = []
     for name, (title, explains) in FIGURES.items():
-        drawn = figure(name, *runs).to_plotly_json()
+        drawn = json.loads(str(figure(name, *runs).to_json()))
         if drawn["data"]:
             for ours in ("template", "title"):
                 drawn["layout"].pop(ours, None)
             rows = _numbers(name, runs) if name in CURVES else []
-            parts.append(FigurePart(name, title, explains, plain(drawn), rows))
+            parts.append(FigurePart(name, title, explains, drawn, rows))
     return parts
 
 
@@ -142,15 +142,6 @@ def _skipped(run: Run) -> list[str]:
     told = [text for _, text in sorted(found, key=lambda one: one[0])]
     more = len(told) - MOST_TOLD
     return told[:MOST_TOLD] + ([f"… and {more} more"] if more > 0 else [])
-
-
-def plain(value: Any) -> Any:
-    """numpy arrays as lists, for JSON."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _run_part(run: Run, name: str) -> RunPart:

@@ -9,14 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from native_reasoning.errors import ConfigError, NativeReasoningError
+from native_reasoning.records import EVALUATIONS, TRACES
 from native_reasoning.report.page import build
 from native_reasoning.runs import load_run
 
 HOST = "127.0.0.1"
 #: A page is made anew at the earliest after this many times as long as the last took to make.
 REST = 5.0
-#: Of the files that a page is made of.
-SUFFIXES = (".jsonl", ".parquet", ".yaml")
+#: What a page is made of, in a run folder.
+FILES = ("*.yaml", "*.jsonl", f"{TRACES}/*.parquet", f"{EVALUATIONS}/*.parquet")
 
 
 class Pages:
@@ -42,14 +43,11 @@ class Pages:
     def version(self) -> str:
         """Changes when a file does that a page is made of."""
         seen = hashlib.sha256()
-        for path in self.paths:
-            for file in sorted(path.glob("**/*.*")):
-                inside = file.relative_to(path).parts
-                if file.suffix not in SUFFIXES or inside[0].startswith("checkpoint"):
-                    continue
-                with suppress(FileNotFoundError):  # renamed or cut back just now
-                    stat = file.stat()
-                    seen.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        files = (file for path in self.paths for kind in FILES for file in sorted(path.glob(kind)))
+        for file in files:
+            with suppress(FileNotFoundError):  # renamed or cut back just now
+                stat = file.stat()
+                seen.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return seen.hexdigest()[:24]
 
 

@@ -7,7 +7,7 @@ const Curves = {
   seen: null,
 
   /** Takes the figures and draws those in sight; those drawn before are drawn anew, as zoomed. */
-  async start(specs) {
+  start(specs) {
     this.specs = specs;
     const before = new Map([...this.drawn].map((node) => [node.dataset.figure, zoom(node)]));
     for (const node of this.drawn) window.Plotly.purge(node);

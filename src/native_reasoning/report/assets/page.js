@@ -79,7 +79,7 @@ async function loadPlotly() {
 async function show(page) {
   const traces = JSON.parse(await unpack("data-traces", page));
   Inspector.start(openRuns(traces));
-  await Curves.start(JSON.parse(await unpack("data-figures", page)));
+  Curves.start(JSON.parse(await unpack("data-figures", page)));
 }
 
 /** Asks the server whether there is more, and puts it in without disturbing the reader. */
