@@ -197,12 +197,13 @@ class Schedule:
         return [batch + (None,) * (self.prompts - len(batch)) for batch in batches]
 
 
-def make_schedule(rows: int, args: NRTConfig) -> Schedule:
-    """The schedule of a run over ``rows`` rows, all ranks together."""
+def make_schedule(rows: int, args: NRTConfig, ranks: int | None = None) -> Schedule:
+    """The schedule of a run over ``rows`` rows, all ranks together: those of this run, or
+    ``ranks``."""
     per_rank = args.per_device_train_batch_size * args.gradient_accumulation_steps
     return Schedule(
         rows=rows,
-        prompts=per_rank * args.world_size,
+        prompts=per_rank * (ranks or args.world_size),
         seed=args.seed if args.data_seed is None else args.data_seed,
         minibatches=args.steps_per_rollout(),
         passes=args.num_iterations,

@@ -12,7 +12,10 @@ from native_reasoning.errors import ConfigError, RunError
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command line asks for: where, with what, and the settings of NRTConfig."""
+    """What a command line asks for: where, with what, and the settings of NRTConfig.
+
+    ``profile`` and ``processes`` are the numbers of --profile and --plan, 0 where not given.
+    """
 
     out: str
     model: str
@@ -21,6 +24,7 @@ class Plan:
     resume: str | bool | None
     settings: dict[str, Any]
     profile: int = 0
+    processes: int = 0
 
 
 def make_plan(parsed: Parsed) -> Plan:
@@ -58,7 +62,8 @@ def make_plan(parsed: Parsed) -> Plan:
         model=model_folder(model)[0],
         data=data,
         eval_data=None if eval_data is None else str(eval_data),
-        profile=_count(own["profile"], "--profile"),
+        profile=_count(own["profile"], "--profile", "optimiser steps"),
+        processes=_count(own["plan"], "--plan", "processes"),
         resume=resume,
         settings={
             key: value
@@ -68,14 +73,12 @@ def make_plan(parsed: Parsed) -> Plan:
     )
 
 
-def _count(text: str | None, flag: str) -> int:
-    """A flag's number of steps, 0 where it was not given. Raises ConfigError."""
+def _count(text: str | None, flag: str, of: str) -> int:
+    """A flag's number of something, 0 where it was not given. Raises ConfigError."""
     if text is None:
         return 0
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(
-            f"{flag} {text}", why="it is a number of optimiser steps", fix=f"{flag} 10"
-        )
+        raise ConfigError(f"{flag} {text}", why=f"it is a number of {of}", fix=f"{flag} 8")
     return int(text)
 
 

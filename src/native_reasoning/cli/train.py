@@ -20,6 +20,10 @@ def run(parsed: Parsed) -> int:
     dry = parsed.own["dry_run"]
     plan = make_plan(parsed)
     quiet_libraries()
+    if plan.processes:
+        from native_reasoning.cli import outlook
+
+        return outlook.run(plan, parsed.own["json"])
     if dry:
         with TemporaryDirectory() as nowhere:
             return _dry_run(plan, nowhere, parsed.own["json"])

@@ -181,6 +181,11 @@ VERBS = {
                     kind="maybe",
                 ),
                 Flag(
+                    "--plan",
+                    "say what the settings come to on N processes; load and write nothing",
+                    "N",
+                ),
+                Flag(
                     "--dry-run",
                     "load data and model, say what would happen, write nothing",
                     kind="switch",
