@@ -63,18 +63,7 @@ def load_policy(
         model = load_model(str(model), config)
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
-    think = (config.think_open, config.think_close)
-    known = existing_pair(tokenizer, think)
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    template = make_template(
-        tokenizer,
-        boundary=config.boundary,
-        think=think,
-        boundary_text=config.boundary_text,
-        system_prompt=config.system_prompt,
-        extra_end_ids=[] if ends is None else ends if isinstance(ends, list) else [ends],
-        trained=known and rows_look_trained(model, [tokenizer.get_vocab()[text] for text in think]),
-    )
+    template = template_for(model, tokenizer, config)
     if template.boundary.mode == "new":
         add_think_rows(model, template)
     _mend_generation_config(model, template.end_ids)
@@ -89,6 +78,36 @@ def load_policy(
         tokenizer.pad_token = tokenizer.eos_token
     disable_dropout(model)
     return Policy(model, tokenizer, template)
+
+
+def knows_tags(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: NRTConfig
+) -> bool:
+    """Whether the think tags are single tokens whose rows look trained."""
+    think = (config.think_open, config.think_close)
+    vocabulary = tokenizer.get_vocab()
+    known = existing_pair(tokenizer, think)
+    return known and rows_look_trained(model, [vocabulary[text] for text in think])
+
+
+def template_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: NRTConfig,
+    boundary: str | None = None,
+) -> Template:
+    """The template of the settings (with another ``boundary`` where one is given), written into
+    the tokenizer. Raises TemplateError."""
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    return make_template(
+        tokenizer,
+        boundary=boundary or config.boundary,
+        think=(config.think_open, config.think_close),
+        boundary_text=config.boundary_text,
+        system_prompt=config.system_prompt,
+        extra_end_ids=[] if ends is None else ends if isinstance(ends, list) else [ends],
+        trained=knows_tags(model, tokenizer, config),
+    )
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
