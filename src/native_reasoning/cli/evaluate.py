@@ -14,6 +14,7 @@ from native_reasoning.cli.output import (
     show_json,
     show_table,
 )
+from native_reasoning.cli.verbs import SUITE_FLAGS
 from native_reasoning.errors import ConfigError
 from native_reasoning.settings import SETTINGS
 
@@ -22,21 +23,19 @@ _JUDGING = ("preset", "objective", "reward_funcs", "reward_weights", *SETTINGS)
 
 def run(parsed: Parsed) -> int:
     """Evaluates; returns the exit code."""
-    from native_reasoning.cli.inputs import model_folder, run_settings
-
     assert parsed.positional is not None
+    if parsed.own["suite"]:
+        from native_reasoning.cli.suite import run as run_suite
+
+        return run_suite(parsed)
+    _refuse_suite_flags(parsed)
     if not parsed.own["data"]:
         raise ConfigError(
             "no data was given", why="there are no questions to ask", fix="--data test.jsonl"
         )
     quiet_libraries()
     showing = number(parsed.own, "show") or 0
-    model, run_folder = model_folder(parsed.positional)
-    settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
-    # how the run judged its traces does not matter, and functions of its own may be elsewhere
-    for key in ("model", "data", "eval_data", *_JUDGING):
-        settings.pop(key, None)
-    settings |= parsed.settings
+    model, settings = asked_for(parsed)
     with TemporaryDirectory() as nowhere:
         values, outcomes = evaluate(model, parsed.own["data"], settings, nowhere)
     shown = [_told(outcome) for outcome in outcomes[:showing]]
@@ -46,6 +45,30 @@ def run(parsed: Parsed) -> int:
     else:
         _show(result, shown)
     return 0
+
+
+def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
+    """The model folder or hub id that a command line names, and its settings: those of its run,
+    then those of the command line."""
+    from native_reasoning.cli.inputs import model_folder, run_settings
+
+    assert parsed.positional is not None
+    model, run_folder = model_folder(parsed.positional)
+    settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
+    # how the run judged its traces does not matter, and functions of its own may be elsewhere
+    for key in ("model", "data", "eval_data", *_JUDGING):
+        settings.pop(key, None)
+    return model, settings | parsed.settings
+
+
+def _refuse_suite_flags(parsed: Parsed) -> None:
+    for flag in SUITE_FLAGS:
+        if parsed.own[flag.name[2:].replace("-", "_")]:
+            raise ConfigError(
+                f"{flag.name} without --suite",
+                why="it is about benchmarks",
+                fix="--suite nrt9",
+            )
 
 
 def evaluate(

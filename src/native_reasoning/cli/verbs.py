@@ -123,6 +123,21 @@ _JSON = Flag("--json", "print one JSON object on the last line of stdout", kind=
 _DATA = "file (.jsonl .json .csv .tsv .parquet), folder, or hub id owner/name:config; [test] after \
 it picks a split"
 
+#: Those of ``nrt eval --suite``; lm-eval's own names where it has them.
+SUITE_FLAGS = (
+    Flag("--suite", "benchmarks through lm-eval (nrt9: the nine of the paper)", "NAME"),
+    Flag("--tasks", "some of the suite's, with commas between", "NAMES"),
+    Flag("--thinking", "off on both plain (both); plain is lm-eval's hf", "HOW"),
+    Flag("--data-dir", "local files of the benchmarks (the hub's data)", "DIR"),
+    Flag("--limit", "the first N questions of each benchmark", "N"),
+    Flag("--num-fewshot", "examples shown, where the prompt is not fixed", "N"),
+    Flag("--apply-chat-template", "ask in the model's chat template", kind="switch"),
+    Flag("--gen-kwargs", "changes to generation, such as max_gen_toks=64", "K=V,..."),
+    Flag("--batch-size", "questions at once (1)", "N"),
+    Flag("--run-code", "run code that the model wrote, in a sandbox (humaneval)", kind="switch"),
+    Flag("--out", "each question's answers and traces, as JSON lines", "FILE"),
+)
+
 VERBS = {
     verb.name: verb
     for verb in (
@@ -204,13 +219,15 @@ VERBS = {
         Verb(
             "eval",
             "accuracy with and without thinking on held-out questions",
-            "Answers each question after a sampled trace and after none. Of a run folder, its "
-            "final/ or newest\ncheckpoint is taken, with the run's own settings.",
+            "Answers each question after a sampled trace and after none: those of --data, or of "
+            "the benchmarks of\n--suite (docs/benchmarks.md). Of a run folder, its final/ or "
+            "newest checkpoint is taken, with the run's\nown settings.",
             "evaluate",
             ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
             (
                 Flag("--data", _DATA, "F"),
                 Flag("--show", "print N questions with trace and answer", "N"),
+                *SUITE_FLAGS,
                 _JSON,
             ),
             ("traces", "template", "data", "model, evaluation, records"),
@@ -218,6 +235,7 @@ VERBS = {
                 "nrt eval runs/first --data test.jsonl",
                 "nrt eval Qwen/Qwen3-0.6B --data test.jsonl --eval-num-generations 4",
                 "nrt eval runs/first --data test.jsonl --show 3 --json",
+                "nrt eval runs/first --suite nrt9 --limit 50 --out answers.jsonl",
             ),
         ),
         Verb(

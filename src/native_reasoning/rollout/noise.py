@@ -3,7 +3,8 @@
 Token t of trace k of row p in step s uses ``uniforms(seed, domain, s, p, k, n)[t]``: Philox, a
 counter-based generator (Salmon et al. 2011), with key (seed, domain) and counter (t, k, p, s). No
 state is kept, so the same traces come out whatever the batch, the number of processes or the number
-of restarts. Traces, answers, evaluation, the order of the data and benchmarks draw from different domains.
+of restarts. Traces, answers, evaluation, the order of the data and benchmarks draw from different
+domains.
 """
 
 import numpy as np

@@ -9,9 +9,6 @@ from native_reasoning.errors import ConfigError
 from native_reasoning.policy import knows_tags, load_model, load_tokenizer, read_text, template_for
 from native_reasoning.template import Template
 
-#: What ``--thinking`` may be, and the columns that it asks for.
-MODES = {"off": ("off",), "on": ("on",), "both": ("off", "on"), "plain": ("plain",)}
-
 
 @dataclass(frozen=True, eq=False)
 class Asked:

@@ -95,6 +95,8 @@ BENCHMARKS = {
     )
 }
 
+#: What ``--thinking`` may be, and the columns that it asks for.
+MODES = {"off": ("off",), "on": ("on",), "both": ("off", "on"), "plain": ("plain",)}
 #: What ``--suite`` may be.
 SUITES = {"nrt9": tuple(BENCHMARKS)}
 

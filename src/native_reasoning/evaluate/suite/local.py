@@ -141,5 +141,7 @@ _SPLITS: dict[str, Callable[[Path, str], dict[str, list[Row]]]] = {
     ),
     "math": _whole("math/math500_test.jsonl", "test", "problem", "solution", "answer"),
     "humaneval": _whole("humaneval/test.jsonl", "test", "task_id", "prompt", "entry_point", "test"),
-    "ifeval": _whole("ifeval/test.jsonl", "train", "key", "prompt", "instruction_id_list", "kwargs"),
+    "ifeval": _whole(
+        "ifeval/test.jsonl", "train", "key", "prompt", "instruction_id_list", "kwargs"
+    ),
 }

@@ -99,11 +99,11 @@ def _run(
         chat=plan.chat,
     )
     if plan.limit is not None:
-        files = _within(files, plan.limit)
+        files = subjects_within(files, plan.limit)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     loaded = manager.load([file.task for file in files])
     tasks: dict[str, Task] = loaded["tasks"]
-    samples = _first(files, tasks, plan.limit) if plan.limit is not None else None
+    samples = first_rows(files, tasks, plan.limit) if plan.limit is not None else None
     items: dict[str, dict[str, tuple[Item, ...]]] = {b.name: {} for b in plan.benchmarks}
     for mode in plan.modes:
         say(f"asking, thinking {mode}")
@@ -158,7 +158,7 @@ def _prepare(tasks: Mapping[str, Task], plan: Plan, lm: HFLM) -> None:
             )
 
 
-def _within(files: Sequence[TaskFile], limit: int) -> list[TaskFile]:
+def subjects_within(files: Sequence[TaskFile], limit: int) -> list[TaskFile]:
     """The subjects that the first ``limit`` questions of a benchmark come from."""
     kept: list[TaskFile] = []
     for file in files:
@@ -167,7 +167,7 @@ def _within(files: Sequence[TaskFile], limit: int) -> list[TaskFile]:
     return kept
 
 
-def _first(
+def first_rows(
     files: Sequence[TaskFile], tasks: Mapping[str, Task], limit: int
 ) -> dict[str, list[int]]:
     """The rows of each task so that a benchmark has ``limit`` of them, one from each subject in
@@ -182,9 +182,7 @@ def _first(
     return chosen
 
 
-def _items(
-    file: TaskFile, mode: str, samples: Sequence[Mapping[str, Any]], lm: HFLM
-) -> list[Item]:
+def _items(file: TaskFile, mode: str, samples: Sequence[Mapping[str, Any]], lm: HFLM) -> list[Item]:
     thoughts = lm.thoughts if isinstance(lm, ThinkingLM) and mode == "on" else {}
     made = []
     for sample in samples:
