@@ -5,30 +5,22 @@ import os
 import random
 from pathlib import Path
 
+import lm_eval
 import numpy as np
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from native_reasoning.evaluate.suite.asked import load_asked
 from native_reasoning.evaluate.suite.benchmarks import BENCHMARKS, chosen
 from native_reasoning.evaluate.suite.needs import sentence_rules
+from native_reasoning.evaluate.suite.run import Plan, first_rows, run_suite, subjects_within
 from native_reasoning.evaluate.suite.scores import mean_of
+from native_reasoning.evaluate.suite.yamls import write_tasks
 from native_reasoning.recipe import make_config
 from suite_data import write_all
 from tiny import byte_tokenizer, tiny_model
-
-lm_eval = pytest.importorskip("lm_eval", reason="the extra eval is not installed")
-
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-
-from native_reasoning.evaluate.suite.run import (
-    Plan,
-    first_rows,
-    run_suite,
-    subjects_within,
-)
-from native_reasoning.evaluate.suite.yamls import write_tasks
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +113,7 @@ def test_off_equals_hf_on_all_nine(tiny, data, rules, tmp_path, batch_size):
         chosen("nrt9", None),
         ("off",),
         data,
-        3,
+        2,
         gen_kwargs={"max_gen_toks": 8},
         batch_size=batch_size,
     )

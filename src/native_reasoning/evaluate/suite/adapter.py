@@ -18,6 +18,7 @@ Everything else (batches, padding, stop sequences, argmax, sums) is lm-eval's ow
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -34,6 +35,9 @@ from native_reasoning.rollout.noise import BENCHMARKS
 from native_reasoning.template import Template
 
 
+_HFLM: Any = HFLM  # whose decorator hides its type
+
+
 @dataclass(frozen=True)
 class Thought:
     """What an answer is conditioned on: ``ids`` of context, trace, tag and gap; the trace as
@@ -45,7 +49,7 @@ class Thought:
     closed: bool
 
 
-class ThinkingLM(HFLM):
+class ThinkingLM(_HFLM):
     """``HFLM`` that puts a trace before each answer; an empty one where ``sampling`` is None.
 
     The trace of a context depends on (seed, context) alone, whatever the batch, the task or the
@@ -64,7 +68,7 @@ class ThinkingLM(HFLM):
     ) -> None:
         super().__init__(
             pretrained=model,
-            tokenizer=template.tokenizer,  # type: ignore[arg-type]
+            tokenizer=template.tokenizer,
             batch_size=batch_size,
         )
         self.template, self.sampling, self.seed = template, sampling, seed
@@ -96,7 +100,7 @@ class ThinkingLM(HFLM):
         room: dict[str, int] = {}
         for request in requests:
             context, options = request.args
-            length = normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            length = longest_answer(options, self)
             room[context] = max(room.get(context, 0), length)
         self._think(room)
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
@@ -177,6 +181,12 @@ class ThinkingLM(HFLM):
             (s.ids[:-1] if s.stopped == "ended" else s.ids, s.stopped == "closed")
             for (s,) in samples
         ]
+
+
+def longest_answer(options: dict[str, Any], lm: Any) -> int:
+    """Tokens that an answer may have by lm-eval's generation settings."""
+    normal: Any = normalize_gen_kwargs(options, lm.max_gen_toks)
+    return normal["max_gen_toks"]
 
 
 def row_of(context: str) -> int:

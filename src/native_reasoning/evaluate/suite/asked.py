@@ -1,6 +1,7 @@
 """The model that is asked: its weights once, and its tokenizer as it is and with a boundary."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,6 +55,6 @@ def load_asked(name: str, config: NRTConfig, modes: tuple[str, ...]) -> Asked:
     return Asked(model, tokenizer, template)
 
 
-def _chat_template(config: NRTConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _chat_template(config: NRTConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     path = config.chat_template_path
     return tokenizer.chat_template if path is None else read_text(path)

@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
-from native_reasoning.evaluate.suite.adapter import ThinkingLM
+from native_reasoning.evaluate.suite.adapter import ThinkingLM, longest_answer
 from native_reasoning.evaluate.suite.asked import Asked
 from native_reasoning.evaluate.suite.benchmarks import Benchmark
 from native_reasoning.evaluate.suite.needs import sentence_rules
 from native_reasoning.evaluate.suite.scores import Item
 from native_reasoning.evaluate.suite.yamls import TaskFile, write_tasks
 from native_reasoning.rollout.engine import Sampling
+
+_HFLM: Any = HFLM  # decorators hide what these are
+_evaluate: Any = lm_eval.evaluate
 
 #: lm-eval's own default seeds, so that its examples are drawn alike.
 _SEED, _SEED_OTHERS = 0, 1234
@@ -69,12 +71,12 @@ def run_suite(asked: Asked, config: NRTConfig, plan: Plan, say: Callable[[str], 
             rules.cleanup()
 
 
-def make_lm(asked: Asked, config: NRTConfig, mode: str, batch_size: int) -> HFLM:
+def make_lm(asked: Asked, config: NRTConfig, mode: str, batch_size: int) -> Any:
     """lm-eval's ``hf`` where nothing stands between question and answer, else ``ThinkingLM``."""
     if not asked.splices(mode):
-        return HFLM(
+        return _HFLM(
             pretrained=asked.model,
-            tokenizer=asked.tokenizer,  # type: ignore[arg-type]
+            tokenizer=asked.tokenizer,
             batch_size=batch_size,
         )
     assert asked.template is not None
@@ -109,7 +111,7 @@ def _run(
         say(f"asking, thinking {mode}")
         lm = make_lm(asked, config, mode, plan.batch_size)
         _prepare(tasks, plan, lm)
-        found = lm_eval.evaluate(
+        found = _evaluate(
             lm=lm,
             task_dict=loaded,
             samples=samples,
@@ -120,7 +122,6 @@ def _run(
             fewshot_as_multiturn=plan.chat,
             confirm_run_unsafe_code=True,
         )
-        assert found is not None
         for benchmark in plan.benchmarks:
             items[benchmark.name][mode] = tuple(
                 item
@@ -136,7 +137,7 @@ def _run(
     )
 
 
-def _prepare(tasks: Mapping[str, Task], plan: Plan, lm: HFLM) -> None:
+def _prepare(tasks: Mapping[str, Task], plan: Plan, lm: Any) -> None:
     """Seeds, and the user's changes to how answers are generated. Raises ConfigError where an
     answer would fill the model's context."""
     random.seed(_SEED)
@@ -148,10 +149,10 @@ def _prepare(tasks: Mapping[str, Task], plan: Plan, lm: HFLM) -> None:
             continue
         if plan.gen_kwargs:
             task.set_config(key="generation_kwargs", value=dict(plan.gen_kwargs), update=True)
-        options = normalize_gen_kwargs(task.get_config("generation_kwargs"), lm.max_gen_toks)
-        if options["max_gen_toks"] >= lm.max_length:
+        longest = longest_answer(task.get_config("generation_kwargs"), lm)
+        if longest >= lm.max_length:
             raise ConfigError(
-                f"{name} generates up to {options['max_gen_toks']:,} tokens, and the model has "
+                f"{name} generates up to {longest:,} tokens, and the model has "
                 f"{lm.max_length:,} positions",
                 why="no place is left for the question",
                 fix=f"--gen-kwargs max_gen_toks={max(1, lm.max_length // 4)}",
@@ -182,7 +183,7 @@ def first_rows(
     return chosen
 
 
-def _items(file: TaskFile, mode: str, samples: Sequence[Mapping[str, Any]], lm: HFLM) -> list[Item]:
+def _items(file: TaskFile, mode: str, samples: Sequence[Mapping[str, Any]], lm: Any) -> list[Item]:
     thoughts = lm.thoughts if isinstance(lm, ThinkingLM) and mode == "on" else {}
     made = []
     for sample in samples:
