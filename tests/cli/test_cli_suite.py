@@ -102,3 +102,11 @@ def test_without_lm_eval(model, nine, refuses, monkeypatch):
     lines = refuses("eval", model, "--suite", "nrt9", "--data-dir", nine)
     assert "lm_eval is not installed" in lines[0]
     assert lines[2] == "  fix: pip install 'native-reasoning[eval]'"
+
+
+def test_a_path_that_cannot_be_written_is_known_at_once(model, nine, nrt, tmp_path):
+    out = tmp_path / "absent" / "answers.jsonl"
+    code, text, err = nrt("eval", model, "--suite", "nrt9", "--data-dir", nine, "--out", out)
+    assert (code, text) == (2, "")
+    assert "answers.jsonl" in err.splitlines()[-3]
+    assert "loading" not in err

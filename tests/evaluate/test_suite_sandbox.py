@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from native_reasoning.errors import ConfigError
 from native_reasoning.evaluate.suite import sandbox
 from native_reasoning.evaluate.suite.answers import humaneval, popqa, popqa_target, program
 from native_reasoning.evaluate.suite.sandbox import Isolation, isolation, passes
@@ -93,6 +94,10 @@ def test_weaker_isolation_is_taken_where_the_stronger_does_not_work(monkeypatch)
     monkeypatch.setattr(sandbox, "_run", lambda text, kind, seconds: kind is Isolation.LIMITS)
     isolation.cache_clear()
     assert isolation() is Isolation.LIMITS
+    monkeypatch.setattr(sandbox, "_run", lambda text, kind, seconds: False)
+    isolation.cache_clear()
+    with pytest.raises(ConfigError, match="harmless program"):
+        isolation()
     isolation.cache_clear()
 
 

@@ -42,14 +42,15 @@ def show(text: str) -> None:
 def show_json(value: Any) -> None:
     """The result as one line of JSON on stdout; numbers that are not finite become null."""
     if is_main_process():
-        print(json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, default=str))
+        print(json.dumps(finite(value), ensure_ascii=True, allow_nan=False, default=str))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON: numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
+        return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

@@ -13,7 +13,7 @@ from typing import Any
 
 from native_reasoning.cli.evaluate import asked_for
 from native_reasoning.cli.flags import Parsed, number
-from native_reasoning.cli.output import quiet_libraries, say, say_loading, show, show_json
+from native_reasoning.cli.output import finite, quiet_libraries, say, say_loading, show, show_json
 from native_reasoning.cli.output import show_table as table
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.evaluate.suite.benchmarks import Benchmark, chosen
@@ -35,11 +35,13 @@ def run(parsed: Parsed) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     quiet_libraries()
+    if own["out"]:  # a path that cannot be written to is better known now than after hours
+        Path(own["out"]).open("a", encoding="utf-8").close()
     model, settings = asked_for(parsed)
     with TemporaryDirectory() as nowhere:
         result, items = _evaluate(model, settings, own, modes, benchmarks, nowhere)
     if own["out"]:
-        lines = (json.dumps(item, ensure_ascii=True, allow_nan=False) + "\n" for item in items)
+        lines = (json.dumps(finite(item), allow_nan=False) + "\n" for item in items)
         Path(own["out"]).write_text("".join(lines), encoding="utf-8")
     if own["json"]:
         show_json(result)
@@ -60,7 +62,7 @@ def _modes(thinking: str) -> tuple[str, ...]:
     return MODES[thinking]
 
 
-def _benchmarks(own: Mapping[str, Any]) -> tuple[Benchmark, ...]:
+def _benchmarks(own: dict[str, Any]) -> tuple[Benchmark, ...]:
     """Those that were asked for and can be run. Raises ConfigError or DataError."""
     named: Sequence[Benchmark] = chosen(own["suite"], own["tasks"])
     named = without_code(named, bool(own["run_code"]), say)
@@ -73,12 +75,12 @@ def _benchmarks(own: Mapping[str, Any]) -> tuple[Benchmark, ...]:
 def _evaluate(
     model: str,
     settings: dict[str, Any],
-    own: Mapping[str, Any],
+    own: dict[str, Any],
     modes: tuple[str, ...],
     benchmarks: tuple[Benchmark, ...],
     folder: str,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The result, and each question's item."""
+    """The result, and each question's item, both for JSON."""
     from native_reasoning.cli.inputs import refused_by_libraries
     from native_reasoning.evaluate.suite.asked import load_asked
     from native_reasoning.evaluate.suite.run import Plan, run_suite
@@ -118,8 +120,8 @@ def _evaluate(
     return result, items
 
 
-def _positive(own: Mapping[str, Any], name: str) -> int | None:
-    value = number(dict(own), name)
+def _positive(own: dict[str, Any], name: str) -> int | None:
+    value = number(own, name)
     if value == 0:
         raise ConfigError(
             f"--{name.replace('_', '-')} is 0",
@@ -149,6 +151,7 @@ def _gen_kwargs(text: str | None) -> dict[str, Any]:
 
 
 def summary(benchmarks: Sequence[Benchmark], modes: Sequence[str], ran: Any) -> dict[str, Any]:
+    """A row for each benchmark of a ``Ran``, and the mean over them."""
     from native_reasoning.evaluate.suite.scores import gain_of, mean_of, mean_over
 
     told, means = [], {mode: [] for mode in modes}

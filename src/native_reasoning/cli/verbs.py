@@ -233,7 +233,6 @@ VERBS = {
             ("traces", "template", "data", "model, evaluation, records"),
             (
                 "nrt eval runs/first --data test.jsonl",
-                "nrt eval Qwen/Qwen3-0.6B --data test.jsonl --eval-num-generations 4",
                 "nrt eval runs/first --data test.jsonl --show 3 --json",
                 "nrt eval runs/first --suite nrt9 --limit 50 --out answers.jsonl",
             ),

@@ -34,7 +34,6 @@ from native_reasoning.rollout.hf import HFEngine, check_decoding
 from native_reasoning.rollout.noise import BENCHMARKS
 from native_reasoning.template import Template
 
-
 _HFLM: Any = HFLM  # whose decorator hides its type
 
 
@@ -87,8 +86,7 @@ class ThinkingLM(_HFLM):
     ) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether it is the greedy choice) of each continuation."""
         room: dict[str, int] = {}
-        for request in requests:
-            context, continuation = request.args
+        for context, continuation in _arguments(requests):
             if context:
                 length = len(self._answer_ids(continuation))
                 room[context] = max(room.get(context, 0), length)
@@ -98,8 +96,7 @@ class ThinkingLM(_HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The text of each answer up to a stop sequence."""
         room: dict[str, int] = {}
-        for request in requests:
-            context, options = request.args
+        for context, options in _arguments(requests):
             length = longest_answer(options, self)
             room[context] = max(room.get(context, 0), length)
         self._think(room)
@@ -181,6 +178,11 @@ class ThinkingLM(_HFLM):
             (s.ids[:-1] if s.stopped == "ended" else s.ids, s.stopped == "closed")
             for (s,) in samples
         ]
+
+
+def _arguments(requests: Sequence[Instance]) -> list[Any]:
+    """The pairs that lm-eval asks about: a context, and a continuation or generation settings."""
+    return [request.args for request in requests]
 
 
 def longest_answer(options: dict[str, Any], lm: Any) -> int:

