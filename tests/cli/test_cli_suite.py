@@ -110,3 +110,13 @@ def test_a_path_that_cannot_be_written_is_known_at_once(model, nine, nrt, tmp_pa
     assert (code, text) == (2, "")
     assert "answers.jsonl" in err.splitlines()[-3]
     assert "loading" not in err
+
+
+def test_a_hub_that_cannot_be_reached(model, refuses, monkeypatch):
+    def load(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    lines = refuses("eval", model, "--suite", "nrt9", "--tasks", "gsm8k", "--use-cpu")
+    assert "openai/gsm8k" in lines[0]
+    assert "--data-dir" in lines[2]

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError
+from native_reasoning.errors import ConfigError, DataError
 from native_reasoning.evaluate.suite.adapter import ThinkingLM, longest_answer
 from native_reasoning.evaluate.suite.asked import Asked
 from native_reasoning.evaluate.suite.benchmarks import Benchmark
@@ -109,7 +109,7 @@ def _run(
     if plan.limit is not None:
         files = subjects_within(files, plan.limit)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    loaded = manager.load([file.task for file in files])
+    loaded: Any = _loaded(manager, files, plan.data_dir)
     tasks: dict[str, Task] = loaded["tasks"]
     samples = first_rows(files, tasks, plan.limit) if plan.limit is not None else None
     items: dict[str, dict[str, tuple[Item, ...]]] = {b.name: {} for b in plan.benchmarks}
@@ -141,6 +141,21 @@ def _run(
         {name: task.VERSION for name, task in first.items()},
         {name: task.get_config("num_fewshot") for name, task in first.items()},
     )
+
+
+def _loaded(manager: TaskManager, files: Sequence[TaskFile], data_dir: Path | None) -> Any:
+    """lm-eval's tasks by name, with their rows. Raises DataError where the hub does not give
+    them."""
+    try:
+        return manager.load([file.task for file in files])
+    except OSError as error:
+        if data_dir is not None:
+            raise
+        raise DataError(
+            f"the hub's data cannot be read: {' '.join(str(error).split())[:200]}",
+            why="the benchmarks' questions come from it",
+            fix="check the network, or name local files with --data-dir (docs/benchmarks.md)",
+        ) from None
 
 
 def _prepare(tasks: Mapping[str, Task], plan: Plan, lm: Any) -> None:
