@@ -26,29 +26,100 @@ def test_a_program_passes_only_if_it_runs_to_its_end():
         assert not passes(text), text
 
 
-@linux
-@pytest.mark.parametrize("kind", Isolation)
-@pytest.mark.parametrize(
-    "text",
-    [
-        "import os; os.fork()",
-        "import threading; threading.Thread(target=print).start()",
-        "import subprocess; subprocess.run(['true'])",
-        "import os; os.execv('/bin/true', ['true'])",
-        "bytearray(800 << 20)",
-        "open('a', 'w').write('x' * (17 << 20))",
-        "import socket; socket.socket()",
-        "import os; os.kill(os.getppid(), 0)",
-        "import ctypes; assert ctypes.CDLL(None).umount(b'/proc') == 0",
-        "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
-        "import resource as r; r.setrlimit(r.RLIMIT_AS, (-1, -1))",
-    ],
-    ids=lambda text: text[:30] if isinstance(text, str) else None,
-)
-def test_what_is_refused(text, kind):
+#: What the filter refuses with EPERM, each harmless where it is not refused.
+FILTERED = {
+    "fork": "os.fork()",
+    "exec": "os.execv('/bin/true', ['true'])",
+    "another program": "subprocess.run(['true'])",
+    "socket": "socket.socket()",
+    "kill": "os.kill(os.getppid(), 0)",
+    "sigqueue": "call('sigqueue', os.getpid(), 0, None)",
+    "tgsigqueue": "call('syscall', TGSIGQUEUE, os.getpid(), os.getpid(), 0, SIGNAL)",
+    "limits of a process": "resource.prlimit(os.getpid(), resource.RLIMIT_CPU)",
+    "owner of a pipe": "fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getpid())",
+    "another owner of a pipe": "fcntl.fcntl(os.pipe()[0], 15, struct.pack('ii', 1, os.getpid()))",
+    "signal of a pipe": "fcntl.fcntl(os.pipe()[0], 10, 0)",
+    "death signal": "call('prctl', 1, 0, 0, 0, 0)",
+    "umount": "call('umount2', b'/proc', 0x100)",  # a wrong flag, which is known before the right
+    "unshare": "call('unshare', 0x10000000)",
+}
+_EPERM = """
+import ctypes, fcntl, os, resource, socket, struct, subprocess
+
+TGSIGQUEUE = {"x86_64": 297, "aarch64": 240}[os.uname().machine]
+SIGNAL = struct.pack("iii116x", 0, 0, -1)
+
+def call(name, *arguments):
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
+        raise OSError(ctypes.get_errno(), name)
+
+try:
+    WHAT
+except OSError as error:
+    assert error.errno == 1, error
+else:
+    raise SystemExit
+"""
+#: What other bounds refuse, and the error.
+BOUNDED = {
+    "thread": ("threading.Thread(target=print).start()", "RuntimeError"),
+    "memory": ("bytearray(800 << 20)", "MemoryError"),
+    "file": ("open('a', 'w').write('x' * (17 << 20))", "OSError"),
+    "output": ("[os.write(3, bytes(1 << 20)) for _ in range(17)]", "OSError"),
+    "limit": ("resource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "ValueError"),
+}
+_BOUND = "import os, resource, threading\ntry:\n    {}\nexcept {}: pass\nelse: raise SystemExit"
+HARMLESS = """
+import fcntl, os, random, resource, tempfile
+assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+assert resource.prlimit(0, resource.RLIMIT_CPU)[0] > 0
+assert fcntl.fcntl(os.pipe()[0], fcntl.F_GETFL) >= 0
+with open("a", "w") as file:
+    file.write("x" * 1000)
+assert len(os.urandom(4)) == 4
+"""
+
+
+def run(text, kind):
     if kind is Isolation.FULL and isolation() is not kind:
         pytest.skip("this machine gives no unprivileged user namespaces")
-    assert not sandbox._run(text, kind, 3.0)
+    return sandbox._run(text, kind, 3.0)
+
+
+@linux
+@pytest.mark.parametrize("kind", Isolation)
+@pytest.mark.parametrize("name", FILTERED)
+def test_what_the_filter_refuses(name, kind):
+    assert run(_EPERM.replace("WHAT", FILTERED[name]), kind)
+
+
+@linux
+@pytest.mark.parametrize("name", FILTERED)
+def test_it_is_the_filter_that_refuses(name, monkeypatch, tmp_path):
+    text = sandbox._LAUNCHER.read_text(encoding="utf-8")
+    without = tmp_path / "launcher.py"
+    without.write_text(text.replace("        filtered(libc)\n", ""), encoding="utf-8")
+    monkeypatch.setattr(sandbox, "_LAUNCHER", without)
+    assert run(HARMLESS, Isolation.LIMITS)
+    assert not run(_EPERM.replace("WHAT", FILTERED[name]), Isolation.LIMITS)
+
+
+@linux
+@pytest.mark.parametrize("kind", Isolation)
+@pytest.mark.parametrize("name", BOUNDED)
+def test_what_other_bounds_refuse(name, kind):
+    text, error = BOUNDED[name]
+    refused = _BOUND.format(text, error)
+    if name == "output":  # which is where the token goes
+        refused += "\nos.ftruncate(3, 0); os.lseek(3, 0, 0)"
+    assert run(refused, kind)
+
+
+@linux
+@pytest.mark.parametrize("kind", Isolation)
+def test_a_harmless_program_passes(kind):
+    assert run(HARMLESS, kind)
+    assert not run(HARMLESS + "raise ValueError", kind)
 
 
 @linux
@@ -83,6 +154,12 @@ def test_it_writes_nowhere_but_into_a_folder_that_is_gone_afterwards(tmp_path, w
     assert passes("open('a', 'w').write('x'); import os; print(os.getcwd())")
     assert victim.read_text(encoding="utf-8") == "kept"
     assert os.listdir(tmp_path) == ["victim"]
+
+
+@linux
+def test_it_opens_no_device(walls):
+    text = "try: open('/dev/null')\nexcept PermissionError: pass\nelse: raise SystemExit"
+    assert passes(text)
 
 
 @linux

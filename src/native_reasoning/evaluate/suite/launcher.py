@@ -27,15 +27,19 @@ _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _REFUSED = {
     # clone fork vfork execve kill ptrace socket socketpair mount umount2 tkill tgkill unshare
     # setns perf_event_open process_vm_readv process_vm_writev bpf execveat userfaultfd
+    # rt_sigqueueinfo rt_tgsigqueueinfo
     "x86_64": (
         *(56, 57, 58, 59, 62, 101, 41, 53, 165, 166, 200, 234, 272),
-        *(308, 298, 310, 311, 321, 322, 323),
+        *(308, 298, 310, 311, 321, 322, 323, 129, 297),
     ),
     "aarch64": (
         *(220, 221, 129, 117, 198, 199, 40, 39, 130, 131, 97),
-        *(268, 241, 270, 271, 280, 281, 282),
+        *(268, 241, 270, 271, 280, 281, 282, 138, 240),
     ),
 }
+#: prlimit64, fcntl, prctl, by machine: refused by an argument, see ``by_argument``.
+_BY_ARGUMENT = {"x86_64": (302, 72, 157), "aarch64": (261, 25, 167)}
+_SETOWN, _SETSIG, _SETOWN_EX = 8, 10, 15  # of fcntl: whom a pipe signals, and how
 #: pidfd_send_signal, io_uring_setup, move_mount, fsopen, pidfd_open, clone3, pidfd_getfd,
 #: mount_setattr have the same numbers everywhere.
 _REFUSED_EVERYWHERE = (424, 425, 429, 430, 434, 435, 438, 442)
@@ -90,7 +94,7 @@ def namespaces(libc: ctypes.CDLL) -> None:
 def mounts(libc: ctypes.CDLL, folder: bytes) -> None:
     """Everything read-only, nothing in /proc, and a small file system in memory as ``folder``."""
     checked(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
-    attributes = Attributes(set=_RDONLY)
+    attributes = Attributes(set=_RDONLY | _MS_NOSUID | _MS_NODEV)  # the same bits there
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     path = ctypes.c_char_p(b"/")
     checked(
@@ -107,20 +111,40 @@ def without_capabilities(libc: ctypes.CDLL) -> None:
     checked(libc.capset(header, (ctypes.c_uint32 * 6)()))
 
 
+def by_argument(number: int, index: int, values: tuple[int, ...], found: int) -> list[Instruction]:
+    """Of a call, ends in ``found`` (allow or refuse) where the argument (its lower half, all that
+    the kernel reads of these) is one of ``values``, else in the other. Goes on for other calls."""
+    count = len(values)
+    return [
+        Instruction(_EQUAL, 0, count + 3, number),
+        Instruction(_LOAD, 0, 0, 16 + 8 * index),
+        *(Instruction(_EQUAL, count - i, 0, value) for i, value in enumerate(values)),
+        Instruction(_RETURN, 0, 0, _REFUSE if found == _ALLOW else _ALLOW),
+        Instruction(_RETURN, 0, 0, found),
+    ]
+
+
 def filtered(libc: ctypes.CDLL) -> None:
     """Refuses the system calls above; does nothing on a machine whose numbers are not known."""
     machine = os.uname().machine
     if machine not in _AUDIT:
         return
     refused = (*_REFUSED[machine], *_REFUSED_EVERYWHERE)
-    count = len(refused)
+    prlimit64, fcntl, prctl = _BY_ARGUMENT[machine]
+    parts = [
+        *by_argument(prlimit64, 0, (0,), _ALLOW),  # the limits of oneself
+        *by_argument(fcntl, 1, (_SETOWN, _SETSIG, _SETOWN_EX), _REFUSE),
+        *by_argument(prctl, 0, (_SET_PDEATHSIG,), _REFUSE),
+    ]
+    last = len(refused) + len(parts)
     made = [
         Instruction(_LOAD, 0, 0, 4),  # the machine that the call is made for
         Instruction(_EQUAL, 1, 0, _AUDIT[machine]),
         Instruction(_RETURN, 0, 0, _KILL),
         Instruction(_LOAD, 0, 0, 0),  # its number
-        Instruction(_AT_LEAST, count + 1, 0, 0x40000000),  # the same calls under other numbers
-        *(Instruction(_EQUAL, count - i, 0, number) for i, number in enumerate(refused)),
+        Instruction(_AT_LEAST, last + 1, 0, 0x40000000),  # the same calls under other numbers
+        *(Instruction(_EQUAL, last - i, 0, number) for i, number in enumerate(refused)),
+        *parts,
         Instruction(_RETURN, 0, 0, _ALLOW),
         Instruction(_RETURN, 0, 0, _REFUSE),
     ]

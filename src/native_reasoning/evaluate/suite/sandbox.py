@@ -1,7 +1,7 @@
 """Running code that a model wrote, in a process that can do little.
 
 Where Linux gives unprivileged user namespaces (``Isolation.FULL``): no network, no file system to
-write to but 16 MB in memory, no process of others to see or signal, no process or thread of its
+write to but 16 MB in memory, no device to open, no process of others to see or signal, no process or thread of its
 own, an empty environment, bounds on memory and time. It can read what the user can read. Elsewhere
 (``Isolation.LIMITS``) files are open to it as they are to the user. SECURITY.md has the table.
 Nothing here holds against a bug of the kernel.
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from enum import Enum
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from native_reasoning.errors import ConfigError
 
@@ -57,12 +57,13 @@ def _run(program: str, kind: Isolation, timeout: float) -> bool:
     token = secrets.token_hex(16)
     asked = {"program": program, "isolation": kind.value, "timeout": timeout, "token": token}
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_LAUNCHER)]
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    # a file, whose size is bounded, and of which no more is read than a token has
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, TemporaryFile() as out:
         try:
             done = subprocess.run(
                 command,
                 input=json.dumps(asked).encode(),
-                stdout=subprocess.PIPE,
+                stdout=out,
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
                 env={},
@@ -71,5 +72,7 @@ def _run(program: str, kind: Isolation, timeout: float) -> bool:
             )
         except subprocess.TimeoutExpired:
             return False
+        out.seek(0)
+        written = out.read(len(token) + 1)
     # the token is written after the last line of the program: leaving early is no success
-    return done.returncode == 0 and done.stdout == token.encode()
+    return done.returncode == 0 and written == token.encode()
