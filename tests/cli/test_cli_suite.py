@@ -30,6 +30,9 @@ def test_a_suite_off_and_on(model, nine, nrt, tmp_path):
     assert list(rows) == ["bbh", "mmlu", "drop", "popqa", "truthfulqa", "gsm8k", "math", "ifeval"]
     assert result["boundary"] == "text"
     assert set(result["versions"]) >= {"lm-eval", "torch", "native-reasoning"}
+    bbh = rows.pop("bbh")  # whose filter wants a phrase that the boundary text has said
+    assert "bbh is left out with thinking on: 'the answer is'" in err
+    assert (bbh["off"]["value"], bbh["on"], bbh["gain"]) == (0.0, None, None)
     for row in rows.values():
         assert row["questions"] == 2
         assert row["gain"]["value"] == pytest.approx(row["on"]["value"] - row["off"]["value"])
@@ -37,10 +40,10 @@ def test_a_suite_off_and_on(model, nine, nrt, tmp_path):
         assert len(row["prompts"]) == 16
     assert (rows["gsm8k"]["num_fewshot"], rows["gsm8k"]["task_version"]) == (5, 3.0)
     assert result["mean"]["off"]["value"] == pytest.approx(
-        sum(row["off"]["value"] for row in rows.values()) / 8
+        sum(row["off"]["value"] for row in rows.values()) / 7
     )
     items = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert len(items) == 8 * 2 * 2
+    assert len(items) == 7 * 2 * 2 + 2
     assert all((i["trace"] is None) == (i["mode"] == "off") for i in items)
     assert {i["subset"] for i in items if i["benchmark"] == "bbh"} == {
         "boolean_expressions",
@@ -50,17 +53,19 @@ def test_a_suite_off_and_on(model, nine, nrt, tmp_path):
 
 def test_a_table_with_code_in_a_chat_template(model, nine, nrt):
     code, text, err = nrt(
-        *("eval", model, "--suite=nrt9", "--data-dir", nine, "--tasks", "humaneval,mmlu"),
+        *("eval", model, "--suite=nrt9", "--data-dir", nine, "--tasks", "humaneval,mmlu,bbh"),
         *("--run-code", "--apply-chat-template", "--limit", "1", "--num-fewshot", "1", *LENGTHS),
     )
     assert code == 0, err
     lines = text.splitlines()
     assert lines[0].split()[3:] == ["thinking", "off", "thinking", "on", *ADDED]
-    assert [line.split()[:3] for line in lines[1:3]] == [
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["bbh", "exact_match,get-answer", "1"],
         ["mmlu", "acc", "1"],
         ["humaneval", "pass@1", "1"],
     ]
-    assert lines[3].startswith("mean")
+    assert lines[1].split()[-4:] == ["-"] * 4
+    assert lines[4].startswith("mean")
     code, text, _ = nrt(
         *("eval", model, "--suite", "nrt9", "--data-dir", nine, "--tasks", "popqa"),
         *("--thinking", "plain", "--limit", "2", *LENGTHS),
@@ -81,6 +86,13 @@ def test_a_table_with_code_in_a_chat_template(model, nine, nrt):
         (["--limit", "0"], "--limit is 0", "from 1 on"),
         (["--limit", "x"], "--limit is 'x'", "10"),
         (["--gen-kwargs", "64"], "--gen-kwargs is '64'", "max_gen_toks=64"),
+        (["--gen-kwargs", "max_gen_toks=x"], "max_gen_toks=x", "a whole number from 1 on"),
+        (["--gen-kwargs", "max_gen_toks=-1"], "max_gen_toks=-1", "a whole number from 1 on"),
+        (["--gen-kwargs", "foo=1"], "no setting 'foo'", "some of: max_gen_toks temperature"),
+        (["--gen-kwargs", "temperature=hot"], "temperature=hot", "a number from 0 on"),
+        (["--gen-kwargs", "do_sample=true"], "do_sample=True", "temperature=0.7"),
+        (["--gen-kwargs", "top_p=0.9"], "top_p without", "temperature=0.7,top_p=0.9"),
+        (["--tasks", "bbh", "--thinking", "on"], "no benchmark is left", "--thinking off"),
         (["--boundary", "new"], "boundary is 'new'", "auto or text"),
         (["--gen-kwargs", "max_gen_toks=512"], "512 positions", "max_gen_toks=128"),
     ],
@@ -90,6 +102,22 @@ def test_what_is_refused(model, nine, refuses, flags, what, fix):
     lines = refuses("eval", model, *base, *flags)
     assert what in lines[0]
     assert fix in lines[2]
+
+
+def test_a_temperature_changes_the_answers(model, nine, nrt, tmp_path):
+    answers = []
+    for flags in ("max_gen_toks=12", "max_gen_toks=12,temperature=3.0"):
+        out = tmp_path / "answers.jsonl"
+        code, text, err = nrt(
+            *("eval", model, "--suite", "nrt9", "--data-dir", nine, "--tasks", "popqa,gsm8k"),
+            *("--thinking", "plain", "--limit", "2", "--use-cpu", "--gen-kwargs", flags),
+            *("--out", out, "--json"),
+        )
+        assert code == 0, err
+        lines = out.read_text(encoding="utf-8").splitlines()
+        answers.append([json.loads(line)["answer"] for line in lines])
+    assert json.loads(text.splitlines()[-1])["gen_kwargs"]["do_sample"] is True
+    assert answers[0] != answers[1]
 
 
 def test_flags_of_the_suite_need_it(model, refuses):

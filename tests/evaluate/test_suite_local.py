@@ -1,6 +1,8 @@
 """Local files of the benchmarks, and what is said where they are missing or wrong."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -62,8 +64,60 @@ def test_a_damaged_file_is_an_error(tmp_path, text, what):
 
 def test_a_drop_row_without_a_question_is_an_error(tmp_path):
     write(tmp_path, "drop/dev.jsonl", [{"context": "Passage: x", "ref_text": "1"}])
-    with pytest.raises(DataError, match="row 1 has no line"):
+    with pytest.raises(DataError, match="line 1: context is not text with a line"):
         read(benchmark="drop", folder=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "column", "value", "what"),
+    [
+        ("mmlu", "test", "answer", "B", "answer is not 0, 1, 2 or 3"),
+        ("mmlu", "test", "answer", True, "answer is not 0, 1, 2 or 3"),
+        ("mmlu", "dev", "choice2", None, "choice2 is not text"),
+        ("drop", "dev", "ref_text", 3, "ref_text is not answers"),
+        ("drop", "dev", "ref_text", " | ", "ref_text is not answers"),
+        ("popqa", "test", "possible_answers", "[]", "possible_answers is not a list"),
+        ("popqa", "test", "possible_answers", "[oops", "possible_answers is not a list"),
+        ("popqa", "test", "possible_answers", ["a", ""], "possible_answers is not a list"),
+        ("popqa", "test", "possible_answers", 1, "possible_answers is not a list"),
+        ("popqa", "test", "question", 5, "question is not text"),
+        ("gsm8k", "train", "answer", 5, "answer is not text"),
+        ("truthfulqa", "mc", "mc2_targets", {"choices": ["a"], "labels": []}, "as many labels"),
+        ("truthfulqa", "mc", "mc1_targets", {"choices": ["a"], "labels": [0]}, "a 1 among them"),
+        ("math", "math500_test", "solution", "1", "solution is not text with .boxed"),
+        ("ifeval", "test", "key", "x", "key is not a whole number"),
+        ("ifeval", "test", "instruction_id_list", [], "is not a list of names"),
+        ("ifeval", "test", "kwargs", [1], "kwargs is not a list of objects"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_line(tmp_path, name, file, column, value, what):
+    path = write_all(tmp_path) / name / f"{file}.jsonl"
+    first, second, *rest = path.read_text(encoding="utf-8").splitlines()
+    second = json.dumps({**json.loads(second), column: value})
+    path.write_text("\n".join([first, second, *rest]), encoding="utf-8")
+    with pytest.raises(DataError, match=f"{file}.jsonl line 2: .*{what}"):
+        read(benchmark=name, folder=str(tmp_path), subset="anatomy")
+
+
+def test_what_only_several_rows_show(tmp_path):
+    row = {"key": 1, "prompt": "a", "instruction_id_list": ["x"]}
+    mixed = [{**row, "kwargs": [{"n": 1}]}, {**row, "kwargs": [{"n": "b"}]}]
+    write(tmp_path, "ifeval/test.jsonl", mixed)
+    with pytest.raises(DataError, match="values of several types"):
+        read(benchmark="ifeval", folder=str(tmp_path))
+    write(tmp_path, "ifeval/test.jsonl", [{**row, "kwargs": []}])
+    with pytest.raises(DataError, match="other numbers of kwargs"):
+        read(benchmark="ifeval", folder=str(tmp_path))
+    write_all(tmp_path)
+    with pytest.raises(DataError, match="no rows of virology in its split test"):
+        read(benchmark="mmlu", folder=str(tmp_path), subset="virology")
+
+
+def test_popqa_answers_may_be_lists_or_json(tmp_path):
+    rows = [{"question": "a", "possible_answers": v} for v in ('["b", 2]', ["c"])]
+    write(tmp_path, "popqa/test.jsonl", rows)
+    found = read(benchmark="popqa", folder=str(tmp_path))["test"]
+    assert found["possible_answers"][:] == [["b", "2"], ["c"]]
 
 
 def test_missing_files_leave_benchmarks_out(data, tmp_path):
@@ -134,3 +188,5 @@ def test_the_gain_is_paired():
     assert gain_of(off, on) == mean_of([1.0, 0.0])
     with pytest.raises(AssertionError):
         gain_of(off, on[::-1])
+    with pytest.raises(AssertionError):
+        gain_of(off, [on[0], replace(on[1], prompt_hash="another prompt")])

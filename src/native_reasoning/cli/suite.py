@@ -137,6 +137,8 @@ def _gen_kwargs(text: str | None) -> dict[str, Any]:
         return {}
     from lm_eval.utils import simple_parse_args_string
 
+    from native_reasoning.evaluate.suite.generation import generation
+
     parts = [part.partition("=") for part in text.split(",")]
     if not all(name.strip() and equals for name, equals, _ in parts):
         raise ConfigError(
@@ -144,20 +146,23 @@ def _gen_kwargs(text: str | None) -> dict[str, Any]:
             why="it is a list of name=value",
             fix="--gen-kwargs max_gen_toks=64",
         )
-    return simple_parse_args_string(text)
+    return generation(simple_parse_args_string(text))
 
 
 # -- The result -----------------------------------------------------------------------------------
 
 
 def summary(benchmarks: Sequence[Benchmark], modes: Sequence[str], ran: Any) -> dict[str, Any]:
-    """A row for each benchmark of a ``Ran``, and the mean over them."""
-    from native_reasoning.evaluate.suite.scores import gain_of, mean_of, mean_over
+    """A row for each benchmark of a ``Ran``, None for a way in which it was not asked, and the mean
+    over the benchmarks that were asked in every way."""
+    from native_reasoning.evaluate.suite.scores import mean_of, mean_over
 
     told, means = [], {mode: [] for mode in modes}
     for b in benchmarks:
         by_mode = ran.items[b.name]
-        first = by_mode[modes[0]]
+        if not by_mode:
+            continue
+        first = next(iter(by_mode.values()))
         row: dict[str, Any] = {
             "benchmark": b.name,
             "metric": b.metric if b.filter == "none" else f"{b.metric},{b.filter}",
@@ -166,21 +171,31 @@ def summary(benchmarks: Sequence[Benchmark], modes: Sequence[str], ran: Any) -> 
             "task_version": ran.versions[b.name],
             "prompts": sha256("".join(i.prompt_hash for i in first).encode()).hexdigest()[:16],
         }
-        for mode in modes:
-            items = by_mode[mode]
-            mean = mean_of([i.value for i in items])
-            means[mode].append(mean)
-            row[mode] = {"value": mean.value, "stderr": mean.stderr}
-            if mode == "on":
-                row[mode]["trace_length"] = mean_of([i.trace_length or 0 for i in items]).value
-                row[mode]["closed"] = mean_of([float(bool(i.closed)) for i in items]).value
-        if {"off", "on"} <= set(modes):
-            gain = gain_of(by_mode["off"], by_mode["on"])
-            row["gain"] = {"value": gain.value, "stderr": gain.stderr}
-        told.append(row)
+        told.append(row | _columns(modes, by_mode))
+        for mode in modes if len(by_mode) == len(modes) else ():
+            means[mode].append(mean_of([i.value for i in by_mode[mode]]))
     overall = {mode: mean_over(found) for mode, found in means.items()}
-    mean = {mode: {"value": m.value, "stderr": m.stderr} for mode, m in overall.items()}
+    mean = {mode: _cell(m) for mode, m in overall.items()}
     return {"benchmarks": told, "mean": mean}
+
+
+def _columns(modes: Sequence[str], by_mode: Mapping[str, Any]) -> dict[str, Any]:
+    from native_reasoning.evaluate.suite.scores import gain_of, mean_of
+
+    found: dict[str, Any] = dict.fromkeys(modes)
+    for mode, items in by_mode.items():
+        found[mode] = _cell(mean_of([i.value for i in items]))
+        if mode == "on":
+            found[mode]["trace_length"] = mean_of([i.trace_length or 0 for i in items]).value
+            found[mode]["closed"] = mean_of([float(bool(i.closed)) for i in items]).value
+    if {"off", "on"} <= set(modes):
+        both = {"off", "on"} <= set(by_mode)
+        found["gain"] = _cell(gain_of(by_mode["off"], by_mode["on"])) if both else None
+    return found
+
+
+def _cell(mean: Any) -> dict[str, Any]:
+    return {"value": mean.value, "stderr": mean.stderr}
 
 
 def _show(result: Mapping[str, Any]) -> None:
@@ -193,8 +208,9 @@ def _show(result: Mapping[str, Any]) -> None:
         cells = [row["benchmark"], row["metric"], str(row["questions"])]
         cells += [_percent(row[mode]) for mode in modes]
         if gains:
-            cells += [_percent(row["gain"]), f"{row['on']['trace_length']:.0f}"]
-            cells.append(f"{row['on']['closed']:.0%}")
+            on = row["on"]
+            cells += [_percent(row["gain"]), f"{on['trace_length']:.0f}" if on else "-"]
+            cells.append(f"{on['closed']:.0%}" if on else "-")
         rows.append(cells)
     last = ["mean", "", "", *(_percent(result["mean"][mode]) for mode in modes)]
     rows.append(last + [""] * (len(header) - len(last)))
@@ -207,7 +223,9 @@ def _title(mode: str) -> str:
     return mode if mode == "plain" else f"thinking {mode}"
 
 
-def _percent(cell: Mapping[str, float | None]) -> str:
+def _percent(cell: Mapping[str, float | None] | None) -> str:
+    if cell is None:
+        return "-"
     value, stderr = cell["value"], cell["stderr"]
     assert value is not None
     return f"{100 * value:.1f}" + (f" ± {100 * stderr:.1f}" if stderr is not None else "")

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
+from native_reasoning.evaluate.suite.benchmarks import Benchmark
 from native_reasoning.policy import knows_tags, load_model, load_tokenizer, read_text, template_for
 from native_reasoning.template import Template
 
@@ -23,8 +24,18 @@ class Asked:
     def splices(self, mode: str) -> bool:
         """Whether something stands between question and answer: a trace; or, with thinking off,
         the empty trace of a model that has think tokens. Else lm-eval's ``hf`` is asked."""
-        tokens = self.template is not None and not self.template.boundary.closes_by_text
+        tokens = self.template is not None and not self.closes_by_text
         return mode == "on" or (mode == "off" and tokens)
+
+    @property
+    def closes_by_text(self) -> bool:
+        """Whether a text stands between trace and answer."""
+        return self.template is not None and self.template.boundary.closes_by_text
+
+    def asks(self, benchmark: Benchmark, mode: str) -> bool:
+        """Whether a benchmark can be asked. Not after a boundary text where its filter looks in the
+        answer for a phrase that such a text has already said: every answer would count as wrong."""
+        return not (mode == "on" and self.closes_by_text and benchmark.phrase)
 
 
 def load_asked(name: str, config: NRTConfig, modes: tuple[str, ...]) -> Asked:

@@ -17,7 +17,8 @@ class Benchmark:
     ``include`` is the lm-eval task file, below ``lm_eval/tasks/`` ("" for a task of ours); with a
     ``*`` there is one for each subject. ``metric`` and ``filter`` name the headline number in
     lm-eval's results. ``files`` lie in the folder of local data. ``shots`` are shown by default,
-    at most ``most``; 0 where the prompt is fixed.
+    at most ``most``; 0 where the prompt is fixed. ``phrase`` is what the filter looks for in an
+    answer that follows a boundary text which may have said it already.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Benchmark:
     shots: int
     most: int
     runs_code: bool = False
+    phrase: str = ""
 
 
 BENCHMARKS = {
@@ -41,6 +43,7 @@ BENCHMARKS = {
             ("bbh/test.jsonl",),
             3,
             3,
+            phrase="the answer is ",
         ),
         Benchmark(
             "mmlu",

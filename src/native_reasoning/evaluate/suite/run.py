@@ -50,7 +50,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Ran:
-    """Every question's item, in order, by benchmark and way of asking; the version of the task and
+    """Every question's item, in order, by benchmark and way of asking (those in which the benchmark
+    can be asked); the version of the task and
     the examples shown, by benchmark."""
 
     items: Mapping[str, Mapping[str, tuple[Item, ...]]]
@@ -66,6 +67,7 @@ def run_suite(asked: Asked, config: NRTConfig, plan: Plan, say: Callable[[str], 
             "humaneval: no user namespaces on this machine, so the code that the model writes can "
             "change files; SECURITY.md says what is held off"
         )
+    _say_left_out(asked, plan, say)
     rules = None
     if any(b.name == "ifeval" for b in plan.benchmarks):
         rules = sentence_rules(plan.data_dir is not None, say)
@@ -75,6 +77,23 @@ def run_suite(asked: Asked, config: NRTConfig, plan: Plan, say: Callable[[str], 
     finally:
         if rules is not None:
             rules.cleanup()
+
+
+def _say_left_out(asked: Asked, plan: Plan, say: Callable[[str], None]) -> None:
+    """Says which benchmarks are not asked in a way. Raises ConfigError where none is left."""
+    for mode in plan.modes:
+        left_out = [b for b in plan.benchmarks if not asked.asks(b, mode)]
+        for b in left_out:
+            say(
+                f"{b.name} is left out with thinking {mode}: {b.phrase.strip()!r} is looked for in "
+                "the answer, and the boundary text stands before it"
+            )
+        if len(left_out) == len(plan.benchmarks):
+            raise ConfigError(
+                f"no benchmark is left to ask with thinking {mode}",
+                why="after a boundary text every answer would count as wrong",
+                fix="--thinking off, or more --tasks",
+            )
 
 
 def make_lm(asked: Asked, config: NRTConfig, mode: str, batch_size: int) -> Any:
@@ -115,11 +134,12 @@ def _run(
     items: dict[str, dict[str, tuple[Item, ...]]] = {b.name: {} for b in plan.benchmarks}
     for mode in plan.modes:
         say(f"asking, thinking {mode}")
+        mine = [file for file in files if asked.asks(file.benchmark, mode)]
         lm = make_lm(asked, config, mode, plan.batch_size)
         _prepare(tasks, plan, lm)
         found = _evaluate(
             lm=lm,
-            task_dict=loaded,
+            task_dict={**loaded, "tasks": {file.task: tasks[file.task] for file in mine}},
             samples=samples,
             bootstrap_iters=0,
             log_samples=True,
@@ -128,11 +148,11 @@ def _run(
             fewshot_as_multiturn=plan.chat,
             confirm_run_unsafe_code=True,
         )
-        for benchmark in plan.benchmarks:
-            items[benchmark.name][mode] = tuple(
+        for name in dict.fromkeys(file.benchmark.name for file in mine):
+            items[name][mode] = tuple(
                 item
-                for file in files
-                if file.benchmark is benchmark
+                for file in mine
+                if file.benchmark.name == name
                 for item in _items(file, mode, found["samples"][file.task], lm)
             )
     first = {file.benchmark.name: tasks[file.task] for file in reversed(files)}

@@ -1,10 +1,10 @@
 """Running code that a model wrote, in a process that can do little.
 
 Where Linux gives unprivileged user namespaces (``Isolation.FULL``): no network, no file system to
-write to but 16 MB in memory, no device to open, no process of others to see or signal, no process or thread of its
-own, an empty environment, bounds on memory and time. It can read what the user can read. Elsewhere
-(``Isolation.LIMITS``) files are open to it as they are to the user. SECURITY.md has the table.
-Nothing here holds against a bug of the kernel.
+write to but 16 MB in memory, no device, no process of others to see or signal, no process or thread
+of its own, an empty environment, bounds on memory and time. It can read what the user can read.
+Elsewhere (``Isolation.LIMITS``) files are open to it as they are to the user. SECURITY.md has the
+table. Nothing here holds against a bug of the kernel.
 """
 
 import functools

@@ -54,6 +54,7 @@ def mean_over(means: Sequence[Mean]) -> Mean:
 
 
 def gain_of(off: Sequence[Item], on: Sequence[Item]) -> Mean:
-    """What thinking adds, question by question: a paired difference."""
-    assert [(i.subset, i.doc_id) for i in off] == [(i.subset, i.doc_id) for i in on]
+    """What thinking adds, question by question: a paired difference. Both were asked the same."""
+    asked = [[(i.subset, i.doc_id, i.prompt_hash) for i in items] for items in (off, on)]
+    assert asked[0] == asked[1]
     return mean_of([b.value - a.value for a, b in zip(off, on, strict=True)])
