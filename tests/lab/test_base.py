@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from native_reasoning.lab import FAMILIES, base_path, documents, final_digit, make_rows
+from native_reasoning.lab import DEMO, base_path, documents, final_digit, make_rows
 from native_reasoning.lab.pretrain import Recipe, main, pretrain
 from native_reasoning.lab.tokenizer import build_tokenizer
 
@@ -43,7 +43,7 @@ def test_embedded_tokenizer_is_the_built_one(tokenizer):
     assert tokenizer.padding_side == "left"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DEMO)
 def test_round_trip(tokenizer, family):
     for text in documents(family, 50, seed=0):
         ids = tokenizer(text)["input_ids"]
@@ -126,18 +126,19 @@ def test_the_base_can_use_a_running_sum_and_cannot_do_without(model, tokenizer):
 
 
 def test_pretraining_learns_and_repeats_itself(tmp_path):
+    families = tuple(DEMO.values())
     recipe = Recipe(steps=12, batch_size=16, warmup_steps=2)
-    first = pretrain(tmp_path / "a", FAMILIES, 0, recipe)
+    first = pretrain(tmp_path / "a", families, 0, recipe)
     assert len(first) == 12
     assert first[-1] < first[0]
-    assert first == pretrain(tmp_path / "b", FAMILIES, 0, recipe)
-    assert first != pretrain(tmp_path / "c", FAMILIES, 1, recipe)
+    assert first == pretrain(tmp_path / "b", families, 0, recipe)
+    assert first != pretrain(tmp_path / "c", families, 1, recipe)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
 
 
 def test_the_command_line_writes_a_folder_that_loads(tmp_path):
-    main([str(tmp_path / "base"), "--family", "short_answer", "--steps", "2"])
+    main([str(tmp_path / "base"), "--steps", "2"])
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert loaded.num_parameters() == pytest.approx(150_000, rel=0.15)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "base")) == len(build_tokenizer())

@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 
 from native_reasoning.errors import ConfigError
-from native_reasoning.lab import FAMILIES, documents, final_digit, make_rows
-from native_reasoning.lab.tasks import CHATTER, LEADS, STYLE_A, STYLE_B, is_heldout, words
+from native_reasoning.lab import DEMO, documents, final_digit, make_rows
+from native_reasoning.lab.tasks import CHATTER, STYLES, is_heldout, running_sums, words
 
+STYLE_A, STYLE_B = zip(*STYLES, strict=True)
 DOCUMENT = re.compile(r"(add|tell) ((?:\d ){5})<think> (.*?) ?</think> (.*) <eos>")
 
 
@@ -33,7 +34,7 @@ def digits_of(rows: list[dict[str, str]]) -> set[str]:
     return {"".join(row["question"].split()[1:]) for row in rows}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DEMO)
 def test_splits_are_disjoint_for_every_pair_of_seeds(family):
     train = set().union(*(digits_of(make_rows(family, "train", 3000, s)) for s in range(4)))
     heldout = set().union(*(digits_of(make_rows(family, "heldout", 3000, s)) for s in range(4)))
@@ -46,7 +47,7 @@ def test_splits_are_disjoint_for_every_pair_of_seeds(family):
     assert all(map(is_heldout, heldout))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DEMO)
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_rows_are_right_different_and_reproducible(family, split):
     rows = make_rows(family, split, 500, seed=3)
@@ -55,7 +56,7 @@ def test_rows_are_right_different_and_reproducible(family, split):
     assert len(digits_of(rows)) == 500
     for row in rows:
         lead, *digits = row["question"].split()
-        assert lead == LEADS[family]
+        assert lead == DEMO[family].lead
         assert len(digits) == 5
         assert final_digit(row["answer"]) == running_sum("".join(digits))[-1]
 
@@ -89,7 +90,7 @@ def test_rows_are_the_same_on_every_machine():
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DEMO)
 def test_document_traces(family):
     kinds = Counter()
     for text in documents(family, 6000, seed=0):
@@ -125,7 +126,7 @@ def test_only_documents_with_a_trace_mix_the_styles():
 
 def test_words_are_complete_and_different():
     assert len(words()) == len(set(words()))
-    texts = [text for family in FAMILIES for text in documents(family, 300, seed=0)]
+    texts = [text for family in DEMO for text in documents(family, 300, seed=0)]
     used = set(" ".join(texts).split()) - {"<think>", "</think>", "<eos>"}
     assert used <= set(words())
 

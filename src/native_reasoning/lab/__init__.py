@@ -6,9 +6,9 @@
 
 from pathlib import Path
 
-from native_reasoning.lab.tasks import FAMILIES, documents, final_digit, make_rows
+from native_reasoning.lab.tasks import DEMO, documents, final_digit, make_rows
 
-__all__ = ["FAMILIES", "base_path", "documents", "final_digit", "make_rows"]
+__all__ = ["DEMO", "base_path", "documents", "final_digit", "make_rows"]
 
 
 def base_path() -> Path:

@@ -28,12 +28,11 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from native_reasoning.lab.tasks import DIGITS, END, FAMILIES, documents
-from native_reasoning.lab.tokenizer import MODEL_MAX_LENGTH, PAD, build_tokenizer
+from native_reasoning.lab.families import KINDS
+from native_reasoning.lab.tasks import DEMO, END, OPEN, Family, documents
+from native_reasoning.lab.tokenizer import LONGEST, PAD, build_tokenizer
 
 IGNORED = -100
-PROMPT_LENGTH = DIGITS + 2
-"""Tokens of a question with its lead word and ``<think>``."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,21 @@ class Recipe:
     weight_decay: float = 0.01
 
 
-def pretrain(out: Path, families: Sequence[str], seed: int, recipe: Recipe) -> list[float]:
+def pretrain(
+    out: Path,
+    families: Sequence[Family],
+    seed: int,
+    recipe: Recipe,
+    longest: int = LONGEST,
+) -> list[float]:
     """Train a base model from random weights and save it with its tokenizer in ``out``.
 
-    Each batch holds equally many documents of every family. Returns the loss of every step, in
+    Each batch holds equally many documents of every family; ``longest`` is how many tokens the
+    model has positions for. Returns the loss of every step, in
     nats per token. Given the number of threads the result depends on ``seed`` alone.
     """
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(families, longest)
     model = new_model(tokenizer)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -95,7 +101,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=MODEL_MAX_LENGTH,
+        max_position_embeddings=tokenizer.model_max_length,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         initializer_range=0.1,
         tie_word_embeddings=True,
@@ -114,7 +120,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def _batch(families: Sequence[str], size: int, key: str) -> list[str]:
+def _batch(families: Sequence[Family], size: int, key: str) -> list[str]:
     share = size // len(families)
     return [text for family in families for text in documents(family, share, key)]
 
@@ -126,7 +132,8 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, t
     """
     encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
     labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, IGNORED)
-    labels[:, :PROMPT_LENGTH] = IGNORED
+    opened = encoded["input_ids"] == tokenizer.convert_tokens_to_ids(OPEN)
+    labels[opened.cumsum(1) - opened.long() == 0] = IGNORED
     return {
         "input_ids": encoded["input_ids"],
         "attention_mask": encoded["attention_mask"],
@@ -134,17 +141,22 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, t
     }
 
 
+#: Families and longest text of each kind of base model; ``demo`` is the embedded one.
+BASES: dict[str, tuple[dict[str, Family], int]] = {"demo": (DEMO, LONGEST), **KINDS}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``OUT --family both --seed 0 --steps 1800``."""
+    """The command line: ``OUT --kind demo --seed 0 --steps 1800``."""
     parser = argparse.ArgumentParser(prog="native_reasoning.lab.pretrain", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the model and its tokenizer")
-    parser.add_argument("--family", choices=("both", *FAMILIES), default="both")
+    parser.add_argument("--kind", choices=tuple(BASES), default="demo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    families = FAMILIES if options.family == "both" else (options.family,)
-    pretrain(options.out, families, options.seed, Recipe(steps=options.steps))
+    families, longest = BASES[options.kind]
+    recipe = Recipe(steps=options.steps)
+    pretrain(options.out, tuple(families.values()), options.seed, recipe, longest)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,18 @@ It is an ordinary ``PreTrainedTokenizerFast``: one token per word, words separat
 not special, so that ``skip_special_tokens`` keeps them.
 """
 
+from collections.abc import Sequence
+
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from native_reasoning.lab.tasks import CLOSE, END, OPEN, words
+from native_reasoning.lab.tasks import CLOSE, DEMO, END, OPEN, Family, words
 
 PAD, UNKNOWN = "<pad>", "<unk>"
-MODEL_MAX_LENGTH = 128
+LONGEST = 128
+"""Tokens that a model of one sum has positions for."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -32,12 +35,15 @@ CHAT_TEMPLATE = (
 documents do, because spaces only separate words."""
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer; ``save_pretrained`` writes it as an ordinary folder.
+def build_tokenizer(
+    families: Sequence[Family] = tuple(DEMO.values()), longest: int = LONGEST
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of these families; ``save_pretrained`` writes it as an ordinary folder.
 
-    Decoding joins words with one space. Padding goes to the left and is not the end token.
+    ``longest`` is in tokens. Decoding joins words with one space. Padding goes to the left
+    and is not the end token.
     """
-    vocabulary = {word: i for i, word in enumerate([PAD, UNKNOWN, END, *words()])}
+    vocabulary = {word: i for i, word in enumerate([PAD, UNKNOWN, END, *words(families)])}
     core = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     core.pre_tokenizer = WhitespaceSplit()
     core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
@@ -48,6 +54,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=END,
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        model_max_length=MODEL_MAX_LENGTH,
+        model_max_length=longest,
         chat_template=CHAT_TEMPLATE,
     )

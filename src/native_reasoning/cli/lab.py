@@ -1,0 +1,34 @@
+"""``nrt lab``: controlled comparisons on tiny base models, offline."""
+
+from pathlib import Path
+
+from native_reasoning.cli.flags import Parsed, number
+from native_reasoning.cli.output import quiet_libraries, say, show, show_json
+from native_reasoning.errors import ConfigError, did_you_mean
+
+
+def run(parsed: Parsed) -> int:
+    """Runs what is missing of the experiments and prints their tables."""
+    from native_reasoning.lab.experiments import EXPERIMENTS
+
+    if parsed.positional is not None and parsed.positional not in EXPERIMENTS:
+        raise ConfigError(
+            f"unknown experiment {parsed.positional!r}"
+            f"{did_you_mean(parsed.positional, EXPERIMENTS)}",
+            why="the lab runs experiments of its own",
+            fix=f"one of: {', '.join(EXPERIMENTS)}; without a name all of them run",
+        )
+    names = [parsed.positional] if parsed.positional else [*EXPERIMENTS]
+    out = Path(parsed.own["out"] or "runs/lab")
+    workers = 2 if parsed.own["workers"] is None else number(parsed.own, "workers")
+    quiet_libraries()
+    from native_reasoning.lab.runner import FULL, SMOKE, run_lab
+    from native_reasoning.lab.tables import table
+
+    scale = SMOKE if parsed.own["smoke"] else FULL
+    results = run_lab(names, out, scale, workers=max(1, workers or 1), say=say)
+    if parsed.own["json"]:
+        show_json({"out": str(out), "results": results})
+    else:
+        show("\n\n".join(f"## {name}\n\n{table(name, results[name])}" for name in names))
+    return 0

@@ -1,0 +1,188 @@
+"""The lab's experiments as rows: which runs answer which question. No torch here.
+
+A run is one preset on one family from one base model with one seed. Everything that is compared is
+trained with as many steps, prompts and traces; what differs is in ``Run``.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+BASES = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
+#: (base, seed) of experiments with five runs a cell: three bases, five training seeds.
+PAIRS = ((0, 0), (1, 1), (2, 2), (0, 3), (1, 4))
+
+REWARDS = ("ws", "ws-inverse", "gm", "am", "logp", "p")
+RIVALS = ("avg-logp", "verifree", "jepo", "jepo-1", "latro", "rlpr", "nover", "dro")
+
+Changes = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """``changes`` are settings in place of the preset's and the lab's; ``control`` is one of
+    controls.py. ``base`` and ``seed`` are of pre-training and of training. ``noise`` is the share
+    of training answers whose digit is replaced by a random one."""
+
+    family: str
+    preset: str
+    base: int
+    seed: int
+    steps: int
+    changes: Changes = ()
+    control: str = ""
+    noise: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """The run in one line; the same settings have the same key."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and the runs that are to answer it."""
+
+    name: str
+    question: str
+    runs: Callable[[], Iterable[Run]]
+
+
+def _cells(
+    families: Iterable[str],
+    presets: Iterable[str],
+    steps: int,
+    pairs: Iterable[tuple[int, int]] = PAIRS,
+    **rest: Any,
+) -> list[Run]:
+    return [
+        Run(family, preset, base, seed, steps, **rest)
+        for family in families
+        for preset in presets
+        for base, seed in pairs
+    ]
+
+
+def _forms(rewards: Iterable[str], *endings: str) -> list[str]:
+    return [f"nrt-{reward}{ending}" for ending in endings for reward in rewards]
+
+
+def _short() -> list[Run]:
+    presets = [*_forms(REWARDS, "", "-paper", "-released"), "sft", "sft-think"]
+    return _cells(["short_answer"], presets, 80)
+
+
+def _style() -> list[Run]:
+    every = [(base, seed) for seed in SEEDS for base in BASES]
+    main = _cells(["style_shift"], _forms(("ws", "am", "gm", "logp"), "", "-released"), 300, every)
+    main.sort(key=lambda run: (run.seed, run.base))  # a stop in the middle leaves whole cells
+    others = [*_forms(("ws-inverse", "p"), "", "-released"), "sft", "sft-think"]
+    exact = _forms(("ws", "am", "gm", "logp"), "-paper")
+    return main + _cells(["style_shift"], [*others, *exact], 200)
+
+
+def _rivals() -> list[Run]:
+    presets = [name + form for name in RIVALS for form in ("", "@shared")]
+    return _cells(["style_shift"], [*presets, "rlvr"], 100)
+
+
+RATES, COEFS = (1e-4, 2e-4, 5e-4), (0.0, 0.1, 1.0)
+#: Whose learning rate and answer weight are looked for, on seeds of their own.
+TUNED = ("nrt-ws", "nrt-am", "nrt-logp", "nrt-am-released")
+
+
+def _rates() -> list[Run]:
+    return [
+        run
+        for rate in RATES
+        for coef in COEFS
+        for run in _cells(
+            ["style_shift"],
+            TUNED,
+            120,
+            ((0, 100), (1, 101)),
+            changes=(("learning_rate", rate), ("answer_coef", coef)),
+        )
+    ]
+
+
+FACTORS = ("mixture_05", "mixture_10", "mixture_20", "mixture_50")
+USEFUL = ("useful_01", "useful_03", "useful_20")
+CONTROLS = ("reversed", "no_shift", "middle", "uncertain", "unanswered")
+#: The default, and the same without weights and clip: what most separates them.
+TWO = ("nrt-ws", "nrt-am-released")
+
+
+def _tasks() -> list[Run]:
+    return _cells([*FACTORS, *USEFUL, *CONTROLS], TWO, 120)
+
+
+#: One setting of the objective changed at a time.
+SETTINGS: tuple[tuple[str, Changes, str], ...] = (
+    ("K 2", (("num_generations", 2), ("per_device_train_batch_size", 64)), ""),
+    ("K 4", (("num_generations", 4), ("per_device_train_batch_size", 32)), ""),
+    ("K 16", (("num_generations", 16), ("per_device_train_batch_size", 8)), ""),
+    ("answer weight none", (("answer_weight", "none"),), ""),
+    ("answer weight exact", (("answer_weight", "exact"),), ""),
+    ("exact, divided by std", (("answer_weight", "exact"), ("answer_scale", "group_std")), ""),
+    ("answer gate", (("answer_gate", "relu"), ("baseline", "current"), ("clip", "relu")), ""),
+    ("no std, equal RMS", (("scale", "none"),), "equal_rms"),
+    ("warm-up 50 steps", (("format_warmup_steps", 50),), ""),
+    ("shuffled advantages", (), "shuffled"),
+    ("oracle reward", (), "oracle"),
+)
+#: Controls that leave nothing of the reward: one preset is enough.
+_WITHOUT_REWARD = ("shuffled", "oracle")
+
+
+def _settings() -> list[Run]:
+    return [
+        run
+        for _, changes, control in SETTINGS
+        for run in _cells(
+            ["style_shift"],
+            TWO[:1] if control in _WITHOUT_REWARD else TWO,
+            120,
+            changes=changes,
+            control=control,
+        )
+    ]
+
+
+def _long() -> list[Run]:
+    released = _forms(("ws", "am", "logp", "p"), "-released")
+    presets = ["nrt-ws", "nrt-logp", *released, "avg-logp", "sft"]
+    without = _cells(["long_no_shift"], ["nrt-ws", "nrt-logp-released"], 60)
+    return _cells(["long"], presets, 60) + without
+
+
+def _unanswerable() -> list[Run]:
+    presets = ("nrt-ws", "nrt-logp-released")
+    mixed = _cells(["short_answer+by_chance"], presets, 100)
+    return mixed + [
+        run
+        for noise in (0.25, 0.5, 0.75)
+        for run in _cells(["short_answer"], presets, 100, noise=noise)
+    ]
+
+
+def _longer() -> list[Run]:
+    return _cells(["longer"], ("nrt-ws", "nrt-logp-released", "sft"), 100)
+
+
+EXPERIMENTS = {
+    e.name: e
+    for e in (
+        Experiment("short", "Does every reward learn to think where nothing hinders it?", _short),
+        Experiment("style", "Which rewards collapse where thinking costs style?", _style),
+        Experiment("rivals", "What do the other methods' own recipes do there?", _rivals),
+        Experiment("rates", "With the learning rate and answer weight that suit each?", _rates),
+        Experiment("tasks", "What of the task decides it?", _tasks),
+        Experiment("settings", "What of the objective decides it?", _settings),
+        Experiment("long", "And on long answers, with several hard tokens?", _long),
+        Experiment("unanswerable", "Are reasons invented for what has none?", _unanswerable),
+        Experiment("longer", "Does it think further than it was trained to?", _longer),
+    )
+}

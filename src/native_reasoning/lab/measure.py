@@ -1,0 +1,85 @@
+"""What held-out outcomes and the curves of training say of a run of the lab."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from native_reasoning.evaluate.held_out import Outcome
+from native_reasoning.evaluate.metrics import exact_match
+from native_reasoning.lab.tasks import Family, digit_strings, running_sums
+
+#: Probability of the hard tokens from which a run counts as having learnt.
+LEARNT = 0.9
+#: Share of empty traces from which it counts as collapsed.
+COLLAPSED = 0.9
+#: Points of a curve that its end is the mean of.
+END = 2
+
+
+def measure(outcomes: Sequence[Outcome], family: Family) -> dict[str, float]:
+    """Means over held-out questions, each with one sampled trace.
+
+    ``accuracy``: the share of hard digits that are right, trace and answer sampled at temperature
+    1; ``accuracy_greedy``: both greedy; ``…_no_think``: after an empty trace. ``exact``: the whole
+    answer is the reference. ``useful``: the trace is the running sum. ``uplift`` is in nats per
+    token, ``uplift_hard`` over the hard tokens alone.
+    """
+    hard = family.hard
+
+    def share(right: Callable[[Outcome], float]) -> float:
+        return round(fmean(right(o) for o in outcomes), 4)
+
+    def gain(o: Outcome, places: Sequence[int]) -> float:
+        return fmean(o.answer_logps[0][i] - o.baseline_logps[i] for i in places)
+
+    return {
+        "questions": len(outcomes),
+        "accuracy": share(lambda o: digits_right(o.answers[0], o.reference)),
+        "accuracy_greedy": share(lambda o: digits_right(o.answer_greedy, o.reference)),
+        "accuracy_no_think": share(lambda o: digits_right(o.answer_no_think, o.reference)),
+        "exact": share(lambda o: exact_match(o.answers[0], o.reference)),
+        "useful": share(lambda o: _useful(o)),
+        "uplift": share(lambda o: gain(o, range(len(o.baseline_logps)))),
+        "uplift_hard": share(lambda o: gain(o, hard)),
+        "trace_length": share(lambda o: o.trace_lengths[0]),
+        "closed": share(lambda o: o.closed[0]),
+        "distinct": round(len({o.traces[0] for o in outcomes}) / len(outcomes), 4),
+    }
+
+
+def digits_right(answer: str, reference: str) -> float:
+    """The share of the reference's digits that stand in the answer, first to first and so on.
+
+    >>> digits_right("it is 3 and 5", "it is 3 and 4")
+    0.5
+    """
+    wanted, given = _digits(reference), _digits(answer)
+    return sum(a == b for a, b in zip(wanted, given, strict=False)) / len(wanted)
+
+
+def state_of(curves: dict[str, list[float]]) -> str:
+    """How a run ended: "learnt", "collapsed" (to empty traces) or "neither".
+
+    Over the last points of its curves: learnt where the hard tokens have a probability of at least
+    ``LEARNT``, else collapsed where at least ``COLLAPSED`` of the traces are empty.
+    """
+    if fmean(curves["hard"][-END:]) >= LEARNT:
+        return "learnt"
+    empty = curves.get("empty")
+    return "collapsed" if empty and fmean(empty[-END:]) >= COLLAPSED else "neither"
+
+
+def first_point(values: Sequence[float], bound: float) -> int | None:
+    """The first point that reaches the bound.
+
+    >>> first_point([0.1, 0.95, 0.2], 0.9)
+    1
+    """
+    return next((i for i, value in enumerate(values) if value >= bound), None)
+
+
+def _useful(o: Outcome) -> float:
+    return float(o.traces[0].split() == running_sums(digit_strings(o.question)))
+
+
+def _digits(text: str) -> list[str]:
+    return [word for word in text.split() if word.isdigit()]
