@@ -80,7 +80,7 @@ def _style() -> list[Run]:
     main.sort(key=lambda run: (run.seed, run.base))  # a stop in the middle leaves whole cells
     others = [*_forms(("ws-inverse", "p"), "", "-released"), "sft", "sft-think"]
     exact = _forms(("ws", "am", "gm", "logp"), "-paper")
-    return main + _cells(["style_shift"], [*others, *exact], 200)
+    return main + _cells(["style_shift"], [*others, *exact], 150)
 
 
 def _rivals() -> list[Run]:
@@ -116,7 +116,7 @@ TWO = ("nrt-ws", "nrt-am-released")
 
 
 def _tasks() -> list[Run]:
-    return _cells([*FACTORS, *USEFUL, *CONTROLS], TWO, 120)
+    return _cells([*FACTORS, *USEFUL, *CONTROLS], TWO, 100)
 
 
 #: One setting of the objective changed at a time.
@@ -144,7 +144,7 @@ def _settings() -> list[Run]:
         for run in _cells(
             ["style_shift"],
             TWO[:1] if control in _WITHOUT_REWARD else TWO,
-            120,
+            100,
             changes=changes,
             control=control,
         )
@@ -160,11 +160,11 @@ def _long() -> list[Run]:
 
 def _unanswerable() -> list[Run]:
     presets = ("nrt-ws", "nrt-logp-released")
-    mixed = _cells(["short_answer+by_chance"], presets, 100)
+    mixed = _cells(["short_answer+by_chance"], presets, 80)
     return mixed + [
         run
         for noise in (0.25, 0.5, 0.75)
-        for run in _cells(["short_answer"], presets, 100, noise=noise)
+        for run in _cells(["short_answer"], presets, 80, noise=noise)
     ]
 
 

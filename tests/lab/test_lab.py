@@ -1,0 +1,192 @@
+"""Controls, measures, the runner and the tables of the lab."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from groups_of_scores import full_scores
+from native_reasoning.cli import main
+from native_reasoning.lab import runner
+from native_reasoning.lab.controls import watched
+from native_reasoning.lab.experiments import EXPERIMENTS, SETTINGS, Run
+from native_reasoning.lab.measure import digits_right, first_point, state_of
+from native_reasoning.lab.tables import label_of, steps_to_learn, table, wilson
+from native_reasoning.objective import preset_objective
+
+HARD = (1, 3)
+STEP = [replace(full_scores(seed=seed), verdict=None) for seed in range(6)]
+
+
+def signals(preset: str, control: str = ""):
+    return watched(preset_objective(preset), HARD, control).of_groups(STEP)
+
+
+# -- Controls ------------------------------------------------------------------------------------
+
+
+def test_watching_changes_nothing_and_notes_the_hard_tokens():
+    own = watched(preset_objective("nrt-ws"), HARD)
+    for mine, plain in zip(
+        own.of_groups(STEP), preset_objective("nrt-ws").of_groups(STEP), strict=True
+    ):
+        assert torch.equal(mine.advantages, plain.advantages)
+        assert torch.equal(mine.answer_weights, plain.answer_weights)
+    ((after, none),) = own.seen
+    by_hand = [p.item() for s in STEP for p in s.answer[:, [1, 3]].exp().flatten()]
+    assert after == pytest.approx(sum(by_hand) / len(by_hand))
+    by_hand = [p.item() for s in STEP for p in s.baseline[[1, 3]].exp()]
+    assert none == pytest.approx(sum(by_hand) / len(by_hand))
+
+
+def test_shuffled_advantages_are_the_groups_own_on_other_traces():
+    plain, dealt = signals("nrt-ws"), signals("nrt-ws", "shuffled")
+    for a, b in zip(plain, dealt, strict=True):
+        assert torch.equal(a.advantages.sort().values, b.advantages.sort().values)
+        assert torch.equal(a.answer_weights, b.answer_weights)
+    assert any(not torch.equal(a.advantages, b.advantages) for a, b in zip(plain, dealt, strict=True))
+
+
+def test_the_oracle_is_the_standardised_probability_of_the_hard_tokens():
+    for scores, signal in zip(STEP, signals("nrt-ws", "oracle"), strict=True):
+        reward = scores.answer[:, [1, 3]].double().exp().mean(-1)
+        by_hand = (reward - reward.mean()) / reward.std()
+        torch.testing.assert_close(signal.advantages.double(), by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_rms_is_one_factor_on_unscaled_advantages():
+    unscaled = replace(preset_objective("nrt-ws"), scale="none")
+    plain = unscaled.of_groups(STEP)
+    scaled = signals("nrt-ws")
+    made = watched(unscaled, HARD, "equal_rms").of_groups(STEP)
+    a, b, c = (torch.cat([s.advantages for s in given]) for given in (plain, scaled, made))
+    factors = (c / a)[a.abs() > 1e-6]
+    assert factors.max() - factors.min() < 1e-4 * factors.max()
+    assert c.square().mean() == pytest.approx(b.square().mean().item(), rel=1e-5)
+
+
+# -- Measures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("it is 3 and 4", 1.0), ("3 5", 0.5), ("4 3", 0.0), ("", 0.0), ("3", 0.5), ("3 4 9", 1.0)],
+)
+def test_digits_are_compared_in_their_order(answer, right):
+    assert digits_right(answer, "so 3 , 4 .") == right
+
+
+@pytest.mark.parametrize(
+    ("hard", "empty", "state"),
+    [
+        ([0.1, 0.9, 0.95], [0.0, 0.0, 0.0], "learnt"),
+        ([0.95, 0.1, 0.1], [0.0, 1.0, 1.0], "collapsed"),
+        ([0.95, 0.1, 0.1], [1.0, 0.5, 0.5], "neither"),
+        ([0.1, 0.1, 0.95], [0.0, 0.0, 0.0], "neither"),
+    ],
+)
+def test_states(hard, empty, state):
+    assert state_of({"hard": hard, "empty": empty}) == state
+
+
+def test_first_point():
+    assert first_point([0.1, 0.5], 0.9) is None
+    assert steps_to_learn({"curves": {"hard": [0.1, 0.95, 0.1]}}) == 20
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 5), (3, 5), (15, 15), (9, 15)])
+def test_wilson_is_scipys(k, n):
+    interval = binomtest(k, n).proportion_ci(method="wilson")
+    assert wilson(k, n) == pytest.approx((interval.low, interval.high), abs=1e-3)
+
+
+# -- Runs ----------------------------------------------------------------------------------------
+
+
+def result_of(run: Run) -> dict:
+    measured = dict.fromkeys(
+        ("accuracy", "accuracy_greedy", "accuracy_no_think", "uplift_hard", "useful"), 0.5
+    )
+    return {
+        "run": json.loads(run.key),
+        "key": run.key,
+        "seconds": 1.0,
+        "cpu_seconds": 1.0,
+        "specificity": None,
+        "curves": {"hard": [0.2, 0.95, 0.95], "empty": [0.0, 0.0, 0.0], "trace_entropy": [1.0, 0.5]},
+        "held_out": {run.family: {**measured, "trace_length": 5.0}},
+    }
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A runner that trains nothing; the list of what it was asked to do."""
+    done: list[str] = []
+
+    def do(run, out, held_out):
+        done.append(run.key)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return result_of(run)
+
+    monkeypatch.setattr(runner, "do", do)
+    monkeypatch.setattr(runner, "_pretrain", lambda base, out, scale: str(base))
+    return done
+
+
+def test_a_lab_that_was_stopped_goes_on_where_it_was(tmp_path, counted):
+    scale = runner.Scale(pretraining=1, held_out=1, steps=2, runs=6)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_lab(["style"], tmp_path, scale, workers=1)
+    with (tmp_path / "style.jsonl").open("a") as file:
+        file.write('{"key": "half a li')  # as a kill in the middle of a line leaves it
+    found = runner.run_lab(["style"], tmp_path, scale, workers=1)["style"]
+    wanted = [run.key for run in scale.runs_of("style")]
+    assert counted == [*wanted[:4], *wanted[3:]]
+    assert [result["key"] for result in found] == wanted
+    assert runner.run_lab(["style"], tmp_path, scale, workers=1)["style"] == found
+    assert len(counted) == 7
+
+
+def test_a_training_row_is_never_seen_twice_and_noise_changes_digits_alone():
+    run = Run("short_answer", "nrt-ws", 0, 0, steps=20, noise=0.5)
+    family = runner.EXPERIMENTAL["short_answer"]
+    plain = runner._training_rows(replace(run, noise=0.0), [family], 16)
+    noisy = runner._training_rows(run, [family], 16)
+    assert len({row["question"] for row in plain}) == 320
+    assert [row["question"] for row in noisy] == [row["question"] for row in plain]
+    other = [a["answer"] != b["answer"] for a, b in zip(plain, noisy, strict=True)]
+    assert 0.35 < sum(other) / 320 < 0.55  # half of them drawn, a tenth of these as it was
+    assert all(row["answer"].startswith("the last digit of their sum is ") for row in noisy)
+
+
+def test_tables_name_what_was_changed():
+    label, changes, control = SETTINGS[0]
+    run = Run("style_shift", "nrt-ws", 0, 0, 10, changes=changes, control=control)
+    assert label_of(json.loads(run.key)) == ("style_shift", "nrt-ws", label)
+    results = [result_of(replace(run, seed=seed)) for seed in range(3)]
+    text = table("settings", results)
+    row = text.splitlines()[-1]
+    assert row.startswith(f"| style_shift | `nrt-ws` | {label} | 3 | 3 (44–100%) | 0 | 20 |")
+    assert EXPERIMENTS["settings"].question in text
+
+
+@pytest.mark.parametrize("experiment", ["unanswerable", "long"])
+def test_the_smoke_lab_trains_measures_and_tells(tmp_path, capsys, experiment):
+    arguments = ["lab", experiment, "--smoke", "--workers", "1", "--out", str(tmp_path)]
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    (result,) = printed["results"][experiment]
+    assert len(result["curves"]["hard"]) == 1
+    assert all(0 <= s["accuracy"] <= 1 for s in result["held_out"].values())
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert f"## {experiment}" in out
+    assert result["run"]["preset"] in out
+
+
+def test_an_unknown_experiment_is_refused(capsys):
+    assert main(["lab", "styles"]) == 2
+    assert "did you mean 'style'" in capsys.readouterr().err
