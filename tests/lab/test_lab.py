@@ -46,7 +46,8 @@ def test_shuffled_advantages_are_the_groups_own_on_other_traces():
     for a, b in zip(plain, dealt, strict=True):
         assert torch.equal(a.advantages.sort().values, b.advantages.sort().values)
         assert torch.equal(a.answer_weights, b.answer_weights)
-    assert any(not torch.equal(a.advantages, b.advantages) for a, b in zip(plain, dealt, strict=True))
+    pairs = zip(plain, dealt, strict=True)
+    assert any(not torch.equal(a.advantages, b.advantages) for a, b in pairs)
 
 
 def test_the_oracle_is_the_standardised_probability_of_the_hard_tokens():
@@ -109,13 +110,14 @@ def result_of(run: Run) -> dict:
     measured = dict.fromkeys(
         ("accuracy", "accuracy_greedy", "accuracy_no_think", "uplift_hard", "useful"), 0.5
     )
+    curves = {"hard": [0.2, 0.95, 0.95], "empty": [0.0, 0.0, 0.0], "trace_entropy": [1.0, 0.5]}
     return {
         "run": json.loads(run.key),
         "key": run.key,
         "seconds": 1.0,
         "cpu_seconds": 1.0,
         "specificity": None,
-        "curves": {"hard": [0.2, 0.95, 0.95], "empty": [0.0, 0.0, 0.0], "trace_entropy": [1.0, 0.5]},
+        "curves": curves,
         "held_out": {run.family: {**measured, "trace_length": 5.0}},
     }
 
@@ -137,7 +139,7 @@ def counted(monkeypatch):
 
 
 def test_a_lab_that_was_stopped_goes_on_where_it_was(tmp_path, counted):
-    scale = runner.Scale(pretraining=1, held_out=1, steps=2, runs=6)
+    scale = runner.Scale(held_out=1, pretraining=1, steps=2, runs=6)
     with pytest.raises(KeyboardInterrupt):
         runner.run_lab(["style"], tmp_path, scale, workers=1)
     with (tmp_path / "style.jsonl").open("a") as file:

@@ -9,7 +9,7 @@ import pytest
 
 from native_reasoning.errors import ConfigError
 from native_reasoning.lab import DEMO, documents, final_digit, make_rows
-from native_reasoning.lab.tasks import CHATTER, STYLES, is_heldout, running_sums, words
+from native_reasoning.lab.tasks import CHATTER, STYLES, is_heldout, words
 
 STYLE_A, STYLE_B = zip(*STYLES, strict=True)
 DOCUMENT = re.compile(r"(add|tell) ((?:\d ){5})<think> (.*?) ?</think> (.*) <eos>")

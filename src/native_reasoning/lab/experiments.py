@@ -22,9 +22,10 @@ Changes = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Run:
-    """``changes`` are settings in place of the preset's and the lab's; ``control`` is one of
-    controls.py. ``base`` and ``seed`` are of pre-training and of training. ``noise`` is the share
-    of training answers whose digit is replaced by a random one."""
+    """``base`` and ``seed`` are of pre-training and of training; ``kind`` is the kind of base model
+    (families.py), by default the first that knows the family. ``changes`` are settings in place of
+    the preset's and the lab's; ``control`` is one of controls.py. ``noise`` is the share of
+    training answers whose digit is replaced by a random one."""
 
     family: str
     preset: str
@@ -34,6 +35,7 @@ class Run:
     changes: Changes = ()
     control: str = ""
     noise: float = 0.0
+    kind: str = ""
 
     @property
     def key(self) -> str:
@@ -81,6 +83,11 @@ def _style() -> list[Run]:
     others = [*_forms(("ws-inverse", "p"), "", "-released"), "sft", "sft-think"]
     exact = _forms(("ws", "am", "gm", "logp"), "-paper")
     return main + _cells(["style_shift"], [*others, *exact], 150)
+
+
+def _bases() -> list[Run]:
+    presets = _forms(("ws", "am", "gm", "logp"), "", "-released")
+    return _cells(["style_shift"], presets, 300, kind="one_sum")
 
 
 def _rivals() -> list[Run]:
@@ -177,6 +184,7 @@ EXPERIMENTS = {
     for e in (
         Experiment("short", "Does every reward learn to think where nothing hinders it?", _short),
         Experiment("style", "Which rewards collapse where thinking costs style?", _style),
+        Experiment("bases", "Is it the same from another kind of base model?", _bases),
         Experiment("rivals", "What do the other methods' own recipes do there?", _rivals),
         Experiment("rates", "With the learning rate and answer weight that suit each?", _rates),
         Experiment("tasks", "What of the task decides it?", _tasks),

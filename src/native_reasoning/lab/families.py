@@ -7,7 +7,7 @@ digit is the same in all of them.
 
 from dataclasses import replace
 
-from native_reasoning.lab.tasks import DEMO, STYLES, Family
+from native_reasoning.lab.tasks import DEMO, LONGEST, STYLES, Family
 
 _SHORT, _STYLE = DEMO["short_answer"], DEMO["style_shift"]
 
@@ -44,18 +44,21 @@ _THREE_SUMS = (
     replace(_LONG, name="long_no_shift", lead="long_no_shift", b_thinking=0.0),
 )
 
-#: What one base model knows: families by name, and how many tokens it has positions for.
+#: What one base model knows: families by name, and how many tokens it has positions for. The
+#: embedded model is of the kind ``demo``.
 KINDS: dict[str, tuple[dict[str, Family], int]] = {
-    "one_sum": ({family.name: family for family in _ONE_SUM}, 128),
-    "three_sums": ({family.name: family for family in _THREE_SUMS}, 256),
+    "demo": (DEMO, LONGEST),
+    "one_sum": ({family.name: family for family in _ONE_SUM}, LONGEST),
+    "three_sums": ({family.name: family for family in _THREE_SUMS}, 2 * LONGEST),
 }
 EXPERIMENTAL = {name: family for families, _ in KINDS.values() for name, family in families.items()}
 
 
-def kind_of(family: str) -> str:
-    """The kind of base model that knows the family.
+def kind_of(families: str) -> str:
+    """The first kind of base model that knows the family, or all of several: ``a+b``.
 
-    >>> kind_of("long")
-    'three_sums'
+    >>> kind_of("style_shift"), kind_of("short_answer+by_chance")
+    ('demo', 'one_sum')
     """
-    return next(kind for kind, (families, _) in KINDS.items() if family in families)
+    wanted = set(families.split("+"))
+    return next(kind for kind, (known, _) in KINDS.items() if wanted <= known.keys())

@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from native_reasoning.lab.families import KINDS
-from native_reasoning.lab.tasks import DEMO, END, OPEN, Family, documents
-from native_reasoning.lab.tokenizer import LONGEST, PAD, build_tokenizer
+from native_reasoning.lab.tasks import END, LONGEST, OPEN, Family, documents
+from native_reasoning.lab.tokenizer import PAD, build_tokenizer
 
 IGNORED = -100
 
@@ -141,20 +141,16 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, t
     }
 
 
-#: Families and longest text of each kind of base model; ``demo`` is the embedded one.
-BASES: dict[str, tuple[dict[str, Family], int]] = {"demo": (DEMO, LONGEST), **KINDS}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: ``OUT --kind demo --seed 0 --steps 1800``."""
     parser = argparse.ArgumentParser(prog="native_reasoning.lab.pretrain", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the model and its tokenizer")
-    parser.add_argument("--kind", choices=tuple(BASES), default="demo")
+    parser.add_argument("--kind", choices=tuple(KINDS), default="demo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    families, longest = BASES[options.kind]
+    families, longest = KINDS[options.kind]
     recipe = Recipe(steps=options.steps)
     pretrain(options.out, tuple(families.values()), options.seed, recipe, longest)
 

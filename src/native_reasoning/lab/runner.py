@@ -15,8 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from native_reasoning.lab import base_path
 from native_reasoning.lab.experiments import EXPERIMENTS, Run
-from native_reasoning.lab.families import EXPERIMENTAL, kind_of
+from native_reasoning.lab.families import EXPERIMENTAL, KINDS, kind_of
 from native_reasoning.lab.tasks import DIGITS, Family, make_rows
 
 #: The seed of the held-out problems, the same for every run.
@@ -50,11 +51,11 @@ CURVES = ("reward", "reward_baseline", "trace_length", "empty", "trace_entropy",
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a lab is: steps of pre-training, held-out questions, and for a smaller one the
-    most steps of a run and the first how many runs of an experiment (None: all)."""
+    """How large a lab is: held-out questions, and for a smaller one the most steps of pre-training
+    and of a run, and the first how many runs of an experiment (None: all)."""
 
-    pretraining: int
     held_out: int
+    pretraining: int | None = None
     steps: int | None = None
     runs: int | None = None
 
@@ -66,7 +67,9 @@ class Scale:
         return [replace(run, base=0, steps=min(self.steps, run.steps)) for run in runs]
 
 
-FULL = Scale(pretraining=1_600, held_out=1_000)
+#: Steps of pre-training by kind of base model.
+PRETRAINING = {"demo": 1_800, "one_sum": 1_600, "three_sums": 1_600}
+FULL = Scale(held_out=1_000)
 SMOKE = Scale(pretraining=3, held_out=20, steps=2, runs=1)
 
 
@@ -138,13 +141,13 @@ def _one_thread() -> None:
 
 def _pretrain(base: tuple[str, int], out: Path, scale: Scale) -> str:
     """Makes a base model that is not there yet; returns its folder."""
-    from native_reasoning.lab.pretrain import BASES, Recipe, pretrain
+    from native_reasoning.lab.pretrain import Recipe, pretrain
 
     kind, seed = base
     folder = base_folder(out, base)
     if not folder.exists():
-        families, longest = BASES[kind]
-        recipe = Recipe(steps=scale.pretraining)
+        families, longest = KINDS[kind]
+        recipe = Recipe(steps=scale.pretraining or PRETRAINING[kind])
         part = folder.with_name(folder.name + ".part")
         pretrain(part, tuple(families.values()), seed, recipe, longest)
         part.rename(folder)
@@ -204,12 +207,14 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
 
 def base_of(run: Run) -> tuple[str, int]:
     """Kind and seed of the run's base model."""
-    return kind_of(run.family.split("+")[0]), run.base
+    return run.kind or kind_of(run.family), run.base
 
 
 def base_folder(out: Path, base: tuple[str, int]) -> Path:
-    """Where a base model lies."""
+    """Where a base model lies; the first of the demo's kind is the embedded one."""
     kind, seed = base
+    if base == ("demo", 0):
+        return base_path()
     return out / "bases" / f"{kind}-{seed}"
 
 

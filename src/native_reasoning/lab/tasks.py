@@ -50,6 +50,9 @@ CHATTER = (
 EMPTY = 0.2
 """Share of pre-training documents without a trace."""
 
+LONGEST = 128
+"""Tokens that a model of one sum has positions for."""
+
 OPEN, CLOSE, END = "<think>", "</think>", "<eos>"
 COMMA = ","
 

@@ -12,11 +12,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from native_reasoning.lab.tasks import CLOSE, DEMO, END, OPEN, Family, words
+from native_reasoning.lab.tasks import CLOSE, DEMO, END, LONGEST, OPEN, Family, words
 
 PAD, UNKNOWN = "<pad>", "<unk>"
-LONGEST = 128
-"""Tokens that a model of one sum has positions for."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
