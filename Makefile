@@ -1,7 +1,8 @@
 # Every target makes its own environment: nothing has to be installed first but Python >= 3.10.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# What is never imported need not be compiled: that is most of the time of an installation.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 SEED ?= 0
 
 .PHONY: demo test check audit venv clean
