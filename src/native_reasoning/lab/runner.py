@@ -10,7 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,8 @@ class Scale:
         return [replace(run, base=0, steps=min(self.steps, run.steps)) for run in runs]
 
 
-#: Steps of pre-training by kind of base model.
-PRETRAINING = {"demo": 1_800, "one_sum": 1_600, "three_sums": 1_600}
+#: Steps of pre-training, and documents of a step, by kind of base model.
+PRETRAINING = {"demo": (1_800, 128), "one_sum": (1_600, 128), "three_sums": (1_200, 48)}
 FULL = Scale(held_out=1_000)
 SMOKE = Scale(pretraining=3, held_out=20, steps=2, runs=1)
 
@@ -97,11 +99,8 @@ def run_lab(
             file.write(json.dumps(result) + "\n")
         minutes = (time.perf_counter() - began) / 60
         say(f"{i}/{len(todo)} {minutes:.0f} min  {name}: {_told(result)}")
-    keys = {name: {run.key for run in runs} for name, runs in wanted.items()}
-    return {
-        name: [found for found in read_results(out, name) if found["key"] in keys[name]]
-        for name in names
-    }
+    found = {name: {r["key"]: r for r in read_results(out, name)} for name in names}
+    return {n: [found[n][run.key] for run in runs] for n, runs in wanted.items()}
 
 
 def read_results(out: Path, name: str) -> list[dict[str, Any]]:
@@ -121,7 +120,7 @@ def _as_done(workers: int, work: Callable[..., Any], jobs: Sequence[tuple[Any, .
     if workers == 1 or len(jobs) < 2:
         yield from (work(*job) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _quiet) as pool:
         futures = [pool.submit(work, *job) for job in jobs]
         try:
             for future in as_completed(futures):
@@ -130,13 +129,24 @@ def _as_done(workers: int, work: Callable[..., Any], jobs: Sequence[tuple[Any, .
             pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
-    """A worker begins: a model this small is not worth sharing out, and bars would mix."""
-    import torch
+def _quiet() -> None:
+    """A worker begins: bars of several would mix."""
     from transformers.utils import logging
 
-    torch.set_num_threads(1)
     logging.disable_progress_bar()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A model this small is not worth sharing out, and results hang on the number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pretrain(base: tuple[str, int], out: Path, scale: Scale) -> str:
@@ -147,15 +157,18 @@ def _pretrain(base: tuple[str, int], out: Path, scale: Scale) -> str:
     folder = base_folder(out, base)
     if not folder.exists():
         families, longest = KINDS[kind]
-        recipe = Recipe(steps=scale.pretraining or PRETRAINING[kind])
+        steps, documents = PRETRAINING[kind]
+        recipe = Recipe(steps=scale.pretraining or steps, batch_size=documents)
         part = folder.with_name(folder.name + ".part")
-        pretrain(part, tuple(families.values()), seed, recipe, longest)
+        with _one_thread():
+            pretrain(part, tuple(families.values()), seed, recipe, longest)
         part.rename(folder)
     return str(folder)
 
 
 def _named(name: str, run: Run, out: Path, held_out: int) -> tuple[str, dict[str, Any]]:
-    return name, do(run, out, held_out)
+    with _one_thread():
+        return name, do(run, out, held_out)
 
 
 def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
@@ -167,6 +180,7 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
     from native_reasoning.config import NRTConfig
     from native_reasoning.lab.controls import watched
     from native_reasoning.lab.measure import measure
+    from native_reasoning.resume import machine
     from native_reasoning.runs import load_run
     from native_reasoning.trainer import NRTTrainer
 
@@ -202,6 +216,11 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
         "collapse": _last(metrics, "collapse"),
         "curves": curves,
         "held_out": measured,
+        "made": {
+            "date": time.strftime("%Y-%m-%d"),
+            **{name: version(name) for name in ("torch", "transformers")},
+            "machine": machine(1),
+        },
     }
 
 
