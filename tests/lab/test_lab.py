@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from groups_of_scores import full_scores
 from native_reasoning.cli import main
-from native_reasoning.lab import runner
+from native_reasoning.lab import runner, trial
 from native_reasoning.lab.controls import watched
 from native_reasoning.lab.experiments import EXPERIMENTS, SETTINGS, Run
 from native_reasoning.lab.measure import digits_right, first_point, state_of
@@ -154,9 +154,9 @@ def test_a_lab_that_was_stopped_goes_on_where_it_was(tmp_path, counted):
 
 def test_a_training_row_is_never_seen_twice_and_noise_changes_digits_alone():
     run = Run("short_answer", "nrt-ws", 0, 0, steps=20, noise=0.5)
-    family = runner.EXPERIMENTAL["short_answer"]
-    plain = runner._training_rows(replace(run, noise=0.0), [family], 16)
-    noisy = runner._training_rows(run, [family], 16)
+    family = trial.EXPERIMENTAL["short_answer"]
+    plain = trial._training_rows(replace(run, noise=0.0), [family], 16)
+    noisy = trial._training_rows(run, [family], 16)
     assert len({row["question"] for row in plain}) == 320
     assert [row["question"] for row in noisy] == [row["question"] for row in plain]
     other = [a["answer"] != b["answer"] for a, b in zip(plain, noisy, strict=True)]

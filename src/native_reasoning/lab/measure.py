@@ -11,8 +11,8 @@ from native_reasoning.lab.tasks import Family, digit_strings, running_sums
 LEARNT = 0.9
 #: Share of empty traces from which it counts as collapsed.
 COLLAPSED = 0.9
-#: Points of a curve that its end is the mean of.
-END = 2
+#: Steps that a point of a curve is the mean of, and points that its end is.
+POINT, END = 10, 2
 
 
 def measure(outcomes: Sequence[Outcome], family: Family) -> dict[str, float]:

@@ -7,8 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from native_reasoning.lab.experiments import EXPERIMENTS, SETTINGS
-from native_reasoning.lab.measure import COLLAPSED, LEARNT, first_point, state_of
-from native_reasoning.lab.runner import POINT
+from native_reasoning.lab.measure import COLLAPSED, LEARNT, POINT, first_point, state_of
 
 Result = dict[str, Any]
 
