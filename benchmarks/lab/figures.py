@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
-from native_reasoning.lab.measure import state_of
-from native_reasoning.lab.runner import POINT, read_results
+from native_reasoning.lab.measure import POINT, state_of
+from native_reasoning.lab.runner import read_results
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parents[1] / "docs" / "images"
@@ -36,7 +36,7 @@ def style_shift() -> go.Figure:
                 for r in results
                 if r["run"]["preset"] == preset + ending and r["run"]["steps"] == 300
             ]
-            states = [state_of(run["curves"]) for run in runs]
+            states = [state_of(run) for run in runs]
             titles.append(f"<b>{said}</b><br>{states.count('learnt')} of {len(runs)} runs learn")
             drawn.append(list(zip(runs, states, strict=True)))
     figure = make_subplots(

@@ -1,6 +1,9 @@
 """Controls, measures, the runner and the tables of the lab."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +12,7 @@ from scipy.stats import binomtest
 
 from groups_of_scores import full_scores
 from native_reasoning.cli import main
+from native_reasoning.errors import RunError
 from native_reasoning.lab import runner, trial
 from native_reasoning.lab.controls import watched
 from native_reasoning.lab.experiments import EXPERIMENTS, SETTINGS, Run
@@ -51,10 +55,10 @@ def test_shuffled_advantages_are_the_groups_own_on_other_traces():
 
 
 def test_the_oracle_is_the_standardised_probability_of_the_hard_tokens():
-    for scores, signal in zip(STEP, signals("nrt-ws", "oracle"), strict=True):
+    for scores, made in zip(STEP, signals("nrt-ws", "oracle"), strict=True):
         reward = scores.answer[:, [1, 3]].double().exp().mean(-1)
         by_hand = (reward - reward.mean()) / reward.std()
-        torch.testing.assert_close(signal.advantages.double(), by_hand, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made.advantages.double(), by_hand, rtol=1e-4, atol=1e-4)
 
 
 def test_equal_rms_is_one_factor_on_unscaled_advantages():
@@ -80,20 +84,22 @@ def test_digits_are_compared_in_their_order(answer, right):
 
 
 @pytest.mark.parametrize(
-    ("hard", "empty", "state"),
+    ("accuracy", "empty", "state"),
     [
-        ([0.1, 0.9, 0.95], [0.0, 0.0, 0.0], "learnt"),
-        ([0.95, 0.1, 0.1], [0.0, 1.0, 1.0], "collapsed"),
-        ([0.95, 0.1, 0.1], [1.0, 0.5, 0.5], "neither"),
-        ([0.1, 0.1, 0.95], [0.0, 0.0, 0.0], "neither"),
+        (0.95, [0.0, 0.0, 0.0], "learnt"),
+        (0.1, [0.0, 1.0, 1.0], "collapsed"),
+        (0.1, [1.0, 0.5, 0.5], "neither"),
+        (0.1, None, "neither"),  # supervised: nothing is sampled
     ],
 )
-def test_states(hard, empty, state):
-    assert state_of({"hard": hard, "empty": empty}) == state
+def test_states(accuracy, empty, state):
+    curves = {"hard": [0.5], **({} if empty is None else {"empty": empty})}
+    assert state_of({"curves": curves, "held_out": {"a": {"accuracy": accuracy}}}) == state
 
 
 def test_first_point():
     assert first_point([0.1, 0.5], 0.9) is None
+    assert first_point([0.95, 0.1, 0.95], 0.9, start=1) == 2
     assert steps_to_learn({"curves": {"hard": [0.1, 0.95, 0.1]}}) == 20
 
 
@@ -107,18 +113,20 @@ def test_wilson_is_scipys(k, n):
 
 
 def result_of(run: Run) -> dict:
-    measured = dict.fromkeys(
-        ("accuracy", "accuracy_greedy", "accuracy_no_think", "uplift_hard", "useful"), 0.5
-    )
-    curves = {"hard": [0.2, 0.95, 0.95], "empty": [0.0, 0.0, 0.0], "trace_entropy": [1.0, 0.5]}
+    names = ("accuracy_greedy", "accuracy_no_think", "exact", "uplift_hard", "useful")
+    measured = {**dict.fromkeys(names, 0.5), "accuracy": 0.95, "trace_length": 5.0}
+    curves = {"hard": [0.2, 0.95, 0.95], "empty": [0.95, 0.0, 0.0], "trace_entropy": [1.0, 0.5]}
     return {
         "run": json.loads(run.key),
         "key": run.key,
-        "seconds": 1.0,
+        "fingerprint": f"of {run.seed}",
         "cpu_seconds": 1.0,
+        "seconds": 1.0,
+        "sampled_tokens": 7000,
+        "states": {"worst": "drifting", "last": "healthy"},
         "specificity": None,
         "curves": curves,
-        "held_out": {run.family: {**measured, "trace_length": 5.0}},
+        "held_out": {run.family: measured},
     }
 
 
@@ -135,6 +143,7 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(runner, "do", do)
     monkeypatch.setattr(runner, "_pretrain", lambda base, out, scale: str(base))
+    monkeypatch.setattr(runner, "fingerprint", lambda run, out, held_out: f"of {run.seed}")
     return done
 
 
@@ -152,6 +161,72 @@ def test_a_lab_that_was_stopped_goes_on_where_it_was(tmp_path, counted):
     assert len(counted) == 7
 
 
+def test_a_result_of_other_settings_is_made_again(tmp_path, counted, monkeypatch):
+    scale = runner.Scale(held_out=1, pretraining=1, steps=2, runs=2)
+    runner.run_lab(["style"], tmp_path, scale, workers=1)
+    monkeypatch.setattr(runner, "fingerprint", lambda run, out, held_out: "of another base")
+    counted.clear()
+    runner.run_lab(["style"], tmp_path, scale, workers=1)
+    assert len(counted) == 2
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, counted, monkeypatch):
+    def do(run, out, held_out):
+        if run.base == 0 and run.preset == "nrt-am":
+            raise OSError("no room")
+        return result_of(run)
+
+    monkeypatch.setattr(runner, "do", do)
+    said: list[str] = []
+    scale = runner.Scale(held_out=1, pretraining=1, steps=2, runs=4)
+    with pytest.raises(RunError, match="1 runs failed"):
+        runner.run_lab(["style"], tmp_path, scale, workers=1, say=said.append)
+    assert len(runner.read_results(tmp_path, "style")) == 3
+    assert any("no room" in line for line in said)
+
+
+def test_two_labs_do_not_share_a_folder(tmp_path, counted):
+    program = (
+        "import sys, time; from pathlib import Path; from native_reasoning.disk import claimed\n"
+        f"with claimed(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError):
+            runner.run_lab(["style"], tmp_path, runner.SMOKE, workers=1)
+        other.kill()
+
+
+def test_the_fingerprint_knows_base_settings_and_questions(tmp_path):
+    run = Run("style_shift", "nrt-ws", 0, 0, steps=2)
+    same = trial.fingerprint(run, tmp_path, 10)
+    assert trial.fingerprint(run, tmp_path, 10) == same
+    others = [
+        trial.fingerprint(replace(run, preset="nrt-am"), tmp_path, 10),
+        trial.fingerprint(replace(run, seed=1), tmp_path, 10),
+        trial.fingerprint(run, tmp_path, 11),
+    ]
+    folder = tmp_path / "bases" / "demo-1"
+    folder.mkdir(parents=True)
+    for weights in (b"one", b"two"):
+        (folder / "model.safetensors").write_bytes(weights)
+        trial._sha256.cache_clear()
+        others.append(trial.fingerprint(replace(run, base=1), tmp_path, 10))
+    assert len({same, *others}) == 6
+
+
+def test_a_signal_leaves_no_result_of_half_a_run(tmp_path, monkeypatch):
+    def train(self, *args, **kwargs):
+        self.signals.received = signal.SIGTERM  # as the callback leaves it, the training stopped
+
+    monkeypatch.setattr(trial.NRTTrainer, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        trial.do(Run("style_shift", "nrt-ws", 0, 0, steps=2), tmp_path, 10)
+
+
 def test_a_training_row_is_never_seen_twice_and_noise_changes_digits_alone():
     run = Run("short_answer", "nrt-ws", 0, 0, steps=20, noise=0.5)
     family = trial.EXPERIMENTAL["short_answer"]
@@ -165,13 +240,15 @@ def test_a_training_row_is_never_seen_twice_and_noise_changes_digits_alone():
 
 
 def test_tables_name_what_was_changed():
-    label, changes, control = SETTINGS[0]
-    run = Run("style_shift", "nrt-ws", 0, 0, 10, changes=changes, control=control)
-    assert label_of(json.loads(run.key)) == ("style_shift", "nrt-ws", label)
+    changed = SETTINGS[1]
+    run = Run("style_shift", "nrt-ws", 0, 0, 10, changes=changed.changes)
+    assert label_of(json.loads(run.key)) == ("style_shift", "nrt-ws", changed.name, "10")
     results = [result_of(replace(run, seed=seed)) for seed in range(3)]
     text = table("settings", results)
     row = text.splitlines()[-1]
-    assert row.startswith(f"| style_shift | `nrt-ws` | {label} | 3 | 3 (44–100%) | 0 | 20 |")
+    begin = f"| style_shift | `nrt-ws` | {changed.name} | 10 | 3 | 3 (3; 44–100%) | 20 (3 runs) |"
+    assert row.startswith(f"{begin} 3, 3 back after 10 |")
+    assert row.endswith("| 3 drifting | 7,000 | 1 |")
     assert EXPERIMENTS["settings"].question in text
 
 

@@ -25,7 +25,9 @@ def run(parsed: Parsed) -> int:
     from native_reasoning.lab.runner import FULL, SMOKE, run_lab
     from native_reasoning.lab.tables import table
 
-    scale = SMOKE if parsed.own["smoke"] else FULL
+    scale = FULL
+    if parsed.own["smoke"]:  # nothing of it may pass for a result
+        scale, out = SMOKE, out / "smoke"
     results = run_lab(names, out, scale, workers=max(1, workers or 1), say=say)
     if parsed.own["json"]:
         show_json({"out": str(out), "results": results})

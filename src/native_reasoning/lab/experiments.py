@@ -71,6 +71,11 @@ def _forms(rewards: Iterable[str], *endings: str) -> list[str]:
     return [f"nrt-{reward}{ending}" for ending in endings for reward in rewards]
 
 
+#: The default, and the same without weights and clip: what most separates them.
+TWO = ("nrt-ws", "nrt-am-released")
+_FOUR = ("ws", "am", "gm", "logp")
+
+
 def _short() -> list[Run]:
     presets = [*_forms(REWARDS, "", "-paper", "-released"), "sft", "sft-think"]
     return _cells(["short_answer"], presets, 80)
@@ -78,21 +83,19 @@ def _short() -> list[Run]:
 
 def _style() -> list[Run]:
     every = [(base, seed) for seed in SEEDS for base in BASES]
-    main = _cells(["style_shift"], _forms(("ws", "am", "gm", "logp"), "", "-released"), 300, every)
+    main = _cells(["style_shift"], _forms(_FOUR, "", "-released"), 300, every)
     main.sort(key=lambda run: (run.seed, run.base))  # a stop in the middle leaves whole cells
-    others = [*_forms(("ws-inverse", "p"), "", "-released"), "sft", "sft-think"]
-    exact = _forms(("ws", "am", "gm", "logp"), "-paper")
-    return main + _cells(["style_shift"], [*others, *exact], 150)
+    return main + _cells(["style_shift"], ["sft", "sft-think"], 300)
 
 
 def _bases() -> list[Run]:
-    presets = _forms(("ws", "am", "gm", "logp"), "", "-released")
-    return _cells(["style_shift"], presets, 300, kind="one_sum")
+    return _cells(["style_shift"], _forms(_FOUR, "", "-released"), 100, kind="one_sum")
 
 
-def _rivals() -> list[Run]:
-    presets = [name + form for name in RIVALS for form in ("", "@shared")]
-    return _cells(["style_shift"], [*presets, "rlvr"], 100)
+def _presets() -> list[Run]:
+    rivals = [name + form for name in RIVALS for form in ("", "@shared")]
+    own = _forms(REWARDS, "", "-paper", "-released")
+    return _cells(["style_shift"], [*own, *rivals, "rlvr", "sft", "sft-think"], 100)
 
 
 RATES, COEFS = (1e-4, 2e-4, 5e-4), (0.0, 0.1, 1.0)
@@ -115,46 +118,47 @@ def _rates() -> list[Run]:
     ]
 
 
-FACTORS = ("mixture_05", "mixture_10", "mixture_20", "mixture_50")
+MIXTURES = ("mixture_05", "mixture_10", "mixture_20", "style_shift", "mixture_50")
 USEFUL = ("useful_01", "useful_03", "useful_20")
 CONTROLS = ("reversed", "no_shift", "middle", "uncertain", "unanswered")
-#: The default, and the same without weights and clip: what most separates them.
-TWO = ("nrt-ws", "nrt-am-released")
 
 
 def _tasks() -> list[Run]:
-    return _cells([*FACTORS, *USEFUL, *CONTROLS], TWO, 100)
+    return _cells([*MIXTURES, *USEFUL, *CONTROLS], TWO, 100, kind="one_sum")
 
 
-#: One setting of the objective changed at a time.
-SETTINGS: tuple[tuple[str, Changes, str], ...] = (
-    ("K 2", (("num_generations", 2), ("per_device_train_batch_size", 64)), ""),
-    ("K 4", (("num_generations", 4), ("per_device_train_batch_size", 32)), ""),
-    ("K 16", (("num_generations", 16), ("per_device_train_batch_size", 8)), ""),
-    ("answer weight none", (("answer_weight", "none"),), ""),
-    ("answer weight exact", (("answer_weight", "exact"),), ""),
-    ("exact, divided by std", (("answer_weight", "exact"), ("answer_scale", "group_std")), ""),
-    ("answer gate", (("answer_gate", "relu"), ("baseline", "current"), ("clip", "relu")), ""),
-    ("no std, equal RMS", (("scale", "none"),), "equal_rms"),
-    ("warm-up 50 steps", (("format_warmup_steps", 50),), ""),
-    ("shuffled advantages", (), "shuffled"),
-    ("oracle reward", (), "oracle"),
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the objective that is changed, in these presets."""
+
+    name: str
+    changes: Changes = ()
+    control: str = ""
+    presets: tuple[str, ...] = TWO
+    steps: int = 100
+
+
+SETTINGS = (
+    Setting("as it is"),
+    Setting("K 2", (("num_generations", 2), ("per_device_train_batch_size", 64))),
+    Setting("K 4", (("num_generations", 4), ("per_device_train_batch_size", 32))),
+    Setting("K 16", (("num_generations", 16), ("per_device_train_batch_size", 8))),
+    Setting("answer weight none", (("answer_weight", "none"),)),
+    Setting("answer weight exact", (("answer_weight", "exact"),)),
+    Setting("exact, divided by std", (("answer_weight", "exact"), ("answer_scale", "group_std"))),
+    Setting("answer gate", (("answer_gate", "relu"),), presets=("nrt-ws", "nrt-am")),
+    Setting("no std, equal RMS", (("scale", "none"),), "equal_rms"),
+    Setting("50 steps of sft-think first", (("format_warmup_steps", 50),), steps=150),
+    Setting("shuffled advantages", control="shuffled", presets=("nrt-ws",)),
+    Setting("oracle reward", control="oracle", presets=("nrt-ws",)),
 )
-#: Controls that leave nothing of the reward: one preset is enough.
-_WITHOUT_REWARD = ("shuffled", "oracle")
 
 
 def _settings() -> list[Run]:
     return [
         run
-        for _, changes, control in SETTINGS
-        for run in _cells(
-            ["style_shift"],
-            TWO[:1] if control in _WITHOUT_REWARD else TWO,
-            100,
-            changes=changes,
-            control=control,
-        )
+        for s in SETTINGS
+        for run in _cells(["style_shift"], s.presets, s.steps, changes=s.changes, control=s.control)
     ]
 
 
@@ -170,8 +174,8 @@ def _unanswerable() -> list[Run]:
     mixed = _cells(["short_answer+by_chance"], presets, 80)
     return mixed + [
         run
-        for noise in (0.25, 0.5, 0.75)
-        for run in _cells(["short_answer"], presets, 80, noise=noise)
+        for noise in (0.0, 0.25, 0.5, 0.75)
+        for run in _cells(["short_answer"], presets, 80, noise=noise, kind="one_sum")
     ]
 
 
@@ -185,7 +189,7 @@ EXPERIMENTS = {
         Experiment("short", "Does every reward learn to think where nothing hinders it?", _short),
         Experiment("style", "Which rewards collapse where thinking costs style?", _style),
         Experiment("bases", "Is it the same from another kind of base model?", _bases),
-        Experiment("rivals", "What do the other methods' own recipes do there?", _rivals),
+        Experiment("presets", "What do all methods' recipes do there in 100 steps?", _presets),
         Experiment("rates", "With the learning rate and answer weight that suit each?", _rates),
         Experiment("tasks", "What of the task decides it?", _tasks),
         Experiment("settings", "What of the objective decides it?", _settings),

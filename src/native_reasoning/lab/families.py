@@ -33,8 +33,8 @@ _ONE_SUM = (
     _style("unanswered", unanswered=0.15),
     # a digit that nothing in the question says
     replace(_SHORT, name="by_chance", lead="by_chance", by_chance=True),
-    # longer sums than any useful trace was seen for
-    replace(_SHORT, name="longer", lead="longer", useful=0.3, lengths=(3, 4, 5, 6, 7, 8, 9)),
+    # sums of other lengths than are trained on
+    replace(_SHORT, name="longer", lead="longer", lengths=(3, 4, 5, 6, 7, 8, 9)),
 )
 
 #: 36 easy words before each of three digits: answers of 111 words.

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 from native_reasoning.evaluate.held_out import Outcome
 from native_reasoning.evaluate.metrics import exact_match
 from native_reasoning.lab.tasks import Family, digit_strings, running_sums
 
-#: Probability of the hard tokens from which a run counts as having learnt.
+#: Accuracy, or probability of the hard tokens, from which a run counts as having learnt.
 LEARNT = 0.9
-#: Share of empty traces from which it counts as collapsed.
+#: Share of empty traces from which it counts as emptied.
 COLLAPSED = 0.9
 #: Steps that a point of a curve is the mean of, and points that its end is.
 POINT, END = 10, 2
@@ -56,25 +57,26 @@ def digits_right(answer: str, reference: str) -> float:
     return sum(a == b for a, b in zip(wanted, given, strict=False)) / len(wanted)
 
 
-def state_of(curves: dict[str, list[float]]) -> str:
+def state_of(result: dict[str, Any]) -> str:
     """How a run ended: "learnt", "collapsed" (to empty traces) or "neither".
 
-    Over the last points of its curves: learnt where the hard tokens have a probability of at least
-    ``LEARNT``, else collapsed where at least ``COLLAPSED`` of the traces are empty.
+    Learnt where the accuracy on (the first set of) held-out problems is at least ``LEARNT``, else
+    collapsed where at least ``COLLAPSED`` of the traces at the end of training are empty.
     """
-    if fmean(curves["hard"][-END:]) >= LEARNT:
+    held_out, *_ = result["held_out"].values()
+    if held_out["accuracy"] >= LEARNT:
         return "learnt"
-    empty = curves.get("empty")
+    empty = result["curves"].get("empty")
     return "collapsed" if empty and fmean(empty[-END:]) >= COLLAPSED else "neither"
 
 
-def first_point(values: Sequence[float], bound: float) -> int | None:
-    """The first point that reaches the bound.
+def first_point(values: Sequence[float], bound: float, start: int = 0) -> int | None:
+    """The first point from ``start`` on that reaches the bound.
 
     >>> first_point([0.1, 0.95, 0.2], 0.9)
     1
     """
-    return next((i for i, value in enumerate(values) if value >= bound), None)
+    return next((i for i, v in enumerate(values) if i >= start and v >= bound), None)
 
 
 def _useful(o: Outcome) -> float:

@@ -2,23 +2,26 @@
 base and seed."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
 from native_reasoning.lab.experiments import EXPERIMENTS, SETTINGS
-from native_reasoning.lab.measure import COLLAPSED, LEARNT, POINT, first_point, state_of
+from native_reasoning.lab.measure import COLLAPSED, END, LEARNT, POINT, first_point
 
 Result = dict[str, Any]
 
-_TITLES = {
+_SHARES = {
     "accuracy": "accuracy, %",
     "accuracy_greedy": "greedy, %",
     "accuracy_no_think": "no trace, %",
-    "uplift_hard": "uplift, hard",
+    "exact": "whole answer, %",
     "useful": "useful, %",
-    "trace_length": "length",
 }
+_NUMBERS = {"uplift_hard": "uplift, hard", "trace_length": "length"}
+_HEADS = ("family", "preset", "changed", "steps", "runs", "learnt", "steps to learn", "emptied")
+_ENDS = ("entropy", "specificity", "guard", "sampled tokens", "CPU s")
 
 
 def table(name: str, results: Sequence[Result]) -> str:
@@ -26,8 +29,7 @@ def table(name: str, results: Sequence[Result]) -> str:
     cells: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         cells.setdefault(label_of(result["run"]), []).append(result)
-    heads = ["family", "preset", "changed", "runs", "learnt", "emptied", "steps to learn"]
-    heads += [*_TITLES.values(), "entropy", "specificity", "s"]
+    heads = [*_HEADS, *_SHARES.values(), *_NUMBERS.values(), *_ENDS]
     lines = [EXPERIMENTS[name].question, "", _row(heads), _row(["---"] * len(heads))]
     for label, runs in cells.items():
         for held_out in runs[0]["held_out"]:
@@ -35,50 +37,84 @@ def table(name: str, results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def label_of(run: dict[str, Any]) -> tuple[str, str, str]:
-    """Family, preset, and what else is changed."""
+def label_of(run: dict[str, Any]) -> tuple[str, ...]:
+    """Family, preset, what else is changed, and steps."""
     changes = tuple(tuple(change) for change in run["changes"])
-    known = {(changes, control): name for name, changes, control in SETTINGS}
+    known = {(s.changes, s.control): s.name for s in SETTINGS if s.changes or s.control}
     named = known.get((changes, run["control"]))
-    told = named or " ".join([*(f"{k} {v}" for k, v in changes), run["control"]]).strip()
+    told = named or ", ".join(f"{name} {value:g}" for name, value in changes)
     if run["noise"]:
-        told = f"{run['noise']:.0%} random answers"
-    return run["family"], run["preset"], told
+        told = f"{run['noise']:.0%} random digits"
+    return run["family"], run["preset"], told, str(run["steps"])
 
 
-def _cell(label: tuple[str, str, str], held_out: str, runs: Sequence[Result]) -> list[str]:
-    family = held_out if len(runs[0]["held_out"]) > 1 else label[0]
+def _cell(label: tuple[str, ...], held_out: str, runs: Sequence[Result]) -> list[str]:
+    family, preset, changed, steps = label
+    several = len(runs[0]["held_out"]) > 1
     sets = [run["held_out"][held_out] for run in runs]
-    learnt = sum(state_of(run["curves"]) == "learnt" for run in runs)
-    steps = [s for run in runs if (s := steps_to_learn(run)) is not None]
-    values = [
-        _spread([one[key] for one in sets], 100 if title.endswith("%") else 1)
-        for key, title in _TITLES.items()
-    ]
-    entropy = [fmean(run["curves"]["trace_entropy"][-2:]) for run in runs]
-    specific = [run["specificity"] for run in runs if run["specificity"] is not None]
+    shares = [_spread([100 * one[key] for one in sets], 1) for key in _SHARES]
+    numbers = [_spread([one[key] for one in sets], 2) for key in _NUMBERS]
     return [
-        family,
-        f"`{label[1]}`",
-        label[2],
+        held_out if several else family,
+        f"`{preset}`",
+        changed,
+        steps,
         str(len(runs)),
-        f"{learnt} ({_percent(wilson(learnt, len(runs)))})",
-        f"{sum(map(emptied, runs))}",
-        f"{median(steps):.0f}" if steps else "",
-        *values,
-        f"{fmean(entropy):.2f}",
-        f"{fmean(specific):.2f}" if specific else "",
-        f"{median(run['cpu_seconds'] for run in runs):.0f}",
+        *_learning(runs, sets),
+        _emptied(runs),
+        *shares,
+        *numbers,
+        *_ending(runs),
     ]
 
 
-def emptied(result: Result) -> bool:
-    """Whether nearly all traces were empty at any point of the run."""
-    return first_point(result["curves"].get("empty", []), COLLAPSED) is not None
+def _learning(runs: Sequence[Result], sets: Sequence[dict[str, float]]) -> list[str]:
+    """How many runs learnt, with Wilson's interval and by base, and by which step they had."""
+    learnt = [one["accuracy"] >= LEARNT for one in sets]
+    bases = sorted({run["run"]["base"] for run in runs})
+    by_base = [
+        sum(ok for ok, run in zip(learnt, runs, strict=True) if run["run"]["base"] == base)
+        for base in bases
+    ]
+    steps = [s for run in runs if (s := steps_to_learn(run)) is not None]
+    counted = (
+        f"{sum(learnt)} ({'+'.join(map(str, by_base))}; {_percent(wilson(sum(learnt), len(runs)))})"
+    )
+    return [counted, f"{median(steps):.0f} ({len(steps)} runs)" if steps else ""]
+
+
+def _emptied(runs: Sequence[Result]) -> str:
+    """Runs whose traces were nearly all empty at some point, and of these who learnt again, and how
+    many steps later."""
+    starts = [first_point(run["curves"].get("empty", []), COLLAPSED) for run in runs]
+    later = [
+        (point - start) * POINT
+        for run, start in zip(runs, starts, strict=True)
+        if start is not None
+        and (point := first_point(run["curves"]["hard"], LEARNT, start)) is not None
+    ]
+    count = sum(start is not None for start in starts)
+    back = f", {len(later)} back after {median(later):.0f}" if later else ""
+    return f"{count}{back}"
+
+
+def _ending(runs: Sequence[Result]) -> list[str]:
+    """Entropy of the last 20 steps, specificity, the guard's worst states, tokens, seconds."""
+    entropy = [fmean(e[-END:]) for r in runs if (e := r["curves"].get("trace_entropy"))]
+    specific = [r["specificity"] for r in runs if r["specificity"] is not None]
+    worst = Counter(r["states"]["worst"] for r in runs if r["states"])
+    return [
+        f"{fmean(entropy):.2f}" if entropy else "",
+        f"{fmean(specific):.2f} ({len(specific)} runs)" if specific else "",
+        " ".join(f"{count} {state}" for state, count in worst.items() if state != "healthy"),
+        f"{median(r['sampled_tokens'] for r in runs):,.0f}",
+        f"{median(r['cpu_seconds'] for r in runs):.0f}",
+    ]
 
 
 def steps_to_learn(result: Result) -> int | None:
-    """The step by which the hard tokens' probability first was ``LEARNT``; None if it never was."""
+    """The step by which the hard tokens' probability first was ``LEARNT``; None if it never was, or
+    where training answers were random."""
     point = first_point(result["curves"]["hard"], LEARNT)
     return None if point is None else (point + 1) * POINT
 
@@ -98,11 +134,9 @@ def _percent(interval: tuple[float, float]) -> str:
     return f"{interval[0]:.0%}–{interval[1]:.0%}".replace("%–", "–")
 
 
-def _spread(values: Sequence[float], factor: float) -> str:
+def _spread(values: Sequence[float], digits: int) -> str:
     """The mean, and the smallest and largest of the runs."""
-    shown = [value * factor for value in values]
-    digits = 1 if factor == 100 else 2
-    mean, low, high = (f"{x:.{digits}f}" for x in (fmean(shown), min(shown), max(shown)))
+    mean, low, high = (f"{x:.{digits}f}" for x in (fmean(values), min(values), max(values)))
     return f"{mean} ({low}–{high})"
 
 

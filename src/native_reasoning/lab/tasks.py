@@ -65,7 +65,7 @@ class Family:
     probability ``b_reference`` in a reference answer, ``b_plain`` in a document without a trace
     and ``b_thinking`` in one with a trace. A question has ``sums`` strings of digits, and its
     answer as many hard digits. ``useful`` is the share of documents whose trace is the running
-    sum; documents have strings of ``lengths`` digits, and useful traces only up to ``DIGITS``.
+    sum; documents have strings of ``lengths`` digits.
     ``by_chance``: the answer's digit has nothing to do with the question. ``unanswered`` is the
     share of documents that end inside their trace.
     """
@@ -164,8 +164,6 @@ def documents(family: str | Family, n: int, seed: int | str) -> list[str]:
     for kind in rng.choices(tuple(shares), tuple(shares.values()), k=n):
         length = family.lengths[0] if len(family.lengths) == 1 else rng.choice(family.lengths)
         strings = [_draw(rng, "train", length) for _ in range(family.sums)]
-        if length > DIGITS and kind == "sum":
-            kind = "copy"
         trace = _trace(kind, strings, rng)
         head = [_question(family, strings), OPEN, *trace]
         if family.unanswered and rng.random() < family.unanswered:

@@ -1,23 +1,27 @@
 """One run of the lab: trained on rows of its own, measured on held-out ones, told as JSON."""
 
+import json
 import random
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.lab import base_path
-from native_reasoning.lab.controls import watched
+from native_reasoning.lab.controls import Watched, watched
 from native_reasoning.lab.experiments import Run
 from native_reasoning.lab.families import EXPERIMENTAL, kind_of
 from native_reasoning.lab.measure import POINT, measure
 from native_reasoning.lab.tasks import DIGITS, Family, make_rows
+from native_reasoning.names import COLLAPSE, STATES
+from native_reasoning.records import read_metrics
 from native_reasoning.resume import machine
-from native_reasoning.runs import load_run
 from native_reasoning.trainer import NRTTrainer
 
 #: The seed of the held-out problems, the same for every run.
@@ -50,11 +54,13 @@ CURVES = ("reward", "reward_baseline", "trace_length", "empty", "trace_entropy",
 def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
     """Trains and measures one run, in a temporary folder.
 
-    The result has the run, its key, what it cost in seconds, the curves of training (a point for
-    every ``POINT`` steps), and what ``measure.measure`` says of each held-out set.
+    The result has the run and its key, the fingerprint, what it cost (seconds, sampled tokens), the
+    guard's states, the last specificity, the curves of training (a point for every ``POINT``
+    steps), and what ``measure.measure`` says of each held-out set. Raises KeyboardInterrupt where
+    a signal ended the training.
     """
-    families = [EXPERIMENTAL[name] for name in run.family.split("+")]
-    held_out_sets = _held_out_sets(families, held_out)
+    families = _families(run)
+    sets = _held_out_sets(families, held_out)
     began, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         args = NRTConfig(output_dir=folder + "/run", **_settings(run))
@@ -63,34 +69,89 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
             model=str(base_folder(out, base_of(run))),
             args=args,
             train_dataset=_training_rows(run, families, args.per_device_train_batch_size),
-            eval_dataset=[row for _, _, rows in held_out_sets for row in rows],
+            eval_dataset=[row for _, _, rows in sets for row in rows],
             objective=objective,
         )
         trainer.train()
-        metrics = load_run(folder + "/run").metrics
-    curves = {name: _points(metrics[name].tolist()) for name in CURVES if name in metrics}
-    curves["hard"] = _points([with_trace for with_trace, _ in objective.seen])
-    curves["hard_no_think"] = _points([without for _, without in objective.seen])
-    outcomes = trainer.outcomes(trainer.eval_groups)
-    measured, first = {}, 0
-    for label, family, rows in held_out_sets:
-        measured[label] = measure(outcomes[first : first + len(rows)], family)
-        first += len(rows)
+        if trainer.signals.received is not None:
+            raise KeyboardInterrupt
+        metrics = [row for row in read_metrics(folder + "/run") if "loss" in row]
+    samples = objective.traces == "sampled"
+    outcomes = iter(trainer.outcomes(trainer.eval_groups))
     return {
         "run": asdict(run),
         "key": run.key,
+        "fingerprint": fingerprint(run, out, held_out),
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - busy, 1),
-        "specificity": _last(metrics, "specificity"),
-        "collapse": _last(metrics, "collapse"),
-        "curves": curves,
-        "held_out": measured,
+        "sampled_tokens": _sampled_tokens(metrics, args) if samples else 0,
+        "states": _states(metrics),
+        "specificity": _specificity(metrics, args.diagnostics_steps),
+        "curves": _curves(metrics, objective, samples),
+        "held_out": {
+            label: measure([next(outcomes) for _ in rows], family) for label, family, rows in sets
+        },
         "made": {
             "date": time.strftime("%Y-%m-%d"),
-            **{name: version(name) for name in ("torch", "transformers")},
+            **{name: version(name) for name in ("native-reasoning", "torch", "transformers")},
             "machine": machine(1),
         },
     }
+
+
+def fingerprint(run: Run, out: Path, held_out: int) -> str:
+    """A hash of what the result depends on beside the code: settings and objective as resolved, the
+    families, the held-out problems, and the weights of the base model."""
+    args = NRTConfig(output_dir="run", **_settings(run))
+    sets = [
+        (label, rows[:3], len(rows)) for label, _, rows in _held_out_sets(_families(run), held_out)
+    ]
+    weights = base_folder(out, base_of(run)) / "model.safetensors"
+    parts = (run.key, args.resolved(), [asdict(f) for f in _families(run)], sets, _sha256(weights))
+    return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@cache
+def _sha256(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _families(run: Run) -> list[Family]:
+    return [EXPERIMENTAL[name] for name in run.family.split("+")]
+
+
+def _sampled_tokens(metrics: Sequence[dict[str, Any]], args: NRTConfig) -> int:
+    """Tokens of all traces of the run, and of the answers that were sampled behind them."""
+    traces = args.per_device_train_batch_size * args.num_generations
+    lengths = [row["trace_length"] + row.get("sampled_answer_length", 0.0) for row in metrics]
+    return round(traces * sum(lengths))
+
+
+def _states(metrics: Sequence[dict[str, Any]]) -> dict[str, str] | None:
+    """The guard's worst and last state; None where nothing is guarded."""
+    found = [round(row[COLLAPSE]) for row in metrics if COLLAPSE in row]
+    return {"worst": STATES[max(found)], "last": STATES[found[-1]]} if found else None
+
+
+def _specificity(metrics: Sequence[dict[str, Any]], every: int) -> float | None:
+    """Of the last step that was looked at; None where all of its traces were empty."""
+    last = 1 + (len(metrics) - 1) // every * every
+    found = next((row for row in metrics if row["step"] == last), {}).get("specificity")
+    return None if found is None else round(found, 4)
+
+
+def _curves(
+    metrics: Sequence[dict[str, Any]], objective: Watched, samples: bool
+) -> dict[str, list[float]]:
+    """Means of every ``POINT`` steps; those of traces where traces are sampled."""
+    curves = {
+        name: _points([row[name] for row in metrics])
+        for name in CURVES
+        if samples and all(name in row for row in metrics)
+    }
+    curves["hard"] = _points([with_trace for with_trace, _ in objective.seen])
+    curves["hard_no_think"] = _points([without for _, without in objective.seen])
+    return curves
 
 
 def base_of(run: Run) -> tuple[str, int]:
@@ -147,12 +208,6 @@ def _points(values: Sequence[float]) -> list[float]:
     """Means of every ``POINT`` steps."""
     cuts = [values[i : i + POINT] for i in range(0, len(values), POINT)]
     return [round(sum(cut) / len(cut), 4) for cut in cuts]
-
-
-def _last(metrics: Any, name: str) -> float | None:
-    if name not in metrics or metrics[name].dropna().empty:
-        return None
-    return round(float(metrics[name].dropna().iloc[-1]), 4)
 
 
 def told(result: dict[str, Any]) -> str:
