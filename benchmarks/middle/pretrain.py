@@ -1,0 +1,168 @@
+"""Pre-trains the middle tier's base model: ``python benchmarks/middle/pretrain.py OUT --seed 0``.
+
+A Llama of 4 layers and width 256 (3.2 million parameters) learns the documents of tasks.py by plain
+next-token prediction, with a loss on the trace and the answer alone. Given the number of threads
+(one here) the weights depend on the seed and on nothing else. What it learns: README.md beside.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tasks import Document, Mixture, documents
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+)
+from vocabulary import MODEL_MAX_LENGTH, OPEN, PAD, build_tokenizer
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How large, how long and how fast. ``batch_size`` documents make a step, in ``parts`` of
+    like length."""
+
+    steps: int = 1400
+    batch_size: int = 50
+    parts: int = 4
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    layers: int = 4
+    width: int = 256
+    mlp: int = 640
+
+
+def pretrain(
+    out: Path, seed: int, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, mixture: Mixture
+) -> list[float]:
+    """Trains from random weights and saves model, tokenizer and ``pretraining.json`` in ``out``.
+
+    Returns the loss of every step, in nats per token of traces and answers.
+    """
+    torch.manual_seed(seed)
+    began = time.perf_counter()
+    model = new_model(tokenizer, recipe)
+    tokenizer.save_pretrained(out)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps)
+    losses: list[float] = []
+    for step in range(recipe.steps):
+        batches = encoded(
+            tokenizer, documents(recipe.batch_size, f"{seed}/{step}", mixture), recipe
+        )
+        losses.append(update(model, optimizer, batches))
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            recent, seconds = sum(losses[-100:]) / 100, time.perf_counter() - began
+            print(f"step {step + 1}  loss {recent:.4f}  {seconds:.0f} s", file=sys.stderr)
+            model.save_pretrained(out)  # to look at, while it goes on
+    model.save_pretrained(out)
+    _note(out, seed, recipe, mixture, losses, time.perf_counter() - began)
+    return losses
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
+    """The architecture with random weights, float32, embeddings tied."""
+    end, pad = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(PAD)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.mlp,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=4,
+        max_position_embeddings=MODEL_MAX_LENGTH,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        initializer_range=0.04,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, eos_token_id=end, pad_token_id=pad
+    )
+    return model
+
+
+def update(
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batches: list[dict[str, torch.Tensor]],
+) -> float:
+    """One optimiser step on the mean over all tokens that have a loss. Returns that mean."""
+    count = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        loss = model(**batch, num_items_in_batch=torch.tensor(count)).loss
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerFast, batch: list[Document], recipe: Recipe
+) -> list[dict[str, torch.Tensor]]:
+    """Ids, mask and labels, each (documents, longest document), in ``parts`` of like length.
+
+    Padding has no loss, and neither has the question up to ``<think>``.
+    """
+    ids = sorted(tokenizer([d.text for d in batch])["input_ids"], key=len)
+    size = -(-len(ids) // recipe.parts)
+    opening, pad = tokenizer.convert_tokens_to_ids([OPEN, PAD])
+    found = []
+    for part in (ids[i : i + size] for i in range(0, len(ids), size)):
+        longest = max(map(len, part))
+        rows = torch.tensor([row + [pad] * (longest - len(row)) for row in part])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in part])
+        answered = (rows == opening).cumsum(1) - (rows == opening).int()
+        labels = rows.masked_fill((mask == 0) | (answered == 0), IGNORED)
+        found.append({"input_ids": rows, "attention_mask": mask, "labels": labels})
+    return found
+
+
+def _note(
+    out: Path, seed: int, recipe: Recipe, mixture: Mixture, losses: list[float], seconds: float
+) -> None:
+    said = {
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "mixture": asdict(mixture),
+        "loss": [round(sum(losses[i : i + 100]) / 100, 4) for i in range(0, len(losses), 100)],
+        "seconds": round(seconds),
+        "torch": torch.__version__,
+    }
+    (out / "pretraining.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: ``OUT --seed 0 --steps 1400``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder for the model and its tokenizer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    recipe = Recipe(steps=options.steps)
+    pretrain(options.out, options.seed, recipe, build_tokenizer(), Mixture())
+
+
+if __name__ == "__main__":
+    main()
