@@ -35,12 +35,12 @@ class Mixture:
     """
 
     kinds: tuple[tuple[str, float], ...] = (
-        ("worked", 0.35),
-        ("copied", 0.2),
-        ("chatter", 0.25),
+        ("worked", 0.45),
+        ("copied", 0.15),
+        ("chatter", 0.2),
         ("empty", 0.2),
     )
-    steps: tuple[tuple[int, float], ...] = ((1, 0.25), (2, 0.35), (3, 0.4))
+    steps: tuple[tuple[int, float], ...] = ((1, 0.3), (2, 0.35), (3, 0.35))
     opening: float = 0.25
     closing: float = 0.25
 
