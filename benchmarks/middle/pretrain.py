@@ -24,7 +24,7 @@ from transformers import (
 )
 from vocabulary import MODEL_MAX_LENGTH, OPEN, PAD, build_tokenizer
 
-IGNORED = -100
+IGNORED, HEAD = -100, 48
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCau
         hidden_size=recipe.width,
         intermediate_size=recipe.mlp,
         num_hidden_layers=recipe.layers,
-        num_attention_heads=6,
+        num_attention_heads=recipe.width // HEAD,
         max_position_embeddings=MODEL_MAX_LENGTH,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         initializer_range=0.06,

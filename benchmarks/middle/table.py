@@ -61,7 +61,7 @@ def cell(numbers: list[float]) -> str:
 
 
 def verdict(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
-    """For each family whether the intervals of nrt-ws, thinking, and of sft, its best, are apart."""
+    """For each family: are the intervals of nrt-ws, thinking, and of sft, its best, apart?"""
     ours, theirs = found.get(("nrt-ws", "mixed"), []), found.get(("sft", "mixed"), [])
     if min(len(ours), len(theirs)) not in T95:
         yield "fewer than three seeds: no verdict"
