@@ -17,8 +17,10 @@ from pretrain import Recipe, encoded, pretrain  # noqa: E402
 from run import Run, save, table  # noqa: E402
 from tasks import (  # noqa: E402
     EASY,
+    FIRST,
     HARD,
-    Mixture,
+    SECOND,
+    begun,
     documents,
     problems,
     rows,
@@ -157,7 +159,8 @@ def test_no_family_can_be_guessed():
         assert max(map(answers.count, answers)) <= 0.15 * len(answers)
 
 
-def test_documents_are_easy_true_and_of_the_training_split(monkeypatch):
+@pytest.mark.parametrize("mixture", [FIRST, SECOND])
+def test_documents_are_true_and_of_the_training_split(mixture, monkeypatch):
     seen: list[Problem] = []
 
     def spied(family: str, steps: int, rng: Random) -> Problem:
@@ -165,16 +168,30 @@ def test_documents_are_easy_true_and_of_the_training_split(monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr("tasks.make", spied)
-    found = documents(1000, 3)
+    found = documents(1000, 3, mixture)
     kept = [p for p in seen if split_of(p) == "train"]
     assert len(found) == len(kept) == 1000
-    assert {p.steps for p in kept} <= set(EASY)
     for document, problem in zip(found, kept, strict=True):
         assert document.question.startswith(problem.question)
         assert document.answer == problem.answer == SOLVERS[problem.family](problem.question)
         assert (document.kind == "worked") == (trace_kind(problem, document.trace) == "right")
-    shares = [[d.kind for d in found].count(kind) / 1000 for kind, _ in Mixture().kinds]
-    assert shares == pytest.approx([share for _, share in Mixture().kinds], abs=0.06)
+        assert document.kind != "worked" or problem.steps in EASY
+    hard = [p.steps in HARD for p in kept]
+    assert sum(hard) / 1000 == pytest.approx(mixture.hard_share, abs=0.06)
+    easy = [d.kind for d, h in zip(found, hard, strict=True) if not h]
+    shares = [easy.count(kind) / len(easy) for kind, _ in mixture.kinds]
+    assert shares == pytest.approx([share for _, share in mixture.kinds], abs=0.08)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_begun_trace_stops_before_the_last_step(family):
+    for problem in some(family, count=20):
+        for text in begun(problem):
+            results = len(re.findall(r" so | is ", text))
+            assert 0 < results < problem.steps
+            assert len(text) < len(problem.worked)
+            kind = trace_kind(problem, f"maybe. {text}")
+            assert kind == "begun"
 
 
 # -- Tokenizer, pre-training, a run ----------------------------------------------------------------
@@ -205,9 +222,9 @@ def test_the_loss_is_on_trace_and_answer_alone(tokenizer):
 @pytest.fixture(scope="module")
 def base(tokenizer, tmp_path_factory):
     out = tmp_path_factory.mktemp("middle")
-    recipe = Recipe(steps=3, batch_size=10, layers=1, width=48, mlp=48, warmup_steps=1)
-    losses = pretrain(out, 0, recipe, tokenizer, Mixture())
-    assert losses == pretrain(out, 0, recipe, tokenizer, Mixture())
+    recipe = Recipe(steps=2, second_steps=1, batch_size=10, layers=1, width=48, mlp=48)
+    losses = pretrain(out, 0, recipe, tokenizer, None)
+    assert losses[2:] == pretrain(out / "again", 0, recipe, tokenizer, out / "first")
     return out
 
 

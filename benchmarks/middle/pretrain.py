@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from tasks import Document, Mixture, documents
+from tasks import FIRST, SECOND, Document, Mixture, documents
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -30,9 +31,13 @@ IGNORED, HEAD = -100, 48
 @dataclass(frozen=True)
 class Recipe:
     """How large, how long and how fast. ``batch_size`` documents make a step, in ``parts`` of
-    like length."""
+    like length. The learning rate follows a cosine of ``schedule_steps`` and ends early;
+    the ``second_steps`` steps of the second stage have a cosine and an optimiser of their own."""
 
-    steps: int = 2600
+    steps: int = 2000
+    schedule_steps: int = 2600
+    second_steps: int = 500
+    second_rate: float = 7e-4
     batch_size: int = 25
     parts: int = 2
     learning_rate: float = 1.5e-3
@@ -43,34 +48,68 @@ class Recipe:
     mlp: int = 768
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One pass of ``steps`` optimiser steps. ``name`` keeps its documents apart."""
+
+    name: str
+    mixture: Mixture
+    steps: int
+    schedule_steps: int
+    learning_rate: float
+
+
 def pretrain(
-    out: Path, seed: int, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, mixture: Mixture
+    out: Path, seed: int, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, first: Path | None
 ) -> list[float]:
-    """Trains from random weights and saves model, tokenizer and ``pretraining.json`` in ``out``.
+    """Trains from random weights in two stages and saves model, tokenizer and ``pretraining.json``
+    in ``out``; ``first`` is a folder that holds the model after the first stage, if there is one.
 
     Returns the loss of every step, in nats per token of traces and answers.
     """
     torch.manual_seed(seed)
     began = time.perf_counter()
-    model = new_model(tokenizer, recipe)
     tokenizer.save_pretrained(out)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay
-    )
-    schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps)
     losses: list[float] = []
-    for step in range(recipe.steps):
-        batches = encoded(
-            tokenizer, documents(recipe.batch_size, f"{seed}/{step}", mixture), recipe
-        )
-        losses.append(update(model, optimizer, batches))
+    if first is None:
+        model = new_model(tokenizer, recipe)
+        stage = Stage("", FIRST, recipe.steps, recipe.schedule_steps, recipe.learning_rate)
+        losses += train(model, tokenizer, stage, seed, recipe)
+        for part in (model, tokenizer):
+            part.save_pretrained(out / "first")
+        model.save_pretrained(out)
+        first = out
+    model = LlamaForCausalLM.from_pretrained(first, dtype=torch.float32).train()
+    steps = recipe.second_steps
+    stage = Stage("second/", SECOND, steps, steps, recipe.second_rate)
+    losses += train(model, tokenizer, stage, seed, recipe)
+    model.save_pretrained(out)
+    _note(out, seed, recipe, losses, time.perf_counter() - began)
+    return losses
+
+
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    stage: Stage,
+    seed: int,
+    recipe: Recipe,
+) -> list[float]:
+    """One stage. Returns the loss of every step."""
+    began, losses = time.perf_counter(), []
+    optimizer = torch.optim.AdamW(
+        model.parameters(), stage.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+    schedule = get_cosine_schedule_with_warmup(
+        optimizer, min(recipe.warmup_steps, stage.steps // 10), stage.schedule_steps
+    )
+    for step in range(stage.steps):
+        texts = documents(recipe.batch_size, f"{stage.name}{seed}/{step}", stage.mixture)
+        losses.append(update(model, optimizer, encoded(tokenizer, texts, recipe)))
         schedule.step()
         if (step + 1) % 100 == 0:
             recent, seconds = sum(losses[-100:]) / 100, time.perf_counter() - began
             print(f"step {step + 1}  loss {recent:.4f}  {seconds:.0f} s", file=sys.stderr)
-            model.save_pretrained(out)  # to look at, while it goes on
-    model.save_pretrained(out)
-    _note(out, seed, recipe, mixture, losses, time.perf_counter() - began)
     return losses
 
 
@@ -138,14 +177,13 @@ def encoded(
     return found
 
 
-def _note(
-    out: Path, seed: int, recipe: Recipe, mixture: Mixture, losses: list[float], seconds: float
-) -> None:
+def _note(out: Path, seed: int, recipe: Recipe, losses: list[float], seconds: float) -> None:
+    """What made the model; ``loss`` has the mean of every hundred steps that were done here."""
     said = {
         "seed": seed,
         "recipe": asdict(recipe),
-        "mixture": asdict(mixture),
-        "loss": [round(sum(losses[i : i + 100]) / 100, 4) for i in range(0, len(losses), 100)],
+        "mixtures": [asdict(FIRST), asdict(SECOND)],
+        "loss": [round(fmean(losses[i : i + 100]), 4) for i in range(0, len(losses), 100)],
         "seconds": round(seconds),
         "torch": torch.__version__,
     }
@@ -153,15 +191,18 @@ def _note(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``OUT --seed 0 --steps 2600``."""
+    """The command line: ``OUT --seed 0``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="of the first stage")
+    parser.add_argument("--second-steps", type=int, default=Recipe.second_steps)
+    parser.add_argument("--first", type=Path, help="a model after the first stage, to go on from")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    recipe = Recipe(steps=options.steps)
-    pretrain(options.out, options.seed, recipe, build_tokenizer(), Mixture())
+    recipe = Recipe(steps=options.steps, second_steps=options.second_steps)
+    known = options.first and PreTrainedTokenizerFast.from_pretrained(options.first)
+    pretrain(options.out, options.seed, recipe, known or build_tokenizer(), options.first)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from families import FAMILIES, Problem, make
 
@@ -30,8 +31,11 @@ class Mixture:
     """What the documents are made of.
 
     ``kinds`` are shares of traces: *worked* steps with the state after each, *copied* ones without,
-    *chatter*, or *empty*. ``opening`` is the chance of one chatter sentence before a worked or
-    copied trace, ``closing`` that of a polite sentence behind the question.
+    *chatter*, or *empty*. ``steps`` are shares of difficulties. ``hard_share`` of the documents are
+    on hard problems, whose traces are of ``hard_kinds``: *begun* ones are worked up to a random
+    step, never the last, and copied from there. ``opening`` is the chance of one chatter sentence
+    before a trace that is neither chatter nor empty, ``closing`` that of a polite sentence behind
+    the question.
     """
 
     kinds: tuple[tuple[str, float], ...] = (
@@ -41,8 +45,21 @@ class Mixture:
         ("empty", 0.2),
     )
     steps: tuple[tuple[int, float], ...] = ((1, 0.3), (2, 0.35), (3, 0.35))
+    hard_share: float = 0.0
+    hard_kinds: tuple[tuple[str, float], ...] = (
+        ("begun", 0.4),
+        ("copied", 0.15),
+        ("chatter", 0.25),
+        ("empty", 0.2),
+    )
     opening: float = 0.25
     closing: float = 0.25
+
+
+FIRST = Mixture()
+"""Easy problems alone. A model that saw no more than this leaves out steps of a hard problem, so
+that no trace has more than three (README.md)."""
+SECOND = replace(FIRST, hard_share=0.5)
 
 
 @dataclass(frozen=True)
@@ -91,32 +108,48 @@ def rows(chosen: Sequence[Problem]) -> list[dict[str, str]]:
     return [{"question": p.question, "answer": p.answer} for p in chosen]
 
 
-def documents(count: int, seed: int | str, mixture: Mixture = Mixture()) -> list[Document]:
-    """``count`` documents on easy problems of the training split, families in turn.
+def documents(count: int, seed: int | str, mixture: Mixture = FIRST) -> list[Document]:
+    """``count`` documents on problems of the training split, families in turn.
 
     Every answer is the true one. After a worked trace it can be read off; after any other the model
-    must do all steps by itself.
+    must do the remaining steps by itself.
     """
     rng = random.Random(f"documents/{seed}")
-    kinds, shares = zip(*mixture.kinds, strict=True)
-    steps, weights = zip(*mixture.steps, strict=True)
     names, found = tuple(FAMILIES), []
     while len(found) < count:
-        problem = make(names[len(found) % len(names)], *rng.choices(steps, weights), rng)
+        hard = mixture.hard_share > 0 and rng.random() < mixture.hard_share
+        steps = rng.choice(HARD) if hard else _draw(mixture.steps, rng)
+        problem = make(names[len(found) % len(names)], steps, rng)
         if split_of(problem) == "train":
-            (kind,) = rng.choices(kinds, shares)
+            kind = _draw(mixture.hard_kinds if hard else mixture.kinds, rng)
             document = Document(problem.question, trace(problem, kind, rng), problem.answer, kind)
             found.append(_varied(document, mixture, rng))
     return found
+
+
+def _draw(shares: Sequence[tuple[Any, float]], rng: random.Random) -> Any:
+    """One of the names, as likely as its share says."""
+    names, weights = zip(*shares, strict=True)
+    (name,) = rng.choices(names, weights)
+    return name
 
 
 def trace(problem: Problem, kind: str, rng: random.Random) -> str:
     """A trace of one kind for a problem; chatter has one to three sentences."""
     if kind == "worked":
         return problem.worked
+    if kind == "begun":
+        return rng.choice(begun(problem))
     if kind == "copied":
         return problem.copied
     return " ".join(rng.sample(CHATTER, rng.randint(1, 3))) if kind == "chatter" else ""
+
+
+def begun(problem: Problem) -> list[str]:
+    """The worked trace broken off after each of its steps but the last, the rest copied."""
+    worked, copied = problem.worked.split(". "), problem.copied.split(". ")
+    cuts = (". ".join([*worked[:at], *copied[at:]]) for at in range(2, len(copied)))
+    return list(dict.fromkeys(cuts))
 
 
 def _varied(document: Document, mixture: Mixture, rng: random.Random) -> Document:
@@ -124,22 +157,27 @@ def _varied(document: Document, mixture: Mixture, rng: random.Random) -> Documen
     if rng.random() < mixture.closing:
         question = f"{document.question} {rng.choice(CLOSERS)}"
         document = replace(document, question=question)
-    if document.kind in ("worked", "copied") and rng.random() < mixture.opening:
+    if document.kind not in ("chatter", "empty") and rng.random() < mixture.opening:
         document = replace(document, trace=f"{rng.choice(CHATTER)} {document.trace}")
     return document
 
 
 def trace_kind(problem: Problem, text: str) -> str:
-    """What a sampled trace is: *right* (ends with the worked steps), *worked* (states, but not the
-    right ones), *copied*, *empty*, or *other*. White space does not count."""
-    plain, worked, copied = (
-        "".join(part.split()) for part in (text, problem.worked, problem.copied)
-    )
+    """What a sampled trace is: *right* (ends with all worked steps), *begun*, *copied* (each as the
+    documents have it), *worked* (it says states, but not these), *empty*, or *other*. White space
+    does not count, and chatter may come before."""
+    plain = _squeezed(text)
     if not plain:
         return "empty"
-    if plain.endswith(worked):
+    if plain.endswith(_squeezed(problem.worked)):
         return "right"
-    if plain.endswith(copied):
+    if any(plain.endswith(_squeezed(one)) for one in begun(problem)):
+        return "begun"
+    if plain.endswith(_squeezed(problem.copied)):
         return "copied"
     states = sum(text.split().count(word) for word in ("so", "is"))
     return "worked" if states > 1 else "other"
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
