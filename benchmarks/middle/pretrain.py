@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from tasks import FIRST, SECOND, Document, Mixture, documents
+from tasks import FIRST, SECOND, THIRD, Document, Mixture, documents
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -29,28 +29,9 @@ IGNORED, HEAD = -100, 48
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How large, how long and how fast. ``batch_size`` documents make a step, in ``parts`` of
-    like length. The learning rate follows a cosine of ``schedule_steps`` and ends early;
-    the ``second_steps`` steps of the second stage have a cosine and an optimiser of their own."""
-
-    steps: int = 2000
-    schedule_steps: int = 2600
-    second_steps: int = 500
-    second_rate: float = 7e-4
-    batch_size: int = 25
-    parts: int = 2
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    layers: int = 3
-    width: int = 288
-    mlp: int = 768
-
-
-@dataclass(frozen=True)
 class Stage:
-    """One pass of ``steps`` optimiser steps. ``name`` keeps its documents apart."""
+    """One pass over ``mixture``, with an optimiser of its own. ``name`` keeps its documents apart.
+    The learning rate follows a cosine of ``schedule_steps``, of which ``steps`` are done."""
 
     name: str
     mixture: Mixture
@@ -59,31 +40,47 @@ class Stage:
     learning_rate: float
 
 
+STAGES = (
+    Stage("", FIRST, 2000, 2600, 1.5e-3),
+    Stage("second/", SECOND, 500, 500, 7e-4),
+    Stage("third/", THIRD, 800, 800, 1e-3),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How large, how long and how fast. ``batch_size`` documents make a step, in ``parts`` of
+    like length."""
+
+    stages: tuple[Stage, ...] = STAGES
+    batch_size: int = 25
+    parts: int = 2
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    layers: int = 3
+    width: int = 288
+    mlp: int = 768
+
+
 def pretrain(
-    out: Path, seed: int, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, first: Path | None
+    out: Path, seed: int, recipe: Recipe, tokenizer: PreTrainedTokenizerFast, done: int = 0
 ) -> list[float]:
-    """Trains from random weights in two stages and saves model, tokenizer and ``pretraining.json``
-    in ``out``; ``first`` is a folder that holds the model after the first stage, if there is one.
+    """Trains from random weights, stage by stage, and saves model, tokenizer and
+    ``pretraining.json`` in ``out``, with the model after each stage in ``stage-1`` and so on; the
+    first ``done`` stages are taken from there.
 
     Returns the loss of every step, in nats per token of traces and answers.
     """
     torch.manual_seed(seed)
-    began = time.perf_counter()
-    tokenizer.save_pretrained(out)
-    losses: list[float] = []
-    if first is None:
-        model = new_model(tokenizer, recipe)
-        stage = Stage("", FIRST, recipe.steps, recipe.schedule_steps, recipe.learning_rate)
+    began, losses = time.perf_counter(), []
+    model = new_model(tokenizer, recipe)
+    if done:
+        model = LlamaForCausalLM.from_pretrained(out / f"stage-{done}", dtype=torch.float32).train()
+    for i, stage in enumerate(recipe.stages[done:], start=done + 1):
         losses += train(model, tokenizer, stage, seed, recipe)
-        for part in (model, tokenizer):
-            part.save_pretrained(out / "first")
-        model.save_pretrained(out)
-        first = out
-    model = LlamaForCausalLM.from_pretrained(first, dtype=torch.float32).train()
-    steps = recipe.second_steps
-    stage = Stage("second/", SECOND, steps, steps, recipe.second_rate)
-    losses += train(model, tokenizer, stage, seed, recipe)
+        model.save_pretrained(out / f"stage-{i}")
     model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
     _note(out, seed, recipe, losses, time.perf_counter() - began)
     return losses
 
@@ -182,7 +179,6 @@ def _note(out: Path, seed: int, recipe: Recipe, losses: list[float], seconds: fl
     said = {
         "seed": seed,
         "recipe": asdict(recipe),
-        "mixtures": [asdict(FIRST), asdict(SECOND)],
         "loss": [round(fmean(losses[i : i + 100]), 4) for i in range(0, len(losses), 100)],
         "seconds": round(seconds),
         "torch": torch.__version__,
@@ -195,14 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="of the first stage")
-    parser.add_argument("--second-steps", type=int, default=Recipe.second_steps)
-    parser.add_argument("--first", type=Path, help="a model after the first stage, to go on from")
+    parser.add_argument("--done", type=int, default=0, help="stages that are in OUT already")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    recipe = Recipe(steps=options.steps, second_steps=options.second_steps)
-    known = options.first and PreTrainedTokenizerFast.from_pretrained(options.first)
-    pretrain(options.out, options.seed, recipe, known or build_tokenizer(), options.first)
+    pretrain(options.out, options.seed, Recipe(), build_tokenizer(), options.done)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,19 @@ FIRST = Mixture()
 """Easy problems alone. A model that saw no more than this leaves out steps of a hard problem, so
 that no trace has more than three (README.md)."""
 SECOND = replace(FIRST, hard_share=0.5)
+"""Hard problems too, none of them worked to its end."""
+THIRD = replace(
+    SECOND,
+    hard_share=0.6,
+    hard_kinds=(
+        ("worked", 0.1),
+        ("begun", 0.35),
+        ("copied", 0.2),
+        ("chatter", 0.2),
+        ("empty", 0.15),
+    ),
+)
+"""One hard trace in ten is worked to its end."""
 
 
 @dataclass(frozen=True)
