@@ -242,6 +242,9 @@ def test_a_run_writes_its_file_once(base, tmp_path):
     path.write_bytes(written[:-1])
     save(run, base, tmp_path / "runs")
     assert path.read_bytes() == written[:-1]
+    path.write_text(json.dumps({**found, "pretraining": {}}))
+    with pytest.raises(SystemExit, match="another base"):
+        save(run, base, tmp_path / "runs")
 
 
 def test_the_table_has_every_method_once_per_seed():
