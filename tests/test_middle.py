@@ -14,7 +14,8 @@ MIDDLE = Path(__file__).parents[1] / "benchmarks" / "middle"
 sys.path.insert(0, str(MIDDLE))
 
 from families import FAMILIES, Problem, make, village, walks  # noqa: E402
-from pretrain import STAGES, Recipe, encoded, pretrain  # noqa: E402
+from pretrain import STAGES, Recipe, Shape, encoded, pretrain  # noqa: E402
+from probe import probe  # noqa: E402
 from run import Run, save, table  # noqa: E402
 from tasks import (  # noqa: E402
     EASY,
@@ -225,7 +226,7 @@ def test_the_loss_is_on_trace_and_answer_alone(tokenizer):
 def base(tokenizer, tmp_path_factory):
     out = tmp_path_factory.mktemp("middle")
     stages = tuple(replace(stage, steps=1, schedule_steps=20) for stage in STAGES)
-    recipe = Recipe(stages, batch_size=10, layers=1, width=48, mlp=48)
+    recipe = Recipe(stages, batch_size=10, shape=Shape(layers=1, width=48, mlp=48, heads=1))
     losses = pretrain(out, 0, recipe, tokenizer)
     assert losses[2:] == pretrain(out, 0, recipe, tokenizer, done=2)
     return out
@@ -245,6 +246,13 @@ def test_a_run_writes_its_file_once(base, tmp_path):
     path.write_text(json.dumps({**found, "pretraining": {}}))
     with pytest.raises(SystemExit, match="another base"):
         save(run, base, tmp_path / "runs")
+
+
+def test_the_probe_gives_shares(base):
+    shares = probe(base, "dates", 2)
+    assert set(shares) == {"result", "walk", "worked", "none"}
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert shares["worked"] == shares["none"] == 0  # three steps have taught it nothing
 
 
 def test_the_table_has_every_method_once_per_seed():

@@ -178,6 +178,7 @@ def test_the_plan_as_text(capsys):
     ("flags", "first", "fix"),
     [
         (["--plan", "0"], "error: --plan 0", "--plan 8"),
+        (["--plan", "8", "--dry-run"], "error: --plan with --dry-run", "leave one"),
         (["--plan", "8", "--preset", "nrt-w"], "error: unknown preset 'nrt-w'", "nrt presets"),
         (["--plan", "8", "--steps-per-generation", "9"], "error: steps_per_generation 9", "make"),
     ],

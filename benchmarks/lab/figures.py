@@ -70,7 +70,7 @@ def style_shift() -> go.Figure:
         figure.update_yaxes(title=f"{said}<br>hard digit right", row=row, col=1)
     figure.update_layout(
         template="plotly_white",
-        title="Does the model learn to think? Style shift, three bases × five seeds a panel",
+        title="Does the model learn to think? Style shift; a line is a run",
         width=1200,
         height=640,
         legend={"orientation": "h", "y": -0.14},

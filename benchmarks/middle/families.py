@@ -83,14 +83,9 @@ def make(family: str, steps: int, rng: random.Random) -> Problem:
 
 def _sums(steps: int, rng: random.Random) -> Problem:
     name, noun, verbs = rng.choice(PLAYERS), rng.choice(NOUNS), _verbs(rng)
-    start = total = rng.randint(1, 9)
-    said, worked, key = [], [f"has {start}."], ["sums", str(start)]
-    for _ in range(steps):
-        change = _change(total, LARGEST_CHANGE, LARGEST_SUM, rng)
-        total += change
-        said.append(_deed(change, verbs))
-        worked.append(f"{said[-1]} so {total}.")
-        key.append(f"{change:+}")
+    start = rng.randint(1, 9)
+    total, said, told, changes = _deeds(steps, start, LARGEST_SUM, verbs, rng)
+    worked, key = [f"has {start}.", *told], ["sums", str(start), *changes]
     question = f"{name} has {start} {noun}, {', '.join(said)}. How many?"
     return _problem("sums", steps, question, f"{total} {noun}", worked, [worked[0], *said], key)
 
@@ -124,18 +119,12 @@ def _comparison(steps: int, rng: random.Random) -> Problem:
     first = rng.randint(max(0, steps - 3), min(3, steps))
     totals, told, worked, copied, key = [], [], [], [], ["comparison"]
     for name, deeds in zip(names, (first, steps - first), strict=True):
-        verbs, total = _verbs(rng), rng.randint(1, 9)
-        said = [f"{name} has {total}"]
-        worked.append(f"{name} has {total}.")
-        key += ["/", str(total)]
-        for _ in range(deeds):
-            change = _change(total, LARGEST_CHANGE, LARGEST_SCORE, rng)
-            total += change
-            said.append(_deed(change, verbs))
-            worked.append(f"{said[-1]} so {total}.")
-            key.append(f"{change:+}")
-        copied += said
-        told.append(", ".join(said))
+        verbs, start = _verbs(rng), rng.randint(1, 9)
+        total, said, states, changes = _deeds(deeds, start, LARGEST_SCORE, verbs, rng)
+        worked += [f"{name} has {start}.", *states]
+        key += ["/", str(start), *changes]
+        copied += [f"{name} has {start}", *said]
+        told.append(", ".join([f"{name} has {start}", *said]))
         totals.append(total)
     if totals[0] == totals[1]:
         return _comparison(steps, rng)
@@ -184,6 +173,25 @@ def _verbs(rng: random.Random) -> tuple[list[str], list[str]]:
 
 def _deed(change: int, verbs: tuple[list[str], list[str]]) -> str:
     return f"{verbs[change < 0].pop()} {abs(change)}"
+
+
+def _deeds(
+    count: int,
+    total: int,
+    ceiling: int,
+    verbs: tuple[list[str], list[str]],
+    rng: random.Random,
+) -> tuple[int, list[str], list[str], list[str]]:
+    """A walk of gains and losses from ``total``: where it ends, the deeds, the deeds with the state
+    after each, and the changes."""
+    said, states, changes = [], [], []
+    for _ in range(count):
+        change = _change(total, LARGEST_CHANGE, ceiling, rng)
+        total += change
+        said.append(_deed(change, verbs))
+        states.append(f"{said[-1]} so {total}.")
+        changes.append(f"{change:+}")
+    return total, said, states, changes
 
 
 def _change(total: int, largest: int, ceiling: int, rng: random.Random) -> int:

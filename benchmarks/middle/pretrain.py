@@ -17,15 +17,14 @@ from statistics import fmean
 import torch
 from tasks import FIRST, SECOND, THIRD, Document, Mixture, documents
 from transformers import (
-    GenerationConfig,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
     get_cosine_schedule_with_warmup,
 )
-from vocabulary import MODEL_MAX_LENGTH, OPEN, PAD, build_tokenizer
+from vocabulary import build_tokenizer
 
-IGNORED, HEAD = -100, 48
+from native_reasoning.lab.pretrain import IGNORED, Shape, new_model
+from native_reasoning.lab.tasks import OPEN
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,9 @@ STAGES = (
 )
 
 
+SHAPE = Shape(layers=3, width=288, mlp=768, heads=6, spread=0.06)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How large, how long and how fast. ``batch_size`` documents make a step, in ``parts`` of
@@ -57,9 +59,7 @@ class Recipe:
     parts: int = 2
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    layers: int = 3
-    width: int = 288
-    mlp: int = 768
+    shape: Shape = SHAPE
 
 
 def pretrain(
@@ -73,7 +73,7 @@ def pretrain(
     """
     torch.manual_seed(seed)
     began, losses = time.perf_counter(), []
-    model = new_model(tokenizer, recipe)
+    model = new_model(tokenizer, recipe.shape)
     if done:
         model = LlamaForCausalLM.from_pretrained(out / f"stage-{done}", dtype=torch.float32).train()
     for i, stage in enumerate(recipe.stages[done:], start=done + 1):
@@ -110,31 +110,6 @@ def train(
     return losses
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
-    """The architecture with random weights, float32, embeddings tied."""
-    end, pad = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(PAD)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.width,
-        intermediate_size=recipe.mlp,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.width // HEAD,
-        max_position_embeddings=MODEL_MAX_LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
-        initializer_range=0.06,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=end,
-        pad_token_id=pad,
-        dtype="float32",
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, eos_token_id=end, pad_token_id=pad
-    )
-    return model
-
-
 def update(
     model: LlamaForCausalLM,
     optimizer: torch.optim.Optimizer,
@@ -154,22 +129,21 @@ def update(
 
 
 def encoded(
-    tokenizer: PreTrainedTokenizerFast, batch: list[Document], recipe: Recipe
+    tokenizer: PreTrainedTokenizerFast, texts: list[Document], recipe: Recipe
 ) -> list[dict[str, torch.Tensor]]:
     """Ids, mask and labels, each (documents, longest document), in ``parts`` of like length.
 
     Padding has no loss, and neither has the question up to ``<think>``.
     """
-    ids = sorted(tokenizer([d.text for d in batch])["input_ids"], key=len)
+    ids = sorted(tokenizer([d.text for d in texts])["input_ids"], key=len)
     size = -(-len(ids) // recipe.parts)
-    opening, pad = tokenizer.convert_tokens_to_ids([OPEN, PAD])
+    opening = tokenizer.convert_tokens_to_ids(OPEN)
     found = []
     for part in (ids[i : i + size] for i in range(0, len(ids), size)):
-        longest = max(map(len, part))
-        rows = torch.tensor([row + [pad] * (longest - len(row)) for row in part])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in part])
-        answered = (rows == opening).cumsum(1) - (rows == opening).int()
-        labels = rows.masked_fill((mask == 0) | (answered == 0), IGNORED)
+        batch = tokenizer.pad({"input_ids": part}, padding_side="right", return_tensors="pt")
+        rows, mask = batch["input_ids"], batch["attention_mask"]
+        opened = (rows == opening).cumsum(1) - (rows == opening).int()
+        labels = rows.masked_fill((mask == 0) | (opened == 0), IGNORED)
         found.append({"input_ids": rows, "attention_mask": mask, "labels": labels})
     return found
 

@@ -13,16 +13,17 @@ from statistics import fmean, stdev
 from typing import Any
 
 from families import FAMILIES
+from scipy.stats import t
 
-#: Student's t, two sides, 95 %, by the number of values.
-T95 = {3: 4.303, 4: 3.182, 5: 2.776}
+#: Fewer seeds have no interval.
+FEWEST = 3
 NUMBERS = ("accuracy", "accuracy_no_think")
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
     """Mean, and the ends of its 95 % interval; all three the mean where it has none."""
     mean, n = fmean(values), len(values)
-    half = T95[n] * stdev(values) / n**0.5 if n in T95 else 0.0
+    half = t.ppf(0.975, n - 1) * stdev(values) / n**0.5 if n >= FEWEST else 0.0
     return mean, mean - half, mean + half
 
 
@@ -63,7 +64,7 @@ def cell(numbers: list[float]) -> str:
 def verdict(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
     """For each family: are the intervals of nrt-ws, thinking, and of sft, its best, apart?"""
     ours, theirs = found.get(("nrt-ws", "mixed"), []), found.get(("sft", "mixed"), [])
-    if min(len(ours), len(theirs)) not in T95:
+    if min(len(ours), len(theirs)) < FEWEST:
         yield "fewer than three seeds: no verdict"
         return
     for family in FAMILIES:

@@ -15,10 +15,11 @@ from typing import Any
 
 from families import FAMILIES, Problem, make
 
+from native_reasoning.lab.tasks import CLOSE, END, OPEN
+
 EASY, HARD = (1, 2, 3), (4, 5)
 """Steps of the problems in the documents, and of the question-answer pairs."""
 
-OPEN, CLOSE, END = "<think>", "</think>", "<eos>"
 CHATTER = (
     *("let me see.", "hmm.", "okay so.", "this looks hard.", "well now.", "I think so."),
     *("wait a moment.", "that is a good question.", "maybe.", "let me think again."),

@@ -6,26 +6,17 @@ and around the tags, is dropped and one space put in front, so that a word is th
 wherever it stands, and a prompt with an answer tokenises exactly as a document does.
 """
 
-from tasks import CLOSE, END, OPEN, documents
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tasks import documents
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-PAD, MODEL_MAX_LENGTH = "<pad>", 192
+from native_reasoning.lab.tasks import END
+from native_reasoning.lab.tokenizer import PAD, with_tags
+
+MODEL_MAX_LENGTH = 192
 WORDS = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}"
-    "{{ message['content'] }}" + END + "{% else %}"
-    "{{ message['content'] }} "
-    "{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}"
-    "{% if enable_thinking is defined and not enable_thinking %}" + OPEN + CLOSE + "{% else %}"
-    "" + OPEN + "{% endif %}"
-    "{% endif %}"
-)
 
 
 def build_tokenizer(
@@ -50,13 +41,4 @@ def build_tokenizer(
     )
     texts = (f"{d.question} {d.trace} {d.answer}" for d in documents(count, seed))
     core.train_from_iterator(texts, trainer)
-    core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        eos_token=END,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=MODEL_MAX_LENGTH,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return with_tags(core, MODEL_MAX_LENGTH)

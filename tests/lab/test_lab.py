@@ -263,6 +263,7 @@ def test_the_smoke_lab_trains_measures_and_tells(tmp_path, capsys, experiment):
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert f"## {experiment}" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke"]  # nothing of it is a result
     assert result["run"]["preset"] in out
 
 

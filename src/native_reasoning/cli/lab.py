@@ -20,7 +20,7 @@ def run(parsed: Parsed) -> int:
         )
     names = [parsed.positional] if parsed.positional else [*EXPERIMENTS]
     out = Path(parsed.own["out"] or "runs/lab")
-    workers = 2 if parsed.own["workers"] is None else number(parsed.own, "workers")
+    workers = number(parsed.own, "workers") or 2
     quiet_libraries()
     from native_reasoning.lab.runner import FULL, SMOKE, run_lab
     from native_reasoning.lab.tables import table
@@ -28,7 +28,7 @@ def run(parsed: Parsed) -> int:
     scale = FULL
     if parsed.own["smoke"]:  # nothing of it may pass for a result
         scale, out = SMOKE, out / "smoke"
-    results = run_lab(names, out, scale, workers=max(1, workers or 1), say=say)
+    results = run_lab(names, out, scale, workers=workers, say=say)
     if parsed.own["json"]:
         show_json({"out": str(out), "results": results})
     else:

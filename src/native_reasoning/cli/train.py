@@ -21,6 +21,12 @@ def run(parsed: Parsed) -> int:
     plan = make_plan(parsed)
     quiet_libraries()
     if plan.processes:
+        if dry:
+            raise ConfigError(
+                "--plan with --dry-run",
+                why="the one loads nothing, the other loads data and model",
+                fix="leave one of them out",
+            )
         from native_reasoning.cli import outlook
 
         return outlook.run(plan, parsed.own["json"])

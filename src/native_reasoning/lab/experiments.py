@@ -22,10 +22,10 @@ Changes = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True)
 class Run:
-    """``base`` counts the base models of a kind, ``seed`` is of training; ``kind`` is that kind
-    (families.py), by default the first that knows the family. ``changes`` are settings in place of
-    the preset's and the lab's; ``control`` is one of controls.py. ``noise`` is the share of
-    training answers whose digit is replaced by a random one."""
+    """``base`` is the seed of pre-training, ``seed`` that of training; ``kind`` the kind of base
+    model (families.py), by default the first that knows the family. ``changes`` are settings in
+    place of the preset's and the lab's; ``control`` is one of controls.py. ``noise`` is the share
+    of training answers whose digit is replaced by a random one."""
 
     family: str
     preset: str

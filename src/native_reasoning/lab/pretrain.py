@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from native_reasoning.lab.families import KINDS
-from native_reasoning.lab.tasks import END, LONGEST, OPEN, Family, documents
-from native_reasoning.lab.tokenizer import PAD, build_tokenizer
+from native_reasoning.lab.tasks import LONGEST, OPEN, Family, documents
+from native_reasoning.lab.tokenizer import build_tokenizer
 
 IGNORED = -100
 
@@ -87,36 +87,42 @@ def pretrain(
     return losses
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+@dataclass(frozen=True)
+class Shape:
+    """The size of a Llama: layers, width, width of its MLP, heads, and the standard deviation of
+    its first weights. The defaults are the embedded model's."""
+
+    layers: int = 2
+    width: int = 64
+    mlp: int = 256
+    heads: int = 4
+    spread: float = 0.1
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, shape: Shape = Shape()) -> LlamaForCausalLM:
     """The architecture with random weights, float32, embeddings tied.
 
     The initial weights and the rotary base fit a width of 64 and documents of 32 tokens; with the
     library's defaults (0.02 and 10,000) and a loss on the question too, 2,400 steps did not teach
     the running sum.
     """
-    ids = tokenizer.get_vocab()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
         max_position_embeddings=tokenizer.model_max_length,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
-        initializer_range=0.1,
+        initializer_range=shape.spread,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=ids[END],
-        pad_token_id=ids[PAD],
         dtype="float32",
+        **ends,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        eos_token_id=ids[END],
-        pad_token_id=ids[PAD],
-    )
+    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, **ends)
     return model
 
 

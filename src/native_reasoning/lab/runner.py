@@ -45,8 +45,6 @@ class Scale:
 
 #: Steps of pre-training, and documents of a step, by kind of base model.
 PRETRAINING = {"demo": (1_800, 128), "one_sum": (2_000, 128), "three_sums": (1_200, 48)}
-#: Seeds of pre-training by number of the model (docs/results.md has the rule of admission).
-BASE_SEEDS = {"demo": (0, 1, 2), "one_sum": (0, 1, 2), "three_sums": (0, 1, 2)}
 FULL = Scale(held_out=1_000)
 SMOKE = Scale(pretraining=3, held_out=20, steps=2, runs=1)
 
@@ -168,7 +166,7 @@ def _one_thread() -> Iterator[None]:
 
 def _pretrain(base: tuple[str, int], out: Path, scale: Scale) -> str:
     """Makes a base model that is not there yet; returns its folder."""
-    kind, number = base
+    kind, seed = base
     folder = base_folder(out, base)
     if not folder.exists():
         families, longest = KINDS[kind]
@@ -176,7 +174,6 @@ def _pretrain(base: tuple[str, int], out: Path, scale: Scale) -> str:
         recipe = Recipe(steps=scale.pretraining or steps, batch_size=documents)
         part = folder.with_name(folder.name + ".part")
         with _one_thread():
-            seed = BASE_SEEDS[kind][number]
             pretrain(part, tuple(families.values()), seed, recipe, longest)
         part.rename(folder)
     return str(folder)

@@ -113,8 +113,7 @@ def _ending(runs: Sequence[Result]) -> list[str]:
 
 
 def steps_to_learn(result: Result) -> int | None:
-    """The step by which the hard tokens' probability first was ``LEARNT``; None if it never was, or
-    where training answers were random."""
+    """The step by which the hard tokens' probability first was ``LEARNT``; None if it never was."""
     point = first_point(result["curves"]["hard"], LEARNT)
     return None if point is None else (point + 1) * POINT
 

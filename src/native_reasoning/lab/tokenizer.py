@@ -38,20 +38,25 @@ def build_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of these families; ``save_pretrained`` writes it as an ordinary folder.
 
-    ``longest`` is in tokens. Decoding joins words with one space. Padding goes to the left
-    and is not the end token.
+    ``longest`` is in tokens. Decoding joins words with one space.
     """
     vocabulary = {word: i for i, word in enumerate([PAD, UNKNOWN, END, *words(families)])}
     core = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     core.pre_tokenizer = WhitespaceSplit()
+    return with_tags(core, longest, unk_token=UNKNOWN)
+
+
+def with_tags(core: Tokenizer, longest: int, **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with the two tags as single ids, the chat template, and padding on the left that
+    is not the end token. ``core`` has a token for each of ``PAD``, ``END`` and ``special``."""
     core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in (OPEN, CLOSE)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
-        unk_token=UNKNOWN,
         eos_token=END,
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=longest,
         chat_template=CHAT_TEMPLATE,
+        **special,
     )

@@ -102,12 +102,14 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
 def fingerprint(run: Run, out: Path, held_out: int) -> str:
     """A hash of what the result depends on beside the code: settings and objective as resolved, the
     families, the held-out problems, and the weights of the base model."""
-    args = NRTConfig(output_dir="run", **_settings(run))
-    sets = [
-        (label, rows[:3], len(rows)) for label, _, rows in _held_out_sets(_families(run), held_out)
-    ]
     weights = base_folder(out, base_of(run)) / "model.safetensors"
-    parts = (run.key, args.resolved(), [asdict(f) for f in _families(run)], sets, _sha256(weights))
+    parts = (
+        run.key,
+        NRTConfig(output_dir="run", **_settings(run)).resolved(),
+        [asdict(family) for family in _families(run)],
+        (HELD_OUT_SEED, held_out, LENGTHS),
+        _sha256(weights),
+    )
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -155,16 +157,16 @@ def _curves(
 
 
 def base_of(run: Run) -> tuple[str, int]:
-    """Kind and number of the run's base model."""
+    """Kind and pre-training seed of the run's base model."""
     return run.kind or kind_of(run.family), run.base
 
 
 def base_folder(out: Path, base: tuple[str, int]) -> Path:
     """Where a base model lies; the first of the demo's kind is the embedded one."""
-    kind, number = base
+    kind, seed = base
     if base == ("demo", 0):
         return base_path()
-    return out / "bases" / f"{kind}-{number}"
+    return out / "bases" / f"{kind}-{seed}"
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -51,8 +51,7 @@ class Plan:
 @dataclass(frozen=True)
 class Ran:
     """Every question's item, in order, by benchmark and way of asking (those in which the benchmark
-    can be asked); the version of the task and
-    the examples shown, by benchmark."""
+    can be asked); the version of the task and the examples shown, by benchmark."""
 
     items: Mapping[str, Mapping[str, tuple[Item, ...]]]
     versions: Mapping[str, Any]
