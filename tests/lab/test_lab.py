@@ -244,12 +244,18 @@ def test_tables_name_what_was_changed():
     run = Run("style_shift", "nrt-ws", 0, 0, 10, changes=changed.changes)
     assert label_of(json.loads(run.key)) == ("style_shift", "nrt-ws", changed.name, "10")
     results = [result_of(replace(run, seed=seed)) for seed in range(3)]
-    text = table("settings", results)
-    row = text.splitlines()[-1]
-    begin = f"| style_shift | `nrt-ws` | {changed.name} | 10 | 3 | 3 (3; 44–100%) | 20 (3 runs) |"
-    assert row.startswith(f"{begin} 3, 3 back after 10 |")
+    said, _, heads, _, row = table("settings", results, full=True).splitlines()[-5:]
+    assert said == (
+        f"All rows: family style_shift, preset `nrt-ws`, changed {changed.name}, steps 10, runs 3."
+    )
+    assert row.startswith("| 3 (3; 44–100%) | 20 (3 runs) | 3, 3 back after 10 |")
     assert row.endswith("| 3 drifting | 7,000 | 1 |")
-    assert EXPERIMENTS["settings"].question in text
+    assert "specificity" not in heads  # no run has one
+    text = table("settings", [*results, result_of(Run("style_shift", "sft", 0, 0, 10))])
+    assert text.startswith(EXPERIMENTS["settings"].question)
+    assert "steps 10." in text
+    assert f"| `nrt-ws` | {changed.name} | 3 | 3 (3; 44–100%) |" in text
+    assert "guard" not in text
 
 
 @pytest.mark.parametrize("experiment", ["unanswerable", "long"])

@@ -32,5 +32,7 @@ def run(parsed: Parsed) -> int:
     if parsed.own["json"]:
         show_json({"out": str(out), "results": results})
     else:
-        show("\n\n".join(f"## {name}\n\n{table(name, results[name])}" for name in names))
+        full = bool(parsed.own["full"])
+        texts = [f"## {name}\n\n{table(name, results[name], full)}" for name in names]
+        show("\n\n".join(texts))
     return 0

@@ -166,6 +166,7 @@ VERBS = {
             (
                 Flag("--out", "folder of base models and results (runs/lab)", "DIR"),
                 Flag("--workers", "runs at once, one thread each (2)", "N"),
+                Flag("--full", "every column of the tables", kind="switch"),
                 Flag("--smoke", "two steps of one run of each: does it work?", kind="switch"),
                 _JSON,
             ),

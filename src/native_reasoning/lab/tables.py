@@ -20,21 +20,41 @@ _SHARES = {
     "useful": "useful, %",
 }
 _NUMBERS = {"uplift_hard": "uplift, hard", "trace_length": "length"}
-_HEADS = ("family", "preset", "changed", "steps", "runs", "learnt", "steps to learn", "emptied")
+_LABELS = ("family", "preset", "changed", "steps", "runs")
+_LEARNING = ("learnt", "steps to learn", "emptied")
 _ENDS = ("entropy", "specificity", "guard", "sampled tokens", "CPU s")
+#: What the brief table leaves out.
+_FULL_ONLY = {"greedy, %", "useful, %", *_ENDS}
 
 
-def table(name: str, results: Sequence[Result]) -> str:
-    """The experiment's question and table."""
+def table(name: str, results: Sequence[Result], full: bool = False) -> str:
+    """The experiment's question and table, in ``full`` with every column.
+
+    What is the same in all rows is said above them, and a column that is empty is left out.
+    """
     cells: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         cells.setdefault(label_of(result["run"]), []).append(result)
-    heads = [*_HEADS, *_SHARES.values(), *_NUMBERS.values(), *_ENDS]
-    lines = [EXPERIMENTS[name].question, "", _row(heads), _row(["---"] * len(heads))]
-    for label, runs in cells.items():
-        for held_out in runs[0]["held_out"]:
-            lines.append(_row(_cell(label, held_out, runs)))
-    return "\n".join(lines) + "\n"
+    rows = [
+        _cell(label, held_out, runs)
+        for label, runs in cells.items()
+        for held_out in runs[0]["held_out"]
+    ]
+    same = [head for head in _LABELS if len({row[head] for row in rows}) == 1]
+    heads = [
+        head
+        for head in rows[0]
+        if head not in same and any(row[head] for row in rows) and (full or head not in _FULL_ONLY)
+    ]
+    said = ", ".join(f"{head} {rows[0][head]}" for head in same if rows[0][head])
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    lines += [_row([row[head] for head in heads]) for row in rows]
+    return (
+        "\n".join(
+            [EXPERIMENTS[name].question, *([f"All rows: {said}."] if said else []), "", *lines]
+        )
+        + "\n"
+    )
 
 
 def label_of(run: dict[str, Any]) -> tuple[str, ...]:
@@ -48,24 +68,19 @@ def label_of(run: dict[str, Any]) -> tuple[str, ...]:
     return run["family"], run["preset"], told, str(run["steps"])
 
 
-def _cell(label: tuple[str, ...], held_out: str, runs: Sequence[Result]) -> list[str]:
+def _cell(label: tuple[str, ...], held_out: str, runs: Sequence[Result]) -> dict[str, str]:
+    """A row by its heads."""
     family, preset, changed, steps = label
     several = len(runs[0]["held_out"]) > 1
     sets = [run["held_out"][held_out] for run in runs]
-    shares = [_spread([100 * one[key] for one in sets], 1) for key in _SHARES]
-    numbers = [_spread([one[key] for one in sets], 2) for key in _NUMBERS]
-    return [
-        held_out if several else family,
-        f"`{preset}`",
-        changed,
-        steps,
-        str(len(runs)),
-        *_learning(runs, sets),
-        _emptied(runs),
-        *shares,
-        *numbers,
-        *_ending(runs),
-    ]
+    labels = [held_out if several else family, f"`{preset}`", changed, steps, str(len(runs))]
+    return {
+        **dict(zip(_LABELS, labels, strict=True)),
+        **dict(zip(_LEARNING, [*_learning(runs, sets), _emptied(runs)], strict=True)),
+        **{head: _spread([100 * one[key] for one in sets], 1) for key, head in _SHARES.items()},
+        **{head: _spread([one[key] for one in sets], 2) for key, head in _NUMBERS.items()},
+        **dict(zip(_ENDS, _ending(runs), strict=True)),
+    }
 
 
 def _learning(runs: Sequence[Result], sets: Sequence[dict[str, float]]) -> list[str]:
