@@ -12,6 +12,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from native_reasoning.errors import ConfigError
 from native_reasoning.evaluate.suite.asked import load_asked
 from native_reasoning.evaluate.suite.benchmarks import BENCHMARKS, chosen
 from native_reasoning.evaluate.suite.needs import sentence_rules
@@ -155,3 +156,12 @@ def test_smollm2(rules, tmp_path):
     names = ("mmlu", "truthfulqa", "drop", "popqa", "gsm8k", "bbh")
     some = tuple(BENCHMARKS[name] for name in names)
     assert_equal(folder, Plan(some, ("off",), data, 2, gen_kwargs={"max_gen_toks": 8}), tmp_path)
+
+
+def test_turns_of_a_model_without_a_chat_template_are_refused(tiny, data, tmp_path):
+    config = settings(tmp_path)
+    asked = load_asked(tiny, config, ("off",))
+    asked.tokenizer.chat_template = None
+    plan = Plan(chosen("nrt9", "popqa"), ("off",), data_dir=data, chat=True)
+    with pytest.raises(ConfigError, match="no chat template"):
+        run_suite(asked, config, plan, lambda text: None)

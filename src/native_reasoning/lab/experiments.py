@@ -123,6 +123,18 @@ def _rates() -> list[Run]:
     ]
 
 
+#: What came out (tables.best_changes of the committed rates.jsonl; tests compare).
+BEST: dict[str, Changes] = {}
+
+
+def _best() -> list[Run]:
+    return [
+        run
+        for preset, changes in BEST.items()
+        for run in _cells(["style_shift"], [preset], 120, changes=changes)
+    ]
+
+
 MIXTURES = ("mixture_05", "mixture_10", "mixture_20", "style_shift", "mixture_50")
 USEFUL = ("useful_01", "useful_03", "useful_20")
 CONTROLS = ("reversed", "no_shift", "middle", "uncertain", "unanswered")
@@ -195,7 +207,8 @@ EXPERIMENTS = {
         Experiment("style", "Which rewards collapse where thinking costs style?", _style),
         Experiment("bases", "Is it the same from another kind of base model?", _bases),
         Experiment("presets", "What do all methods' recipes do there in 100 steps?", _presets),
-        Experiment("rates", "With the learning rate and answer weight that suit each?", _rates),
+        Experiment("rates", "Which learning rate and answer weight suit each?", _rates),
+        Experiment("best", "And with these, which rewards learn?", _best),
         Experiment("tasks", "What of the task decides it?", _tasks),
         Experiment("settings", "What of the objective decides it?", _settings),
         Experiment("long", "And on long answers, with several hard tokens?", _long),

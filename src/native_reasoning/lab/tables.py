@@ -133,6 +133,20 @@ def steps_to_learn(result: Result) -> int | None:
     return None if point is None else (point + 1) * POINT
 
 
+def best_changes(results: Sequence[Result]) -> dict[str, tuple[tuple[str, Any], ...]]:
+    """For each preset the changed settings whose runs have the highest mean accuracy; of equal ones
+    the first."""
+    found: dict[str, dict[tuple[tuple[str, Any], ...], list[float]]] = {}
+    for result in results:
+        run, (held_out, *_) = result["run"], result["held_out"].values()
+        changes = tuple((name, value) for name, value in run["changes"])
+        found.setdefault(run["preset"], {}).setdefault(changes, []).append(held_out["accuracy"])
+    return {
+        preset: max(tried, key=lambda changes: fmean(tried[changes]))
+        for preset, tried in found.items()
+    }
+
+
 def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share, k of n (Wilson 1927).
 

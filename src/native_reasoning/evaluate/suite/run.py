@@ -66,6 +66,12 @@ def run_suite(asked: Asked, config: NRTConfig, plan: Plan, say: Callable[[str], 
             "humaneval: no user namespaces on this machine, so the code that the model writes can "
             "change files; SECURITY.md says what is held off"
         )
+    if plan.chat and asked.tokenizer.chat_template is None:
+        raise ConfigError(
+            "the tokenizer has no chat template",
+            why="with --apply-chat-template every question becomes a turn of a conversation",
+            fix="leave it out, or name a Jinja file with --chat-template-path",
+        )
     _say_left_out(asked, plan, say)
     rules = None
     if any(b.name == "ifeval" for b in plan.benchmarks):
