@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from native_reasoning.cli import main
 from native_reasoning.errors import RunError
 from native_reasoning.lab import runner, trial
 from native_reasoning.lab.controls import watched
-from native_reasoning.lab.experiments import EXPERIMENTS, SETTINGS, Run
+from native_reasoning.lab.experiments import BEST, EXPERIMENTS, SETTINGS, Run
 from native_reasoning.lab.measure import digits_right, first_point, state_of
-from native_reasoning.lab.tables import label_of, steps_to_learn, table, wilson
+from native_reasoning.lab.tables import best_changes, label_of, steps_to_learn, table, wilson
 from native_reasoning.objective import preset_objective
 
 HARD = (1, 3)
@@ -256,6 +257,24 @@ def test_tables_name_what_was_changed():
     assert "steps 10." in text
     assert f"| `nrt-ws` | {changed.name} | 3 | 3 (3; 44–100%) |" in text
     assert "guard" not in text
+
+
+def test_the_best_settings_are_those_of_the_committed_results():
+    results = runner.read_results(Path(__file__).parents[2] / "benchmarks" / "lab", "rates")
+    assert best_changes(results) == BEST
+    assert len(results) == len([*EXPERIMENTS["rates"].runs()])
+
+
+def test_the_best_settings_have_the_highest_mean():
+    tried = (("learning_rate", 1.0),), (("learning_rate", 2.0),)
+    results = [
+        result_of(Run("style_shift", "nrt-ws", 0, seed, 10, changes=changes))
+        for changes in tried
+        for seed in (0, 1)
+    ]
+    for result, accuracy in zip(results, (0.9, 0.1, 0.6, 0.6), strict=True):
+        result["held_out"]["style_shift"]["accuracy"] = accuracy
+    assert best_changes(results) == {"nrt-ws": tried[1]}
 
 
 @pytest.mark.parametrize("experiment", ["unanswerable", "long"])

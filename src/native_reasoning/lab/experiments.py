@@ -124,7 +124,12 @@ def _rates() -> list[Run]:
 
 
 #: What came out (tables.best_changes of the committed rates.jsonl; tests compare).
-BEST: dict[str, Changes] = {}
+BEST: dict[str, Changes] = {
+    "nrt-ws": (("learning_rate", 5e-4), ("answer_coef", 0.0)),
+    "nrt-am": (("learning_rate", 5e-4), ("answer_coef", 1.0)),
+    "nrt-logp": (("learning_rate", 5e-4), ("answer_coef", 1.0)),
+    "nrt-am-released": (("learning_rate", 2e-4), ("answer_coef", 1.0)),
+}
 
 
 def _best() -> list[Run]:
