@@ -1,11 +1,11 @@
 """The families of the experiments: what each changes, and that nothing held out leaks."""
 
 from collections import Counter
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import pytest
 
-from native_reasoning.lab.experiments import EXPERIMENTS
+from native_reasoning.lab.experiments import BASES, EXPERIMENTS, Run
 from native_reasoning.lab.families import EXPERIMENTAL, KINDS
 from native_reasoning.lab.tasks import (
     STYLES,
@@ -17,6 +17,7 @@ from native_reasoning.lab.tasks import (
     words,
 )
 from native_reasoning.lab.tokenizer import build_tokenizer
+from native_reasoning.lab.trial import base_of
 
 B = {b for _, b in STYLES}
 
@@ -125,11 +126,12 @@ def test_every_experiment_has_different_runs_on_families_that_exist():
 
 def test_every_cell_has_five_seeds_on_three_bases_but_the_tuning():
     for experiment in EXPERIMENTS.values():
-        cells: dict[tuple, set[tuple[int, int]]] = {}
+        cells: dict[Run, set[tuple[int, int]]] = {}
         for run in experiment.runs():
-            cell = (*astuple(replace(run, base=0, seed=0)),)
+            cell = replace(run, base=0, seed=0)
             cells.setdefault(cell, set()).add((run.base, run.seed))
-        for pairs in cells.values():
+        for run, pairs in cells.items():
             if experiment.name != "rates":
                 assert len(pairs) >= 5
-                assert {base for base, _ in pairs} == {0, 1, 2}
+                kind, _ = base_of(run)
+                assert {base for base, _ in pairs} == {*BASES[kind]}
