@@ -12,8 +12,8 @@ from typing import Any
 from native_reasoning.lab.families import kind_of
 
 #: Pre-training seeds of the three base models of a kind: the first that were admitted
-#: (benchmarks/lab/bases.py; one_sum's seed 2 was not).
-BASES = {"demo": (0, 1, 2), "one_sum": (0, 1, 3), "three_sums": (0, 1, 2)}
+#: (benchmarks/lab/bases.py; one_sum's seeds 2 and 3 were not).
+BASES = {"demo": (0, 1, 2), "one_sum": (0, 1, 4), "three_sums": (0, 1, 2)}
 SEEDS = (0, 1, 2, 3, 4)
 #: (place in BASES, training seed) of experiments with five runs a cell.
 PAIRS = ((0, 0), (1, 1), (2, 2), (0, 3), (1, 4))
