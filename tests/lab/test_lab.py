@@ -249,7 +249,7 @@ def test_tables_name_what_was_changed():
     assert said == (
         f"All rows: family style_shift, preset `nrt-ws`, changed {changed.name}, steps 10, runs 3."
     )
-    assert row.startswith("| 3 (3; 44–100%) | 20 (3 runs) | 3, 3 back after 10 |")
+    assert row.startswith("| 3 (3; 44–100%) | 20 (3 runs) | 95 (95–95) | 3, 3 back after 10 |")
     assert row.endswith("| 3 drifting | 7,000 | 1 |")
     assert "specificity" not in heads  # no run has one
     text = table("settings", [*results, result_of(Run("style_shift", "sft", 0, 0, 10))])

@@ -21,7 +21,7 @@ _SHARES = {
 }
 _NUMBERS = {"uplift_hard": "uplift, hard", "trace_length": "length"}
 _LABELS = ("family", "preset", "changed", "steps", "runs")
-_LEARNING = ("learnt", "steps to learn", "emptied")
+_LEARNING = ("learnt", "steps to learn", "most empty, %", "emptied")
 _ENDS = ("entropy", "specificity", "guard", "sampled tokens", "CPU s")
 #: What the brief table leaves out.
 _FULL_ONLY = {"greedy, %", "useful, %", *_ENDS}
@@ -76,7 +76,9 @@ def _cell(label: tuple[str, ...], held_out: str, runs: Sequence[Result]) -> dict
     labels = [held_out if several else family, f"`{preset}`", changed, steps, str(len(runs))]
     return {
         **dict(zip(_LABELS, labels, strict=True)),
-        **dict(zip(_LEARNING, [*_learning(runs, sets), _emptied(runs)], strict=True)),
+        **dict(
+            zip(_LEARNING, [*_learning(runs, sets), _most_empty(runs), _emptied(runs)], strict=True)
+        ),
         **{head: _spread([100 * one[key] for one in sets], 1) for key, head in _SHARES.items()},
         **{head: _spread([one[key] for one in sets], 2) for key, head in _NUMBERS.items()},
         **dict(zip(_ENDS, _ending(runs), strict=True)),
@@ -96,6 +98,12 @@ def _learning(runs: Sequence[Result], sets: Sequence[dict[str, float]]) -> list[
         f"{sum(learnt)} ({'+'.join(map(str, by_base))}; {_percent(wilson(sum(learnt), len(runs)))})"
     )
     return [counted, f"{median(steps):.0f} ({len(steps)} runs)" if steps else ""]
+
+
+def _most_empty(runs: Sequence[Result]) -> str:
+    """The largest share of empty traces in a run, at any point of its curve."""
+    shares = [100 * max(e) for run in runs if (e := run["curves"].get("empty"))]
+    return _spread(shares, 0) if shares else ""
 
 
 def _emptied(runs: Sequence[Result]) -> str:
