@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -106,7 +107,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast, shape: Shape = Shape()) -> Lla
     library's defaults (0.02 and 10,000) and a loss on the question too, 2,400 steps did not teach
     the running sum.
     """
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends: dict[str, Any] = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.width,
