@@ -162,7 +162,7 @@ VERBS = {
             "Pre-trains tiny base models and trains each objective from them, several seeds each, "
             "on tasks whose\nanswers hide a hard token. What --out holds already is not run again.",
             "lab",
-            ("EXPERIMENT", "?", "one of them; without it all, some hours on two cores"),
+            ("EXPERIMENT", "?", "one of them; without it all, about two hours on two cores"),
             (
                 Flag("--out", "folder of base models and results (runs/lab)", "DIR"),
                 Flag("--workers", "runs at once, one thread each (2)", "N"),
