@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from first_step import answer_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from native_reasoning.lab.experiments import EXPERIMENTS
@@ -24,9 +25,8 @@ N, SEED, ADMITTED = 500, 2_000_003, 0.95
 def main() -> None:
     """Every base that the experiments use."""
     path = HERE / "bases.json"
-    found = (
-        json.loads(path.read_text()) if path.exists() else {}
-    )  # with those that were not admitted
+    # a base that was not admitted stays in the file
+    found = json.loads(path.read_text()) if path.exists() else {}
     runs = [run for experiment in EXPERIMENTS.values() for run in experiment.runs()]
     for kind, seed in sorted({base_of(run) for run in runs}):
         families, _ = KINDS[kind]
@@ -46,32 +46,30 @@ def tell(folder: Path, families: Sequence[Family]) -> dict[str, dict[str, float]
         rows = make_rows(family, "heldout", N, SEED)
         sums = [" ".join(running_sums(digit_strings(row["question"]))) for row in rows]
         opened = [f"{row['question']} {OPEN}" for row in rows]
-        true = [
-            f"{o} {s} {CLOSE} {r['answer']}" for o, s, r in zip(opened, sums, rows, strict=True)
-        ]
-        none = [f"{o} {CLOSE} {r['answer']}" for o, r in zip(opened, rows, strict=True)]
         torch.manual_seed(SEED)
         ids = tokenizer(opened, return_tensors="pt", padding=True)
         length = len(sums[0].split())
         sampled = model.generate(**ids, do_sample=True, max_new_tokens=length + 1)
         texts = tokenizer.batch_decode(sampled[:, ids["input_ids"].shape[1] :])
         told[family.name] = {
-            "after_running_sum": _right(model, tokenizer, true, family),
-            "after_empty": _right(model, tokenizer, none, family),
+            "after_running_sum": _right(model, tokenizer, rows, sums, family),
+            "after_empty": _right(model, tokenizer, rows, [""] * N, family),
             "useful": sum(t == f"{s} {CLOSE}" for t, s in zip(texts, sums, strict=True)) / N,
         }
     return told
 
 
 def _right(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], family: Family
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, str]],
+    traces: Sequence[str],
+    family: Family,
 ) -> float:
-    """The share of hard digits ranked first; all texts have the same length."""
-    ids = tokenizer(list(texts), return_tensors="pt")["input_ids"]
-    answer = (len(family.before) + 1 + len(family.after)) * family.sums
-    places = torch.tensor(family.hard) + ids.shape[1] - answer
-    best = model(input_ids=ids).logits.argmax(-1)
-    return round((best[:, places - 1] == ids[:, places]).float().mean().item(), 4)
+    """The share of hard digits ranked first."""
+    logits, ids = answer_logits(model, tokenizer, rows, traces)
+    right = (logits.argmax(-1) == ids)[:, list(family.hard)]
+    return round(right.float().mean().item(), 4)
 
 
 def told(shares: dict[str, dict[str, float]]) -> str:

@@ -30,7 +30,7 @@ Result = dict[str, Any]
 
 def style_shift() -> go.Figure:
     """How probable the hard digit is while each reward trains, without a clip and with it."""
-    results = [r for r in read_results(HERE, "style") if r["run"]["preset"][:3] == "nrt"]
+    results = read_results(HERE, "style")
     forms = {"no clip (as released)": "-released", "clip at the empty trace": ""}
     cells = [
         (said, [r for r in results if r["run"]["preset"] == preset + ending])

@@ -7,8 +7,8 @@ put in by force: the true running sum, copied digits, and the empty trace.
 - *ratio*: (R(running sum) − R(copied)) / (R(empty) − R(copied)), of the mean rewards: what being
   right brings, in units of what having any trace costs. Above 1 the right trace beats none.
 
-Written to first_step.json; printed for the families of style shift as means over the three base
-models of a kind, with the smallest and the largest.
+Written to first_step.json; printed as means over the three base models of a kind, with the smallest
+and the largest.
 """
 
 import json
@@ -114,14 +114,25 @@ def logps(
     traces: Sequence[str],
 ) -> Tensor:
     """Log-probabilities of the answer's tokens and the end after each trace, (rows, tokens)."""
+    logits, ids = answer_logits(model, tokenizer, rows, traces)
+    return logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+
+
+def answer_logits(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, str]],
+    traces: Sequence[str],
+) -> tuple[Tensor, Tensor]:
+    """What the model says at each token of the answer and its end after these traces, all of one
+    length, (rows, tokens, vocabulary); and these tokens, (rows, tokens)."""
     texts = [
         f"{row['question']} {OPEN} {trace} {CLOSE} {row['answer']} {END}"
         for row, trace in zip(rows, traces, strict=True)
     ]
     ids = tokenizer(texts, return_tensors="pt")["input_ids"]
     length = len(rows[0]["answer"].split()) + 1
-    said = model(input_ids=ids).logits[:, -length - 1 : -1].log_softmax(-1)
-    return said.gather(-1, ids[:, -length:, None]).squeeze(-1)
+    return model(input_ids=ids).logits[:, -length - 1 : -1], ids[:, -length:]
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _short() -> list[Run]:
 
 
 def _style() -> list[Run]:
-    every = [(place, seed) for seed in SEEDS for place in range(3)]
+    every = [(place, seed) for seed in SEEDS for place in range(len(BASES["demo"]))]
     main = _cells(["style_shift"], _forms(_FOUR, "", "-released"), 300, every)
     main.sort(key=lambda run: (run.seed, run.base))  # a stop in the middle leaves whole cells
     return main + _cells(["style_shift"], ["sft", "sft-think"], 300)

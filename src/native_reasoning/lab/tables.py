@@ -47,14 +47,12 @@ def table(name: str, results: Sequence[Result], full: bool = False) -> str:
         if head not in same and any(row[head] for row in rows) and (full or head not in _FULL_ONLY)
     ]
     said = ", ".join(f"{head} {rows[0][head]}" for head in same if rows[0][head])
-    lines = [_row(heads), _row(["---"] * len(heads))]
+    lines = [EXPERIMENTS[name].question]
+    if said:
+        lines.append(f"All rows: {said}.")
+    lines += ["", _row(heads), _row(["---"] * len(heads))]
     lines += [_row([row[head] for head in heads]) for row in rows]
-    return (
-        "\n".join(
-            [EXPERIMENTS[name].question, *([f"All rows: {said}."] if said else []), "", *lines]
-        )
-        + "\n"
-    )
+    return "\n".join(lines) + "\n"
 
 
 def label_of(run: dict[str, Any]) -> tuple[str, ...]:
@@ -74,11 +72,10 @@ def _cell(label: tuple[str, ...], held_out: str, runs: Sequence[Result]) -> dict
     several = len(runs[0]["held_out"]) > 1
     sets = [run["held_out"][held_out] for run in runs]
     labels = [held_out if several else family, f"`{preset}`", changed, steps, str(len(runs))]
+    learning = [*_learning(runs, sets), _most_empty(runs), _emptied(runs)]
     return {
         **dict(zip(_LABELS, labels, strict=True)),
-        **dict(
-            zip(_LEARNING, [*_learning(runs, sets), _most_empty(runs), _emptied(runs)], strict=True)
-        ),
+        **dict(zip(_LEARNING, learning, strict=True)),
         **{head: _spread([100 * one[key] for one in sets], 1) for key, head in _SHARES.items()},
         **{head: _spread([one[key] for one in sets], 2) for key, head in _NUMBERS.items()},
         **dict(zip(_ENDS, _ending(runs), strict=True)),
