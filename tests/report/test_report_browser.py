@@ -170,6 +170,7 @@ def test_a_question_its_traces_and_the_numbers_of_a_token(visit, one):
     assert f"{l - b:+.3f} nats" in told
     cards.first.locator("summary").click()
     tokens = cards.first.locator(".answer .token").count()
+    cards.first.locator("tbody tr").first.wait_for()
     assert cards.first.locator("tbody tr").count() == tokens
 
 
@@ -438,6 +439,7 @@ def test_a_watched_page_follows_the_run_and_keeps_what_the_reader_chose(visit, w
     page.locator("#more").click()
     page.locator("#groups button").nth(60).click()
     page.locator("#detail summary", has_text="Numbers").first.click()
+    page.locator("#detail details[open] tbody tr").first.wait_for()
     chosen = page.locator("#detail").inner_text()
     page.locator("#setup details summary").first.click()
     page.locator("#groups button").nth(61).focus()
