@@ -14,8 +14,9 @@ from report_runs import HOSTILE, evaluation, held_out_row, made_run, trace_row
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 CHROMIUM = shutil.which("chromium")
-#: What Chromium says when a watched page's server has ended, or has no page just now.
-REFUSED = ("ERR_CONNECTION_REFUSED", "status of 503")
+#: What Chromium says when a watched page's server has ended, before a request or in the midst of
+#: one, or has no page just now.
+REFUSED = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "status of 503")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
 
 
