@@ -22,8 +22,8 @@ from families import FAMILIES, Problem
 from tasks import HARD, problems, rows, trace_kind
 
 from native_reasoning import NRTConfig, NRTTrainer
-from native_reasoning.evaluate.held_out import Outcome
-from native_reasoning.evaluate.metrics import accuracy, bootstrap_interval
+from native_reasoning.evaluate.held_out import Outcome, scores
+from native_reasoning.evaluate.metrics import bootstrap_interval
 from native_reasoning.resume import machine
 
 RUNS = Path(__file__).with_name("runs")
@@ -31,6 +31,7 @@ SEEDS = (0, 1, 2)
 RIVALS = ("verifree", "rlpr", "avg-logp", "jepo", "nover", "dro", "latro")
 HELD_OUT_SEED = "the held-out problems"
 ACCURACIES = ("accuracy", "accuracy_greedy", "accuracy_no_think", "accuracy_no_think_greedy")
+NUMBERS = (*ACCURACIES, "answer_logp", "answer_logp_no_think", "uplift", "trace_length", "closed")
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def table() -> Iterator[Run]:
     main = ("base", "sft", "nrt-ws")
     shared = tuple(f"{name}@shared" for name in RIVALS)
     yield from (Run(method, seed) for seed in SEEDS for method in main)
-    yield from (Run(method, 0) for method in (*RIVALS, *shared))
-    yield from (Run("nrt-ws", 0, family) for family in FAMILIES)
+    yield from (Run(method, 0) for method in RIVALS)
+    yield from (Run(method, 0, family) for method in ("sft", "nrt-ws") for family in FAMILIES)
+    yield from (Run(method, 0) for method in shared)
     yield from (Run(method, seed) for seed in SEEDS[1:] for method in (*RIVALS, *shared))
-    yield from (Run("sft", 0, family) for family in FAMILIES)
 
 
 def trainer_of(
@@ -138,7 +139,7 @@ def per_family(
     found = {}
     for family in FAMILIES:
         pairs = [p for p in zip(questions, outcomes, strict=True) if p[0].family == family]
-        cells = [numbers(outcome) for _, outcome in pairs]
+        cells = [scores(outcome) for _, outcome in pairs]
         ends = {}
         for name in ACCURACIES:
             interval = bootstrap_interval([cell[name] for cell in cells])
@@ -157,31 +158,16 @@ def per_family(
     return found
 
 
-def numbers(outcome: Outcome) -> dict[str, float]:
-    """One question's accuracies (0 or 1), log-probabilities (nats per token) and trace length."""
-    o = outcome
-    answers = (o.answers[0], o.answer_greedy, o.answer_no_think, o.answer_no_think_greedy)
-    right = {n: accuracy(a, o.reference) for n, a in zip(ACCURACIES, answers, strict=True)}
-    return {
-        **right,
-        "answer_logp": o.logps[0],
-        "answer_logp_no_think": o.logp_no_think,
-        "uplift": o.logps[0] - o.logp_no_think,
-        "trace_length": o.trace_lengths[0],
-        "closed": float(o.closed[0]),
-    }
-
-
 def means(cells: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each number."""
-    return {name: round(fmean(cell[name] for cell in cells), 4) for name in cells[0]}
+    """The mean of each of ``NUMBERS``."""
+    return {name: round(fmean(cell[name] for cell in cells), 4) for name in NUMBERS}
 
 
 def by_steps(pairs: Sequence[tuple[Problem, Outcome]]) -> dict[str, dict[str, float]]:
     """Accuracies for each number of steps."""
     found = {}
     for steps in sorted({problem.steps for problem, _ in pairs}):
-        cells = [numbers(outcome) for problem, outcome in pairs if problem.steps == steps]
+        cells = [scores(outcome) for problem, outcome in pairs if problem.steps == steps]
         found[str(steps)] = {name: means(cells)[name] for name in ACCURACIES}
     return found
 

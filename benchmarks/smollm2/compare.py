@@ -1,8 +1,8 @@
 """A real model on two small sets: base, SFT and rewards of thinking at equal optimiser steps.
 
-    python benchmarks/smollm2/compare.py --model MODEL --chain-sum FILE --pubmedqa FILE
+    python benchmarks/smollm2/compare.py --model MODEL --gcd FILE --pubmedqa FILE
 
-MODEL: the folder made by ../shared/tools/smollm2.py; FILE: made by chain_sum.py, and
+MODEL: the folder made by ../shared/tools/smollm2.py; FILE: made by gcd.py, and
 ../shared/data/pubmedqa/train.jsonl. ``runs/SET-METHOD-SEED.json`` has everything of a run; one
 whose file is there is not done again, and one that was stopped goes on from its checkpoint in
 ``--work``. ``table.py`` makes the table.
@@ -20,30 +20,35 @@ from typing import Any
 import torch
 
 from native_reasoning import NRTConfig, NRTTrainer
-from native_reasoning.evaluate.held_out import Outcome
-from native_reasoning.evaluate.metrics import accuracy
+from native_reasoning.evaluate.held_out import scores
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import machine
 
 RUNS = Path(__file__).with_name("runs")
 METHODS, SEEDS = ("base", "sft", "nrt-ws", "verifree"), (0, 1, 2)
-STEPS, PROMPTS, TRACES, RATE = 60, 4, 4, 2e-5
+PROMPTS, TRACES, RATE, WARMUP, FORMAT = 4, 4, 1e-5, 5, 8
+NUMBERS = (
+    *("accuracy", "accuracy_greedy", "accuracy_no_think", "accuracy_no_think_greedy"),
+    *("answer_logp", "answer_logp_no_think", "trace_length", "closed"),
+)
 CURVES = ("loss", "reward", "reward_baseline", "uplift", "trace_length", "empty", "closed")
 
 
 @dataclass(frozen=True)
 class Set:
-    """Columns of a file, how many of its last rows are held out, and the longest answer."""
+    """Columns of a file, how many of its last rows are held out, the longest answer in tokens, and
+    the optimiser steps of a run."""
 
     question: str
     answer: str
     held_out: int
     longest_answer: int
+    steps: int
 
 
 SETS = {
-    "chain_sum": Set("question", "answer", held_out=100, longest_answer=8),
-    "pubmedqa": Set("QUESTION", "LONG_ANSWER", held_out=50, longest_answer=96),
+    "gcd": Set("question", "answer", held_out=80, longest_answer=4, steps=40),
+    "pubmedqa": Set("QUESTION", "LONG_ANSWER", held_out=40, longest_answer=96, steps=24),
 }
 
 
@@ -62,10 +67,10 @@ class Run:
 
 
 def table() -> Iterator[Run]:
-    """All runs, one seed of everything first."""
+    """All runs, one seed of everything first; the base, which is not trained, has one."""
     for seed in SEEDS:
         for data in SETS:
-            yield from (Run(data, method, seed) for method in METHODS)
+            yield from (Run(data, m, seed) for m in METHODS if m != "base" or seed == SEEDS[0])
 
 
 def rows_of(data: Set, path: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -79,20 +84,21 @@ def do(run: Run, model: str, path: Path, folder: Path) -> dict[str, Any]:
     """Trains, or goes on, evaluates, and returns what the run's file holds."""
     data = SETS[run.data]
     train, held_out = rows_of(data, path)
-    sampled = run.method not in ("base", "sft")
     args = NRTConfig(
         output_dir=str(folder),
         preset="sft" if run.method == "base" else run.method,
         seed=run.seed,
-        max_steps=STEPS,
+        max_steps=data.steps,
         per_device_train_batch_size=PROMPTS,
         gradient_accumulation_steps=1,
         num_generations=TRACES,
         max_trace_length=40,
         max_answer_length=data.longest_answer,
         learning_rate=RATE,
-        warmup_steps=0,
-        format_warmup_steps=8 if sampled else 0,
+        warmup_steps=WARMUP,
+        format_warmup_steps=0 if run.method in ("base", "sft") else FORMAT,
+        boundary="text",
+        boundary_text="The answer is",
         save_steps=10,
         save_total_limit=1,
         per_device_eval_batch_size=25,
@@ -109,14 +115,14 @@ def do(run: Run, model: str, path: Path, folder: Path) -> dict[str, Any]:
     metrics = [m for m in read_metrics(folder) if "loss" in m] if run.method != "base" else []
     return {
         **asdict(run),
-        "steps": STEPS,
+        "steps": data.steps,
         "prompts": PROMPTS,
         "traces": TRACES,
         "learning_rate": RATE,
         "evaluation_seconds": round(time.perf_counter() - began, 1),
         "machine": machine(1),
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        "questions": [numbers(outcome) for outcome in outcomes],
+        "questions": [kept(scores(outcome)) for outcome in outcomes],
         "curves": {n: [m[n] for m in metrics] for n in CURVES if metrics and n in metrics[0]},
         "samples": [
             {"reference": o.reference, "trace": o.traces[0], "answer": o.answers[0]}
@@ -125,30 +131,21 @@ def do(run: Run, model: str, path: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def numbers(o: Outcome) -> dict[str, float]:
-    """One question: right or not four ways, log-probabilities in nats per token, the trace."""
-    return {
-        "accuracy": accuracy(o.answers[0], o.reference),
-        "accuracy_greedy": accuracy(o.answer_greedy, o.reference),
-        "accuracy_no_think": accuracy(o.answer_no_think, o.reference),
-        "accuracy_no_think_greedy": accuracy(o.answer_no_think_greedy, o.reference),
-        "logp": round(o.logps[0], 4),
-        "logp_no_think": round(o.logp_no_think, 4),
-        "trace_length": o.trace_lengths[0],
-        "closed": float(o.closed[0]),
-    }
+def kept(numbers: dict[str, float]) -> dict[str, float]:
+    """Those of ``NUMBERS``."""
+    return {name: round(numbers[name], 4) for name in NUMBERS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--chain-sum", type=Path, required=True)
+    parser.add_argument("--gcd", type=Path, required=True)
     parser.add_argument("--pubmedqa", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2"), help="run folders")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    paths = {"chain_sum": options.chain_sum, "pubmedqa": options.pubmedqa}
+    paths = {"gcd": options.gcd, "pubmedqa": options.pubmedqa}
     RUNS.mkdir(exist_ok=True)
     for run in table():
         path = RUNS / f"{run.name}.json"

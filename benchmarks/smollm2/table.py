@@ -42,10 +42,10 @@ def cells(method: str, made: dict[str, list[dict[str, Any]]]) -> list[str]:
     runs = made[method]
     of = {name: by_question(runs, name) for name in runs[0]["questions"][0]}
     end = ending(method)
-    likely = of["logp" + end]
+    likely = of["answer_logp" + end]
     against = ""
     if "sft" in made and method != "sft":
-        sft = by_question(made["sft"], "logp_no_think")
+        sft = by_question(made["sft"], "answer_logp_no_think")
         against = told([a - b for a, b in zip(likely, sft, strict=True)], 2)
     return [
         f"`{method}`",
@@ -55,8 +55,8 @@ def cells(method: str, made: dict[str, list[dict[str, Any]]]) -> list[str]:
         *(f"{100 * fmean(of[f'accuracy_no_think{x}']):.1f}" for x in ("", "_greedy")),
         told(likely, 2),
         against,
-        f"{fmean(of['logp']):.2f}",
-        f"{fmean(of['logp_no_think']):.2f}",
+        f"{fmean(of['answer_logp']):.2f}",
+        f"{fmean(of['answer_logp_no_think']):.2f}",
         f"{fmean(of['trace_length']):.0f}",
         f"{100 * fmean(of['closed']):.0f}",
     ]

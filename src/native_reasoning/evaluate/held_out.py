@@ -196,42 +196,48 @@ def held_out_rows(
     ]
 
 
-def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> dict[str, Any]:
-    """Means over questions, with 95 % bootstrap intervals as ``…_low`` and ``…_high``.
+def scores(o: Outcome, correct: Correctness = accuracy) -> dict[str, float]:
+    """The numbers of one question, those of sampled traces averaged over them.
 
-    ``accuracy`` is the mean over a question's sampled answers, ``accuracy_maj`` of the most common;
-    ``accuracy_gain`` is ``accuracy`` less ``accuracy_no_think``. ``numeric_match`` is over the
-    questions whose reference holds a number.
+    ``accuracy`` is the mean over the sampled answers, ``accuracy_maj`` (from two traces on) of the
+    most common; ``accuracy_gain`` is ``accuracy`` less ``accuracy_no_think``. ``numeric_match`` is
+    there where the reference holds a number.
     """
+    k = len(o.answers)
+    right = sum(correct(answer, o.reference) for answer in o.answers) / k
+    right_no_think = correct(o.answer_no_think, o.reference)
+    found = {
+        "accuracy": right,
+        "accuracy_greedy": correct(o.answer_greedy, o.reference),
+        "accuracy_no_think": right_no_think,
+        "accuracy_no_think_greedy": correct(o.answer_no_think_greedy, o.reference),
+        "accuracy_gain": right - right_no_think,
+        "exact_match": sum(exact_match(a, o.reference) for a in o.answers) / k,
+        "token_f1": sum(token_f1(a, o.reference) for a in o.answers) / k,
+        "answer_logp": sum(o.logps) / k,
+        "answer_logp_no_think": o.logp_no_think,
+        "uplift": sum(o.logps) / k - o.logp_no_think,
+        "trace_length": sum(o.trace_lengths) / k,
+        "closed": sum(o.closed) / k,
+    }
+    if k > 1:
+        found["accuracy_maj"] = correct(majority(o.answers), o.reference)
+    numeric = [numeric_match(answer, o.reference) for answer in o.answers]
+    if None not in numeric:
+        found["numeric_match"] = sum(filter(None, numeric)) / k
+    return found
+
+
+def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> dict[str, Any]:
+    """Means of ``scores``, over the questions that have each, with 95 % bootstrap intervals as
+    ``…_low`` and ``…_high``; the interval of ``accuracy_gain`` is a paired one."""
     values: dict[str, list[float]] = {}
-
-    def add(name: str, value: float) -> None:
-        values.setdefault(name, []).append(value)
-
-    for o in outcomes:
-        k = len(o.answers)
-        right = [correct(answer, o.reference) for answer in o.answers]
-        add("accuracy", sum(right) / k)
-        if k > 1:
-            add("accuracy_maj", correct(majority(o.answers), o.reference))
-        add("accuracy_greedy", correct(o.answer_greedy, o.reference))
-        add("accuracy_no_think", correct(o.answer_no_think, o.reference))
-        add("accuracy_no_think_greedy", correct(o.answer_no_think_greedy, o.reference))
-        gain = sum(right) / k - correct(o.answer_no_think, o.reference)
-        add("accuracy_gain", gain)  # of thinking, on the same question: a paired interval
-        numeric = [numeric_match(answer, o.reference) for answer in o.answers]
-        if None not in numeric:
-            add("numeric_match", sum(filter(None, numeric)) / k)
-        add("exact_match", sum(exact_match(a, o.reference) for a in o.answers) / k)
-        add("token_f1", sum(token_f1(a, o.reference) for a in o.answers) / k)
-        add("answer_logp", sum(o.logps) / k)
-        add("answer_logp_no_think", o.logp_no_think)
-        add("uplift", sum(o.logps) / k - o.logp_no_think)
-        add("trace_length", sum(o.trace_lengths) / k)
-        add("closed", sum(o.closed) / k)
-    out: dict[str, Any] = {"questions": len(outcomes)}
+    for outcome in outcomes:
+        for name, value in scores(outcome, correct).items():
+            values.setdefault(name, []).append(value)
+    found: dict[str, Any] = {"questions": len(outcomes)}
     for name, cells in values.items():
         interval = bootstrap_interval(cells)
-        out[name] = interval.mean
-        out[f"{name}_low"], out[f"{name}_high"] = interval.low, interval.high
-    return out
+        found[name] = interval.mean
+        found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
+    return found
