@@ -27,7 +27,8 @@ from native_reasoning.evaluate.metrics import bootstrap_interval
 from native_reasoning.resume import machine
 
 RUNS = Path(__file__).with_name("runs")
-SEEDS = (0, 1, 2)
+#: Of base, sft and nrt-ws; a rival has the first three.
+SEEDS = (0, 1, 2, 3, 4)
 RIVALS = ("verifree", "rlpr", "avg-logp", "jepo", "nover", "dro", "latro")
 HELD_OUT_SEED = "the held-out problems"
 ACCURACIES = ("accuracy", "accuracy_greedy", "accuracy_no_think", "accuracy_no_think_greedy")
@@ -74,7 +75,7 @@ def table() -> Iterator[Run]:
     yield from (Run(method, 0) for method in RIVALS)
     yield from (Run(method, 0, family) for method in ("sft", "nrt-ws") for family in FAMILIES)
     yield from (Run(method, 0) for method in shared)
-    yield from (Run(method, seed) for seed in SEEDS[1:] for method in (*RIVALS, *shared))
+    yield from (Run(method, seed) for seed in SEEDS[1:3] for method in (*RIVALS, *shared))
 
 
 def trainer_of(
