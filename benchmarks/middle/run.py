@@ -53,7 +53,9 @@ class Run:
         """The name of the run's file: everything that is not as in the table is in it."""
         parts = [self.method, self.family, str(self.seed)]
         if self.split != "heldout":
-            parts += [self.split, f"{self.rate:g}", str(self.steps)]
+            parts += [self.split, f"{self.rate:g}"]
+        if self.split != "heldout" or self.steps != Run.steps:
+            parts += [str(self.steps)]
         return "-".join(parts)
 
     @property
