@@ -47,8 +47,14 @@ def read(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["split"] == "heldout" and run["steps"] == Run.steps:
-            found.setdefault((run["method"], run["family"]), []).append(run)
+            found.setdefault((name_of(run), run["family"]), []).append(run)
     return found
+
+
+def name_of(run: dict[str, Any]) -> str:
+    """The method, with the answer's coefficient where it is not the preset's."""
+    given = run.get("answer_coef")
+    return run["method"] + (f", λ = {given:g}" if given is not None else "")
 
 
 def lines(found: dict[tuple[str, str], list[dict[str, Any]]], decoding: str) -> Iterator[str]:
