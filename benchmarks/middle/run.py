@@ -79,10 +79,10 @@ def table() -> list[Run]:
     few = SEEDS[:3]
     runs = [Run(method, seed) for seed in few for method in main]
     runs += [Run(method, seed) for seed in few for method in ("nrt-ws-paper", "verifree")]
-    runs += [Run(method, 0) for method in (*RIVALS, "verifree@shared")]
-    runs += [Run("nrt-ws", 0, answer_coef=coefficient) for coefficient in (0.1, 0.0)]
-    runs += [Run(method, seed) for seed in SEEDS for method in main]
+    runs += [Run("nrt-ws", 0, answer_coef=coefficient) for coefficient in (0.0, 0.1)]
+    runs += [Run(method, 0) for method in RIVALS]
     runs += [Run(method, 0, family) for method in ("sft", "nrt-ws") for family in FAMILIES]
+    runs += [Run(method, seed) for seed in SEEDS for method in main]
     runs += [Run(method, seed) for seed in few for method in (*RIVALS, *shared)]
     return list(dict.fromkeys(runs))
 
