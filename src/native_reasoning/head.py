@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from native_reasoning.adapters import is_linear
 from native_reasoning.inputs import tried
 
 #: Bytes of logits that exist at a time, by kind of device: on a CPU what its caches hold.
@@ -41,7 +42,7 @@ class Choice:
     scale: Tensor | None = None
 
 
-def chosen_logps(hidden: Tensor, head: nn.Linear, choice: Choice) -> Tensor:
+def chosen_logps(hidden: Tensor, head: nn.Module, choice: Choice) -> Tensor:
     """log π (M,) of the chosen tokens, in at least float32, from ``hidden`` (N, H)."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
@@ -60,7 +61,7 @@ def direct_head(model: PreTrainedModel) -> bool:
     """Whether the model's logits are its last hidden states times its head's weights, and nothing
     more: no soft cap, no scaling, no adapter on the head. Tried out on a few tokens."""
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or not head.weight.is_floating_point():
+    if not is_linear(head) or not head.weight.is_floating_point():
         return False
 
     def trial() -> bool:

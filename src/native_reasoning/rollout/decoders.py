@@ -159,7 +159,7 @@ def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     once as oneDNN multiplies them fastest: a few rows against a large vocabulary take a third of
     the time."""
     head = model.get_output_embeddings()
-    assert isinstance(head, nn.Linear)
+    assert isinstance(head, nn.Module)
     weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return head
