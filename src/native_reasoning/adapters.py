@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from native_reasoning.errors import ConfigError, PolicyError, RunError
@@ -91,24 +91,40 @@ def _tables(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
     }
 
 
-def is_linear(head: nn.Module | None) -> bool:
-    """Whether a head is hidden states times ``head.weight`` plus ``head.bias``: a linear layer, also
-    with trained rows of its own in the place of some."""
+def linear_parts(head: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
+    """Weight (V, H) and bias (V,) of a head that is a linear layer, also one with trained rows in
+    the place of some; None for any other."""
     if type(head) is nn.Linear:
-        return True
+        return head.weight, head.bias
     if "peft" not in sys.modules:
-        return False
+        return None
     from peft.utils.other import TrainableTokensWrapper
 
-    return isinstance(head, TrainableTokensWrapper) and type(head.original_module) is nn.Linear
+    if not isinstance(head, TrainableTokensWrapper) or type(head.original_module) is not nn.Linear:
+        return None
+    return head.weight, head.original_module.bias
+
+
+def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
+    """The adapter alone, as peft writes one: without an embedding that has grown."""
+    (config,) = model.peft_config.values()  # type: ignore[union-attr, operator]
+    config.save_pretrained(folder)
+    weights = {PREFIX + name: tensor.contiguous() for name, tensor in _weights(model).items()}
+    save_file(weights, Path(folder) / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What is trained, by peft's names, each tensor once."""
+    found = _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
+    trained = {p.data_ptr() for p in model.parameters() if p.requires_grad}
+    return {name: tensor for name, tensor in found.items() if tensor.data_ptr() in trained}
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """The weights of a checkpoint's adapter into the model's own. Raises RunError where they are
     those of another adapter."""
-    peft = _peft()
     saved = {k.removeprefix(PREFIX): v for k, v in load_file(folder / ADAPTER_FILE).items()}
-    here = {k: v.shape for k, v in peft.get_peft_model_state_dict(model).items()}
+    here = {k: v.shape for k, v in _weights(model).items()}
     wrong = sorted({k: v.shape for k, v in saved.items()}.items() ^ here.items())
     if wrong:
         raise RunError(
@@ -116,7 +132,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             why="its weights have no place in this model",
             fix="resume with the settings that the run was begun with",
         )
-    peft.set_peft_model_state_dict(model, saved)
+    _peft().set_peft_model_state_dict(model, saved)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
@@ -125,8 +141,10 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    alone = copy.deepcopy(model)
+    alone, done = copy.deepcopy(model), ""
     for name, module in list(alone.named_modules()):
+        if done and name.startswith(done):
+            continue  # a part of a layer that has been replaced
         if isinstance(module, AuxiliaryTrainingWrapper):
             plain = module.unload_and_optionally_merge_module(True, False, None)
         elif isinstance(module, BaseTunerLayer):
@@ -136,6 +154,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
             continue
         parent, _, child = name.rpartition(".")
         setattr(alone.get_submodule(parent), child, plain)
+        done = name + "."
     alone._hf_peft_config_loaded = False
     del alone.peft_config
     alone.tie_weights()

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from native_reasoning.adapters import has_adapter, load_adapter, merged
+from native_reasoning.adapters import has_adapter, load_adapter, merged, save_adapter
 from native_reasoning.callbacks import BestCheckpoint
 from native_reasoning.disk import CHECKSUMS, damage, put_aside, seal, sync, writing
 from native_reasoning.errors import warn
@@ -116,9 +116,12 @@ class WholeCheckpoints(Trainer):
             return
         folder = output_dir or str(self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        if has_adapter(model) and self._staging is None:
-            model, state_dict = merged(model), None
-        model.save_pretrained(folder, state_dict=state_dict)
+        if not has_adapter(model):
+            model.save_pretrained(folder, state_dict=state_dict)
+        elif self._staging is None:
+            merged(model).save_pretrained(folder)
+        else:
+            save_adapter(model, folder)
         assert self.processing_class is not None
         self.processing_class.save_pretrained(folder)
 
