@@ -235,7 +235,7 @@ def base(tokenizer, tmp_path_factory):
 def test_a_run_writes_its_file_once(base, tmp_path):
     run = Run("nrt-ws", steps=2, per_family=2)
     save(run, base, tmp_path / "runs")
-    path = tmp_path / "runs" / "nrt-ws-mixed-0.json"
+    path = tmp_path / "runs" / "nrt-ws-mixed-0-2.json"
     written = path.read_bytes()
     found = json.loads(written)
     assert set(found["families"]) == set(FAMILIES)

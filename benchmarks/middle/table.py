@@ -1,8 +1,9 @@
 """The runs as tables in Markdown: ``python benchmarks/middle/table.py [FOLDER]``.
 
-A cell is the mean over seeds of the accuracy on a family's held-out problems, in per cent, with the
-95 % interval of Student's t over the seeds where there are at least three. *Best* is the better of
-sampled thinking and none: the fair number for a method that has not learned to think.
+A cell is the accuracy on a family's held-out problems in per cent, thinking / not: the mean over
+seeds, with the 95 % interval of Student's t over the seeds where there are at least three. In the
+verdicts ``sft`` has the better of thinking and none: the fair number for what does not train
+traces.
 """
 
 import json
@@ -13,11 +14,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from families import FAMILIES
+from run import Run
 from scipy.stats import t
 
 #: Fewer seeds have no interval.
 FEWEST = 3
+#: After a trace, and after none.
 NUMBERS = ("accuracy", "accuracy_no_think")
+DECODINGS = {"Sampled at temperature 1": "", "Greedy": "_greedy"}
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
@@ -28,10 +32,13 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def values(runs: list[dict[str, Any]], family: str, name: str) -> list[float]:
-    """A number of one family, by seed; ``best`` is the larger mean of ``NUMBERS``."""
-    if name == "best":
-        return max((values(runs, family, each) for each in NUMBERS), key=fmean)
+    """A number of one family, by seed."""
     return [run["families"][family][name] for run in runs]
+
+
+def best(runs: list[dict[str, Any]], family: str, decoding: str) -> list[float]:
+    """Of thinking and none, what has the larger mean."""
+    return max((values(runs, family, name + decoding) for name in NUMBERS), key=fmean)
 
 
 def read(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -39,20 +46,29 @@ def read(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        if run["split"] == "heldout":
+        if run["split"] == "heldout" and run["steps"] == Run.steps:
             found.setdefault((run["method"], run["family"]), []).append(run)
     return found
 
 
-def lines(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
-    """The whole table, a row for each method and number."""
-    yield "| method | trained on | seeds | number | " + " | ".join(FAMILIES) + " |"
-    yield "|---" * (4 + len(FAMILIES)) + "|"
-    for (method, trained), runs in sorted(found.items()):
-        for name in NUMBERS:
-            cells = [cell(values(runs, family, name)) for family in FAMILIES]
-            label = "thinking" if name == "accuracy" else "without"
-            yield f"| {method} | {trained} | {len(runs)} | {label} | {' | '.join(cells)} |"
+def lines(found: dict[tuple[str, str], list[dict[str, Any]]], decoding: str) -> Iterator[str]:
+    """A table: a row for each method and what it was trained on."""
+    yield "| method | trained on | seeds | " + " | ".join(FAMILIES) + " |"
+    yield "|---" * (3 + len(FAMILIES)) + "|"
+    for (method, trained), runs in sorted(found.items(), key=place):
+        cells = [
+            cell(values(runs, family, NUMBERS[0] + decoding))
+            + f" / {100 * fmean(values(runs, family, NUMBERS[1] + decoding)):.0f}"
+            for family in FAMILIES
+        ]
+        yield f"| `{method}` | {trained} | {len(runs)} | {' | '.join(cells)} |"
+
+
+def place(item: tuple[tuple[str, str], Any]) -> tuple[bool, int, str, str]:
+    """The base first, then sft, ours and the rivals; those of one family at the end."""
+    (method, trained), _ = item
+    first = ("base", "sft", "nrt-ws")
+    return trained != "mixed", first.index(method) if method in first else 3, method, trained
 
 
 def cell(numbers: list[float]) -> str:
@@ -61,22 +77,28 @@ def cell(numbers: list[float]) -> str:
     return f"{mean:.1f}" + (f" ({low:.1f}–{high:.1f})" if low < high else "")
 
 
-def verdict(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Iterator[str]:
+def verdict(found: dict[tuple[str, str], list[dict[str, Any]]], decoding: str) -> Iterator[str]:
     """For each family: are the intervals of nrt-ws, thinking, and of sft, its best, apart?"""
     ours, theirs = found.get(("nrt-ws", "mixed"), []), found.get(("sft", "mixed"), [])
     if min(len(ours), len(theirs)) < FEWEST:
         yield "fewer than three seeds: no verdict"
         return
     for family in FAMILIES:
-        a, b = values(ours, family, "accuracy"), values(theirs, family, "best")
-        apart = interval(a)[1] > interval(b)[2]
-        yield f"{family}: nrt-ws {cell(a)}, sft {cell(b)}: {'above' if apart else 'not apart'}"
+        a, b = values(ours, family, NUMBERS[0] + decoding), best(theirs, family, decoding)
+        told = "not apart"
+        if interval(a)[1] > interval(b)[2]:
+            told = "above"
+        if interval(a)[2] < interval(b)[1]:
+            told = "below"
+        yield f"- {family}: nrt-ws {cell(a)}, sft {cell(b)}: {told}"
 
 
 def main(folder: Path) -> None:
-    """Prints both."""
+    """Prints tables and verdicts."""
     found = read(folder)
-    print("\n".join([*lines(found), "", *verdict(found)]))
+    for name, decoding in DECODINGS.items():
+        print(f"### {name}\n")
+        print("\n".join([*lines(found, decoding), "", *verdict(found, decoding), ""]))
 
 
 if __name__ == "__main__":
