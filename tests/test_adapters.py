@@ -290,3 +290,10 @@ def test_merging_leaves_the_model_as_it_was(tmp_path):
     assert not has_adapter(plain)
     assert has_adapter(made.model)
     assert set(dict(plain.named_parameters())) == set(dict(tiny_model().named_parameters()))
+
+
+def test_settings_of_an_adapter_need_one(tmp_path):
+    with pytest.raises(ConfigError, match="lora_r is 8 without use_peft"):
+        NRTConfig(output_dir=str(tmp_path), use_cpu=True, lora_r=8)
+    with pytest.raises(ConfigError, match="lora_r is 0"):
+        NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_peft=True, lora_r=0)

@@ -62,7 +62,7 @@ def add_adapter(
         raise PolicyError(
             f"{model.config._name_or_path} has an adapter already",
             why="a second one on top of it could not be saved",
-            fix="give the merged model: a finished run has it in its folder model/",
+            fix="give the merged model: a finished run has it in its folder final/",
         )
     config = copy.deepcopy(config)
     if new_ids:

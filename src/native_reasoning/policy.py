@@ -229,7 +229,7 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> tuple[int, int
     if template.vocabulary > len(_rows(model.get_input_embeddings())):
         model.resize_token_embeddings(template.vocabulary, mean_resizing=False)
     open_text = boundary.open_text.strip()
-    open_id = tokenizer.convert_tokens_to_ids(open_text)
+    open_id = tokenizer.get_vocab()[open_text]
     pieces = template.plain.encode(open_text, add_special_tokens=False).ids
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     with torch.no_grad():

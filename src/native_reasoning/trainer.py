@@ -63,6 +63,8 @@ class NRTTrainer(StepInParts):
 
     loss_is_scaled_for_ga = True
     args: NRTConfig
+    window: Window | None = None
+    _resumed: Path | None = None
 
     def __init__(
         self,
@@ -119,12 +121,10 @@ class NRTTrainer(StepInParts):
         self.limits = Limits(args, self.engine)
         self.kept = (self.memory, self.limits, self.finite_guard, self.guard)
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
-        self.window: Window | None = None
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
         #: More of config.yaml; the command line puts the data paths here.
         self.recipe: dict[str, Any] = {}
         self._clock: dict[str, float] = {}
-        self._resumed: Path | None = None
 
     def _make_maker(
         self,

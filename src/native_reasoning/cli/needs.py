@@ -29,6 +29,8 @@ def shape_of(model: Any) -> Shape:
         heads=heads,
         attention=heads * each,
         keys=(getattr(c, "num_key_value_heads", None) or heads) * each,
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        fixed_head=not any(p.requires_grad for p in model.get_output_embeddings().parameters()),
     )
 
 
