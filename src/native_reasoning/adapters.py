@@ -102,7 +102,9 @@ def linear_parts(head: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
 
     if not isinstance(head, TrainableTokensWrapper) or type(head.original_module) is not nn.Linear:
         return None
-    return head.weight, head.original_module.bias
+    weight = head.weight  # with its own rows in place
+    assert isinstance(weight, Tensor)
+    return weight, head.original_module.bias
 
 
 def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
