@@ -38,7 +38,8 @@ NUMBERS = (*ACCURACIES, "answer_logp", "answer_logp_no_think", "uplift", "trace_
 @dataclass(frozen=True)
 class Run:
     """One run: ``family`` is one of the five or *mixed*; ``split`` is *heldout*, or *tune* where
-    something is still to be chosen. ``learning_rate`` None is the method's from ``RATES``."""
+    something is still to be chosen. ``learning_rate`` None is the method's from ``RATES``,
+    ``answer_coef`` None the preset's."""
 
     method: str
     seed: int = 0
@@ -47,6 +48,7 @@ class Run:
     split: str = "heldout"
     learning_rate: float | None = None
     per_family: int = 60
+    answer_coef: float | None = None
 
     @property
     def name(self) -> str:
@@ -56,6 +58,8 @@ class Run:
             parts += [self.split, f"{self.rate:g}"]
         if self.split != "heldout" or self.steps != Run.steps:
             parts += [str(self.steps)]
+        if self.answer_coef is not None:
+            parts += [f"coef{self.answer_coef:g}"]
         return "-".join(parts)
 
     @property
@@ -75,9 +79,10 @@ def table() -> list[Run]:
     few = SEEDS[:3]
     runs = [Run(method, seed) for seed in few for method in main]
     runs += [Run(method, seed) for seed in few for method in ("nrt-ws-paper", "verifree")]
-    runs += [Run(method, 0) for method in (*RIVALS, "verifree@shared")]
-    runs += [Run(method, seed) for seed in SEEDS for method in main]
+    runs += [Run("nrt-ws", 0, answer_coef=coefficient) for coefficient in (0.0, 0.1)]
+    runs += [Run(method, 0) for method in RIVALS]
     runs += [Run(method, 0, family) for method in ("sft", "nrt-ws") for family in FAMILIES]
+    runs += [Run(method, seed) for seed in SEEDS for method in main]
     runs += [Run(method, seed) for seed in few for method in (*RIVALS, *shared)]
     return list(dict.fromkeys(runs))
 
@@ -100,6 +105,7 @@ def trainer_of(
         "max_answer_length": LONGEST_ANSWER,
         "eval_samples": len(questions),
         "learning_rate": run.rate,
+        "answer_coef": run.answer_coef,
         "warmup_steps": 10,
         "save_strategy": "no",
         "use_cpu": True,
@@ -120,6 +126,8 @@ def do(run: Run, base: Path, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     if run.method != "base":
         trainer.train()
+        if trainer.signals.received is not None:
+            raise KeyboardInterrupt  # a run that was cut short has no file
     trained = time.perf_counter()
     outcomes = trainer.outcomes(trainer.eval_groups)
     return {
@@ -228,12 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=Run.steps)
     parser.add_argument("--split", default="heldout", choices=("heldout", "tune"))
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--answer-coef", type=float)
     options = parser.parse_args(arguments)
     if bool(options.method) == options.all:
         parser.error("either one METHOD or --all")
     torch.set_num_threads(1)
     o = options
     one = Run(o.method or "base", o.seed, o.family, o.steps, o.split, o.learning_rate)
+    one = replace(one, answer_coef=o.answer_coef)
     for run in table() if o.all else (one,):
         save(run, o.base, o.out)
 

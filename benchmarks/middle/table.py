@@ -47,8 +47,14 @@ def read(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["split"] == "heldout" and run["steps"] == Run.steps:
-            found.setdefault((run["method"], run["family"]), []).append(run)
+            found.setdefault((name_of(run), run["family"]), []).append(run)
     return found
+
+
+def name_of(run: dict[str, Any]) -> str:
+    """The method, with the answer's coefficient where it is not the preset's."""
+    given = run.get("answer_coef")
+    return run["method"] + (f", λ = {given:g}" if given is not None else "")
 
 
 def lines(found: dict[tuple[str, str], list[dict[str, Any]]], decoding: str) -> Iterator[str]:
@@ -77,20 +83,21 @@ def cell(numbers: list[float]) -> str:
     return f"{mean:.1f}" + (f" ({low:.1f}–{high:.1f})" if low < high else "")
 
 
-def verdict(found: dict[tuple[str, str], list[dict[str, Any]]], decoding: str) -> Iterator[str]:
-    """For each family: are the intervals of nrt-ws, thinking, and of sft, its best, apart?"""
-    ours, theirs = found.get(("nrt-ws", "mixed"), []), found.get(("sft", "mixed"), [])
-    if min(len(ours), len(theirs)) < FEWEST:
-        yield "fewer than three seeds: no verdict"
-        return
-    for family in FAMILIES:
-        a, b = values(ours, family, NUMBERS[0] + decoding), best(theirs, family, decoding)
-        told = "not apart"
-        if interval(a)[1] > interval(b)[2]:
-            told = "above"
-        if interval(a)[2] < interval(b)[1]:
-            told = "below"
-        yield f"- {family}: nrt-ws {cell(a)}, sft {cell(b)}: {told}"
+def verdicts(found: dict[tuple[str, str], list[dict[str, Any]]], decoding: str) -> Iterator[str]:
+    """For each method of enough seeds, families where its interval, thinking, is above or below
+    that of sft at its best."""
+    theirs = found.get(("sft", "mixed"), [])
+    for (method, trained), runs in sorted(found.items(), key=place):
+        if method in ("base", "sft") or trained != "mixed" or min(len(runs), len(theirs)) < FEWEST:
+            continue
+        told: dict[str, list[str]] = {"above": [], "below": []}
+        for family in FAMILIES:
+            _, low, high = interval(values(runs, family, NUMBERS[0] + decoding))
+            _, their_low, their_high = interval(best(theirs, family, decoding))
+            told["above"] += [family] if low > their_high else []
+            told["below"] += [family] if high < their_low else []
+        said = (f"{where} {', '.join(names) or 'nowhere'}" for where, names in told.items())
+        yield f"- `{method}` against `sft`: {'; '.join(said)}"
 
 
 def main(folder: Path) -> None:
@@ -98,7 +105,7 @@ def main(folder: Path) -> None:
     found = read(folder)
     for name, decoding in DECODINGS.items():
         print(f"### {name}\n")
-        print("\n".join([*lines(found, decoding), "", *verdict(found, decoding), ""]))
+        print("\n".join([*lines(found, decoding), "", *verdicts(found, decoding), ""]))
 
 
 if __name__ == "__main__":
