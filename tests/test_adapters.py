@@ -249,6 +249,24 @@ def test_the_finished_model_is_an_ordinary_one_that_says_the_same(tmp_path, tied
     assert all(torch.equal(after[n], before[n]) for n in before)  # merging was of a copy
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_stands_for_its_model(tmp_path, tied):
+    start = tiny_model(tie_word_embeddings=tied)
+    start.resize_token_embeddings(330, mean_resizing=False)  # no room for new tokens
+    start.save_pretrained(tmp_path / "base")
+    made = trainer(tmp_path / "run", model=str(tmp_path / "base"))
+    made.train()
+    folder = tmp_path / "run" / "checkpoint-4"
+    config = NRTConfig(output_dir=str(tmp_path / "again"), use_cpu=True)
+    policy = load_policy(folder, config)
+    assert policy.template.boundary.mode == "existing"
+    new = made.processing_class.convert_tokens_to_ids(list(NEW))
+    ids = torch.tensor([[40, 41, *new, 42]])
+    torch.testing.assert_close(
+        logits(policy.model, ids), logits(made.model, ids), rtol=1e-4, atol=1e-5
+    )
+
+
 # -- Copies of the policy --------------------------------------------------------------------------
 
 

@@ -1,22 +1,23 @@
 """The lab's figures: ``python benchmarks/lab/figures.py``, from the results beside this file.
 
-Needs playwright and a ``chromium`` on the path. Writes docs/images/lab-*.png.
+Needs playwright and a ``chromium`` on the path (pictures.py). Writes docs/images/lab-*.png.
 """
 
-import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from playwright.sync_api import sync_playwright
 from plotly.subplots import make_subplots
 
 from native_reasoning.lab.measure import POINT, state_of
 from native_reasoning.lab.runner import read_results
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import pictures
+
 HERE = Path(__file__).parent
-IMAGES = HERE.parents[1] / "docs" / "images"
 COLOURS = {"learnt": "#0f9470", "collapsed": "#c2477f", "neither": "#a8810f"}
 NAMED = {"collapsed": "ends with empty traces"}
 REWARDS = {
@@ -144,20 +145,5 @@ def _finished(figure: go.Figure, title: str, height: int) -> go.Figure:
     )
 
 
-def main() -> None:
-    """Draws each in headless Chromium."""
-    with sync_playwright() as playwright:
-        chromium = shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, make in FIGURES.items():
-            figure = make()
-            size = {"width": figure.layout.width, "height": figure.layout.height}
-            page = browser.new_page(viewport=size)
-            page.set_content(figure.to_html(include_plotlyjs=True, config={"staticPlot": True}))
-            page.wait_for_selector(".main-svg")
-            page.locator(".js-plotly-plot").screenshot(path=IMAGES / f"{name}.png")
-        browser.close()
-
-
 if __name__ == "__main__":
-    main()
+    pictures.save(FIGURES)

@@ -26,7 +26,7 @@ from native_reasoning.options import NRTOptions
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 #: What saved adapters have before the names of their weights.
 PREFIX = "base_model.model."
 
@@ -135,6 +135,24 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             fix="resume with the settings that the run was begun with",
         )
     _peft().set_peft_model_state_dict(model, saved)
+
+
+def base_of(folder: Path) -> str | None:
+    """The model that an adapter's folder belongs to; None for a folder with a whole model."""
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    return _peft().PeftConfig.from_pretrained(folder).base_model_name_or_path
+
+
+def with_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreTrainedModel:
+    """The base model with the adapter of ``folder`` merged into it, and with ``vocabulary`` rows
+    where it has fewer."""
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if vocabulary > rows:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    model.add_adapter(_peft().PeftConfig.from_pretrained(folder))
+    load_adapter(model, folder)
+    return merged(model)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:

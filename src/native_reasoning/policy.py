@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from native_reasoning.adapters import add_adapter, lora_config
+from native_reasoning.adapters import add_adapter, base_of, lora_config, with_adapter
 from native_reasoning.boundary import existing_pair
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError
@@ -66,7 +66,9 @@ def load_policy(
     if tokenizer is None:
         tokenizer = load_tokenizer(str(name), config.trust_remote_code)
     if isinstance(model, (str, Path)):
-        model = load_model(str(model), config)
+        base = base_of(Path(model))
+        whole = load_model(base or str(model), config)
+        model = whole if base is None else with_adapter(whole, Path(model), len(tokenizer))
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
