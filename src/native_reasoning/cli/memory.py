@@ -28,9 +28,10 @@ _BETWEEN = 4
 @dataclass(frozen=True)
 class Shape:
     """A model: its parameters, ``width`` bytes each, and the widths named above. ``trained`` of
-    the parameters are (None: all); ``fixed_head``: its head's weights are not among them."""
+    the parameters are; ``fixed_head``: its head's weights are not among them."""
 
     parameters: int
+    trained: int
     width: int
     vocabulary: int
     hidden: int
@@ -39,7 +40,6 @@ class Shape:
     heads: int
     attention: int
     keys: int
-    trained: int | None = None
     fixed_head: bool = False
 
 
@@ -100,7 +100,7 @@ def predict(shape: Shape, load: Load) -> Memory:
     ``optimizer``: two moments of each; ``head``: V·H twice where it is trained (its gradient, and
     that of the rows in use), three pieces of logits, and those that are kept."""
     weights = shape.parameters * shape.width
-    trained = weights if shape.trained is None else shape.trained * shape.width
+    trained = shape.trained * shape.width
     table = shape.vocabulary * shape.hidden * shape.width
     _, rows, suffix = forward_of(load)
     logits = min(4 * rows * suffix * shape.vocabulary, _KEPT[load.cpu])
