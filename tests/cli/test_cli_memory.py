@@ -85,7 +85,8 @@ def test_a_layer_keeps_what_the_formula_says(shape, autocast):
         number=2 if autocast else 4,
     )  # fmt: skip
     said = layer_bytes(
-        Shape(0, 0, 4, 0, hidden, 1, mlp, heads, attention=hidden, keys=hidden // heads * keys), load
+        Shape(0, 0, 4, 0, hidden, 1, mlp, heads, attention=hidden, keys=hidden // heads * keys),
+        load,
     )
     assert said == pytest.approx(counted, rel=0.25)
 
