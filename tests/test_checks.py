@@ -202,6 +202,7 @@ def test_allowed(settings, tmp_path):
 #: Something reads every setting, and one trace is enough.
 READER = {
     "preset": "sft-think",
+    "use_peft": True,
     "baseline": "ema",
     "bad_format": "penalty",
     "filter": "ema_std",

@@ -37,6 +37,7 @@ class Setting:
     checkpointing: bool = False
     model: str = "17M"
     answer: int = 16
+    lora: bool = False
 
 
 SETTINGS = {
@@ -55,6 +56,10 @@ SETTINGS = {
     "100M": Setting(128, 64, model="100M"),
     "100M-one-step": Setting(128, 64, traces=8, steps=1, model="100M"),
     "real": Setting(128, 32, model="real"),
+    "whole": Setting(64, 48, traces=8, batch=4, steps=1, rows=8, model="real"),
+    "lora": Setting(64, 48, traces=8, batch=4, steps=1, rows=8, model="real", lora=True),
+    "whole-at-once": Setting(64, 48, traces=8, batch=4, steps=1, model="real"),
+    "lora-at-once": Setting(64, 48, traces=8, batch=4, steps=1, model="real", lora=True),
 }
 
 
@@ -88,6 +93,7 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
         gradient_accumulation_steps=setting.steps,
         rows_per_forward=setting.rows,
         activation_checkpointing=setting.checkpointing,
+        use_peft=setting.lora,
     )
     process = peak()
     regime = speed.Regime(setting.prompt, setting.trace, setting.answer)

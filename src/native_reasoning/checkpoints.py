@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from native_reasoning.adapters import has_adapter, load_adapter, merged, save_adapter
 from native_reasoning.callbacks import BestCheckpoint
 from native_reasoning.disk import CHECKSUMS, damage, put_aside, seal, sync, writing
 from native_reasoning.errors import warn
@@ -83,9 +84,21 @@ class WholeCheckpoints(Trainer):
         """The optimiser step that the model's weights come from."""
         return self.state.global_step if self._back_at is None else self._back_at
 
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        here = self.accelerator.unwrap_model(self.model if model is None else model)
+        if has_adapter(here):
+            load_adapter(here, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
         assert self.state.best_model_checkpoint is not None
+        if has_adapter(self.accelerator.unwrap_model(self.model)):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
         self._back_at = checkpoint_number(Path(self.state.best_model_checkpoint))
 
     def before_checkpoint(self) -> None:
@@ -97,12 +110,18 @@ class WholeCheckpoints(Trainer):
         raise NotImplementedError
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """An ordinary model folder. transformers' adds a pickle that holds the hub token."""
+        """An ordinary model folder; of a checkpoint with an adapter, the adapter alone.
+        transformers' adds a pickle that holds the hub token."""
         if not self.args.should_save:
             return
         folder = output_dir or str(self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(folder, state_dict=state_dict)
+        if not has_adapter(model):
+            model.save_pretrained(folder, state_dict=state_dict)
+        elif self._staging is None:
+            merged(model).save_pretrained(folder)
+        else:
+            save_adapter(model, folder)
         assert self.processing_class is not None
         self.processing_class.save_pretrained(folder)
 

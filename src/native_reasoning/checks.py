@@ -47,6 +47,8 @@ RANGES = (
     ("length_reward", 0, 1e6),
     ("repetition_penalty", 0, 1e6),
     ("format_loss_coef", 0, 1e6),
+    ("lora_r", 1, 1e6),
+    ("lora_alpha", 1, 1e6),
 )
 #: Settings that do something only beside another: name, whether it does, what it needs.
 NEEDS: tuple[tuple[str, Callable[[Objective], bool], str], ...] = (
@@ -86,10 +88,23 @@ def check_options(options: NRTOptions, objective: Callable[[], Objective]) -> No
                 why=f"it must be from {low:g} to {high:g}",
                 fix=f"change {name}",
             )
+    _check_adapter(options)
     if options.objective is None:
         check_sampling(options, objective(), judged=bool(options.reward_funcs))
         _check_reward(options, objective())
         _check_effect(options, objective())
+
+
+def _check_adapter(options: NRTOptions) -> None:
+    """Settings of an adapter without one."""
+    of_one = [f for f in fields(NRTOptions) if f.name.startswith("lora_") or f.name == "use_rslora"]
+    for f in of_one:
+        if not options.use_peft and getattr(options, f.name) != f.default:
+            raise ConfigError(
+                f"{f.name} is {getattr(options, f.name)} without use_peft",
+                why="all weights are trained, and nothing reads it",
+                fix="use_peft true, or leave it out",
+            )
 
 
 def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> None:

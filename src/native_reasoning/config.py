@@ -52,6 +52,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
         if isinstance(self.model_init_kwargs, str):
             self.model_init_kwargs = json_object(self.model_init_kwargs, "model_init_kwargs")
         self.reward_funcs = listed(self.reward_funcs)
+        self.lora_target_modules = listed(self.lora_target_modules)
         self.reward_weights = numbers(listed(self.reward_weights), "reward_weights")
         check_options(self, self.resolved_objective)
         if self.load_best_model_at_end and self.metric_for_best_model is None:

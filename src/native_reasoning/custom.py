@@ -129,11 +129,14 @@ def find_custom(
 def given_names(
     objective: Callable[[Scores], Signal] | None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
+    peft_config: Any = None,
 ) -> dict[str, Any]:
-    """What config.yaml calls an objective and reward functions that were given from Python."""
+    """What config.yaml calls an objective, reward functions and an adapter that were given from
+    Python."""
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     names: dict[str, Any] = {} if objective is None else {"objective": name_of(objective)}
-    return names | ({"reward_funcs": list(map(name_of, functions))} if functions else {})
+    names |= {"reward_funcs": list(map(name_of, functions))} if functions else {}
+    return names | ({} if peft_config is None else {"use_peft": str(peft_config)})
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from native_reasoning.adapters import linear_parts
 from native_reasoning.inputs import tried
 
 #: Bytes of logits that exist at a time, by kind of device: on a CPU what its caches hold.
@@ -41,17 +42,18 @@ class Choice:
     scale: Tensor | None = None
 
 
-def chosen_logps(hidden: Tensor, head: nn.Linear, choice: Choice) -> Tensor:
+def chosen_logps(hidden: Tensor, head: nn.Module, choice: Choice) -> Tensor:
     """log π (M,) of the chosen tokens, in at least float32, from ``hidden`` (N, H)."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
-    scale = choice.scale
+    parts, scale = linear_parts(head), choice.scale
+    assert parts is not None, head
     if scale is not None:
         scale = scale.to(torch.promote_types(hidden.dtype, torch.float32))
     backward = torch.is_grad_enabled()  # inside a Function it never is
     with torch.autocast(kind, enabled=False):
-        found = _ChosenLogps.apply(hidden, head.weight, head.bias, scale, choice, backward)
+        found = _ChosenLogps.apply(hidden, *parts, scale, choice, backward)
     assert isinstance(found, Tensor)
     return found
 
@@ -60,11 +62,12 @@ def direct_head(model: PreTrainedModel) -> bool:
     """Whether the model's logits are its last hidden states times its head's weights, and nothing
     more: no soft cap, no scaling, no adapter on the head. Tried out on a few tokens."""
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or not head.weight.is_floating_point():
+    parts = linear_parts(head)
+    if head is None or parts is None or not parts[0].is_floating_point():
         return False
 
     def trial() -> bool:
-        ids = torch.arange(3, 9, device=model.device)[None] % len(head.weight)
+        ids = torch.arange(3, 9, device=model.device)[None] % len(parts[0])
         hidden = model.base_model(input_ids=ids, use_cache=False)[0]
         hook = head.register_forward_pre_hook(lambda module, args: (100 * args[0],))
         try:  # large, so that a soft cap shows

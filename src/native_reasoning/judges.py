@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from native_reasoning.inputs import inference
@@ -40,6 +40,7 @@ class Judges:
         self.settings, self.scorer, self.autocast = settings, scorer, autocast
         self.frozen = _copy(model) if settings.needs_frozen else None
         self.ema = _copy(model) if settings.needs_ema else None
+        self.trained = _trained(model)
 
     def attach(
         self, scores: Sequence[Scores], groups: Sequence[PromptGroup], traces: Sequence[Traces]
@@ -83,12 +84,14 @@ class Judges:
         if self.ema is None or step % self.settings.ema_steps:
             return
         for old, new in zip(self.ema.parameters(), model.parameters(), strict=True):
-            old.lerp_(new.to(old.dtype), 1 - self.settings.ema_decay)
+            if new.requires_grad:
+                old.lerp_(new.to(old.dtype), 1 - self.settings.ema_decay)
 
     def save(self, folder: Path) -> None:
         """The lagging copy, into a checkpoint."""
         if self.ema is not None:
-            save_file(_tensors(self.ema), folder / EMA)
+            kept = {n: p for n, p in self.ema.named_parameters() if n in self.trained}
+            save_file({n: p.detach().contiguous() for n, p in kept.items()}, folder / EMA)
 
     def load(self, folder: Path) -> None:
         """The lagging copy that ``save`` wrote."""
@@ -96,7 +99,8 @@ class Judges:
             saved = load_file(folder / EMA)
             with torch.no_grad():
                 for name, parameter in self.ema.named_parameters():
-                    parameter.copy_(saved[name])
+                    if name in self.trained:
+                        parameter.copy_(saved[name])
 
     def fingerprint(self) -> str | None:
         """Of the first policy: the start of each of its tensors; None where it is not asked."""
@@ -109,10 +113,12 @@ class Judges:
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:
-    made = copy.deepcopy(model)
+    """A copy of what is trained; what is not (all but an adapter) is the model's own."""
+    shared: dict[int, object] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    made = copy.deepcopy(model, shared)
     return made.requires_grad_(False).eval()
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once, whatever is tied."""
-    return {name: p.detach().contiguous() for name, p in model.named_parameters()}
+def _trained(model: nn.Module) -> set[str]:
+    """Names of the parameters that are trained, each once, whatever is tied."""
+    return {name for name, p in model.named_parameters() if p.requires_grad}

@@ -120,6 +120,17 @@ class NRTOptions:
     )
     strict: bool = option(False, "refuse a file with a bad row instead of counting it")
 
+    # -- adapter (names of TRL's ModelConfig)
+    use_peft: bool = option(
+        False, "train a low-rank adapter (LoRA) and the rows of new tokens, not all weights"
+    )
+    lora_r: int = option(16, "rank of the adapter")
+    lora_alpha: int = option(32, "the adapter's product is scaled by lora_alpha / lora_r")
+    lora_target_modules: str | list[str] | None = option(  # noqa: RUF009
+        None, "layers that get one, by name, several with commas; default: all linear ones"
+    )
+    use_rslora: bool = option(False, "scale by lora_alpha / sqrt(lora_r) instead")
+
     # -- model, evaluation, records
     model_init_kwargs: dict[str, Any] | str | None = option(  # noqa: RUF009
         None, "keyword arguments for from_pretrained, as JSON"

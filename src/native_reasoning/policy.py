@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,10 +16,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from native_reasoning.adapters import add_adapter, base_of, lora_config, with_adapter
 from native_reasoning.boundary import existing_pair
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError
 from native_reasoning.template import Template, make_template
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 #: A token's embedding row counts as trained if its norm is within this range of the median's.
 TRAINED_NORM = (0.2, 5.0)
@@ -50,8 +54,10 @@ def load_policy(
     model: str | Path | PreTrainedModel,
     config: NRTConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: "PeftConfig | None" = None,
 ) -> Policy:
-    """A model by hub id or folder, or one in memory, with its think tokens in place.
+    """A model by hub id or folder, or one in memory, with its think tokens in place, and with an
+    ``adapter`` where one is given or ``config`` asks for one.
 
     Dropout is switched off for good: the reward and the loss come from one forward pass.
     Raises PolicyError if the model cannot be loaded, TemplateError if its tokenizer cannot be used.
@@ -60,12 +66,16 @@ def load_policy(
     if tokenizer is None:
         tokenizer = load_tokenizer(str(name), config.trust_remote_code)
     if isinstance(model, (str, Path)):
-        model = load_model(str(model), config)
+        base = base_of(Path(model))
+        whole = load_model(base or str(model), config)
+        model = whole if base is None else with_adapter(whole, Path(model), len(tokenizer))
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
-    if template.boundary.mode == "new":
-        add_think_rows(model, template)
+    new_ids = add_think_rows(model, template) if template.boundary.mode == "new" else ()
+    adapter = adapter or lora_config(config)
+    if adapter is not None:
+        add_adapter(model, adapter, new_ids, config.seed)
     _mend_generation_config(model, template.end_ids)
     if model.dtype in (torch.bfloat16, torch.float16):
         warnings.warn(
@@ -210,8 +220,9 @@ def rows_look_trained(model: PreTrainedModel, ids: list[int]) -> bool:
     return bool(((norms[ids] >= low) & (norms[ids] <= high)).all())
 
 
-def add_think_rows(model: PreTrainedModel, template: Template) -> None:
-    """Rows for new think tokens, in the embedding and (where it is apart) the head.
+def add_think_rows(model: PreTrainedModel, template: Template) -> tuple[int, int]:
+    """Rows for new think tokens, in the embedding and (where it is apart) the head. Returns their
+    ids.
 
     The closing row starts as the end-of-turn token's, so that closing a trace is about as likely as
     ending a turn was; the opening row as the mean of the rows of its text's pieces.
@@ -220,7 +231,7 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> None:
     if template.vocabulary > len(_rows(model.get_input_embeddings())):
         model.resize_token_embeddings(template.vocabulary, mean_resizing=False)
     open_text = boundary.open_text.strip()
-    open_id = tokenizer.convert_tokens_to_ids(open_text)
+    open_id = tokenizer.get_vocab()[open_text]
     pieces = template.plain.encode(open_text, add_special_tokens=False).ids
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     with torch.no_grad():
@@ -231,6 +242,7 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> None:
             if isinstance(bias := getattr(table, "bias", None), nn.Parameter):
                 bias[boundary.close_ids[0]] = bias[template.end_ids[0]]
                 bias[open_id] = bias[pieces].mean(0)
+    return open_id, boundary.close_ids[0]
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -112,7 +112,7 @@ class Rater:
             tempered += [True] * len(tags) + [False] * len(answer)
             cuts += [len(tags), len(answer)]
         head_module = decoder.model.get_output_embeddings()
-        assert isinstance(head_module, nn.Linear)
+        assert isinstance(head_module, nn.Module)
         warm = torch.tensor(tempered, dtype=torch.float64)
         chosen = Choice(
             at=torch.arange(len(at), device=hidden.device),

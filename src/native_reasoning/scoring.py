@@ -75,11 +75,10 @@ def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch, by_ids:
     ``by_ids``: embeddings alone are not enough."""
     inputs, take = _inputs(model, batch, by_ids)
     head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Module)
     if plain is None:
         hidden = take(model.base_model(**inputs)[0])
-        assert isinstance(head, torch.nn.Linear)
         return _lay_out(chosen_logps(hidden, head, choice(batch)), batch)
-    assert isinstance(head, torch.nn.Module)
     hook = head.register_forward_pre_hook(lambda module, args: (take(args[0])[None],))
     try:
         logits = plain(**inputs).logits[0]

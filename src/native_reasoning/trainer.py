@@ -55,6 +55,7 @@ class NRTTrainer(StepInParts):
     ``eval_dataset`` are anything that ``load_examples`` reads (a path, a datasets.Dataset, a list
     of dicts) or ``Examples``. ``objective`` replaces the preset's rewards and advantages: any
     callable Scores -> Signal. ``reward_funcs`` have TRL's signature and are added to the reward.
+    ``peft_config``, one of peft's, replaces what ``use_peft`` and ``lora_…`` say.
 
     Raises ConfigError, DataError, TemplateError or PolicyError before training starts, RunError at
     ``train()`` if the run folder is taken.
@@ -62,6 +63,8 @@ class NRTTrainer(StepInParts):
 
     loss_is_scaled_for_ga = True
     args: NRTConfig
+    window: Window | None = None
+    _resumed: Path | None = None
 
     def __init__(
         self,
@@ -73,14 +76,15 @@ class NRTTrainer(StepInParts):
         objective: Callable[[Scores], Signal] | None = None,
         reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
         callbacks: list[TrainerCallback] | None = None,
+        peft_config: Any = None,
     ) -> None:
         self.settings = args.resolved_objective()
-        self.given = given_names(objective, reward_funcs)
+        self.given = given_names(objective, reward_funcs, peft_config)
         objective, rewards = find_custom(args, objective, reward_funcs)
         if objective is None:
             check_sampling(args, self.settings, judged=bool(rewards))
         self.keep_columns = bool(rewards)
-        policy = load_policy(model, args, processing_class)
+        policy = load_policy(model, args, processing_class, peft_config)
         self.template, self.context = policy.template, policy.context
         self.train_groups, self.train_report = self._read(train_dataset, args)
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
@@ -117,12 +121,10 @@ class NRTTrainer(StepInParts):
         self.limits = Limits(args, self.engine)
         self.kept = (self.memory, self.limits, self.finite_guard, self.guard)
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
-        self.window: Window | None = None
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
         #: More of config.yaml; the command line puts the data paths here.
         self.recipe: dict[str, Any] = {}
         self._clock: dict[str, float] = {}
-        self._resumed: Path | None = None
 
     def _make_maker(
         self,

@@ -19,6 +19,7 @@ from tiny import byte_tokenizer
 
 LLAMA = Shape(
     parameters=134_000_000,
+    trained=134_000_000,
     width=4,
     vocabulary=49_152,
     hidden=576,
@@ -84,7 +85,8 @@ def test_a_layer_keeps_what_the_formula_says(shape, autocast):
         number=2 if autocast else 4,
     )  # fmt: skip
     said = layer_bytes(
-        Shape(0, 4, 0, hidden, 1, mlp, heads, attention=hidden, keys=hidden // heads * keys), load
+        Shape(0, 0, 4, 0, hidden, 1, mlp, heads, attention=hidden, keys=hidden // heads * keys),
+        load,
     )
     assert said == pytest.approx(counted, rel=0.25)
 
@@ -103,6 +105,17 @@ def test_parts_add_up():
     assert found.total == always + max(found.sampling, found.training)
     assert found.training >= found.gradients + found.activations + found.head
     assert found.optimizer == 2 * found.weights == 2 * found.gradients
+
+
+def test_an_adapter_has_small_gradients_and_moments():
+    whole, adapter = (
+        predict(replace(LLAMA, trained=count, fixed_head=count < LLAMA.trained), LOAD)
+        for count in (134_000_000, 4_884_480)
+    )
+    assert adapter.weights == whole.weights
+    assert adapter.optimizer == 2 * adapter.gradients == 8 * 4_884_480
+    assert whole.head - adapter.head == 2 * 49_152 * 576 * 4
+    assert adapter.activations == whole.activations
 
 
 @pytest.mark.parametrize("name", Shape.__dataclass_fields__)

@@ -1,13 +1,14 @@
 """``nrt train``: the run folder, the table, dry runs, recipes, signals and resuming."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cli_helpers import SMALL, start, sums, write_rows
+from cli_helpers import LENGTHS, SMALL, start, sums, write_rows
 from native_reasoning.records import read_config, read_held_out, read_metrics
 
 
@@ -203,3 +204,34 @@ def test_functions_of_the_users_own_come_from_the_working_folder(
         "  fix: define none at the top level of mine_cli",
     ]
     assert not (tmp_path / "no").exists()
+
+
+def test_an_adapter_is_trained_resumed_and_asked_before_it_is_merged(
+    model, data, held_out, tmp_path, nrt
+):
+    pytest.importorskip("peft")
+    out = tmp_path / "run"
+    code, _, err = nrt(
+        "train", "--model", model, "--data", data, "--out", out, *SMALL, "--use-peft", "--lora-r",
+        "4", "--lora-target-modules", "q_proj,v_proj",
+    )  # fmt: skip
+    assert code == 0, err
+    assert (out / "checkpoint-2" / "adapter_model.safetensors").is_file()
+    merged = (out / "final" / "model.safetensors").read_bytes()
+    shutil.rmtree(out / "final")
+    code, text, err = nrt("eval", out, "--data", held_out)
+    assert code == 0, err
+    assert f"model  {out / 'checkpoint-2'}" in text
+    code, _, err = nrt("train", "--out", out, "--resume")
+    assert code == 0, err
+    assert (out / "final" / "model.safetensors").read_bytes() == merged
+
+
+def test_check_counts_what_an_adapter_trains(model, data, nrt):
+    totals = {}
+    for name, flags in {"whole": [], "adapter": ["--use-peft"]}.items():
+        code, text, err = nrt("check", data, "--model", model, *LENGTHS, *flags, "--json")
+        assert code == 0, err
+        totals[name] = json.loads(text.splitlines()[-1])["memory"]
+    assert totals["adapter"]["optimizer"] < totals["whole"]["optimizer"]
+    assert totals["adapter"]["weights"] > totals["whole"]["weights"]

@@ -171,7 +171,8 @@ def percentiles(values: Sequence[int]) -> dict[str, int]:
 
 
 def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
-    """The template and an empty model of a hub id or folder: its weights are not loaded.
+    """The template and an empty model of a hub id or folder: its weights are not loaded. It has an
+    adapter where ``config`` asks for one, without rows of new tokens.
 
     Whether think tokens of the tokenizer were trained shows only in the weights; here it is
     believed. Raises PolicyError or TemplateError.
@@ -179,6 +180,7 @@ def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from native_reasoning.adapters import add_adapter, lora_config
     from native_reasoning.errors import PolicyError
     from native_reasoning.policy import load_tokenizer, read_text
     from native_reasoning.template import make_template
@@ -205,6 +207,8 @@ def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
             why="it says how large the model is",
             fix="give a folder with config.json, or a hub id",
         ) from None
+    if (adapter := lora_config(config)) is not None:
+        add_adapter(model, adapter, (), config.seed)
     return template, model
 
 

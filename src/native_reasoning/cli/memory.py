@@ -27,9 +27,11 @@ _BETWEEN = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """A model: its parameters, ``width`` bytes each, and the widths named above."""
+    """A model: its parameters, ``width`` bytes each, and the widths named above. ``trained`` of
+    the parameters are; ``fixed_head``: its head's weights are not among them."""
 
     parameters: int
+    trained: int
     width: int
     vocabulary: int
     hidden: int
@@ -38,6 +40,7 @@ class Shape:
     heads: int
     attention: int
     keys: int
+    fixed_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,15 @@ class Memory:
 
 
 def predict(shape: Shape, load: Load) -> Memory:
-    """See above. ``weights``, ``gradients``: the parameters; ``optimizer``: two moments of each;
-    ``head``: V·H twice (its gradient, and that of the rows in use), three pieces of logits, and
-    those that are kept."""
+    """See above. ``weights``: the parameters; ``gradients``, ``copies``: those that are trained;
+    ``optimizer``: two moments of each; ``head``: V·H twice where it is trained (its gradient, and
+    that of the rows in use), three pieces of logits, and those that are kept."""
     weights = shape.parameters * shape.width
+    trained = shape.trained * shape.width
     table = shape.vocabulary * shape.hidden * shape.width
     _, rows, suffix = forward_of(load)
     logits = min(4 * rows * suffix * shape.vocabulary, _KEPT[load.cpu])
-    head = 2 * table + 3 * _PIECE[load.cpu] + logits
+    head = (0 if shape.fixed_head else 2 * table) + 3 * _PIECE[load.cpu] + logits
     kept, cache = activations(shape, load)
     forward = kept + max(head, cache)
     split = load.rows is not None and load.rows < load.prompts * load.traces
@@ -108,12 +112,12 @@ def predict(shape: Shape, load: Load) -> Memory:
     return Memory(
         process=PROCESS if load.cpu else 0,
         weights=weights,
-        optimizer=2 * weights,
-        copies=load.copies * weights,
-        gradients=weights,
+        optimizer=2 * trained,
+        copies=load.copies * trained,
+        gradients=trained,
         activations=kept,
         head=head,
-        training=weights + forward if several else max(forward, weights + head),
+        training=trained + forward if several else max(forward, trained + head),
         sampling=sampling(shape, load) if load.traces else 0,
     )
 

@@ -21,6 +21,7 @@ def shape_of(model: Any) -> Shape:
     each = getattr(c, "head_dim", None) or c.hidden_size // heads
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         width=next(model.parameters()).element_size(),
         vocabulary=c.vocab_size,
         hidden=c.hidden_size,
@@ -29,6 +30,7 @@ def shape_of(model: Any) -> Shape:
         heads=heads,
         attention=heads * each,
         keys=(getattr(c, "num_key_value_heads", None) or heads) * each,
+        fixed_head=not any(p.requires_grad for p in model.get_output_embeddings().parameters()),
     )
 
 

@@ -106,6 +106,7 @@ OPTION_GROUPS = {
         "format_warmup_steps",
     ),
     "data": ("prompt_column", "answer_column", "answer_regex", "strict"),
+    "adapter": ("use_peft", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora"),
     "model, evaluation, records": (
         "model_init_kwargs",
         "trust_remote_code",

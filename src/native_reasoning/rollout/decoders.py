@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from native_reasoning.adapters import linear_parts
 from native_reasoning.head import direct_head
 from native_reasoning.inputs import left_pad, positions, trial_length, tried
 from native_reasoning.rollout.shared import SharedCache, attending
@@ -159,8 +160,10 @@ def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     once as oneDNN multiplies them fastest: a few rows against a large vocabulary take a third of
     the time."""
     head = model.get_output_embeddings()
-    assert isinstance(head, nn.Linear)
-    weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+    parts = linear_parts(head)
+    assert head is not None
+    assert parts is not None
+    weight, bias = parts[0].detach(), None if parts[1] is None else parts[1].detach()
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return head
     try:

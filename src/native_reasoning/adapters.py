@@ -1,0 +1,193 @@
+"""Low-rank adapters (LoRA) through peft, put into the model's own layers.
+
+The model stays the class that it was: sampling and scoring see an ordinary causal language model
+whose linear layers add a small product (Hu et al. 2021, arXiv 2106.09685, eq. 3)::
+
+    h = W x + (α / r) · B A x,    A (r, in), B (out, r),   B = 0 at the start
+
+Only A, B and the rows of new think tokens are trained, and a checkpoint holds these alone;
+``merged`` makes the ordinary model that a finished run leaves behind.
+"""
+
+import copy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from native_reasoning.errors import ConfigError, PolicyError, RunError
+from native_reasoning.options import NRTOptions
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+#: What saved adapters have before the names of their weights.
+PREFIX = "base_model.model."
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether an adapter is in the model's layers."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def lora_config(options: NRTOptions) -> "PeftConfig | None":
+    """The adapter that the settings ask for, None without ``use_peft``. Raises ConfigError where
+    peft is not installed."""
+    if not options.use_peft:
+        return None
+    return _peft().LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha,
+        target_modules=options.lora_target_modules or "all-linear",
+        use_rslora=options.use_rslora,
+    )
+
+
+def add_adapter(
+    model: PreTrainedModel, config: "PeftConfig", new_ids: Sequence[int], seed: int
+) -> None:
+    """Puts an adapter into the model and freezes everything else but the rows ``new_ids`` of the
+    embedding and, where it is apart, of the head. ``seed`` is that of A.
+
+    Raises PolicyError where the adapter does not fit or the model has one already.
+    """
+    if has_adapter(model):
+        raise PolicyError(
+            f"{model.config._name_or_path} has an adapter already",
+            why="a second one on top of it could not be saved",
+            fix="give the merged model: a finished run has it in its folder final/",
+        )
+    config = copy.deepcopy(config)
+    if new_ids:
+        config.trainable_token_indices = _tables(model, new_ids)  # type: ignore[attr-defined]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model.add_adapter(config)
+        except ValueError as error:
+            raise PolicyError(
+                f"the adapter does not fit the model: {str(error).splitlines()[0]}",
+                why="its layers are looked up by name",
+                fix="leave lora_target_modules out, or name layers that the model has",
+            ) from None
+
+
+def _tables(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
+    """Names of the embedding and of a head with weights of its own, each with its new rows."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    apart = head is not None and head.weight is not embedding.weight
+    wanted = (embedding, head) if apart else (embedding,)
+    return {
+        name.rpartition(".")[2]: sorted(ids)
+        for name, module in model.named_modules()
+        if any(module is one for one in wanted)
+    }
+
+
+def linear_parts(head: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
+    """Weight (V, H) and bias (V,) of a head that is a linear layer, also one with trained rows in
+    the place of some; None for any other."""
+    if type(head) is nn.Linear:
+        return head.weight, head.bias
+    if "peft" not in sys.modules:
+        return None
+    from peft.utils.other import TrainableTokensWrapper
+
+    if not isinstance(head, TrainableTokensWrapper) or type(head.original_module) is not nn.Linear:
+        return None
+    weight = head.weight  # with its own rows in place
+    assert isinstance(weight, Tensor)
+    return weight, head.original_module.bias
+
+
+def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
+    """The adapter alone, as peft writes one: without an embedding that has grown."""
+    (config,) = model.peft_config.values()  # type: ignore[union-attr, operator]
+    config.save_pretrained(folder)
+    weights = {PREFIX + name: tensor.contiguous() for name, tensor in _weights(model).items()}
+    save_file(weights, Path(folder) / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What is trained, by peft's names, each tensor once."""
+    found = _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
+    trained = {p.data_ptr() for p in model.parameters() if p.requires_grad}
+    return {name: tensor for name, tensor in found.items() if tensor.data_ptr() in trained}
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """The weights of a checkpoint's adapter into the model's own. Raises RunError where they are
+    those of another adapter."""
+    saved = {k.removeprefix(PREFIX): v for k, v in load_file(folder / ADAPTER_FILE).items()}
+    here = {k: v.shape for k, v in _weights(model).items()}
+    wrong = sorted({k: v.shape for k, v in saved.items()}.items() ^ here.items())
+    if wrong:
+        raise RunError(
+            f"{folder} is of another adapter: {wrong[0][0]} differs",
+            why="its weights have no place in this model",
+            fix="resume with the settings that the run was begun with",
+        )
+    _peft().set_peft_model_state_dict(model, saved)
+
+
+def base_of(folder: Path) -> str | None:
+    """The model that an adapter's folder belongs to; None for a folder with a whole model."""
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    return _peft().PeftConfig.from_pretrained(folder).base_model_name_or_path
+
+
+def with_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreTrainedModel:
+    """The base model with the adapter of ``folder`` merged into it, and with ``vocabulary`` rows
+    where it has fewer."""
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if vocabulary > rows:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    model.add_adapter(_peft().PeftConfig.from_pretrained(folder))
+    load_adapter(model, folder)
+    return merged(model)
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy without an adapter, whose weights are W + (α / r) · B A and whose new rows are in
+    place: the same function, to rounding. Needs memory for a second model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    alone, done = copy.deepcopy(model), ""
+    for name, module in list(alone.named_modules()):
+        if done and name.startswith(done):
+            continue  # a part of a layer that has been replaced
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            plain = module.unload_and_optionally_merge_module(True, False, None)
+        elif isinstance(module, BaseTunerLayer):
+            module.merge()
+            plain = module.get_base_layer()
+        else:
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(alone.get_submodule(parent), child, plain)
+        done = name + "."
+    alone._hf_peft_config_loaded = False
+    del alone.peft_config
+    alone.tie_weights()
+    return alone
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError(
+            "use_peft needs the package peft, which is not installed",
+            why="it makes the adapter",
+            fix="pip install 'native-reasoning[peft]'",
+        ) from None
+    return peft

@@ -1,0 +1,317 @@
+"""Adapters: what they are at the start, their gradients, checkpoints, and the merged model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from native_reasoning.adapters import ADAPTER_FILE, has_adapter, merged
+from native_reasoning.config import NRTConfig
+from native_reasoning.errors import ConfigError, PolicyError, RunError
+from native_reasoning.policy import load_policy
+from native_reasoning.records import read_config, read_metrics, read_traces
+from native_reasoning.trainer import NRTTrainer
+from tiny import QA, byte_tokenizer, tiny_model
+from watchers import Killed, KillIn
+
+peft = pytest.importorskip("peft")
+NEW = ("<think>", "</think>")
+
+
+def trainer(
+    folder: Path, model=None, callbacks=None, peft_config=None, eval_dataset=None, **settings
+) -> NRTTrainer:
+    values = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "num_generations": 3,
+        "max_trace_length": 6,
+        "max_answer_length": 16,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "max_steps": 4,
+        "save_steps": 1,
+        "save_total_limit": None,
+        "use_cpu": True,
+        "use_peft": True,
+        "lora_r": 4,
+        "lora_alpha": 8,
+        **settings,
+    }
+    args = NRTConfig(output_dir=str(folder), **values)
+    model = tiny_model() if model is None else model
+    tokenizer = byte_tokenizer()
+    return NRTTrainer(
+        model, args, QA, eval_dataset, tokenizer, callbacks=callbacks, peft_config=peft_config
+    )
+
+
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def frozen(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+
+
+def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+IDS = torch.tensor([[40, 41, 42, 300, 43, 44, 301, 45]])
+
+
+# -- At the start ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_first_policy_is_the_model_and_little_of_it_is_trained(tmp_path, tied):
+    config = NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_peft=True, lora_r=2)
+    plain = NRTConfig(output_dir=str(tmp_path), use_cpu=True)
+    with_one = load_policy(tiny_model(tie_word_embeddings=tied), config, byte_tokenizer())
+    without = load_policy(tiny_model(tie_word_embeddings=tied), plain, byte_tokenizer())
+    assert has_adapter(with_one.model)
+    assert not has_adapter(without.model)
+    assert torch.equal(logits(with_one.model, IDS), logits(without.model, IDS))
+    names = trained(with_one.model)
+    assert all("lora_" in name or "trainable_tokens" in name for name in names)
+    tables = [name for name in names if "trainable_tokens" in name]
+    assert len(tables) == (1 if tied else 2)
+    assert all(names[name].shape[0] == 2 for name in tables)  # the two think tokens
+    layers = [m for m in without.model.model.modules() if isinstance(m, nn.Linear)]
+    count = sum(2 * (layer.in_features + layer.out_features) for layer in layers)
+    assert sum(p.numel() for n, p in names.items() if "lora_" in n) == count
+
+
+def test_known_think_tokens_have_no_rows_of_their_own(tmp_path):
+    config = NRTConfig(
+        output_dir=str(tmp_path), use_cpu=True, use_peft=True, boundary="text", boundary_text="so X"
+    )
+    policy = load_policy(tiny_model(), config, byte_tokenizer())
+    assert all("lora_" in name for name in trained(policy.model))
+
+
+# -- Gradients -------------------------------------------------------------------------------------
+
+
+class Kept(TrainerCallback):
+    """Weights and gradients of the first step, by name."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def first_step(folder: Path, **settings) -> Kept:
+    kept = Kept()
+    trainer(folder, callbacks=[kept], max_steps=1, max_grad_norm=0.0, **settings).train()
+    return kept
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_are_those_of_the_whole_model_by_the_chain_rule(tmp_path, tied):
+    """With B = 0: dL/dB = (α/r) dL/dW Aᵀ and dL/dA = 0; a new row has its row of dL/dE."""
+    whole = first_step(
+        tmp_path / "whole",
+        model=tiny_model(tie_word_embeddings=tied),
+        use_peft=False,
+        lora_r=16,
+        lora_alpha=32,
+    )
+    here = first_step(tmp_path / "lora", model=tiny_model(tie_word_embeddings=tied))
+    ids = byte_tokenizer()
+    ids.add_tokens(list(NEW))
+    rows = sorted(ids.convert_tokens_to_ids(list(NEW)))
+    sizes = set()
+    for name, found in here.grads.items():
+        layer = name.partition(".lora_")[0].partition(".token_adapter")[0]
+        gradient = whole.grads[f"{layer}.weight"]
+        if "lora_B" in name:
+            a = here.weights[name.replace("lora_B", "lora_A")]
+            expected = 8 / 4 * gradient @ a.T
+        elif "lora_A" in name:
+            expected = torch.zeros_like(found)
+        else:
+            expected = gradient[rows]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+        sizes.add(("lora_A" in name, bool(expected.abs().max() > 1e-4)))
+    assert sizes == {(True, False), (False, True)}  # everything but A has a gradient, and A none
+
+
+def test_training_changes_the_adapter_alone(tmp_path):
+    made = trainer(tmp_path / "run")
+    before, start = (
+        frozen(made.model),
+        {n: p.detach().clone() for n, p in trained(made.model).items()},
+    )
+    made.train()
+    assert all(torch.equal(p, before[n]) for n, p in frozen(made.model).items())
+    assert all(not torch.equal(p, start[n]) for n, p in trained(made.model).items())
+
+
+# -- Checkpoints -----------------------------------------------------------------------------------
+
+
+def ending(folder: Path):
+    kept = load_file(folder / "checkpoint-4" / ADAPTER_FILE)
+    return kept, read_metrics(folder), read_traces(folder)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"preset": "nover"}, {"preset": "dro"}], ids=["nrt-ws", "nover", "dro"]
+)
+def test_a_killed_run_ends_as_the_whole_one(tmp_path, settings):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    trainer(whole, **settings).train()
+    with pytest.raises(Killed):
+        trainer(again, callbacks=[KillIn(2)], **settings).train()
+    trainer(again, **settings).train(resume_from_checkpoint=True)
+    (one, metrics, traces), (other, *rest) = ending(whole), ending(again)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert rest[0] == metrics
+    assert rest[1] == traces
+
+
+def test_a_checkpoint_is_small_and_peft_reads_it(tmp_path):
+    settings = {"boundary": "text", "boundary_text": "so X"}
+    made = trainer(tmp_path / "run", **settings)
+    made.train()
+    folder = tmp_path / "run" / "checkpoint-4"
+    assert not list(folder.glob("model*"))
+    read = peft.PeftModel.from_pretrained(tiny_model(), folder)
+    assert torch.equal(logits(read, IDS), logits(made.model, IDS))
+
+
+def test_the_best_checkpoint_comes_back(tmp_path):
+    made = trainer(
+        tmp_path / "run",
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="uplift",
+        eval_dataset=QA[:3],
+    )
+    made.train()
+    best = load_file(Path(made.state.best_model_checkpoint) / ADAPTER_FILE)
+    made.save_whole_model(tmp_path / "model")
+    kept = {p.sum().item() for p in trained(made.model).values()}
+    assert kept == {t.sum().item() for t in best.values()}
+
+
+def test_a_checkpoint_of_another_rank_is_refused(tmp_path):
+    trainer(tmp_path / "run", max_steps=2).train()
+    with pytest.raises(RunError, match="another adapter"):
+        trainer(tmp_path / "run", lora_r=2).train(resume_from_checkpoint=True)
+
+
+def test_config_yaml_says_what_adapter_it_was(tmp_path):
+    trainer(tmp_path / "one", max_steps=1).train()
+    assert read_config(tmp_path / "one")["config"]["lora_r"] == 4
+    given = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    made = trainer(
+        tmp_path / "two", max_steps=1, use_peft=False, peft_config=given, lora_r=16, lora_alpha=32
+    )
+    made.train()
+    names = {
+        name.partition(".lora_")[0].rpartition(".")[2]
+        for name in trained(made.model)
+        if "lora_" in name
+    }
+    assert names == {"q_proj"}
+    assert "q_proj" in read_config(tmp_path / "two")["config"]["use_peft"]
+
+
+# -- The finished model ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_finished_model_is_an_ordinary_one_that_says_the_same(tmp_path, tied):
+    made = trainer(tmp_path / "run", model=tiny_model(tie_word_embeddings=tied))
+    made.train()
+    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+    made.save_whole_model(tmp_path / "model")
+    assert not list((tmp_path / "model").glob("adapter*"))
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert not has_adapter(read)
+    tables = read.get_input_embeddings().weight, read.get_output_embeddings().weight
+    assert (tables[0] is tables[1]) is tied
+    new = made.processing_class.convert_tokens_to_ids(list(NEW))
+    ids = torch.cat([IDS, torch.tensor([new])], dim=1)
+    torch.testing.assert_close(logits(read, ids), logits(made.model, ids), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits(read, ids), logits(tiny_model(tie_word_embeddings=tied), ids))
+    after = dict(made.model.named_parameters())
+    assert all(torch.equal(after[n], before[n]) for n in before)  # merging was of a copy
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_stands_for_its_model(tmp_path, tied):
+    start = tiny_model(tie_word_embeddings=tied)
+    start.resize_token_embeddings(330, mean_resizing=False)  # no room for new tokens
+    start.save_pretrained(tmp_path / "base")
+    made = trainer(tmp_path / "run", model=str(tmp_path / "base"))
+    made.train()
+    folder = tmp_path / "run" / "checkpoint-4"
+    config = NRTConfig(output_dir=str(tmp_path / "again"), use_cpu=True)
+    policy = load_policy(folder, config)
+    assert policy.template.boundary.mode == "existing"
+    new = made.processing_class.convert_tokens_to_ids(list(NEW))
+    ids = torch.tensor([[40, 41, *new, 42]])
+    torch.testing.assert_close(
+        logits(policy.model, ids), logits(made.model, ids), rtol=1e-4, atol=1e-5
+    )
+
+
+# -- Copies of the policy --------------------------------------------------------------------------
+
+
+def test_a_first_policy_costs_no_second_model(tmp_path):
+    made = trainer(tmp_path / "run", preset="dro")
+    judges = made.memory.judges
+    assert judges is not None
+    for copied in (one for one in (judges.frozen, judges.ema) if one is not None):
+        shared = dict(copied.named_parameters())
+        for name, p in made.model.named_parameters():
+            assert (shared[name].data_ptr() == p.data_ptr()) is not p.requires_grad
+
+
+# -- What is refused -------------------------------------------------------------------------------
+
+
+def test_without_peft_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"pip install 'native-reasoning\[peft\]'"):
+        trainer(tmp_path / "run")
+
+
+def test_layers_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(PolicyError, match="does not fit"):
+        trainer(tmp_path / "run", lora_target_modules="no_such_layer")
+
+
+def test_a_second_adapter_is_refused(tmp_path):
+    made = trainer(tmp_path / "run")
+    with pytest.raises(PolicyError, match="an adapter already"):
+        trainer(tmp_path / "other", model=made.model)
+
+
+def test_merging_leaves_the_model_as_it_was(tmp_path):
+    made = trainer(tmp_path / "run", max_steps=1)
+    made.train()
+    assert has_adapter(made.model)
+    plain = merged(made.model)
+    assert not has_adapter(plain)
+    assert has_adapter(made.model)
+    assert set(dict(plain.named_parameters())) == set(dict(tiny_model().named_parameters()))
+
+
+def test_settings_of_an_adapter_need_one(tmp_path):
+    with pytest.raises(ConfigError, match="lora_r is 8 without use_peft"):
+        NRTConfig(output_dir=str(tmp_path), use_cpu=True, lora_r=8)
+    with pytest.raises(ConfigError, match="lora_r is 0"):
+        NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_peft=True, lora_r=0)
