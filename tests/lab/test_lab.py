@@ -21,6 +21,8 @@ from native_reasoning.lab.measure import digits_right, first_point, state_of
 from native_reasoning.lab.tables import best_changes, label_of, steps_to_learn, table, wilson
 from native_reasoning.objective import preset_objective
 
+LAB = Path(__file__).parents[2] / "benchmarks" / "lab"
+
 HARD = (1, 3)
 STEP = [replace(full_scores(seed=seed), verdict=None) for seed in range(6)]
 
@@ -201,6 +203,16 @@ def test_two_labs_do_not_share_a_folder(tmp_path, counted):
         other.kill()
 
 
+@pytest.mark.parametrize("path", sorted(LAB.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_the_committed_lines_still_count(path):
+    """A setting that is added, or another default, would have the whole lab done again."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines[:: max(len(lines) // 5, 1)]:
+        changes = tuple(map(tuple, line["run"]["changes"]))
+        run = Run(**{**line["run"], "changes": changes})
+        assert (run.key, trial.fingerprint(run, LAB, 1000)) == (line["key"], line["fingerprint"])
+
+
 def test_the_fingerprint_knows_base_settings_and_questions(tmp_path):
     run = Run("style_shift", "nrt-ws", 0, 0, steps=2)
     same = trial.fingerprint(run, tmp_path, 10)
@@ -260,7 +272,7 @@ def test_tables_name_what_was_changed():
 
 
 def test_the_best_settings_are_those_of_the_committed_results():
-    results = runner.read_results(Path(__file__).parents[2] / "benchmarks" / "lab", "rates")
+    results = runner.read_results(LAB, "rates")
     assert best_changes(results) == BEST
     assert len(results) == len([*EXPERIMENTS["rates"].runs()])
 

@@ -105,12 +105,20 @@ def fingerprint(run: Run, out: Path, held_out: int) -> str:
     weights = base_folder(out, base_of(run)) / "model.safetensors"
     parts = (
         run.key,
-        NRTConfig(output_dir="run", **_settings(run)).resolved(),
+        _resolved(run),
         [asdict(family) for family in _families(run)],
         (HELD_OUT_SEED, held_out, LENGTHS),
         _sha256(weights),
     )
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _resolved(run: Run) -> dict[str, Any]:
+    """All settings; those of an adapter only where there is one, so that lines written before there
+    were any still count."""
+    config = NRTConfig(output_dir="run", **_settings(run))
+    off = () if config.use_peft else ("use_peft", "lora_", "use_rslora")
+    return {name: value for name, value in config.resolved().items() if not name.startswith(off)}
 
 
 @cache
