@@ -224,7 +224,7 @@ def test_config_yaml_says_what_adapter_it_was(tmp_path):
         if "lora_" in name
     }
     assert names == {"q_proj"}
-    assert "q_proj" in read_config(tmp_path / "two")["config"]["use_peft"]
+    assert read_config(tmp_path / "two")["config"]["peft_config"]["target_modules"] == ["q_proj"]
 
 
 # -- The finished model ----------------------------------------------------------------------------
@@ -292,6 +292,12 @@ def test_without_peft_it_says_what_to_install(tmp_path, monkeypatch):
 def test_layers_that_are_not_there_are_named(tmp_path):
     with pytest.raises(PolicyError, match="does not fit"):
         trainer(tmp_path / "run", lora_target_modules="no_such_layer")
+
+
+def test_another_kind_of_adapter_is_refused(tmp_path):
+    other = peft.IA3Config(task_type="CAUSAL_LM")
+    with pytest.raises(PolicyError, match="peft_config is a IA3Config"):
+        trainer(tmp_path / "run", peft_config=other)
 
 
 def test_a_second_adapter_is_refused(tmp_path):

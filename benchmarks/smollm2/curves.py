@@ -15,12 +15,7 @@ from plotly.subplots import make_subplots
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pictures
 
-COLOURS = {
-    "sft": "#8a8f98",
-    "nrt-ws": "#0f9470",
-    "verifree": "#c2477f",
-    "verifree@shared": "#a8810f",
-}
+COLOURS = {"nrt-ws": "#0f9470", "verifree": "#c2477f"}  # those that sample
 PANELS = {
     "reward": "reward",
     "reward_baseline": "reward of the empty trace",
@@ -38,8 +33,8 @@ def figure() -> go.Figure:
     named = set()
     for path in sorted(RUNS.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        if run["method"] not in COLOURS or "reward" not in run["curves"]:
-            continue  # nothing is sampled: no curve of rewards
+        if run["method"] not in COLOURS:
+            continue
         for column, name in enumerate(PANELS, start=1):
             values = run["curves"].get(name, [])
             points = [fmean(values[i : i + POINT]) for i in range(0, len(values), POINT)]

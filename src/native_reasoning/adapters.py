@@ -64,6 +64,12 @@ def add_adapter(
             why="a second one on top of it could not be saved",
             fix="give the merged model: a finished run has it in its folder final/",
         )
+    if not isinstance(config, _peft().LoraConfig):
+        raise PolicyError(
+            f"peft_config is a {type(config).__name__}",
+            why="only a LoRA can train rows of new tokens, be saved and be merged here",
+            fix="peft.LoraConfig, or use_peft",
+        )
     config = copy.deepcopy(config)
     if new_ids:
         config.trainable_token_indices = _tables(model, new_ids)  # type: ignore[attr-defined]
@@ -152,17 +158,22 @@ def with_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreTr
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     model.add_adapter(_peft().PeftConfig.from_pretrained(folder))
     load_adapter(model, folder)
-    return merged(model)
+    return _merge(model)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy without an adapter, whose weights are W + (α / r) · B A and whose new rows are in
     place: the same function, to rounding. Needs memory for a second model."""
+    return _merge(copy.deepcopy(model))
+
+
+def _merge(model: PreTrainedModel) -> PreTrainedModel:
+    """The same, of the model itself."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    alone, done = copy.deepcopy(model), ""
-    for name, module in list(alone.named_modules()):
+    done = ""
+    for name, module in list(model.named_modules()):
         if done and name.startswith(done):
             continue  # a part of a layer that has been replaced
         if isinstance(module, AuxiliaryTrainingWrapper):
@@ -173,12 +184,12 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
         else:
             continue
         parent, _, child = name.rpartition(".")
-        setattr(alone.get_submodule(parent), child, plain)
+        setattr(model.get_submodule(parent), child, plain)
         done = name + "."
-    alone._hf_peft_config_loaded = False
-    del alone.peft_config
-    alone.tie_weights()
-    return alone
+    model._hf_peft_config_loaded = False
+    del model.peft_config
+    model.tie_weights()
+    return model
 
 
 def _peft() -> Any:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.objective import Objective
-from native_reasoning.options import NRTOptions
+from native_reasoning.options import OF_ADAPTERS, NRTOptions
 from native_reasoning.rewards import REWARDS
 
 RANGES = (
@@ -97,9 +97,9 @@ def check_options(options: NRTOptions, objective: Callable[[], Objective]) -> No
 
 def _check_adapter(options: NRTOptions) -> None:
     """Settings of an adapter without one."""
-    of_one = [f for f in fields(NRTOptions) if f.name.startswith("lora_") or f.name == "use_rslora"]
-    for f in of_one:
-        if not options.use_peft and getattr(options, f.name) != f.default:
+    for f in fields(NRTOptions):
+        given = f.name in OF_ADAPTERS and getattr(options, f.name) != f.default
+        if given and not options.use_peft:
             raise ConfigError(
                 f"{f.name} is {getattr(options, f.name)} without use_peft",
                 why="all weights are trained, and nothing reads it",

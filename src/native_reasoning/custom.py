@@ -8,6 +8,7 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 import sysconfig
 from collections.abc import Awaitable, Callable, Sequence
@@ -136,7 +137,13 @@ def given_names(
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     names: dict[str, Any] = {} if objective is None else {"objective": name_of(objective)}
     names |= {"reward_funcs": list(map(name_of, functions))} if functions else {}
-    return names | ({} if peft_config is None else {"use_peft": str(peft_config)})
+    if peft_config is None:
+        return names
+    # a set, such as that of the layers' names, has another order in each process
+    told = json.dumps(
+        peft_config.to_dict(), default=lambda x: sorted(x) if isinstance(x, set) else str(x)
+    )
+    return names | {"peft_config": json.loads(told)}
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -160,6 +160,8 @@ class NRTOptions:
     )
 
 
+#: Options that only ``use_peft`` reads.
+OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_target_modules", "use_rslora")
 #: TrainingArguments that people set most; every other one is accepted too.
 COMMON_ARGUMENTS = {
     "output_dir": "run folder",

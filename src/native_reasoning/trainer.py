@@ -55,7 +55,7 @@ class NRTTrainer(StepInParts):
     ``eval_dataset`` are anything that ``load_examples`` reads (a path, a datasets.Dataset, a list
     of dicts) or ``Examples``. ``objective`` replaces the preset's rewards and advantages: any
     callable Scores -> Signal. ``reward_funcs`` have TRL's signature and are added to the reward.
-    ``peft_config``, one of peft's, replaces what ``use_peft`` and ``lora_…`` say.
+    ``peft_config``, peft's LoraConfig, replaces what ``use_peft`` and ``lora_…`` say.
 
     Raises ConfigError, DataError, TemplateError or PolicyError before training starts, RunError at
     ``train()`` if the run folder is taken.
