@@ -11,10 +11,10 @@ demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no
 	$(BIN)/nrt demo --seed $(SEED)
 
 test: .venv/test  ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 coverage: .venv/test  ## the same, and which lines they reach (a third slower)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
 
 check: .venv/check  ## lint, formatting, types, patterns of insecure code
 	$(BIN)/ruff check .

@@ -1,15 +1,32 @@
-"""One rank of tests/test_distributed.py: trains a step and saves what the rank saw."""
+"""One rank of tests/test_distributed.py: trains, and saves what the rank saw."""
 
+import json
 import sys
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from native_reasoning.config import NRTConfig
+from native_reasoning.gathered import whole
 from native_reasoning.lab import base_path, make_rows
 from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
+
+
+def allow_fsdp_on_a_cpu() -> None:
+    """accelerate leaves FSDP out on CPUs, where torch has it; this is what it does on a GPU."""
+    original, given = AcceleratorState.__init__, []
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        given.extend([fsdp_plugin] if fsdp_plugin is not None else [])
+        if given:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, given[0]
+
+    AcceleratorState.__init__ = init
 
 
 class KeepGradient(TrainerCallback):
@@ -20,44 +37,51 @@ class KeepGradient(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
-            gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-            torch.save(gradient, self.path)
+            grads = [whole(p.grad).flatten() for p in model.parameters() if p.requires_grad]
+            torch.save(torch.cat(grads), self.path)
 
 
-def main(folder: str, batch: str, rows: str, steps_per_generation: str, preset: str) -> None:
-    torch.set_num_threads(1)
-    window = int(steps_per_generation)
-    lab = preset != "nrt-ws"  # rivals sample answers, and the lab's base is one that closes traces
+def train(folder: str, lab: bool, rows: int, resume: str | None = None, **settings) -> None:
+    """One run into ``folder``/run; the first step's gradient and the weights before and after."""
     data = make_rows("short_answer", "train", 12, seed=5) if lab else QA
     args = NRTConfig(
         output_dir=f"{folder}/run",
-        preset=preset,
-        per_device_train_batch_size=int(batch),
         gradient_accumulation_steps=1,
         num_generations=3,
         max_trace_length=10 if lab else 6,
         max_answer_length=12,
-        max_steps=3,
         learning_rate=1e-3,
+        adam_epsilon=1e-8,
         max_grad_norm=0,
-        save_steps=1,
         save_total_limit=None,
-        steps_per_generation=window,
         use_cpu=True,
+        **settings,
     )
-    keep = KeepGradient(Path(folder) / f"gradient-{args.process_index}.pt")
+    rank, place = args.process_index, Path(folder)
+    place.mkdir(exist_ok=True)
     trainer = NRTTrainer(
         str(base_path()) if lab else tiny_model(),
         args,
-        data[: int(rows)],
+        data[:rows],
         data[:3],
         None if lab else byte_tokenizer(),
-        callbacks=[keep],
+        callbacks=[KeepGradient(place / f"gradient-{rank}.pt")],
     )
-    trainer.train()
-    metrics = trainer.evaluate()
-    torch.save(metrics, Path(folder) / f"metrics-{args.process_index}.pt")
+    first = torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).clone()
+    trainer.train(resume_from_checkpoint=resume)
+    last = torch.cat([whole(p).detach().flatten() for p in trainer.model.parameters()])
+    torch.save((first, last), place / f"weights-{rank}.pt")
+    if settings["max_steps"] == 3:
+        torch.save(trainer.evaluate(), place / f"metrics-{rank}.pt")
+    trainer.save_model(f"{folder}/final")
+
+
+def main(runs: list[dict]) -> None:
+    torch.set_num_threads(1)
+    allow_fsdp_on_a_cpu()
+    for settings in runs:
+        train(**settings)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(json.loads(sys.argv[1]))

@@ -1,80 +1,138 @@
-"""Two gloo processes give every rank the gradient of the single process."""
+"""Several gloo processes, with whole weights (DDP) and with cut ones (FSDP2), against one."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from launch import work
 from native_reasoning.records import read_held_out, read_metrics, read_traces
 
-TESTS = Path(__file__).parent
+pytestmark = pytest.mark.xdist_group("ranks")  # one after the other: each is several processes
+
+PROMPTS = 4
+#: The run that all are measured by.
+PLAIN = {"lab": False, "rows": 12, "preset": "nrt-ws", "max_steps": 5, "save_steps": 3}
+#: 5 rows at 4 prompts a step: the second step has one real prompt, so one rank has none at all.
+#: rlpr: sampled answers, a first policy, a mean over tokens of all ranks and a filter; nover: an
+#: EMA. The lab's base closes its traces.
+OTHERS = {
+    "few_rows": {"lab": False, "rows": 5, "preset": "nrt-ws"},
+    "window": {"lab": False, "rows": 12, "preset": "nrt-ws", "steps_per_generation": 2},
+    "rlpr": {"lab": True, "rows": 5, "preset": "rlpr"},
+    "nover": {"lab": True, "rows": 12, "preset": "nover", "steps_per_generation": 2},
+}
+#: Metrics of traces that were exchanged: a rank does it among its own prompts, so that these have
+#: other partners.
+EXCHANGED = re.compile(r"specificity|trace_dep|leak|restated|clean_uplift|(gain|uplift)_[hme]")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+class Runs:
+    """Runs by name, each started when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def of(self, config: str, processes: int) -> Path:
+        """The folder with all runs of so many processes."""
+        place = self.folder / f"{config}-{processes}"
+        if not place.exists():
+            place.mkdir()
+            named = {"plain": PLAIN}
+            if processes <= 2:
+                named |= {k: {"max_steps": 3, "save_steps": 1, **v} for k, v in OTHERS.items()}
+            self.work(config, processes, {str(place / k): v for k, v in named.items()})
+        return place
+
+    def work(self, config: str, processes: int, named: dict[str, dict]) -> None:
+        size = {"per_device_train_batch_size": PROMPTS // processes}
+        work(config, processes, [{"folder": name, **size, **v} for name, v in named.items()])
 
 
-def run(
-    folder: Path, ranks: int, batch: int, rows: int, window: int = 1, preset: str = "nrt-ws"
-) -> list[torch.Tensor]:
-    """The first step's gradient on each rank."""
-    folder.mkdir()
-    command = [sys.executable, str(TESTS / "distributed_worker.py"), str(folder)]
-    command += [str(batch), str(rows), str(window), preset]
-    base = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    if ranks > 1:
-        base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = []
-    for rank in range(ranks):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        env = base | (place if ranks > 1 else {})
-        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    return [torch.load(folder / f"gradient-{rank}.pt") for rank in range(ranks)]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"))
 
 
-# 5 rows at 4 prompts a step: the second step has one real prompt, so one rank has none at all
-# rlpr: sampled answers, a first policy, a mean over tokens of all ranks and a filter; nover: an EMA
-@pytest.mark.parametrize(
-    ("rows", "window", "preset"),
-    [(5, 1, "nrt-ws"), (12, 2, "nrt-ws"), (5, 1, "rlpr"), (12, 2, "nover")],
-)
-def test_every_rank_has_the_gradient_of_the_single_process(rows, window, preset, tmp_path):
-    (single,) = run(tmp_path / "one", 1, 4, rows, window, preset)
-    several = run(tmp_path / "two", 2, 2, rows, window, preset)
+def moved(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights before a run and after it."""
+    return torch.load(folder / "weights-0.pt")
+
+
+def apart(one: Path, other: Path) -> float:
+    """How far the ends of two runs are from each other, by how far the first one went."""
+    (start, end), (_, arrived) = moved(one), moved(other)
+    assert (end - start).norm() > 0
+    return float((arrived - end).norm() / (end - start).norm())
+
+
+def traces_of(run: Path, step: int) -> list[tuple]:
+    rows = read_traces(run).to_pylist()
+    return sorted((r["row_id"], r["k"], r["trace"]) for r in rows if r["step"] == step)
+
+
+def same_gradient(one: Path, other: Path, ranks: int) -> bool:
+    single = torch.load(one / "gradient-0.pt")
+    several = [torch.load(other / f"gradient-{rank}.pt") for rank in range(ranks)]
     assert single.norm() > 0
-    for gradient in several:
-        assert (gradient - single).norm() <= 1e-5 * single.norm()
-    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    return all((g - single).norm() <= 1e-5 * single.norm() for g in several)
+
+
+@pytest.mark.parametrize(
+    ("config", "processes"), [("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("fsdp2", 4)]
+)
+def test_any_number_of_processes_makes_the_same_run(config, processes, runs):
+    one, several = runs.of("ddp", 1) / "plain", runs.of(config, processes) / "plain"
+    assert same_gradient(one, several, processes)
+    assert traces_of(several / "run", 1) == traces_of(one / "run", 1)
+    assert torch.equal(moved(one)[0], moved(several)[0])
+    assert apart(one, several) <= 1e-3
+    final = AutoModelForCausalLM.from_pretrained(several / "final")
+    saved = torch.cat([p.detach().flatten() for p in final.parameters()])
+    assert torch.equal(saved, moved(several)[1])
+
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_metrics_of_several_ranks_are_those_of_one(name, config, runs):
+    one, two = runs.of("ddp", 1) / name, runs.of(config, 2) / name
+    assert same_gradient(one, two, 2)
+    evals = [torch.load(two / f"metrics-{rank}.pt") for rank in range(2)]
+    assert evals[0] == evals[1]
+    one, two = one / "run", two / "run"
     assert read_traces(two).num_rows == read_traces(one).num_rows
-    first = [
-        sorted(
-            (r["row_id"], r["k"], r["trace"])
-            for r in read_traces(run).to_pylist()
-            if r["step"] == 1
-        )
-        for run in (one, two)
-    ]
-    assert first[0] == first[1]
+    assert traces_of(two, 1) == traces_of(one, 1)
     assert (two / "checkpoint-3" / "model.safetensors").exists()
-    exchanged = re.compile(r"specificity|trace_dep|leak|restated|clean_uplift|(gain|uplift)_[hme]")
     for line, other in zip(read_metrics(one)[:1], read_metrics(two)[:1], strict=True):
-        # a rank exchanges traces among its own prompts, so these have other partners
-        a, b = ({k: v for k, v in x.items() if not exchanged.match(k)} for x in (line, other))
+        a, b = ({k: v for k, v in x.items() if not EXCHANGED.match(k)} for x in (line, other))
         assert a.keys() == b.keys()
-        for name, value in a.items():
-            assert b[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        for metric, value in a.items():
+            assert b[metric] == pytest.approx(value, rel=1e-4, abs=1e-6), metric
     told = [read_held_out(run).to_pylist() for run in (one, two)]
     assert [r["row_id"] for r in told[0]] == [r["row_id"] for r in told[1]] == [0, 1, 2]
     assert [r["prompt"] for r in told[0]] == [r["prompt"] for r in told[1]]
-    evals = [torch.load(tmp_path / "two" / f"metrics-{rank}.pt") for rank in range(2)]
-    assert evals[0] == evals[1]
+
+
+@pytest.mark.parametrize(
+    ("then", "firsts"),
+    [
+        (("ddp", 1), [("ddp", 2), ("fsdp2", 2)]),
+        (("ddp", 2), [("ddp", 1)]),
+        (("fsdp2", 2), [("ddp", 1), ("fsdp2", 4)]),
+    ],
+    ids=["on one process", "on two", "on two, cut"],
+)
+def test_a_run_goes_on_with_another_number_of_processes(then, firsts, runs, tmp_path):
+    again = {}
+    for config, processes in firsts:
+        place = tmp_path / f"{config}-{processes}"
+        shutil.copytree(runs.of(config, processes) / "plain", place)
+        (place / "weights-0.pt").unlink()
+        shutil.rmtree(place / "run" / "checkpoint-5")
+        again[str(place)] = {**PLAIN, "resume": str(place / "run" / "checkpoint-3")}
+    runs.work(*then, again)
+    for place in again:
+        assert apart(runs.of("ddp", 1) / "plain", Path(place)) <= 1e-3

@@ -100,17 +100,22 @@ def _tables(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
 def linear_parts(head: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
     """Weight (V, H) and bias (V,) of a head that is a linear layer, also one with trained rows in
     the place of some; None for any other."""
-    if type(head) is nn.Linear:
-        return head.weight, head.bias
+    if _is_linear(head):
+        return head.weight, head.bias  # type: ignore[union-attr, return-value]
     if "peft" not in sys.modules:
         return None
     from peft.utils.other import TrainableTokensWrapper
 
-    if not isinstance(head, TrainableTokensWrapper) or type(head.original_module) is not nn.Linear:
+    if not isinstance(head, TrainableTokensWrapper) or not _is_linear(head.original_module):
         return None
     weight = head.weight  # with its own rows in place
     assert isinstance(weight, Tensor)
     return weight, head.original_module.bias
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    """Whether a module computes what nn.Linear does. FSDP makes a class of its own of it."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:

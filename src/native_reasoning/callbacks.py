@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from native_reasoning.disk import damage
 from native_reasoning.errors import RunError
+from native_reasoning.gathered import local
 from native_reasoning.ranks import largest_of_ranks
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -146,7 +147,8 @@ class FiniteGuard(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        gradients = [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
+        grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
+        gradients = [grad.isfinite().all() for grad in grads]
         finite, self._finite = [*self._finite, *gradients], []
         broken = bool(finite) and not bool(torch.stack(finite).all())
         if not largest_of_ranks(int(broken), args.device):

@@ -7,16 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.adapters import has_adapter, load_adapter, merged, save_adapter
 from native_reasoning.callbacks import BestCheckpoint
+from native_reasoning.config import NRTConfig
 from native_reasoning.disk import CHECKSUMS, damage, put_aside, seal, sync, writing
 from native_reasoning.errors import warn
+from native_reasoning.gathered import WholeCopy, fill
+from native_reasoning.policy import load_model
 from native_reasoning.resume import checkpoint_number, checkpoints
+from native_reasoning.shards import in_shards, load_state, save_shards
 
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
@@ -60,6 +65,9 @@ class WholeCheckpoints(Trainer):
     _staging: str | None = None
     #: What a checkpoint holds besides transformers' own.
     kept: Sequence[Kept] = ()
+    args: NRTConfig
+    #: What stands in for a model that is cut among ranks, wherever no gradient is needed.
+    whole_copy: WholeCopy | None = None
     #: The step of the best checkpoint, while the model has its weights in place of the last ones.
     _back_at: int | None = None
 
@@ -67,6 +75,16 @@ class WholeCheckpoints(Trainer):
         super().__init__(*args, **kwargs)
         self.best = BestCheckpoint()
         self.add_callback(self.best)
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Any]:
+        """The model for forwards without gradients, of which each rank may make its own number."""
+        if self.whole_copy is None:
+            yield self.model_wrapped
+            return
+        cut = self.accelerator.unwrap_model(self.model_wrapped)
+        with self.whole_copy.filled(cut) as model, self.accelerator.autocast():
+            yield model
 
     def load_kept(self, checkpoint: Path) -> None:
         """What a checkpoint holds besides transformers' own."""
@@ -90,12 +108,38 @@ class WholeCheckpoints(Trainer):
         here = self.accelerator.unwrap_model(self.model if model is None else model)
         if has_adapter(here):
             load_adapter(here, Path(resume_from_checkpoint))
+        elif self.is_fsdp_enabled:
+            fill(here, load_model(resume_from_checkpoint, self.args))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        optimizer, scheduler = self._both()
+        ranks = (self.args.process_index, self.args.world_size)
+        save_shards(self.model, optimizer, Path(output_dir), *ranks)  # type: ignore[arg-type]
+        if self.args.should_save:
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        here = None if checkpoint is None else Path(checkpoint)
+        if here is None or not (self.is_fsdp_enabled or in_shards(here)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = self._both()
+        load_state(self.model, optimizer, here)  # type: ignore[arg-type]
+        scheduler.load_state_dict(torch.load(here / SCHEDULER_NAME, weights_only=True))
+
+    def _both(self) -> tuple[Any, Any]:
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        return self.optimizer, self.lr_scheduler
+
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
-        if has_adapter(self.accelerator.unwrap_model(self.model)):
+        adapter = has_adapter(self.accelerator.unwrap_model(self.model))
+        if adapter or self.is_fsdp_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
@@ -109,13 +153,22 @@ class WholeCheckpoints(Trainer):
         """Called on every rank with the unfinished checkpoint's folder."""
         raise NotImplementedError
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """An ordinary model folder; all ranks call it."""
+        with self.whole_model():
+            if self.whole_copy is None:
+                super().save_model(output_dir, _internal_call)
+            else:
+                self._save(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """An ordinary model folder; of a checkpoint with an adapter, the adapter alone.
         transformers' adds a pickle that holds the hub token."""
         if not self.args.should_save:
             return
         folder = output_dir or str(self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model)
+        copy = self.whole_copy
+        model = self.accelerator.unwrap_model(self.model) if copy is None else copy.model
         if not has_adapter(model):
             model.save_pretrained(folder, state_dict=state_dict)
         elif self._staging is None:

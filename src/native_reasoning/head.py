@@ -58,6 +58,20 @@ def chosen_logps(hidden: Tensor, head: nn.Module, choice: Choice) -> Tensor:
     return found
 
 
+def logps_inside(head: nn.Module, hidden: Tensor, choice: Choice) -> Tensor:
+    """``chosen_logps`` in the place of the head's own forward: where the weights are cut among
+    ranks, the hooks around that forward make them whole, and only there."""
+    before = vars(head).get("forward")
+    head.forward = lambda states: chosen_logps(states, head, choice)
+    try:
+        return head(hidden)
+    finally:
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before
+
+
 def direct_head(model: PreTrainedModel) -> bool:
     """Whether the model's logits are its last hidden states times its head's weights, and nothing
     more: no soft cap, no scaling, no adapter on the head. Tried out on a few tokens."""

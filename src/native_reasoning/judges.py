@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from native_reasoning.gathered import whole
 from native_reasoning.inputs import inference
 from native_reasoning.scoring import Scorer
 from native_reasoning.settings import ObjectiveSettings
@@ -85,7 +86,7 @@ class Judges:
             return
         for old, new in zip(self.ema.parameters(), model.parameters(), strict=True):
             if new.requires_grad:
-                old.lerp_(new.to(old.dtype), 1 - self.settings.ema_decay)
+                old.lerp_(whole(new).to(old.dtype), 1 - self.settings.ema_decay)
 
     def save(self, folder: Path) -> None:
         """The lagging copy, into a checkpoint."""

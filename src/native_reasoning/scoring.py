@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from native_reasoning.head import Choice, chosen_logps, direct_head, takes_embeddings
+from native_reasoning.head import Choice, direct_head, logps_inside, takes_embeddings
 from native_reasoning.inputs import positions
 from native_reasoning.packing import Batch, Packed, pack
 from native_reasoning.template import Template
@@ -45,17 +45,16 @@ def rounding_of(dtype: torch.dtype) -> float:
 _INSTALLED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 
 
-def install_scoring(model: PreTrainedModel, *, sharded: bool = False) -> None:
+def install_scoring(model: PreTrainedModel) -> None:
     """Lets ``model(score=batch)`` return log-probabilities (R, S − 1 + E): of each target, 0 where
     it is not scored, then of each end-of-turn token in place of the closing tag.
 
     Every other call is as before. It must be the model's own forward that does this: a forward that
-    went around it would go around DDP's, FSDP's and autocast's wrapping too. ``sharded``: the
-    head's weights are only whole inside the head's own forward.
+    went around it would go around DDP's, FSDP's and autocast's wrapping too.
     """
     if model in _INSTALLED:
         return
-    direct, by_ids = not sharded and direct_head(model), not takes_embeddings(model)
+    direct, by_ids = direct_head(model), not takes_embeddings(model)
     _INSTALLED.add(model)
     patched, original = vars(model).get("forward"), model.forward
 
@@ -78,7 +77,7 @@ def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch, by_ids:
     assert isinstance(head, torch.nn.Module)
     if plain is None:
         hidden = take(model.base_model(**inputs)[0])
-        return _lay_out(chosen_logps(hidden, head, choice(batch)), batch)
+        return _lay_out(logps_inside(head, hidden, choice(batch)), batch)
     hook = head.register_forward_pre_hook(lambda module, args: (take(args[0])[None],))
     try:
         logits = plain(**inputs).logits[0]

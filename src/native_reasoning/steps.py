@@ -86,8 +86,8 @@ class StepInParts(WholeCheckpoints):
         every = self.args.diagnostics_steps
         if every and self.maker.samples and self.state.global_step % every == 0:
             with self.clock.stage("diagnostics"):
-                model: Any = self.model_wrapped
-                found = diagnose(minibatch, self.maker.scorer, model, self.limits.rows)
+                with self.whole_model() as model:
+                    found = diagnose(minibatch, self.maker.scorer, model, self.limits.rows)
                 self.runlog.note_findings(found)
 
     def _note(self, micro: MicroBatch, found: Sequence[Scores], signals: Sequence[Signal]) -> None:
@@ -148,5 +148,5 @@ class StepInParts(WholeCheckpoints):
         if self.window.minibatches[0][0].recalls is None:
             if self.memory.filter is not None:
                 self.memory.filter.forget()
-            model: Any = self.model_wrapped
-            self.window = self.maker.score(self.window, self.plan, model)
+            with self.whole_model() as model:
+                self.window = self.maker.score(self.window, self.plan, model)

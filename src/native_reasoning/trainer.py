@@ -23,9 +23,10 @@ from native_reasoning.callbacks import FiniteGuard, SignalCallback
 from native_reasoning.checks import check_sampling
 from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.collapse import CollapseGuard
-from native_reasoning.config import NRTConfig, model_dtype, sharded
+from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
 from native_reasoning.evaluate.held_out import HeldOut, Outcome, held_out_rows, summarise
+from native_reasoning.gathered import WholeCopy
 from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
@@ -34,6 +35,7 @@ from native_reasoning.policy import load_policy
 from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import RunFolder
 from native_reasoning.resume import alone, checkpoint_step, find_checkpoint, machine, open_run
+from native_reasoning.rollout.decoders import shares_prompts
 from native_reasoning.rollout.hf import HFEngine, check_decoding
 from native_reasoning.runlog import RunLog
 from native_reasoning.scoring import Scorer, install_scoring, rounding_of
@@ -88,7 +90,7 @@ class NRTTrainer(StepInParts):
         self.template, self.context = policy.template, policy.context
         self.train_groups, self.train_report = self._read(train_dataset, args)
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
-        install_scoring(policy.model, sharded=sharded(args))
+        install_scoring(policy.model)
         self.finite_guard = FiniteGuard(
             args.max_skipped_updates, self._quarantine, scaled=args.fp16
         )
@@ -105,17 +107,21 @@ class NRTTrainer(StepInParts):
             callbacks=[*own, *(callbacks or []), self._tables(args)],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+        cut = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.whole_copy = WholeCopy(policy.model) if cut else None
         check_decoding(policy.model, self.template.vocabulary)
         ways = usable_layouts(policy.model, self.template)
-        #: Layouts of a forward that are right here; activation checkpointing drops caches.
-        self.layouts = tuple(w for w in ways if w != "shared" or not args.activation_checkpointing)
+        #: Layouts of a forward that are right here. Activation checkpointing drops caches, and
+        #: hooks that make weights whole for one layer's forward do not expect another one.
+        once = args.activation_checkpointing or cut
+        self.layouts = tuple(w for w in ways if w != "shared" or not once)
         self.engine = HFEngine(
-            policy.model,
+            policy.model if self.whole_copy is None else self.whole_copy.model,
             self.template.stop_trace,
             self.template.vocabulary,
             repeat_cache="shared" in ways,
             batch_size=args.rollout_batch_size,
-            share=False if sharded(args) else None,
+            share="shared" in ways and shares_prompts(policy.model, self.template.vocabulary),
             autocast=lambda: self.accelerator.autocast(),
         )
         self.limits = Limits(args, self.engine)
@@ -271,13 +277,14 @@ class NRTTrainer(StepInParts):
             if self._resumed is not None and self._window_is_open():
                 self.window = self.maker.reopen(self._resumed / self._window_name())
             else:
-                self.window = self.maker.make(
-                    self.schedule,
-                    self.plan,
-                    self.model_wrapped,  # type: ignore[arg-type]
-                    beforehand=self.limits.splits(self.args.per_device_train_batch_size),
-                    trainer_state=self.state,
-                )
+                with self.whole_model() as model:
+                    self.window = self.maker.make(
+                        self.schedule,
+                        self.plan,
+                        model,
+                        beforehand=self.limits.splits(self.args.per_device_train_batch_size),
+                        trainer_state=self.state,
+                    )
         self.memory.rollout = self.window.rollout
         minibatch = self.window.minibatches[self.plan.minibatch]
         with self.clock.stage("waiting"):
@@ -356,11 +363,16 @@ class NRTTrainer(StepInParts):
 
     def outcomes(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         """What the policy answers to each question now; the ranks share the work."""
-        model, args = self.accelerator.unwrap_model(self.model), self.args
-        held_out = HeldOut(
-            model, self.engine, self.template, args, layouts=self.layouts, context=self.context
-        )
-        return held_out.run(groups)
+        with self.whole_model() as model:
+            held_out = HeldOut(
+                self.accelerator.unwrap_model(model),
+                self.engine,
+                self.template,
+                self.args,
+                layouts=self.layouts,
+                context=self.context,
+            )
+            return held_out.run(groups)
 
     def _quarantine(self, step: int) -> None:
         assert self.window is not None

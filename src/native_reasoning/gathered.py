@@ -1,0 +1,107 @@
+"""Whole weights where FSDP or DeepSpeed cut them among the ranks.
+
+What needs gradients goes through the wrapped model, whose hooks gather one layer at a time: there,
+all ranks must make as many forwards. Everything else (sampling, scores taken beforehand,
+evaluation) runs on a copy of the model whose weights are gathered once and dropped afterwards.
+Inside, nothing is exchanged, so each rank may sample as long as its own traces are, and every way
+of sharing prompts works as on one device.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import GatheredParameters
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+from transformers import PreTrainedModel
+
+#: What FSDP's activation checkpointing puts into the names of parameters.
+_WRAPPED = "_checkpoint_wrapped_module."
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all shards of one that FSDP2 cut, on every rank. All ranks call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The tensor itself, or this rank's shard."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def plain_names(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters or buffers under the names that they have in a model that nothing wraps."""
+    for name, tensor in named:
+        yield name.removeprefix("module.").replace(_WRAPPED, ""), tensor
+
+
+def rows_of(tensor: Tensor) -> tuple[int, int]:
+    """First row that this rank holds, and the one after its last: all of them of a whole tensor."""
+    count = len(tensor)
+    if not isinstance(tensor, DTensor):
+        return 0, count
+    first, after = 0, count
+    for dim, placement in enumerate(tensor.placements):
+        if not placement.is_shard():
+            continue
+        assert isinstance(placement, Shard) and placement.dim == 0 and after - first == count
+        ranks, rank = tensor.device_mesh.size(dim), tensor.device_mesh.get_local_rank(dim)
+        each = -(-count // ranks)  # as torch.chunk cuts
+        first, after = min(rank * each, count), min((rank + 1) * each, count)
+    assert after - first == len(tensor.to_local()), (tensor.shape, first, after)
+    return first, after
+
+
+class WholeCopy:
+    """A copy of ``model`` without weights of its own, made before the model is cut.
+
+    ``filled`` lends it the weights: those that are whole are the model's own tensors, the others
+    need memory for the whole model as long as it lasts.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        hollow: dict[int, object] = {
+            id(p): nn.Parameter(p.new_empty(0), requires_grad=p.requires_grad)
+            for p in model.parameters()
+        }
+        self.model = copy.deepcopy(model, hollow).eval()
+        self._depth = 0
+
+    @contextmanager
+    def filled(self, source: nn.Module) -> Iterator[PreTrainedModel]:
+        """Inside, the copy has the weights of ``source``, the same model after it was cut. All
+        ranks come in together; within another ``filled`` it does nothing."""
+        self._depth += 1
+        try:
+            if self._depth == 1:
+                self._fill(source)
+            yield self.model
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                for mine in self.model.parameters():
+                    mine.data = mine.data.new_empty(0)
+
+    @torch.no_grad()
+    def _fill(self, source: nn.Module) -> None:
+        weights = dict(plain_names(source.named_parameters()))
+        for name, mine in self.model.named_parameters():
+            with GatheredParameters([weights[name]]):
+                here = whole(weights[name]).detach()
+                cut = hasattr(weights[name], "ds_shape")  # DeepSpeed's ZeRO-3 takes it back
+                mine.data = here.clone() if cut else here
+        buffers = dict(plain_names(source.named_buffers()))
+        for name, mine in self.model.named_buffers():
+            mine.data = buffers[name].detach()
+
+
+@torch.no_grad()
+def fill(model: nn.Module, source: nn.Module) -> None:
+    """The weights of ``source``, which are whole, into ``model``, cut as those are."""
+    weights = dict(source.named_parameters())
+    for name, mine in plain_names(model.named_parameters()):
+        theirs = weights[name].to(mine.dtype)
+        first, after = rows_of(mine)
+        local(mine).copy_(theirs[first:after] if theirs.dim() else theirs)
