@@ -13,7 +13,7 @@ import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -101,7 +101,7 @@ def linear_parts(head: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
     """Weight (V, H) and bias (V,) of a head that is a linear layer, also one with trained rows in
     the place of some; None for any other."""
     if _is_linear(head):
-        return head.weight, head.bias  # type: ignore[union-attr, return-value]
+        return head.weight, head.bias
     if "peft" not in sys.modules:
         return None
     from peft.utils.other import TrainableTokensWrapper
@@ -113,7 +113,7 @@ def linear_parts(head: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
     return weight, head.original_module.bias
 
 
-def _is_linear(module: nn.Module | None) -> bool:
+def _is_linear(module: Any) -> TypeGuard[nn.Linear]:
     """Whether a module computes what nn.Linear does. FSDP makes a class of its own of it."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 

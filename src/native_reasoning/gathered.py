@@ -88,10 +88,12 @@ class WholeCopy:
     def _fill(self, source: nn.Module) -> None:
         weights = dict(plain_names(source.named_parameters()))
         for name, mine in self.model.named_parameters():
-            with GatheredParameters([weights[name]]):
-                here = whole(weights[name]).detach()
-                cut = hasattr(weights[name], "ds_shape")  # DeepSpeed's ZeRO-3 takes it back
-                mine.data = here.clone() if cut else here
+            theirs = weights[name]
+            outside = theirs.numel()
+            with GatheredParameters([theirs]):
+                here = whole(theirs).detach()
+                lent = here.numel() != outside  # by DeepSpeed's ZeRO-3, which takes it back
+                mine.data = here.clone() if lent else here
         buffers = dict(plain_names(source.named_buffers()))
         for name, mine in self.model.named_buffers():
             mine.data = buffers[name].detach()

@@ -1,5 +1,6 @@
 """What all processes of a run agree on."""
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,6 +11,29 @@ from accelerate.utils import broadcast_object_list, gather, reduce
 from native_reasoning.errors import NativeReasoningError, RunError
 
 T = TypeVar("T")
+
+
+#: How gloo, NCCL and torch's store say that the other end is gone.
+_GONE = re.compile(
+    r"closed by peer|reset by peer|refused|timed out|timeout|broken pipe|remote process exited"
+    r"|watchdog|unhandled system error|recvValue failed",
+    re.IGNORECASE,
+)
+
+
+def lost_rank(error: RuntimeError) -> RunError | None:
+    """What to say where an exchange failed because another process is gone; None for any other
+    error."""
+    state, text = PartialState(), str(error)
+    exchanged = isinstance(error, torch.distributed.DistError) or "gloo" in text.lower()
+    if state.num_processes == 1 or not (exchanged and _GONE.search(text)):
+        return None
+    return RunError(
+        f"rank {state.process_index} of {state.num_processes} lost another one",
+        why="it was killed, ran out of memory, or ended with an error that it says itself, and no "
+        "rank can go on alone",
+        fix="look at what the others say; then the same command with --resume",
+    )
 
 
 def largest_of_ranks(value: int, device: torch.device) -> int:

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from native_reasoning.disk import claimed, damage, is_full, put_aside, unwritten
 from native_reasoning.errors import RunError, warn
-from native_reasoning.ranks import from_first_rank
+from native_reasoning.ranks import from_first_rank, lost_rank
 from native_reasoning.records import CONFIG, RunFolder, read_config
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -40,11 +40,12 @@ LAYOUT = (
 def alone(folder: Path) -> Iterator[None]:
     """A run folder for the processes of one run alone (``disk.claimed``): rank 0 holds it.
 
-    Raises RunError where a file read meanwhile would run code, DiskError where the disk is full.
+    Raises RunError where a file read meanwhile would run code, or another rank is gone, DiskError
+    where the disk is full.
     """
     with ExitStack() as stack:
-        from_first_rank(lambda: stack.enter_context(claimed(folder)))
         try:
+            from_first_rank(lambda: stack.enter_context(claimed(folder)))
             yield
         except pickle.UnpicklingError as error:
             raise RunError(
@@ -53,6 +54,10 @@ def alone(folder: Path) -> Iterator[None]:
                 why="reading it could run code, and no run of ours writes such a file",
                 fix="resume from another checkpoint",
             ) from None
+        except RuntimeError as error:
+            if (lost := lost_rank(error)) is None:
+                raise
+            raise lost from error
         except OSError as error:
             if not is_full(error):
                 raise

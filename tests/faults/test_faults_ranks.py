@@ -1,26 +1,28 @@
-"""What goes wrong on one of two ranks: both do the same about it."""
+"""What goes wrong on one of two ranks: both do the same about it; and what the others do when one
+is killed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
+from safetensors.torch import load_file
+
+from launch import start
 from native_reasoning.disk import damage
+from native_reasoning.lab import base_path, make_rows
 from native_reasoning.records import QUARANTINE, read_metrics
 from native_reasoning.resume import checkpoints
-from test_distributed import TESTS, free_port
+
+pytestmark = pytest.mark.xdist_group("ranks")
 
 
 def test_trouble_on_one_rank_is_everybodys(tmp_path):
-    command = [sys.executable, str(Path(__file__).parent / "ranks_worker.py"), str(tmp_path)]
-    base = {**os.environ, "PYTHONPATH": f"{TESTS}:{os.environ.get('PYTHONPATH', '')}"}
-    base |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = []
-    for rank in ("0", "1"):
-        env = {**base, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    worker = Path(__file__).parent / "ranks_worker.py"
+    processes = start("ddp", 2, [sys.executable, str(worker), str(tmp_path)])
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -37,3 +39,47 @@ def test_trouble_on_one_rank_is_everybodys(tmp_path):
     (saved,) = checkpoints(run)
     assert saved.name == "checkpoint-3"
     assert damage(saved) == []
+
+
+def train(folder: Path, data: Path, *more: str) -> list[subprocess.Popen]:
+    """Two ranks of a run from the command line, on their way."""
+    command = [sys.executable, "-m", "native_reasoning.cli", "train", "--model", str(base_path())]
+    command += ["--data", str(data), "--out", str(folder), "--max-steps", "6", "--save-steps", "1"]
+    command += ["--gradient-accumulation-steps", "2", "--num-generations", "4", "--use-cpu"]
+    return start("ddp", 2, [*command, "--max-trace-length", "12", "--learning-rate", "1e-3", *more])
+
+
+def end(ranks: list[subprocess.Popen]) -> None:
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors
+
+
+def kill(ranks: list[subprocess.Popen], victim: int, folder: Path) -> None:
+    """Kills one rank as soon as ``folder`` is there; the other ends by itself and says why."""
+    while not folder.exists():
+        assert all(rank.poll() is None for rank in ranks)
+        time.sleep(0.02)
+    ranks[victim].kill()
+    ranks[victim].communicate()
+    other = 1 - victim
+    began = time.monotonic()
+    _, errors = ranks[other].communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert ranks[other].returncode == 2
+    assert f"error: rank {other} of 2 lost another one" in errors
+    assert "--resume" in errors
+
+
+def test_when_a_rank_is_killed_the_other_ends_and_the_run_goes_on_to_the_same_bits(tmp_path):
+    data = tmp_path / "qa.jsonl"
+    rows = make_rows("short_answer", "train", 12, seed=5)
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    end(train(whole, data))
+    kill(train(broken, data), 1, broken / "checkpoint-1")
+    kill(train(broken, data, "--resume"), 0, broken / "checkpoint-4")
+    end(train(broken, data, "--resume"))
+    one, other = (load_file(run / "final" / "model.safetensors") for run in (whole, broken))
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
