@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from native_reasoning.adapters import ADAPTER_FILE, has_adapter, merged
+from native_reasoning.adapters import ADAPTER_FILE, has_adapter, merged, written_into
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError, RunError
+from native_reasoning.inplace import token_layers
 from native_reasoning.policy import load_policy
 from native_reasoning.records import read_config, read_metrics, read_traces
 from native_reasoning.trainer import NRTTrainer
@@ -150,7 +151,17 @@ def test_training_changes_the_adapter_alone(tmp_path):
         {n: p.detach().clone() for n, p in trained(made.model).items()},
     )
     made.train()
-    assert all(torch.equal(p, before[n]) for n, p in frozen(made.model).items())
+    tables = {id(layer.base_layer.weight) for layer in token_layers(made.model)}
+    (ids,) = {tuple(layer.token_indices["default"]) for layer in token_layers(made.model)}
+    assert len(tables) == 2
+    for name, p in made.model.named_parameters():
+        if p.requires_grad:
+            continue
+        same = (p == before[name]).all(-1)
+        if id(p) in tables:  # the trained rows are written over those they stand for
+            assert sorted((~same).nonzero().flatten().tolist()) == list(ids)
+        else:
+            assert same.all()
     assert all(not torch.equal(p, start[n]) for n, p in trained(made.model).items())
 
 
@@ -234,6 +245,7 @@ def test_config_yaml_says_what_adapter_it_was(tmp_path):
 def test_the_finished_model_is_an_ordinary_one_that_says_the_same(tmp_path, tied):
     made = trainer(tmp_path / "run", model=tiny_model(tie_word_embeddings=tied))
     made.train()
+    logits(made.model, IDS)  # puts the trained rows into the table
     before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
     made.save_whole_model(tmp_path / "model")
     assert not list((tmp_path / "model").glob("adapter*"))
@@ -276,8 +288,11 @@ def test_a_first_policy_costs_no_second_model(tmp_path):
     assert judges is not None
     for copied in (one for one in (judges.frozen, judges.ema) if one is not None):
         shared = dict(copied.named_parameters())
+        own = written_into(made.model)
+        assert len(own) == 2
         for name, p in made.model.named_parameters():
-            assert (shared[name].data_ptr() == p.data_ptr()) is not p.requires_grad
+            apart = p.requires_grad or id(p) in own
+            assert (shared[name].data_ptr() == p.data_ptr()) is not apart
 
 
 # -- What is refused -------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ LINE = (
     ("words",),
     ("encoding",),
     ("prepared",),
+    ("inplace",),
     ("adapters",),
     ("policy",),
     ("inputs",),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from native_reasoning.errors import ConfigError, PolicyError, RunError
+from native_reasoning.inplace import LinearHead, lighten, ordinary, token_layers, with_rows
 from native_reasoning.options import NRTOptions
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def add_adapter(
                 why="its layers are looked up by name",
                 fix="leave lora_target_modules out, or name layers that the model has",
             ) from None
+    lighten(model, "default")
 
 
 def _tables(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
@@ -97,20 +99,25 @@ def _tables(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
     }
 
 
-def linear_parts(head: nn.Module | None) -> tuple[Tensor, Tensor | None] | None:
-    """Weight (V, H) and bias (V,) of a head that is a linear layer, also one with trained rows in
-    the place of some; None for any other."""
+def linear_parts(head: nn.Module | None) -> LinearHead | None:
+    """A head that is a linear layer, also one with trained rows in the place of some; None for any
+    other."""
     if _is_linear(head):
-        return head.weight, head.bias
+        return LinearHead(head.weight, head.bias)
     if "peft" not in sys.modules:
         return None
     from peft.utils.other import TrainableTokensWrapper
 
     if not isinstance(head, TrainableTokensWrapper) or not _is_linear(head.original_module):
         return None
-    weight = head.weight  # with its own rows in place
-    assert isinstance(weight, Tensor)
-    return weight, head.original_module.bias
+    return with_rows(head.token_adapter)
+
+
+def written_into(model: nn.Module) -> set[int]:
+    """The ``id`` of each frozen table that has trained rows in it."""
+    if not has_adapter(model):
+        return set()
+    return {id(layer.base_layer.weight) for layer in token_layers(model)}
 
 
 def _is_linear(module: Any) -> TypeGuard[nn.Linear]:
@@ -184,6 +191,7 @@ def _merge(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, AuxiliaryTrainingWrapper):
             plain = module.unload_and_optionally_merge_module(True, False, None)
         elif isinstance(module, BaseTunerLayer):
+            ordinary(module)
             module.merge()
             plain = module.get_base_layer()
         else:

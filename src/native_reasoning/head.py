@@ -9,7 +9,7 @@ for 16,000 positions of a 150,000-token vocabulary would be 10 GB, three times o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, zip_longest
 from typing import Any
 
@@ -33,13 +33,15 @@ class Choice:
     """Which log-probabilities are wanted: of token ``token[m]`` at position ``at[m]``, both (M,).
 
     ``scale`` (N,) is one over each position's temperature, None means 1. Ids from ``vocabulary`` on
-    are padding of the table: their probability is 0.
+    are padding of the table: their probability is 0. ``trained`` (n,): the only rows of the weights
+    that have a gradient, where they are trained apart (inplace.py).
     """
 
     at: Tensor
     token: Tensor
     vocabulary: int
     scale: Tensor | None = None
+    trained: Tensor | None = None
 
 
 def chosen_logps(hidden: Tensor, head: nn.Module, choice: Choice) -> Tensor:
@@ -49,11 +51,14 @@ def chosen_logps(hidden: Tensor, head: nn.Module, choice: Choice) -> Tensor:
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     parts, scale = linear_parts(head), choice.scale
     assert parts is not None, head
+    choice = replace(choice, trained=parts.ids)
     if scale is not None:
         scale = scale.to(torch.promote_types(hidden.dtype, torch.float32))
     backward = torch.is_grad_enabled()  # inside a Function it never is
     with torch.autocast(kind, enabled=False):
-        found = _ChosenLogps.apply(hidden, *parts, scale, choice, backward)
+        found = _ChosenLogps.apply(
+            hidden, parts.weight, parts.bias, parts.rows, scale, choice, backward
+        )
     assert isinstance(found, Tensor)
     return found
 
@@ -77,11 +82,11 @@ def direct_head(model: PreTrainedModel) -> bool:
     more: no soft cap, no scaling, no adapter on the head. Tried out on a few tokens."""
     head = model.get_output_embeddings()
     parts = linear_parts(head)
-    if head is None or parts is None or not parts[0].is_floating_point():
+    if head is None or parts is None or not parts.weight.is_floating_point():
         return False
 
     def trial() -> bool:
-        ids = torch.arange(3, 9, device=model.device)[None] % len(parts[0])
+        ids = torch.arange(3, 9, device=model.device)[None] % len(parts.weight)
         hidden = model.base_model(input_ids=ids, use_cache=False)[0]
         hook = head.register_forward_pre_hook(lambda module, args: (100 * args[0],))
         try:  # large, so that a soft cap shows
@@ -125,6 +130,7 @@ class _ChosenLogps(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        rows: Tensor | None,
         scale: Tensor | None,
         choice: Choice,
         backward: bool,
@@ -136,30 +142,31 @@ class _ChosenLogps(torch.autograd.Function):
         slots = _slots(pieces, top) if backward and any(ctx.needs_input_grad) else []
         kept: list[Tensor] = []
         for piece, slot in zip_longest(pieces, slots):
-            rows = piece.rows
+            part = piece.rows
             logits = _logits(hidden, weight, bias, scale, piece)
             picked[piece.wanted] = logits[piece.place]
-            highest = torch.maximum(top[rows], logits.amax(-1))
+            highest = torch.maximum(top[part], logits.amax(-1))
             logits.sub_(highest[:, None])
             powers = torch.exp(logits, out=logits if slot is None else slot)
-            total[rows] = total[rows] * (top[rows] - highest).exp() + powers.sum(-1)
-            top[rows] = highest
+            total[part] = total[part] * (top[part] - highest).exp() + powers.sum(-1)
+            top[part] = highest
             if slot is not None:
                 kept += [powers, highest]
         norm = top + total.log()
         ctx.choice = choice
-        ctx.save_for_backward(hidden, weight, bias, scale, norm, *kept)
+        ctx.save_for_backward(hidden, weight, bias, rows, scale, norm, *kept)
         return picked - norm[choice.at]  # of the same logits: in 16 bits others round otherwise
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor) -> Any:
-        hidden, weight, bias, scale, norm, *kept = ctx.saved_tensors
+        hidden, weight, bias, trained, scale, norm, *kept = ctx.saved_tensors
         (g,), choice = incoming, ctx.choice
         pull = norm.new_zeros(len(hidden)).index_add_(0, choice.at, g)  # of each softmax
         pull, push = (pull, g) if scale is None else (pull * scale, g * scale[choice.at])
         d_hidden = hidden.new_zeros(hidden.shape, dtype=norm.dtype)
         d_weight = weight.new_empty(weight.shape) if ctx.needs_input_grad[1] else None
         d_bias = None if bias is None else torch.zeros_like(bias)
+        d_trained = None if trained is None else torch.zeros_like(trained)
         for i, piece in enumerate(_pieces(hidden, choice)):
             rows, columns = piece.rows, piece.columns
             if 2 * i < len(kept):
@@ -172,6 +179,8 @@ class _ChosenLogps(torch.autograd.Function):
             p.index_put_(piece.place, push[piece.wanted], accumulate=True)
             if d_bias is not None:
                 d_bias[columns] += p.sum(0)
+            if d_trained is not None:
+                _add_rows(d_trained, choice.trained, p, hidden, piece)
             p = p.to(hidden.dtype)
             d_hidden[rows] += p @ weight[columns].to(p.dtype)
             if d_weight is not None:
@@ -179,7 +188,15 @@ class _ChosenLogps(torch.autograd.Function):
                 d_weight[columns].addmm_(p.T.to(weight.dtype), here, beta=before)
         if d_weight is not None:
             d_weight[choice.vocabulary :] = 0
-        return d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None
+        return d_hidden.to(hidden.dtype), d_weight, d_bias, d_trained, None, None, None
+
+
+def _add_rows(d_rows: Tensor, ids: Tensor, p: Tensor, hidden: Tensor, piece: "_Piece") -> None:
+    """To the gradient (n, H) of single rows of the weights what a piece of the logits has of it."""
+    columns = ids - piece.columns.start
+    here = (columns >= 0) & (ids < piece.columns.stop)
+    mine = p[:, columns[here]].to(d_rows.dtype)
+    d_rows[here] += mine.T @ hidden[piece.rows].to(d_rows.dtype)
 
 
 @dataclass(frozen=True, eq=False)

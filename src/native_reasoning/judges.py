@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from native_reasoning.adapters import written_into
 from native_reasoning.gathered import whole
 from native_reasoning.inputs import inference
 from native_reasoning.scoring import Scorer
@@ -114,8 +115,11 @@ class Judges:
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of what is trained; what is not (all but an adapter) is the model's own."""
-    shared: dict[int, object] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    """A copy of what is trained; what is not (all but an adapter) is the model's own, except tables
+    that trained rows are written into."""
+    tables = written_into(model)
+    fixed = (p for p in model.parameters() if not p.requires_grad)
+    shared: dict[int, object] = {id(p): p for p in fixed if id(p) not in tables}
     made = copy.deepcopy(model, shared)
     return made.requires_grad_(False).eval()
 

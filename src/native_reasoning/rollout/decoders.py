@@ -163,7 +163,7 @@ def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     parts = linear_parts(head)
     assert head is not None
     assert parts is not None
-    weight, bias = parts[0].detach(), None if parts[1] is None else parts[1].detach()
+    weight, bias = parts.weight.detach(), None if parts.bias is None else parts.bias.detach()
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return head
     try:
