@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from native_reasoning.groups import Schedule
 from native_reasoning.losses import RATIOS
 from native_reasoning.settings import ObjectiveSettings
 
@@ -160,6 +162,23 @@ def test_the_ratio_makes_the_expected_trace_gradient_that_of_the_new_policy():
     for kind in ("ppo", "cispo"):
         assert torch.allclose(gradient(kind, stale, reward), wanted)
     assert not torch.allclose(gradient("none", stale, reward), wanted, atol=1e-2)
+
+
+def test_late_rollouts_are_made_before_the_one_ahead_is_trained_on():
+    """stale.py's wrapper: rollout n is made when n - 1 is asked for, each once, none too many."""
+    schedule = Schedule(rows=40, prompts=2, seed=0, minibatches=4)
+    maker = SimpleNamespace(args=SimpleNamespace(max_steps=20))
+    asked: list[tuple[int, int]] = []  # rollout, updates done when it was made
+    done = 0
+
+    def make(self, schedule, plan, model, **context):
+        asked.append((plan.rollout, done))
+        return plan.rollout
+
+    made = load("stale").late(make)
+    for done in range(0, 20, 4):
+        assert made(maker, schedule, schedule.step(done), None) == done
+    assert asked == [(0, 0), (4, 0), (8, 4), (12, 8), (16, 12)]
 
 
 # -- The results and the page ----------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""How long torchrun lets its ranks live after SIGTERM: ``python benchmarks/cluster/launcher.py``.
+"""How long torchrun lets its ranks live after a signal: ``python benchmarks/cluster/launcher.py``.
 
-A rank that takes 100 s to leave; torchrun gets SIGTERM one to three times, a second apart, or SIGUSR1
-once. Told for each case: torchrun's exit code and when it left, how often the rank heard the signal, how long it
-lived, and whether it outlived torchrun. ``--json`` writes results.json. Linux.
+A rank that takes 100 s to leave; torchrun gets SIGTERM one to three times, a second apart, or
+SIGUSR1 once. Told for each case: torchrun's exit code and when it left, how often the rank heard
+SIGTERM, how long it lived, and whether it outlived torchrun. ``--json`` writes results.json. Linux.
 """
 
 import argparse
