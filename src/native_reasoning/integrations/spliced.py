@@ -79,7 +79,7 @@ def cut(template: Template, ids: Sequence[int]) -> tuple[tuple[int, ...], str]:
 
 
 def splice(template: Template, group: PromptGroup, trace: Sequence[int], closed: bool) -> Spliced:
-    """The response of a trace as ``cut`` left it: tag where it is missing, gap, reference answer."""
+    """The response of a trace that ``cut`` made: tag where it is missing, gap, answer."""
     before = template.answer_prompt((), trace, closed)
     tag = 0 if closed else len(template.boundary.close_ids)
     (length,) = template.trace_lengths(Traces(ids=(tuple(trace),), closed=(closed,)))

@@ -2,9 +2,9 @@
 
 verl imports this file through the entry point group ``verl.plugins`` in each of its processes, and
 it puts three things under the name ``native_reasoning`` into verl's registries: an agent loop
-(agent_loop.py) that splices the reference answer in behind each trace, a trainer that reads rewards off the pass which
-computes the old log-probabilities, and a loss for each objective. docs/verl.md says how to use it,
-spliced.py what is computed.
+(agent_loop.py) that splices the reference answer in behind each trace, a trainer that reads rewards
+off the pass which computes the old log-probabilities, and a loss for each objective. docs/verl.md
+says how to use it, spliced.py what is computed.
 
 The trainer is verl's synchronous one with a single method replaced: an estimator from verl's own
 registry of them is not given ``old_log_probs``, so that no reward could be read there.
