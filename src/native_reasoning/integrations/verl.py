@@ -152,13 +152,13 @@ class SplicedTrainer(PPOTrainerSync):
 
 def rows_of(data: Any, tags: list[dict[str, Any]]) -> Rows:
     """A batch of verl's, with its tags, as rows; rows that fill it up have no layout."""
-    about = data["extra_fields"].tolist()
+    about, names = data.pop("extra_fields").tolist(), data.pop("uid").tolist()
     layouts = [
         None if tag.get("is_padding", False) else Layout(**fields[NAME])
         for tag, fields in zip(tags, about, strict=True)
     ]
     reference = _padded(data["ref_log_prob"]) if "ref_log_prob" in data else None
-    return Rows(_padded(data["old_log_probs"]), layouts, data["uid"].tolist(), reference)
+    return Rows(_padded(data["old_log_probs"]), layouts, names, reference)
 
 
 def _padded(tensor: Tensor) -> Tensor:
