@@ -1,7 +1,8 @@
 """The plugin inside verl itself: its registries, its loss, its agent loop worker, its trainer.
 
-Skipped where verl is not installed: ``make verl-check`` makes an environment with it. No cluster is
-started: TransferQueue, which needs one, is a dictionary here, and the server answers from a list.
+Skipped where verl is not installed: ``make verl-check`` makes an environment with it. Rows go
+through a real TransferQueue on a Ray of this machine; the server answers from a list, and no engine
+of verl's runs a model.
 """
 
 import asyncio
@@ -20,13 +21,16 @@ pytest.importorskip("verl", exc_type=ImportError)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import ray
     import torch
+    import transfer_queue as tq
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
     from tensordict import TensorDict
     from transfer_queue import KVBatchMeta
     from verl.experimental.agent_loop import agent_loop
     from verl.trainer.ppo import core_algos
+    from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
     from verl.trainer.ppo.v1 import agent_loop_tq, get_trainer_cls, trainer_base
     from verl.utils import tensordict_utils as tu
     from verl.utils.config import omega_conf_to_dataclass
@@ -187,37 +191,6 @@ def test_the_gradient_of_verls_loss_is_that_of_ours(name, parts):
 # -- From the agent loop worker to the weights -----------------------------------------------------
 
 
-class Queue:
-    """What the plugin and verl use of TransferQueue, as a dictionary."""
-
-    def __init__(self):
-        self.rows, self.tags = {}, {}
-
-    def kv_batch_put(self, keys, partition_id, fields=None, tags=None):
-        for i, key in enumerate(keys):
-            row = self.rows.setdefault(key, {})
-            for name in fields.keys():  # noqa: SIM118
-                row[name] = list(fields[name])[i]
-            if tags is not None:
-                self.tags[key] = tags[i]
-        return self.batch(keys)
-
-    async def async_kv_batch_put(self, keys, fields, tags, partition_id):
-        self.kv_batch_put(keys, partition_id, fields, tags)
-
-    def kv_batch_get(self, keys, partition_id, select_fields):
-        out = {}
-        for name in select_fields:
-            values = [self.rows[key][name] for key in keys if name in self.rows[key]]
-            if values:
-                tensors = isinstance(values[0], torch.Tensor)
-                out[name] = nested(values) if tensors else tu.NonTensorStack(*values)
-        return TensorDict(out, batch_size=len(keys))
-
-    def batch(self, keys):
-        return KVBatchMeta(keys=list(keys), tags=[self.tags[k] for k in keys], partition_id="train")
-
-
 class Server:
     """Answers with one sampled sequence after another."""
 
@@ -272,15 +245,23 @@ def sessions(of, row, uid, n):
     agent_loop.get_event_loop().run_until_complete(run())
 
 
-@pytest.fixture
-def queue(monkeypatch):
-    made = Queue()
-    for module in (agent_loop_tq, trainer_base, plugin):
-        monkeypatch.setattr(module, "tq", made)
-    return made
+@pytest.fixture(scope="module")
+def queue():
+    """TransferQueue on a Ray of this machine alone."""
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        _node_ip_address="127.0.0.1",
+    )
+    tq.init()
+    yield tq
+    tq.close()
+    ray.shutdown()
 
 
 (TAG,), (TURN, _) = GAP.boundary.close_ids, GAP.end_ids
+LIMIT = 320 - 1 - len(GAP.gap_ids) - 2
 
 
 def test_from_sampled_ids_to_the_weights_of_their_tokens(queue):
@@ -289,61 +270,56 @@ def test_from_sampled_ids_to_the_weights_of_their_tokens(queue):
     loop = worker(server, config)
     sessions(loop, prompt_row(), "a", 4)
     sessions(loop, prompt_row("A colour", "It is red."), "b", 4)
+    stored = queue.kv_list("train")["train"]
     keys = [f"{uid}_{session}_0" for uid in "ab" for session in range(4)]
-    assert sorted(queue.rows) == sorted(keys)
+    assert sorted(stored) == sorted(keys)
 
     group = GAP.group(example_of(prompt_row()))
     assert server.asked[0][0] == list(group.prompt_ids)
-    fixed = 1 + len(GAP.gap_ids) + len(group.answer_ids)
-    limit = 320 - fixed
-    asked = server.asked[0][1]
-    assert asked == {"temperature": 1.0, "max_tokens": limit, "stop_token_ids": [TAG, *GAP.end_ids]}
+    stops = [TAG, *GAP.end_ids]
+    assert server.asked[0][1] == {"temperature": 1.0, "max_tokens": LIMIT, "stop_token_ids": stops}
     after = (*GAP.gap_ids, *group.answer_ids)
     expected = {
         "a_0_0": ((TAG, *after), 0),
         "a_1_0": ((61, 62, 63, TAG, *after), 4),
         "a_2_0": ((64, 65, TAG, *after), 2),
-        "a_3_0": ((66,) * limit + (TAG, *after), limit),
+        "a_3_0": ((66,) * LIMIT + (TAG, *after), LIMIT),
     }
     for key, (ids, sampled) in expected.items():
-        row = queue.rows[key]
-        assert tuple(row["responses"].tolist()) == ids
-        assert row["response_mask"].tolist() == [int(i < sampled) for i in range(len(ids))]
-        assert row["input_ids"].tolist() == [*group.prompt_ids, *ids]
+        row = queue.kv_batch_get([key], "train", ["responses", "response_mask", "input_ids"])
+        assert tuple(row["responses"][0].tolist()) == ids
+        assert row["response_mask"][0].tolist() == [int(i < sampled) for i in range(len(ids))]
+        assert row["input_ids"][0].tolist() == [*group.prompt_ids, *ids]
 
-    # what the pass of the old log-probabilities and a synthetic row of verl's would add
-    noise = torch.Generator().manual_seed(0)
-    for row in queue.rows.values():
-        row["old_log_probs"] = -3 * torch.rand(len(row["responses"]), generator=noise)
-    queue.rows["pad_0_0"] = {
-        **queue.rows["a_0_0"],
-        "uid": "pad",
-        "responses": torch.tensor([0]),
-        "response_mask": torch.tensor([0]),
-        "old_log_probs": torch.tensor([-1.0]),
-    }
-    about = {"is_padding": True, "response_len": 1}
-    queue.tags["pad_0_0"] = {**queue.tags["a_0_0"], **about}
-    order = [keys[i] for i in (5, 0, 7, 2, 1, 3, 6, 4)] + ["pad_0_0"]
+    # rows in another order, filled up by verl, and log-probabilities as its pass writes them
+    order = [keys[i] for i in (5, 0, 7, 2, 1, 3, 6, 4)]
+    tags = [stored[key] for key in order]
+    part = KVBatchMeta(keys=order, tags=tags, partition_id="train")
+    filled = upsample_batch_to_divisible_size(part, 5, GAP.end_ids[0])
+    assert len(filled) == 10 and filled.tags[-1]["is_padding"]
+    noise, sizes = torch.Generator().manual_seed(0), [tag["response_len"] for tag in filled.tags]
+    logps = nested([-3 * torch.rand(n, generator=noise) for n in sizes])
+    fields = TensorDict({"old_log_probs": logps}, batch_size=10)
+    filled = queue.kv_batch_put(keys=filled.keys, partition_id="train", fields=fields)
 
     trainer = object.__new__(plugin.SplicedTrainer)
     trainer.objective, trainer.rounding = plugin.OBJECTIVES["nrt-ws-paper"], 1e-5
     metrics = {}
-    written = trainer._compute_advantage(queue.batch(order), metrics)
-    assert written.keys == order and metrics["native_reasoning/closed"] == pytest.approx(4 / 6)
-    rows = plugin.rows_of(
-        queue.kv_batch_get(keys, "train", ["uid", "old_log_probs", "extra_fields"]),
-        [queue.tags[key] for key in keys],
-    )
-    assert list(rows.groups) == ["a"] * 4 + ["b"] * 4
+    written = trainer._compute_advantage(filled, metrics)
+    assert written.keys == filled.keys
+    assert metrics["native_reasoning/closed"] == pytest.approx(4 / 6)
+    names = ["uid", "old_log_probs", "extra_fields", "advantages", "rm_scores"]
+    data = queue.kv_batch_get(order, "train", names)
+    rows = plugin.rows_of(data, tags)
+    assert list(rows.groups) == list("babaaabb")
     given = credit(rows, trainer.objective, 1e-5)
-    assert given.weights.any()
-    for i, key in enumerate(keys):
-        size = len(queue.rows[key]["responses"])
-        assert torch.equal(queue.rows[key]["advantages"], given.weights[i, :size])
-        assert queue.rows[key]["rm_scores"][-1] == given.rewards[i]
-        assert not queue.rows[key]["rm_scores"][:-1].any()
-    assert not queue.rows["pad_0_0"]["advantages"].any()
+    assert given.weights.any() and not given.weights[1].any()
+    for i, n in enumerate(sizes[:8]):
+        assert torch.equal(data["advantages"][i], given.weights[i, :n])
+        assert data["rm_scores"][i][-1] == given.rewards[i]
+        assert not data["rm_scores"][i][:-1].any()
+    padding = queue.kv_batch_get(filled.keys[8:], "train", ["advantages", "rm_scores"])
+    assert not padding["advantages"].values().any() and not padding["rm_scores"].values().any()
 
     # verl's own metrics of such a batch
     trainer.config, trainer.use_critic = config, False
