@@ -64,6 +64,16 @@ def verl_config(*overrides):
         return compose("ppo_trainer", [*recipe(), *overrides])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _event_loop():
+    """The loop that verl's ``get_event_loop`` finds: one that it makes itself stays open."""
+    made = asyncio.new_event_loop()
+    asyncio.set_event_loop(made)
+    yield
+    asyncio.set_event_loop(None)
+    made.close()
+
+
 KL = (
     "actor_rollout_ref.actor.use_kl_loss=True",
     "actor_rollout_ref.actor.kl_loss_type=low_var_kl",
@@ -375,7 +385,7 @@ def test_a_trace_that_fits_no_row_and_a_server_that_hides_its_stop_are_told():
         run_alone(Server([61, 62]), prompt_row())
     without_session = plugin.SplicedAgentLoop.run(SimpleNamespace(), {}, **prompt_row())
     with pytest.raises(RunError, match="session_id"):
-        asyncio.run(without_session)
+        agent_loop.get_event_loop().run_until_complete(without_session)
 
 
 def test_a_model_without_think_tokens_is_refused_and_the_tokenizer_is_left_alone():
