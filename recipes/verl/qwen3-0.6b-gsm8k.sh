@@ -6,7 +6,7 @@
 # Minutes:   not measured
 # Expected:  not measured
 #
-# bash recipes/verl/qwen3-0.6b-gsm8k.sh [more of verl's settings]
+# bash recipes/verl/qwen3-0.6b-gsm8k.sh [more of verl's settings]      (from the repository)
 #
 # docs/verl.md says what each line is for and how to write train.parquet and val.parquet.
 set -euo pipefail
@@ -24,6 +24,7 @@ exec python3 -m verl.trainer.main_ppo \
   data.train_batch_size=16 \
   data.max_prompt_length=512 \
   data.max_response_length=320 \
+  reward.custom_reward_function.path=recipes/verl/exact_match.py \
   actor_rollout_ref.model.path=Qwen/Qwen3-0.6B \
   actor_rollout_ref.actor.optim.lr=2e-6 \
   actor_rollout_ref.actor.ppo_mini_batch_size=16 \

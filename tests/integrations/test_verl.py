@@ -31,6 +31,7 @@ with warnings.catch_warnings():
     from verl.experimental.agent_loop import agent_loop
     from verl.trainer.ppo import core_algos
     from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+    from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.trainer.ppo.v1 import agent_loop_tq, get_trainer_cls, trainer_base
     from verl.utils import tensordict_utils as tu
     from verl.utils.config import omega_conf_to_dataclass
@@ -412,6 +413,16 @@ def test_the_trainer_takes_the_recipe_and_is_verls_synchronous_one(monkeypatch):
     made = plugin.SplicedTrainer(verl_config())
     assert seen[0].trainer.v1.trainer_mode == "sync"
     assert made.objective == preset_objective("nrt-ws") and made.rounding == 5e-3
+
+
+def test_the_recipes_score_of_validation_is_one_that_verl_loads():
+    config = verl_config()
+    path = config.reward.custom_reward_function.path
+    config.reward.custom_reward_function.path = str(RECIPE.parents[2] / path)
+    score = get_custom_reward_fn(config)
+    assert score("gsm8k", "<think>2 and 2</think>\n\n4\n", "4") == 1
+    assert score("gsm8k", "<think>2 and 2</think> 5", "4") == 0
+    assert score("gsm8k", "4", "4") == 0
 
 
 @pytest.mark.parametrize(
