@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # What is never imported need not be compiled: that is most of the time of an installation.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP_VERL := .venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 SEED ?= 0
 
-.PHONY: demo test coverage check audit venv clean
+.PHONY: demo test coverage check audit verl-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
@@ -25,6 +26,9 @@ check: .venv/check  ## lint, formatting, types, patterns of insecure code
 audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a server)
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
+verl-check: .venv-verl/ready  ## the plugin for verl, inside verl, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests/integrations
+
 venv: .venv/test .venv/check  ## .venv with everything
 
 .venv/bin/python:
@@ -43,5 +47,14 @@ venv: .venv/test .venv/check  ## .venv with everything
 	$(PIP) --editable '.[test,check]'
 	touch $@
 
+# verl asks for an older transformers than the project does: what is installed is the list, as it is.
+.venv-verl/ready: pyproject.toml constraints-verl.txt
+	rm -rf .venv-verl
+	$(PYTHON) -m venv .venv-verl
+	$(PIP_VERL) torch==2.13.0
+	$(PIP_VERL) --no-deps --requirement constraints-verl.txt
+	$(PIP_VERL) --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-verl

@@ -53,6 +53,7 @@ LINE = (
     ("collapse", "callbacks", "checkpoints", "progress", "resume", "trackers"),
     ("steps",),
     ("trainer",),
+    ("integrations",),
     ("report",),
     ("lab",),
     ("cli",),

@@ -92,11 +92,9 @@ def group_loss(
     """
     ratio = on_policy if rollout_trace is None else RATIOS[settings.ratio]
     old = scores.trace.detach() if rollout_trace is None else rollout_trace
-    weights, mask = signal.trace_weights, policy_mask(scores, settings.policy_tokens)
-    if settings.bad_format == "mask":
-        mask = mask & scores.complete[:, None]
+    weights = signal.trace_weights
     weights = signal.advantages.unsqueeze(-1) if weights is None else weights
-    share = _token_share(mask.to(scores.trace.dtype), settings, mean_tokens)
+    share = token_shares(scores, settings, mean_tokens)
     kept = float(signal.kept)
     zero = scores.trace.new_zeros(())
     return LossTerms(
@@ -105,6 +103,14 @@ def group_loss(
         format=-kept * settings.format_loss_coef * scores.forced_tag.sum(),
         kl=kept * settings.beta * _kl(scores, share) if settings.beta else zero,
     )
+
+
+def token_shares(scores: Scores, settings: ObjectiveSettings, mean_tokens: float = 1.0) -> Tensor:
+    """(K, L) what the term of each sampled token counts: 0 where it gets no policy gradient."""
+    mask = policy_mask(scores, settings.policy_tokens)
+    if settings.bad_format == "mask":
+        mask = mask & scores.complete[:, None]
+    return _token_share(mask.to(scores.trace.dtype), settings, mean_tokens)
 
 
 def _token_share(mask: Tensor, settings: ObjectiveSettings, mean_tokens: float) -> Tensor:

@@ -1,0 +1,1 @@
+"""NRT inside other trainers."""
