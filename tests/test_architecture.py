@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"trainer.py": 382, "methods.py": 330}
+LONGER = {"trainer.py": 384, "methods.py": 330}
 MORE = {"trainer.py __init__": 9}
 
 #: Each stage imports only itself and what stands before it.
@@ -43,7 +43,7 @@ LINE = (
     ("manifest", "disk", "tables", "records"),
     ("window",),
     ("diagnostics",),
-    ("meter", "runlog"),
+    ("mismatch", "meter", "runlog"),
     ("parts", "limits", "clock"),
     ("maker",),
     ("evaluate",),
