@@ -195,12 +195,12 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{own}", weight.detach()
 
 
-def _adapted(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
     """The layers that the adapter has put something into, by name; none is a part of another."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    found: list[tuple[str, nn.Module]] = []
+    found: list[tuple[str, Any]] = []
     for name, module in model.named_modules():
         part = bool(found) and name.startswith(found[-1][0] + ".")
         if not part and isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):

@@ -35,8 +35,9 @@ _FINEST = 1e-5
 class WindowMaker:
     """Samples and scores windows of one run, this rank's share of them.
 
-    ``engine`` samples, and where it is the model itself scores are taken on the way; ``scorer`` scores, ``objective`` makes signals, ``rewards`` are the user's
-    functions, ``state`` has what the objective remembers.
+    ``engine`` samples; where it is the model itself, scores can be taken on the way. ``scorer``
+    scores, ``objective`` makes signals, ``rewards`` are the user's functions, ``state`` has what
+    the objective remembers.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ from native_reasoning.policy import load_policy
 from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import RunFolder
 from native_reasoning.resume import alone, checkpoint_step, find_checkpoint, machine, open_run
-from native_reasoning.rollout.generators import vllm_engine
+from native_reasoning.rollout.generators import training_engine
 from native_reasoning.rollout.hf import HFEngine, check_decoding
 from native_reasoning.runlog import RunLog
 from native_reasoning.scoring import Scorer, install_scoring, rounding_of
@@ -148,11 +148,11 @@ class NRTTrainer(StepInParts):
             self.memory.judges = Judges(
                 model, settings, scorer, autocast=lambda: self.accelerator.autocast()
             )
-        served = args.use_vllm and vllm_engine(model, args, self.template, self.accelerator)
+        sampler = training_engine(self.engine, args, self.template, self.accelerator)
         maker = WindowMaker(
             args,
             self.train_groups,
-            served or self.engine,
+            sampler,
             scorer,
             objective,
             rewards,

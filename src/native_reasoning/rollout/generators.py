@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.rollout.engine import RolloutEngine
+from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Generator, Reply, Request, VLLMEngine
 from native_reasoning.template import Template
 
@@ -23,11 +25,13 @@ from native_reasoning.template import Template
 CONCURRENT = 64
 
 
-def vllm_engine(
-    model: PreTrainedModel, args: NRTConfig, template: Template, accelerator: Accelerator
-) -> VLLMEngine:
-    """The engine of the settings; vLLM itself starts at the first rollout. Raises ConfigError where
-    a package is missing."""
+def training_engine(
+    own: HFEngine, args: NRTConfig, template: Template, accelerator: Accelerator
+) -> RolloutEngine:
+    """What samples the traces that are trained on: vLLM where it is asked for, which starts at the
+    first rollout, else ``own``. Raises ConfigError where a package is missing."""
+    if not args.use_vllm:
+        return own
     for package in ("vllm", "trl", "requests"):
         if find_spec(package) is None:
             raise ConfigError(
@@ -36,7 +40,7 @@ def vllm_engine(
                 fix="pip install 'native-reasoning[vllm]'; on a CPU see docs/vllm.md",
             )
     kind = Colocated if args.vllm_mode == "colocate" else Served
-    generator: Generator = kind(model, args, template, accelerator)
+    generator: Generator = kind(own.model, args, template, accelerator)
     return VLLMEngine(generator, template)
 
 
@@ -59,20 +63,18 @@ class Colocated:
         self.llm: Any = None
         self.weights: Any = None
 
-    def _start(self) -> None:
+    def _start(self) -> tuple[Any, Any]:
         from native_reasoning.rollout.sync import WeightSync
 
-        sleeps = self.args.vllm_enable_sleep_mode
+        vocabulary = self.template.vocabulary
         with tempfile.TemporaryDirectory() as folder:
-            config_of(self.model, self.template.vocabulary).save_pretrained(folder)
-            self.llm = _start_vllm(folder, self._settings())
-        self.weights = WeightSync(
-            self.model,
-            self.accelerator,
-            llm=self.llm,
-            vocabulary=self.template.vocabulary,
-            sleeps=sleeps,
+            config_of(self.model, vocabulary).save_pretrained(folder)
+            llm = _start_vllm(folder, self._settings())
+        sleeps = self.args.vllm_enable_sleep_mode
+        weights = WeightSync(
+            self.model, self.accelerator, llm=llm, vocabulary=vocabulary, sleeps=sleeps
         )
+        return llm, weights
 
     def _settings(self) -> dict[str, Any]:
         """Arguments of ``vllm.LLM``."""
@@ -97,15 +99,15 @@ class Colocated:
 
     def wake(self) -> None:
         """See ``Generator``."""
-        if self.llm is None:
-            self._start()
+        if self.weights is None:
+            self.llm, self.weights = self._start()
         self.weights.sync_weights()
         if self.args.vllm_enable_sleep_mode:
             self.llm.wake_up(tags=["kv_cache"])
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """See ``Generator``."""
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # type: ignore[attr-defined]
 
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
         each = [
@@ -164,7 +166,7 @@ class Served:
         except ConnectionError:
             raise RunError(
                 f"no vLLM server answers at {a.vllm_server_base_url}",
-                why=f"vllm_mode server samples there; {a.vllm_server_timeout:g} seconds were waited",
+                why=f"traces are sampled there; {a.vllm_server_timeout:g} seconds were waited",
                 fix="start it as docs/vllm.md says, or vllm_server_base_url, or vllm_mode colocate",
             ) from None
 
@@ -224,8 +226,8 @@ def longest(args: NRTConfig, model: PreTrainedModel) -> int:
 
 def _start_vllm(folder: str, settings: dict[str, Any]) -> Any:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights are loaded in place
-    from vllm import LLM, _custom_ops
-    from vllm.platforms import current_platform
+    from vllm import LLM, _custom_ops  # type: ignore[attr-defined]
+    from vllm.platforms import current_platform  # type: ignore[import-not-found]
 
     if current_platform.is_cpu():
         # else vLLM packs weights for oneDNN and drops them: none could be loaded again, and a head

@@ -45,7 +45,7 @@ class WeightSync(VLLMGeneration):
     def _init_vllm(self) -> None:
         """vLLM runs already."""
 
-    def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
+    def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:  # type: ignore[override]
         model: Any = self.model
         tables = {model.get_input_embeddings(), model.get_output_embeddings()}
         cut = tuple(f"{name}." for name, module in model.named_modules() if module in tables)
