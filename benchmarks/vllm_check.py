@@ -36,7 +36,6 @@ QUESTIONS = [
 PARTS: dict[str, dict[str, Any]] = {
     "embedded": {"learning_rate": 3e-3},
     "embedded-lora": {"learning_rate": 3e-2, "use_peft": True},
-    "embedded-text": {"learning_rate": 3e-3, "boundary": "text", "boundary_text": "so"},
     "smollm2": {"learning_rate": 1e-4, "max_trace_length": 24},
     "server": {"vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:18765"},
 }
