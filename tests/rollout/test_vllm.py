@@ -1,4 +1,4 @@
-"""VLLMEngine's contract, with a generator that needs no vLLM; vLLM itself is in ``make vllm-check``."""
+"""VLLMEngine's contract, with a generator that needs no vLLM (``make vllm-check`` runs vLLM)."""
 
 import copy
 import math
