@@ -147,7 +147,9 @@ class NRTOptions:
     vllm_enable_sleep_mode: bool = option(
         False, "colocated: vLLM gives its memory back while the weights are trained"
     )
-    vllm_server_base_url: str = option("http://127.0.0.1:8000", "address of the server")
+    vllm_server_base_url: str | None = option(
+        None, "address of the server; default: http://127.0.0.1:8000"
+    )
     vllm_server_timeout: float = option(240.0, "seconds to wait for the server to be up")
     vllm_group_port: int = option(51216, "port over which the server gets the weights")
 

@@ -21,6 +21,8 @@ from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Generator, Reply, Request, VLLMEngine
 from native_reasoning.template import Template
 
+#: Where a server is unless vllm_server_base_url says otherwise.
+LOCAL = "http://127.0.0.1:8000"
 #: Requests that a server gets at once.
 CONCURRENT = 64
 
@@ -156,16 +158,16 @@ class Served:
         """Finds the server. Raises RunError where none answers."""
         from trl.generation.vllm_client import VLLMClient
 
-        a = self.args
+        a, url = self.args, self.args.vllm_server_base_url or LOCAL
         try:
             self.client = VLLMClient(
-                base_url=a.vllm_server_base_url,
+                base_url=url,
                 group_port=a.vllm_group_port,
                 connection_timeout=a.vllm_server_timeout,
             )
         except ConnectionError:
             raise RunError(
-                f"no vLLM server answers at {a.vllm_server_base_url}",
+                f"no vLLM server answers at {url}",
                 why=f"traces are sampled there; {a.vllm_server_timeout:g} seconds were waited",
                 fix="start it as docs/vllm.md says, or vllm_server_base_url, or vllm_mode colocate",
             ) from None
