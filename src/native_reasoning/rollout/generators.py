@@ -39,7 +39,7 @@ def training_engine(
             raise ConfigError(
                 f"use_vllm needs the package {package}, which is not installed",
                 why="vLLM samples, and TRL brings it the weights",
-                fix="pip install 'native-reasoning[vllm]'; on a CPU see docs/vllm.md",
+                fix="install vllm and trl as docs/vllm.md says, or leave use_vllm out",
             )
     kind = Colocated if args.vllm_mode == "colocate" else Served
     generator: Generator = kind(own.model, args, template, accelerator)
