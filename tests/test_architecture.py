@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
-LONGER = {"trainer.py": 382, "methods.py": 330}
+LONGER = {"trainer.py": 360, "methods.py": 330}
 MORE = {"trainer.py __init__": 9}
 
 #: Each stage imports only itself and what stands before it.
@@ -44,7 +44,7 @@ LINE = (
     ("manifest", "disk", "tables", "records"),
     ("window",),
     ("diagnostics",),
-    ("meter", "runlog"),
+    ("mismatch", "meter", "runlog"),
     ("parts", "limits", "clock"),
     ("maker",),
     ("evaluate",),
@@ -52,6 +52,7 @@ LINE = (
     ("shards",),
     ("collapse", "callbacks", "checkpoints", "progress", "resume", "trackers"),
     ("steps",),
+    ("evaluating",),
     ("trainer",),
     ("integrations",),
     ("report",),

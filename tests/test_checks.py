@@ -203,6 +203,7 @@ def test_allowed(settings, tmp_path):
 READER = {
     "preset": "sft-think",
     "use_peft": True,
+    "use_vllm": True,
     "baseline": "ema",
     "bad_format": "penalty",
     "filter": "ema_std",

@@ -11,7 +11,7 @@ Only A, B and the rows of new think tokens are trained, and a checkpoint holds t
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -181,28 +181,54 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
 
 def _merge(model: PreTrainedModel) -> PreTrainedModel:
     """The same, of the model itself."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import AuxiliaryTrainingWrapper
-
-    done = ""
-    for name, module in list(model.named_modules()):
-        if done and name.startswith(done):
-            continue  # a part of a layer that has been replaced
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            plain = module.unload_and_optionally_merge_module(True, False, None)
-        elif isinstance(module, BaseTunerLayer):
-            ordinary(module)
-            module.merge()
-            plain = module.get_base_layer()
-        else:
-            continue
+    for name, module in _adapted(model):
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, plain)
-        done = name + "."
+        setattr(model.get_submodule(parent), child, _plain(module))
     model._hf_peft_config_loaded = False
     del model.peft_config
     model.tie_weights()
     return model
+
+
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the model that ``merged`` makes, by name and one layer at a time, so that no
+    second model is in memory. A head that is tied to the embedding is left out."""
+    adapted = _adapted(model)
+    inside = tuple(name + "." for name, _ in adapted)
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    tied = head if config.tie_word_embeddings else None
+    for name, weight in model.named_parameters():
+        if not name.startswith(inside):
+            yield name, weight.detach()
+    for name, module in adapted:
+        if module is not tied:
+            plain = _plain(copy.deepcopy(module))
+            for own, weight in plain.named_parameters():
+                yield f"{name}.{own}", weight.detach()
+
+
+def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
+    """The layers that the adapter has put something into, by name; none is a part of another."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    found: list[tuple[str, Any]] = []
+    for name, module in model.named_modules():
+        part = bool(found) and name.startswith(found[-1][0] + ".")
+        if not part and isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):
+            found.append((name, module))
+    return found
+
+
+def _plain(module: Any) -> nn.Module:
+    """An adapted layer as an ordinary one; it is merged in place."""
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return module.unload_and_optionally_merge_module(True, False, None)
+    ordinary(module)
+    module.merge()
+    return module.get_base_layer()
 
 
 def _peft() -> Any:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.objective import Objective
-from native_reasoning.options import OF_ADAPTERS, NRTOptions
+from native_reasoning.options import OF_ADAPTERS, OF_VLLM, NRTOptions
 from native_reasoning.rewards import REWARDS
 
 RANGES = (
@@ -49,6 +49,10 @@ RANGES = (
     ("format_loss_coef", 0, 1e6),
     ("lora_r", 1, 1e6),
     ("lora_alpha", 1, 1e6),
+    ("vllm_gpu_memory_utilization", 1e-3, 1),
+    ("vllm_max_model_length", 1, 1e7),
+    ("vllm_server_timeout", 0, 1e6),
+    ("vllm_group_port", 1, 65535),
 )
 #: Settings that do something only beside another: name, whether it does, what it needs.
 NEEDS: tuple[tuple[str, Callable[[Objective], bool], str], ...] = (
@@ -88,23 +92,28 @@ def check_options(options: NRTOptions, objective: Callable[[], Objective]) -> No
                 why=f"it must be from {low:g} to {high:g}",
                 fix=f"change {name}",
             )
-    _check_adapter(options)
+    _check_switched(options)
     if options.objective is None:
         check_sampling(options, objective(), judged=bool(options.reward_funcs))
         _check_reward(options, objective())
         _check_effect(options, objective())
 
 
-def _check_adapter(options: NRTOptions) -> None:
-    """Settings of an adapter without one."""
+def _check_switched(options: NRTOptions) -> None:
+    """Settings of an adapter without one, and of vLLM where it does not sample."""
+    switches = (
+        ("use_peft", OF_ADAPTERS, "all weights are trained"),
+        ("use_vllm", OF_VLLM, "transformers samples"),
+    )
     for f in fields(NRTOptions):
-        given = f.name in OF_ADAPTERS and getattr(options, f.name) != f.default
-        if given and not options.use_peft:
-            raise ConfigError(
-                f"{f.name} is {getattr(options, f.name)} without use_peft",
-                why="all weights are trained, and nothing reads it",
-                fix="use_peft true, or leave it out",
-            )
+        for switch, names, instead in switches:
+            given = f.name in names and getattr(options, f.name) != f.default
+            if given and not getattr(options, switch):
+                raise ConfigError(
+                    f"{f.name} is {getattr(options, f.name)} without {switch}",
+                    why=f"{instead}, and nothing reads it",
+                    fix=f"{switch} true, or leave it out",
+                )
 
 
 def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> None:
@@ -154,6 +163,12 @@ def _check_effect(options: NRTOptions, objective: Objective) -> None:
                 why="nothing reads it",
                 fix=f"leave it out, or {need}",
             )
+    if options.use_vllm and objective.traces == "empty":
+        raise ConfigError(
+            f"use_vllm with preset {options.preset!r}, which samples nothing",
+            why="nothing would be asked of vLLM",
+            fix="leave it out",
+        )
     trained = objective.answer_weight != "none" or objective.format_loss_coef
     if options.format_warmup_steps and not trained:
         raise ConfigError(

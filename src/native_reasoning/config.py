@@ -105,12 +105,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="transformers would use DataParallel, which gives wrong gradients here",
                 fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
             )
-        if self.rows_per_forward is not None and sharded(self):
-            raise ConfigError(
-                "rows_per_forward with FSDP or DeepSpeed",
-                why="each part would be an optimiser step of its own, or a forward too many",
-                fix="leave it out; lower per_device_train_batch_size or max_trace_length",
-            )
+        self._check_sharded()
         if "trust_remote_code" in (self.model_init_kwargs or {}):
             raise ConfigError(
                 "trust_remote_code in model_init_kwargs",
@@ -153,6 +148,21 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 f"{self.gradient_accumulation_steps}",
                 why="a rollout covers a whole number of optimiser steps",
                 fix="make steps_per_generation a multiple of gradient_accumulation_steps",
+            )
+
+    def _check_sharded(self) -> None:
+        """What does not go together with weights that are cut over the ranks."""
+        if self.rows_per_forward is not None and sharded(self):
+            raise ConfigError(
+                "rows_per_forward with FSDP or DeepSpeed",
+                why="each part would be an optimiser step of its own, or a forward too many",
+                fix="leave it out; lower per_device_train_batch_size or max_trace_length",
+            )
+        if self.use_vllm and sharded(self):
+            raise ConfigError(
+                "use_vllm with FSDP or DeepSpeed",
+                why="gathering weights that are cut over the ranks for vLLM has not been tried",
+                fix="leave use_vllm out, or train without sharding",
             )
 
 

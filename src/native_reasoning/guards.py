@@ -21,6 +21,7 @@ GUARDED_IN_RECIPES = {
     "trackio_space_id": _SENDS,
     "trackio_bucket_id": _SENDS,
     "trackio_static_space_id": _SENDS,
+    "vllm_server_base_url": _SENDS,
     "deepspeed": _LIBRARY,
     "fsdp_config": _LIBRARY,
     "accelerator_config": _LIBRARY,

@@ -19,7 +19,7 @@ from native_reasoning.parts import cut, cut_scores, join, pieces
 from native_reasoning.ranks import sum_of_ranks
 from native_reasoning.rating import Rater
 from native_reasoning.rollout.answers import sample_answers
-from native_reasoning.rollout.engine import NoiseKey, Sampling
+from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.scoring import Scorer
 from native_reasoning.state import ObjectiveState
@@ -35,15 +35,16 @@ _FINEST = 1e-5
 class WindowMaker:
     """Samples and scores windows of one run, this rank's share of them.
 
-    ``engine`` samples, ``scorer`` scores, ``objective`` makes signals, ``rewards`` are the user's
-    functions, ``state`` has what the objective remembers.
+    ``engine`` samples; where it is the model itself, scores can be taken on the way. ``scorer``
+    scores, ``objective`` makes signals, ``rewards`` are the user's functions, ``state`` has what
+    the objective remembers.
     """
 
     def __init__(
         self,
         args: NRTConfig,
         groups: Sequence[PromptGroup],
-        engine: HFEngine,
+        engine: RolloutEngine,
         scorer: Scorer,
         objective: Callable[[Scores], Signal],
         rewards: RewardFunctions,
@@ -77,7 +78,7 @@ class WindowMaker:
         groups = [self._filler() if r is None else self.groups[r] for r in rows]
         real = [group for group in groups if group.weight]
         several = len(shares) * args.num_iterations > 1
-        with self.clock.stage("sampling"):
+        with self.clock.stage("sampling"), self.engine.ready():
             rated = self._sampled(real, plan.rollout, several or beforehand)
         sampled = iter(rated)
         found = [next(sampled) if group.weight else (self._empty(), None) for group in groups]
@@ -233,7 +234,10 @@ class WindowMaker:
 
     def _rate(self, groups: list[PromptGroup], step: int) -> list[tuple[Traces, Scores]] | None:
         """Traces with their scores, taken while they are sampled; None where that cannot be."""
-        able = self.samples and self.engine.share and self.scorer.rounding <= _FINEST
+        engine = self.engine
+        if not isinstance(engine, HFEngine):
+            return None
+        able = self.samples and engine.share and self.scorer.rounding <= _FINEST
         able = able and not self.args.tf32
         if not able or self.settings.samples_answers or not groups:
             return None
@@ -248,24 +252,22 @@ class WindowMaker:
             raters.append((first, after, rater))
             return rater
 
-        traces = self._rollout(groups, step, watch)
+        traces = engine.rollout(groups, *self._drawn(step), watch)
         rated = [s for first, after, rater in raters for s in rater.scores(traces[first:after])]
         return list(zip(traces, rated, strict=True))
 
     # -- sampling ----------------------------------------------------------------------------------
 
-    def _rollout(
-        self, groups: list[PromptGroup], step: int, watch: Callable[[int, int], Rater] | None = None
-    ) -> list[Traces]:
+    def _drawn(self, step: int) -> tuple[Sampling, NoiseKey]:
         a = self.args
         sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
-        return self.engine.rollout(groups, sampling, NoiseKey(a.seed, step), watch)
+        return sampling, NoiseKey(a.seed, step)
 
     def _sample(self, groups: list[PromptGroup], step: int) -> list[Traces]:
         if not self.samples:
             return [self._empty() for _ in groups]
         a = self.args
-        traces = self._rollout(groups, step)
+        traces = self.engine.rollout(groups, *self._drawn(step))
         if not self.settings.samples_answers:
             return traces
         sampling = Sampling(1, a.max_answer_length, a.temperature, a.top_p)

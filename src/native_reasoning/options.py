@@ -131,6 +131,28 @@ class NRTOptions:
     )
     use_rslora: bool = option(False, "scale by lora_alpha / sqrt(lora_r) instead")
 
+    # -- vllm (names of TRL's GRPOConfig)
+    use_vllm: bool = option(False, "sample the training traces by vLLM; docs/vllm.md")
+    vllm_mode: str = option(
+        "colocate",
+        "vLLM in this process, on the same device, or a server of its own",
+        ("colocate", "server"),
+    )
+    vllm_gpu_memory_utilization: float = option(
+        0.3, "colocated: share of the GPU's memory for vLLM's weights and caches"
+    )
+    vllm_max_model_length: int | None = option(
+        None, "colocated: longest prompt with its trace in tokens; default: what the limits allow"
+    )
+    vllm_enable_sleep_mode: bool = option(
+        False, "colocated: vLLM gives its memory back while the weights are trained"
+    )
+    vllm_server_base_url: str | None = option(
+        None, "address of the server; default: http://127.0.0.1:8000"
+    )
+    vllm_server_timeout: float = option(240.0, "seconds to wait for the server to be up")
+    vllm_group_port: int = option(51216, "port over which the server gets the weights")
+
     # -- model, evaluation, records
     model_init_kwargs: dict[str, Any] | str | None = option(  # noqa: RUF009
         None, "keyword arguments for from_pretrained, as JSON"
@@ -162,6 +184,16 @@ class NRTOptions:
 
 #: Options that only ``use_peft`` reads.
 OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_target_modules", "use_rslora")
+#: Options that only ``use_vllm`` reads.
+OF_VLLM = (
+    "vllm_mode",
+    "vllm_gpu_memory_utilization",
+    "vllm_max_model_length",
+    "vllm_enable_sleep_mode",
+    "vllm_server_base_url",
+    "vllm_server_timeout",
+    "vllm_group_port",
+)
 #: TrainingArguments that people set most; every other one is accepted too.
 COMMON_ARGUMENTS = {
     "output_dir": "run folder",

@@ -9,6 +9,8 @@ from accelerate.utils import gather_object
 from native_reasoning.diagnostics import Finding, summary
 from native_reasoning.losses import LossTerms
 from native_reasoning.meter import Meter, means, trace_rows
+from native_reasoning.mismatch import Mismatch, mismatch
+from native_reasoning.mismatch import summary as mismatch_summary
 from native_reasoning.records import RunFolder
 from native_reasoning.tables import TraceRow
 from native_reasoning.template import Template
@@ -32,11 +34,12 @@ class RunLog:
         self.meter = Meter()
         self._pending: list[TraceRow] = []
         self._findings: list[Finding] = []
+        self._mismatches: list[Mismatch] = []
         #: A trace of the latest step, the one with the largest advantage of its group.
         self.latest: TraceRow | None = None
         self._newest: dict[int, list[TraceRow]] = {}  # by question
         self._told: set[str] = set()
-        self._marked = (Meter(), 0)
+        self._marked = (Meter(), 0, 0)
 
     def note(
         self,
@@ -47,6 +50,8 @@ class RunLog:
     ) -> None:
         """One group of the step."""
         self.meter.add_group(scores, signal, traces, self.template)
+        if (found := mismatch(traces, scores)) is not None:
+            self._mismatches.append(found)
 
     def note_findings(self, findings: Iterable[Finding]) -> None:
         """What exchanging traces between the prompts of a step says (diagnostics.py)."""
@@ -58,13 +63,14 @@ class RunLog:
 
     def mark(self) -> None:
         """A step begins: ``rewind`` goes back to here."""
-        self._marked = (self.meter.copy(), len(self._pending))
+        self._marked = (self.meter.copy(), len(self._pending), len(self._mismatches))
 
     def rewind(self) -> None:
         """Forgets what was noted since ``mark``."""
-        meter, pending = self._marked
+        meter, pending, mismatches = self._marked
         self.meter = meter.copy()
         del self._pending[pending:]
+        del self._mismatches[mismatches:]
 
     def note_traces(
         self, step: int, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal
@@ -108,7 +114,8 @@ class RunLog:
         """The means since they were asked for last, over all ranks."""
         values = means(gather_object([self.meter.sums()]))
         values |= summary(gather_object(self._findings))
-        self._findings = []
+        values |= mismatch_summary(gather_object(self._mismatches))
+        self._findings, self._mismatches = [], []
         if not self.rewarded:
             values = {name: value for name, value in values.items() if name not in _OF_REWARDS}
         self._warn(values)

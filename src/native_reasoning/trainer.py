@@ -1,9 +1,9 @@
 """``NRTTrainer``: transformers' Trainer, with a rollout before each optimiser step.
 
 Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
-loop), ``get_batch_samples`` (rolls out), ``evaluate`` and ``log`` (adds the step's means). The loss
-of a micro-batch is in steps.py, what makes checkpoints appear whole in checkpoints.py, the
-mathematics in objective.py.
+loop), ``get_batch_samples`` (rolls out) and ``log`` (adds the step's means). Evaluation is in
+evaluating.py, the loss of a micro-batch in steps.py, what makes checkpoints appear whole in
+checkpoints.py, the mathematics in objective.py.
 """
 
 import math
@@ -25,9 +25,9 @@ from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.collapse import CollapseGuard
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
-from native_reasoning.evaluate.held_out import HeldOut, Outcome, held_out_rows, summarise
+from native_reasoning.evaluating import Evaluating
 from native_reasoning.gathered import WholeCopy
-from native_reasoning.groups import Schedule, data_hash, make_schedule, read_groups, require
+from native_reasoning.groups import Schedule, data_hash, make_schedule, require
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
@@ -36,21 +36,21 @@ from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import RunFolder
 from native_reasoning.resume import alone, checkpoint_step, find_checkpoint, machine, open_run
 from native_reasoning.rollout.decoders import shares_prompts
+from native_reasoning.rollout.generators import training_engine
 from native_reasoning.rollout.hf import HFEngine, check_decoding
 from native_reasoning.runlog import RunLog
 from native_reasoning.scoring import Scorer, install_scoring, rounding_of
 from native_reasoning.sharing import usable_layouts
 from native_reasoning.state import ObjectiveState
-from native_reasoning.steps import StepInParts
 from native_reasoning.trackers import TraceTables
-from native_reasoning.types import PromptGroup, Scores, Signal
+from native_reasoning.types import Scores, Signal
 from native_reasoning.window import Window
 
 #: Entries of ``state.log_history``, which stays in memory and is in every checkpoint.
 LOGS_KEPT = 200
 
 
-class NRTTrainer(StepInParts):
+class NRTTrainer(Evaluating):
     """Trains ``model`` to reason from question–answer pairs.
 
     ``model`` is a hub id, a folder or a causal language model. ``train_dataset`` and
@@ -153,10 +153,11 @@ class NRTTrainer(StepInParts):
             self.memory.judges = Judges(
                 model, settings, scorer, autocast=lambda: self.accelerator.autocast()
             )
+        sampler = training_engine(self.engine, args, self.template, self.accelerator)
         maker = WindowMaker(
             args,
             self.train_groups,
-            self.engine,
+            sampler,
             scorer,
             objective,
             rewards,
@@ -175,9 +176,6 @@ class NRTTrainer(StepInParts):
         rewarded = not supervised or bool(self.maker.rewards)
         strict = rewarded and self.settings.bad_format in ("zero", "mask")
         return RunLog(records, self.template, rewarded=rewarded, strict=strict)
-
-    def _read(self, source: Any, args: NRTConfig) -> Any:
-        return read_groups(source, self.template, args, self.context, self.keep_columns)
 
     # -- The run -----------------------------------------------------------------------------------
 
@@ -332,47 +330,6 @@ class NRTTrainer(StepInParts):
         named = {**stages, "other": other, "step": whole + self._clock["records"]}
         named["rollout"] = self._clock["rollout"]
         return {f"{name}_seconds": value for name, value in named.items()}
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Accuracy with and without thinking, answer log-likelihood and uplift, with intervals.
-
-        At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed.
-        Of the run's own ``eval_dataset`` the traces are recorded too.
-        """
-        own = eval_dataset is None
-        groups = self.eval_groups if own else self._read(eval_dataset, self.args)[0]
-        require(groups, "eval_dataset")
-        began = time.perf_counter()
-        outcomes = self.outcomes(groups[: self.args.eval_samples])
-        metrics = {f"{metric_key_prefix}_{name}": x for name, x in summarise(outcomes).items()}
-        seconds = {f"{metric_key_prefix}_seconds": time.perf_counter() - began}
-        self.runlog.records.append_timings(self.state.global_step, seconds)
-        if self.args.record_traces and own and metric_key_prefix == "eval":
-            with self.clock.stage("records"):
-                self.runlog.records.write_held_out(held_out_rows(self.step_of_weights, outcomes))
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
-    def outcomes(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
-        """What the policy answers to each question now; the ranks share the work."""
-        with self.whole_model() as model:
-            held_out = HeldOut(
-                self.accelerator.unwrap_model(model),
-                self.engine,
-                self.template,
-                self.args,
-                layouts=self.layouts,
-                context=self.context,
-            )
-            return held_out.run(groups)
 
     def _quarantine(self, step: int) -> None:
         assert self.window is not None

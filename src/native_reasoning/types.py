@@ -66,6 +66,8 @@ class Traces:
     it was sampled, so its decision is part of log π(z). ``ended`` may be () for "none was".
     ``answers[k]`` is the answer that was sampled after a closed trace, with its end-of-turn token
     unless it ran into a limit; () where none was. ``answers`` may be () for "none was".
+    ``sampler_logps[k]`` is what a sampler with weights and kernels of its own (vLLM) says of each
+    token that it sampled for the trace: a diagnostic, and () where the trainer's model samples.
 
     Three traces, the second cut at the limit of three tokens, the third ended by token 2 (9 is the
     closing tag)::
@@ -77,6 +79,7 @@ class Traces:
     closed: tuple[bool, ...]
     ended: tuple[int | None, ...] = ()
     answers: tuple[tuple[int, ...], ...] = ()
+    sampler_logps: tuple[tuple[float, ...], ...] = ()
 
     def stops(self) -> tuple[tuple[tuple[int, ...], int | None], ...]:
         """Each trace's ids with the end-of-turn token that stopped it, or None."""

@@ -123,6 +123,7 @@ class Window:
                                 closed=tuple(c["closed"]),
                                 ended=tuple(c["ended"]),
                                 answers=tuple(map(tuple, c["answers"])),
+                                sampler_logps=tuple(map(tuple, c.get("sampler_logps", ()))),
                             )
                             for c in cells
                         ),

@@ -5,6 +5,8 @@ Nothing here imports torch or transformers: help answers at once.
 
 from dataclasses import dataclass
 
+from native_reasoning.options import OF_ADAPTERS, OF_VLLM
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -106,7 +108,8 @@ OPTION_GROUPS = {
         "format_warmup_steps",
     ),
     "data": ("prompt_column", "answer_column", "answer_regex", "strict"),
-    "adapter": ("use_peft", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora"),
+    "adapter": ("use_peft", *OF_ADAPTERS),
+    "vllm": ("use_vllm", *OF_VLLM),
     "model, evaluation, records": (
         "model_init_kwargs",
         "trust_remote_code",

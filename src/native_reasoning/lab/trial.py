@@ -20,7 +20,7 @@ from native_reasoning.lab.families import EXPERIMENTAL, kind_of
 from native_reasoning.lab.measure import POINT, measure
 from native_reasoning.lab.tasks import DIGITS, Family, make_rows
 from native_reasoning.names import COLLAPSE, STATES
-from native_reasoning.options import OF_ADAPTERS
+from native_reasoning.options import OF_ADAPTERS, OF_VLLM
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import machine
 from native_reasoning.trainer import NRTTrainer
@@ -115,10 +115,11 @@ def fingerprint(run: Run, out: Path, held_out: int) -> str:
 
 
 def _resolved(run: Run) -> dict[str, Any]:
-    """All settings; those of an adapter only where there is one, so that lines written before there
-    were any still count."""
+    """All settings; those of an adapter, or of vLLM, only where there is one, so that lines written
+    before there were any still count."""
     config = NRTConfig(output_dir="run", **_settings(run))
     off = () if config.use_peft else ("use_peft", *OF_ADAPTERS)
+    off += () if config.use_vllm else ("use_vllm", *OF_VLLM)
     return {name: value for name, value in config.resolved().items() if name not in off}
 
 

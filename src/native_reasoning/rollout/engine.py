@@ -1,6 +1,7 @@
 """What a rollout engine promises, whatever runs the model."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,10 +29,23 @@ class NoiseKey:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled sequence: its ids, and the name of what stopped it ("limit" if nothing did)."""
+    """One sampled sequence: its ids, the name of what stopped it ("limit" if nothing did), and the
+    sampler's log-probability of each id where it has weights of its own, else ()."""
 
     ids: tuple[int, ...]
     stopped: str
+    logps: tuple[float, ...] = ()
+
+
+def traces_of(samples: Sequence[Sample]) -> Traces:
+    """The end-of-turn token that stopped a trace stands apart: the tag is spliced in its place."""
+    said = tuple(s.logps for s in samples)
+    return Traces(
+        ids=tuple(s.ids[:-1] if s.stopped == "ended" else s.ids for s in samples),
+        closed=tuple(s.stopped == "closed" for s in samples),
+        ended=tuple(s.ids[-1] if s.stopped == "ended" else None for s in samples),
+        sampler_logps=said if any(said) else (),
+    )
 
 
 #: Says after each token whether the sequence ends there: its reason, or None.
@@ -40,6 +54,10 @@ Stop = Callable[[list[int]], str | None]
 
 class RolloutEngine(Protocol):
     """Samples traces for prompts. Equal arguments and weights give equal traces."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Inside, what is sampled comes from the policy's weights as they are on entry."""
+        ...
 
     def rollout(
         self, groups: Sequence[PromptGroup], sampling: Sampling, key: NoiseKey

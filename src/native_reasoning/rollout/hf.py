@@ -23,7 +23,7 @@ from native_reasoning.rollout.decoders import (
     decoding_head,
     shares_prompts,
 )
-from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.rollout.pick import pick
 from native_reasoning.types import PromptGroup, Traces
@@ -107,6 +107,10 @@ class HFEngine:
         unknown = repeat_cache and share is None
         self.share = shares_prompts(model, vocabulary) if unknown else bool(share)
 
+    def ready(self) -> AbstractContextManager[None]:
+        """See ``RolloutEngine``: the weights are the policy's own."""
+        return nullcontext()
+
     def rollout(
         self,
         groups: Sequence[PromptGroup],
@@ -120,7 +124,7 @@ class HFEngine:
         prompts = [group.prompt_ids for group in groups]
         rows = [(group.example.row_id, 0) for group in groups]
         samples = self._sample(prompts, rows, sampling, key, self.stop, watch)
-        return [_traces(group_samples) for group_samples in samples]
+        return [traces_of(group_samples) for group_samples in samples]
 
     def sample(
         self,
@@ -225,12 +229,3 @@ def _noise(key: NoiseKey, streams: Sequence[tuple[int, int]], sampling: Sampling
         for trace in range(first, first + k)
     ]
     return np.stack(draws)
-
-
-def _traces(samples: Sequence[Sample]) -> Traces:
-    """The end-of-turn token that stopped a trace stands apart: the tag is spliced in its place."""
-    return Traces(
-        ids=tuple(s.ids[:-1] if s.stopped == "ended" else s.ids for s in samples),
-        closed=tuple(s.stopped == "closed" for s in samples),
-        ended=tuple(s.ids[-1] if s.stopped == "ended" else None for s in samples),
-    )

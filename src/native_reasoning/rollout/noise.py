@@ -15,7 +15,16 @@ _MASK = (1 << 64) - 1
 
 def uniforms(seed: int, domain: int, step: int, row: int, trace: int, count: int) -> np.ndarray:
     """``count`` float64 numbers in [0, 1), 53 random bits each. All arguments are ≥ 0."""
+    raw = _philox(seed, domain, step, row, trace).random_raw(count)
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seed_of(seed: int, domain: int, step: int, row: int, trace: int) -> int:
+    """63 bits from the same place, for samplers that draw from a generator of their own."""
+    return int(_philox(seed, domain, step, row, trace).random_raw()) >> 1
+
+
+def _philox(seed: int, domain: int, step: int, row: int, trace: int) -> np.random.Philox:
     key = np.array([seed & _MASK, domain], dtype=np.uint64)
     counter = np.array([0, trace, row, step], dtype=np.uint64)
-    raw = np.random.Philox(key=key, counter=counter).random_raw(count)
-    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.random.Philox(key=key, counter=counter)

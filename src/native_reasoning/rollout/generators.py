@@ -1,0 +1,238 @@
+"""vLLM in this process (``Colocated``) or as a server (``Served``), behind ``vllm.Generator``.
+
+vLLM and TRL are imported when vLLM is started, before the first rollout.
+"""
+
+import copy
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from native_reasoning.config import NRTConfig, model_dtype
+from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.rollout.engine import RolloutEngine
+from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.rollout.vllm import Generator, Reply, Request, VLLMEngine
+from native_reasoning.template import Template
+
+#: Where a server is unless vllm_server_base_url says otherwise.
+LOCAL = "http://127.0.0.1:8000"
+#: Requests that a server gets at once.
+CONCURRENT = 64
+
+
+def training_engine(
+    own: HFEngine, args: NRTConfig, template: Template, accelerator: Accelerator
+) -> RolloutEngine:
+    """What samples the traces that are trained on: vLLM where it is asked for, which starts at the
+    first rollout, else ``own``. Raises ConfigError where a package is missing."""
+    if not args.use_vllm:
+        return own
+    for package in ("vllm", "trl", "requests"):
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"use_vllm needs the package {package}, which is not installed",
+                why="vLLM samples, and TRL brings it the weights",
+                fix="install vllm and trl as docs/vllm.md says, or leave use_vllm out",
+            )
+    kind = Colocated if args.vllm_mode == "colocate" else Served
+    generator: Generator = kind(own.model, args, template, accelerator)
+    return VLLMEngine(generator, template)
+
+
+class Colocated:
+    """vLLM in this process and on this device, one for each rank.
+
+    It is made from the model's configuration alone; all weights come from the trainer, so new think
+    tokens need no folder that has them, and its vocabulary is the tokenizer's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: NRTConfig,
+        template: Template,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.args, self.template = model, args, template
+        self.accelerator = accelerator
+        self.llm: Any = None
+        self.weights: Any = None
+
+    def _start(self) -> tuple[Any, Any]:
+        from native_reasoning.rollout.sync import WeightSync
+
+        vocabulary = self.template.vocabulary
+        with tempfile.TemporaryDirectory() as folder:
+            config_of(self.model, vocabulary).save_pretrained(folder)
+            llm = _start_vllm(folder, self._settings())
+        sleeps = self.args.vllm_enable_sleep_mode
+        weights = WeightSync(
+            self.model, self.accelerator, llm=llm, vocabulary=vocabulary, sleeps=sleeps
+        )
+        return llm, weights
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments of ``vllm.LLM``."""
+        a, cpu = self.args, self.accelerator.device.type == "cpu"
+        dtype = model_dtype(a) if a.bf16 or a.fp16 else self.model.dtype
+        settings = {
+            "dtype": str(dtype).removeprefix("torch."),
+            "load_format": "dummy",  # no weights from a folder
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",  # at the temperature, as the trainer's are
+            "max_model_len": a.vllm_max_model_length or longest(a, self.model),
+            "gpu_memory_utilization": a.vllm_gpu_memory_utilization,
+            "enable_sleep_mode": a.vllm_enable_sleep_mode and not cpu,
+            "enforce_eager": cpu,  # else vLLM compiles the model with a C++ compiler
+            "trust_remote_code": a.trust_remote_code,
+            "seed": 0,  # each request has its own
+        }
+        if a.world_size > 1:
+            settings["distributed_executor_backend"] = "external_launcher"
+        return settings
+
+    def wake(self) -> None:
+        """See ``Generator``."""
+        if self.weights is None:
+            self.llm, self.weights = self._start()
+        self.weights.sync_weights()
+        if self.args.vllm_enable_sleep_mode:
+            self.llm.wake_up(tags=["kv_cache"])
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """See ``Generator``."""
+        from vllm import SamplingParams  # type: ignore[attr-defined]
+
+        prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
+        each = [
+            SamplingParams(
+                n=1,
+                seed=request.seed,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                max_tokens=request.max_tokens,
+                stop_token_ids=list(request.stop_ids),
+                ignore_eos=True,
+                logprobs=0,  # of the sampled token alone
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        replies = []
+        for output in self.llm.generate(prompts, each, use_tqdm=False):
+            (one,) = output.outputs
+            pairs = zip(one.token_ids, one.logprobs, strict=True)
+            logps = tuple(said[token].logprob for token, said in pairs)
+            replies.append(Reply(tuple(one.token_ids), logps))
+        return replies
+
+    def sleep(self) -> None:
+        """See ``Generator``."""
+        if self.args.vllm_enable_sleep_mode:
+            self.llm.sleep(level=2)  # forgets the weights, which come anew
+
+
+class Served:
+    """A vLLM server, which each rank asks for its own traces; the weights come from rank 0."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: NRTConfig,
+        template: Template,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.args, self.accelerator = model, args, accelerator
+        self.client: Any = None
+        self.weights: Any = None
+
+    def connect(self) -> None:
+        """Finds the server. Raises RunError where none answers."""
+        from trl.generation.vllm_client import VLLMClient
+
+        a, url = self.args, self.args.vllm_server_base_url or LOCAL
+        try:
+            self.client = VLLMClient(
+                base_url=url,
+                group_port=a.vllm_group_port,
+                connection_timeout=a.vllm_server_timeout,
+            )
+        except ConnectionError:
+            raise RunError(
+                f"no vLLM server answers at {url}",
+                why=f"traces are sampled there; {a.vllm_server_timeout:g} seconds were waited",
+                fix="start it as docs/vllm.md says, or vllm_server_base_url, or vllm_mode colocate",
+            ) from None
+
+    def wake(self) -> None:
+        """See ``Generator``."""
+        if self.weights is None:
+            from native_reasoning.rollout.sync import WeightSync
+
+            self.connect()
+            if self.accelerator.is_main_process:
+                self.client.init_communicator(device=self.accelerator.device)
+            self.weights = WeightSync(self.model, self.accelerator, client=self.client)
+        self.weights.sync_weights()
+        self.accelerator.wait_for_everyone()  # nobody asks before the weights are there
+
+    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+        """See ``Generator``."""
+        with ThreadPoolExecutor(CONCURRENT) as pool:
+            return [*pool.map(self._ask, requests)]
+
+    def _ask(self, request: Request) -> Reply:
+        said = self.client.generate(
+            [list(request.prompt)],
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=request.max_tokens,
+            logprobs=0,
+            generation_kwargs={
+                "seed": request.seed,
+                "stop_token_ids": list(request.stop_ids),
+                "ignore_eos": True,
+            },
+        )
+        (ids,), (logps,) = said["completion_ids"], said["logprobs"]
+        return Reply(tuple(ids), tuple(one for (one,) in logps))
+
+    def sleep(self) -> None:
+        """See ``Generator``: a server has a device of its own."""
+
+
+def config_of(model: PreTrainedModel, vocabulary: int) -> Any:
+    """The model's configuration as vLLM is to build it."""
+    config = copy.deepcopy(model.config)
+    config.architectures = config.architectures or [type(model).__name__]
+    config.get_text_config().vocab_size = vocabulary
+    return config
+
+
+def longest(args: NRTConfig, model: PreTrainedModel) -> int:
+    """Tokens of the longest row that the settings allow, within what the model was made for."""
+    answers = args.resolved_objective().samples_answers
+    room = args.max_trace_length + (args.max_answer_length if answers else 0)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # the gap after the tag is a few tokens
+    return min(args.max_prompt_length + room + 8, context or 10**9)
+
+
+def _start_vllm(folder: str, settings: dict[str, Any]) -> Any:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights are loaded in place
+    from vllm import LLM, _custom_ops  # type: ignore[attr-defined]
+    from vllm.platforms import current_platform  # type: ignore[import-not-found]
+
+    if current_platform.is_cpu():
+        # else vLLM packs weights for oneDNN and drops them: none could be loaded again, and a head
+        # that is tied to the embedding would stay the old one
+        _custom_ops._supports_onednn = False
+    return LLM(model=folder, **settings)

@@ -1,0 +1,264 @@
+"""Colocated and Served with a vLLM that is pretended; weights go through TRL's own code."""
+
+import sys
+import types
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from native_reasoning.adapters import merged, merged_weights
+from native_reasoning.config import NRTConfig
+from native_reasoning.errors import RunError
+from native_reasoning.policy import load_policy
+from native_reasoning.rollout import generators
+from native_reasoning.rollout.generators import Colocated, Served, config_of, longest
+from native_reasoning.rollout.vllm import Reply, Request
+from tiny import byte_tokenizer, tiny_model
+
+pytest.importorskip("trl", reason="TRL is in the test extra")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+REQUESTS = [
+    Request((40, 41), 2**62 + 1, 0.7, 0.9, 5, (2, 331)),
+    Request((42,), 17, 1.0, 1.0, 3, (2,)),
+]
+
+
+class PretendedLLM:
+    """Keeps what happens to it, in order; answers with the prompt's last id, three times."""
+
+    def __init__(self):
+        self.done, self.weights = [], {}
+        model = SimpleNamespace(load_weights=self.load)
+        runner = SimpleNamespace(model_runner=SimpleNamespace(model=model))
+        executor = SimpleNamespace(driver_worker=runner)
+        self.llm_engine = SimpleNamespace(model_executor=executor)
+
+    def load(self, named):
+        for name, weight in named:
+            assert name not in self.weights
+            self.weights[name] = weight.clone()
+        self.note("load")
+
+    def note(self, *what):
+        if self.done[-1:] != [what]:
+            self.done.append(what)
+
+    def reset_prefix_cache(self):
+        self.note("reset")
+
+    def wake_up(self, tags):
+        self.note("wake", *tags)
+
+    def sleep(self, level):
+        self.note("sleep", level)
+
+    def generate(self, prompts, params, use_tqdm):
+        self.asked = list(zip(prompts, params, strict=True))
+        return [self._output(prompt["prompt_token_ids"][-1]) for prompt in prompts]
+
+    def _output(self, token):
+        logps = [{7: SimpleNamespace(logprob=0.0), token: SimpleNamespace(logprob=-0.5)}] * 3
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=[token] * 3, logprobs=logps)])
+
+
+@pytest.fixture
+def llm(monkeypatch):
+    """The pretended vLLM, with what it was started with."""
+    import trl.generation.vllm_generation  # noqa: F401  before there seems to be a vllm
+
+    made = PretendedLLM()
+
+    def start(folder, settings):
+        from transformers import AutoConfig
+
+        made.config, made.settings = AutoConfig.from_pretrained(folder), settings
+        return made
+
+    module = types.ModuleType("vllm")
+    module.SamplingParams = lambda **given: given
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(generators, "_start_vllm", start)
+    return made
+
+
+def policy_of(tmp_path, tied=True, **settings):
+    args = NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_vllm=True, **settings)
+    model = tiny_model(tie_word_embeddings=tied)
+    return load_policy(model, args, byte_tokenizer()), args
+
+
+def disturb(model):
+    """Other weights everywhere, also where an adapter begins at zero."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+
+
+# -- Colocated -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_vllm_gets_each_weight_once_with_the_adapter_in_it(tmp_path, llm, tied, adapter):
+    policy, args = policy_of(tmp_path, tied, use_peft=adapter)
+    disturb(policy.model)
+    before = {name: p.clone() for name, p in policy.model.named_parameters()}
+    Colocated(policy.model, args, policy.template, Accelerator(cpu=True)).wake()
+    plain = merged(policy.model) if adapter else policy.model
+    rows = policy.template.vocabulary
+    wanted = dict(plain.named_parameters())
+    assert llm.weights.keys() == wanted.keys()
+    assert ("lm_head.weight" in wanted) != tied
+    for name, weight in wanted.items():
+        cut = weight[:rows] if len(weight) == 352 else weight
+        assert torch.equal(llm.weights[name], cut), name
+    assert len(llm.weights["model.embed_tokens.weight"]) == rows == 332
+    for name, p in policy.model.named_parameters():
+        assert torch.equal(p, before[name]), f"{name} was changed"
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_merged_weights_are_those_of_the_merged_model(tmp_path, new):
+    policy, _ = policy_of(tmp_path, False, use_peft=True, boundary="new" if new else "text")
+    disturb(policy.model)
+    found, wanted = (
+        dict(merged_weights(policy.model)),
+        dict(merged(policy.model).named_parameters()),
+    )
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_vllm_is_made_from_the_configuration_alone(tmp_path, llm):
+    policy, args = policy_of(tmp_path, max_prompt_length=40, max_trace_length=20)
+    Colocated(policy.model, args, policy.template, Accelerator(cpu=True)).wake()
+    assert llm.config.vocab_size == 332 and policy.model.config.vocab_size == 352
+    assert llm.config.architectures == ["LlamaForCausalLM"]
+    assert llm.settings | {"load_format": "dummy", "dtype": "float32"} == llm.settings
+    assert llm.settings["logprobs_mode"] == "processed_logprobs"
+    assert llm.settings["max_model_len"] == 40 + 20 + 8
+    assert config_of(policy.model, 7) is not policy.model.config
+
+
+def test_room_for_sampled_answers_and_never_more_than_the_models_context(tmp_path):
+    policy, args = policy_of(
+        tmp_path, preset="rlpr", max_prompt_length=40, max_trace_length=20, max_answer_length=30
+    )
+    assert longest(args, policy.model) == 98
+    args.max_trace_length = 10_000
+    assert longest(args, policy.model) == policy.model.config.max_position_embeddings
+
+
+def test_vllm_sleeps_between_rollouts_and_gets_weights_before_it_is_asked(tmp_path, llm):
+    policy, args = policy_of(tmp_path, vllm_enable_sleep_mode=True)
+    generator = Colocated(policy.model, args, policy.template, Accelerator(cpu=True))
+    generator.wake()
+    generator.sleep()
+    llm.weights.clear()
+    generator.wake()
+    once = [("wake", "weights"), ("load",), ("reset",), ("wake", "kv_cache")]
+    assert llm.done == [*once, ("sleep", 2), *once]
+
+
+def test_without_sleep_mode_vllm_stays_awake(tmp_path, llm):
+    policy, args = policy_of(tmp_path)
+    generator = Colocated(policy.model, args, policy.template, Accelerator(cpu=True))
+    generator.wake()
+    generator.sleep()
+    assert llm.done == [("load",), ("reset",)]
+
+
+def test_a_colocated_request_is_one_sampling_params(tmp_path, llm):
+    policy, args = policy_of(tmp_path)
+    generator = Colocated(policy.model, args, policy.template, Accelerator(cpu=True))
+    generator.wake()
+    assert generator.generate(REQUESTS) == [Reply((t,) * 3, (-0.5,) * 3) for t in (41, 42)]
+    assert [prompt for prompt, _ in llm.asked] == [
+        {"prompt_token_ids": [40, 41]},
+        {"prompt_token_ids": [42]},
+    ]
+    assert llm.asked[0][1] == {
+        "n": 1,
+        "seed": 2**62 + 1,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 5,
+        "stop_token_ids": [2, 331],
+        "ignore_eos": True,
+        "logprobs": 0,
+        "detokenize": False,
+    }
+
+
+# -- A server --------------------------------------------------------------------------------------
+
+
+class PretendedClient:
+    """What TRL's VLLMClient offers."""
+
+    def __init__(self):
+        self.done, self.weights = [], {}
+
+    def init_communicator(self, device):
+        self.done.append("communicator")
+
+    def update_named_params(self, metadata, named):
+        found = list(named)
+        announced = [(n, str(w.dtype).removeprefix("torch."), [*w.shape]) for n, w in found]
+        assert announced == metadata
+        self.weights = {name: weight.clone() for name, weight in found}
+        self.done.append("weights")
+
+    def reset_prefix_cache(self):
+        self.done.append("reset")
+
+    def generate(self, prompts, **given):
+        ((*_, token),) = prompts
+        self.done.append(given)
+        return {"completion_ids": [[token] * 2], "logprobs": [[[-0.25], [-0.5]]]}
+
+
+def test_a_server_gets_the_weights_and_each_request_by_itself(tmp_path, monkeypatch):
+    policy, args = policy_of(tmp_path, vllm_mode="server", use_peft=True)
+    disturb(policy.model)
+    generator, client = Served(policy.model, args, policy.template, Accelerator(cpu=True)), None
+    client = PretendedClient()
+    monkeypatch.setattr(generator, "connect", lambda: setattr(generator, "client", client))
+    generator.wake()
+    generator.wake()
+    assert client.done == ["communicator", *["weights", "reset"] * 2]
+    wanted = dict(merged(policy.model).named_parameters())
+    assert client.weights.keys() == wanted.keys()
+    assert all(torch.equal(client.weights[name], p) for name, p in wanted.items())
+    replies = generator.generate(REQUESTS)
+    assert replies == [Reply((t, t), (-0.25, -0.5)) for t in (41, 42)]
+    asked = next(given for given in client.done[5:] if given["max_tokens"] == 5)
+    assert asked == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 5,
+        "logprobs": 0,
+        "generation_kwargs": {
+            "seed": 2**62 + 1,
+            "stop_token_ids": [2, 331],
+            "ignore_eos": True,
+        },
+    }
+
+
+def test_a_server_that_does_not_answer_is_told_in_three_lines(tmp_path, monkeypatch):
+    import trl.generation.vllm_client as theirs
+
+    policy, args = policy_of(tmp_path, vllm_mode="server")
+
+    def refuse(**given):
+        raise ConnectionError
+
+    monkeypatch.setattr(theirs, "VLLMClient", refuse)
+    generator = Served(policy.model, args, policy.template, Accelerator(cpu=True))
+    with pytest.raises(RunError, match="no vLLM server answers at http://127.0.0.1:8000"):
+        generator.wake()
