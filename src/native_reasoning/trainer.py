@@ -107,23 +107,7 @@ class NRTTrainer(Evaluating):
             callbacks=[*own, *(callbacks or []), self._tables(args)],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
-        cut = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.whole_copy = WholeCopy(policy.model) if cut else None
-        check_decoding(policy.model, self.template.vocabulary)
-        ways = usable_layouts(policy.model, self.template)
-        #: Layouts of a forward that are right here. Activation checkpointing drops caches, and
-        #: hooks that make weights whole for one layer's forward do not expect another one.
-        once = args.activation_checkpointing or cut
-        self.layouts = tuple(w for w in ways if w != "shared" or not once)
-        self.engine = HFEngine(
-            policy.model if self.whole_copy is None else self.whole_copy.model,
-            self.template.stop_trace,
-            self.template.vocabulary,
-            repeat_cache="shared" in ways,
-            batch_size=args.rollout_batch_size,
-            share="shared" in ways and shares_prompts(policy.model, self.template.vocabulary),
-            autocast=lambda: self.accelerator.autocast(),
-        )
+        self.engine = self._make_engine(policy.model)
         self.limits = Limits(args, self.engine)
         self.kept = (self.memory, self.limits, self.finite_guard, self.guard)
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
@@ -131,6 +115,26 @@ class NRTTrainer(Evaluating):
         #: More of config.yaml; the command line puts the data paths here.
         self.recipe: dict[str, Any] = {}
         self._clock: dict[str, float] = {}
+
+    def _make_engine(self, model: PreTrainedModel) -> HFEngine:
+        """What samples, on a stand-in for a model that will be cut; and the ways to forward it."""
+        cut = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.whole_copy = WholeCopy(model) if cut else None
+        check_decoding(model, self.template.vocabulary)
+        ways = usable_layouts(model, self.template)
+        #: Layouts of a forward that are right here. Activation checkpointing drops caches, and
+        #: hooks that make weights whole for one layer's forward do not expect another one.
+        once = self.args.activation_checkpointing or cut
+        self.layouts = tuple(w for w in ways if w != "shared" or not once)
+        return HFEngine(
+            model if self.whole_copy is None else self.whole_copy.model,
+            self.template.stop_trace,
+            self.template.vocabulary,
+            repeat_cache="shared" in ways,
+            batch_size=self.args.rollout_batch_size,
+            share="shared" in ways and shares_prompts(model, self.template.vocabulary),
+            autocast=lambda: self.accelerator.autocast(),
+        )
 
     def _make_maker(
         self,
