@@ -41,7 +41,15 @@ class KeepGradient(TrainerCallback):
             torch.save(torch.cat(grads), self.path)
 
 
-def train(folder: str, lab: bool, rows: int, resume: str | None = None, **settings) -> None:
+def trained(trainer: NRTTrainer) -> torch.Tensor:
+    """A copy of all weights that are trained."""
+    weights = [p for p in trainer.model.parameters() if p.requires_grad]
+    return torch.cat([whole(p).detach().flatten() for p in weights]).clone()
+
+
+def train(
+    folder: str, lab: bool, rows: int, resume: str | None = None, tied: bool = False, **settings
+) -> None:
     """One run into ``folder``/run; the first step's gradient and the weights before and after."""
     data = make_rows("short_answer", "train", 12, seed=5) if lab else QA
     args = NRTConfig(
@@ -60,17 +68,16 @@ def train(folder: str, lab: bool, rows: int, resume: str | None = None, **settin
     rank, place = args.process_index, Path(folder)
     place.mkdir(exist_ok=True)
     trainer = NRTTrainer(
-        str(base_path()) if lab else tiny_model(),
+        str(base_path()) if lab else tiny_model(tie_word_embeddings=tied),
         args,
         data[:rows],
         data[:3],
         None if lab else byte_tokenizer(),
         callbacks=[KeepGradient(place / f"gradient-{rank}.pt")],
     )
-    first = torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).clone()
+    first = trained(trainer)
     trainer.train(resume_from_checkpoint=resume)
-    last = torch.cat([whole(p).detach().flatten() for p in trainer.model.parameters()])
-    torch.save((first, last), place / f"weights-{rank}.pt")
+    torch.save((first, trained(trainer)), place / f"weights-{rank}.pt")
     if settings["max_steps"] == 3:
         torch.save(trainer.evaluate(), place / f"metrics-{rank}.pt")
     trainer.save_model(f"{folder}/final")

@@ -22,6 +22,7 @@ PLAIN = {"lab": False, "rows": 12, "preset": "nrt-ws", "max_steps": 5, "save_ste
 OTHERS = {
     "few_rows": {"lab": False, "rows": 5, "preset": "nrt-ws"},
     "window": {"lab": False, "rows": 12, "preset": "nrt-ws", "steps_per_generation": 2},
+    "adapter": {"lab": False, "rows": 12, "preset": "nrt-ws", "use_peft": True, "tied": True},
     "rlpr": {"lab": True, "rows": 5, "preset": "rlpr"},
     "nover": {"lab": True, "rows": 12, "preset": "nover", "steps_per_generation": 2},
 }
@@ -105,7 +106,8 @@ def test_metrics_of_several_ranks_are_those_of_one(name, config, runs):
     one, two = one / "run", two / "run"
     assert read_traces(two).num_rows == read_traces(one).num_rows
     assert traces_of(two, 1) == traces_of(one, 1)
-    assert (two / "checkpoint-3" / "model.safetensors").exists()
+    weights = "adapter_model" if name == "adapter" else "model"
+    assert (two / "checkpoint-3" / f"{weights}.safetensors").exists()
     for line, other in zip(read_metrics(one)[:1], read_metrics(two)[:1], strict=True):
         a, b = ({k: v for k, v in x.items() if not EXCHANGED.match(k)} for x in (line, other))
         assert a.keys() == b.keys()
@@ -119,20 +121,24 @@ def test_metrics_of_several_ranks_are_those_of_one(name, config, runs):
 @pytest.mark.parametrize(
     ("then", "firsts"),
     [
-        (("ddp", 1), [("ddp", 2), ("fsdp2", 2)]),
-        (("ddp", 2), [("ddp", 1)]),
-        (("fsdp2", 2), [("ddp", 1), ("fsdp2", 4)]),
+        (("ddp", 1), [("ddp", 2, "plain"), ("fsdp2", 2, "plain"), ("fsdp2", 2, "adapter")]),
+        (("ddp", 2), [("ddp", 1, "plain")]),
+        (("fsdp2", 2), [("ddp", 1, "plain"), ("fsdp2", 4, "plain"), ("ddp", 1, "adapter")]),
     ],
     ids=["on one process", "on two", "on two, cut"],
 )
 def test_a_run_goes_on_with_another_number_of_processes(then, firsts, runs, tmp_path):
-    again = {}
-    for config, processes in firsts:
-        place = tmp_path / f"{config}-{processes}"
-        shutil.copytree(runs.of(config, processes) / "plain", place)
+    again, single = {}, {}
+    for config, processes, name in firsts:
+        place = tmp_path / f"{config}-{processes}-{name}"
+        shutil.copytree(runs.of(config, processes) / name, place)
         (place / "weights-0.pt").unlink()
-        shutil.rmtree(place / "run" / "checkpoint-5")
-        again[str(place)] = {**PLAIN, "resume": str(place / "run" / "checkpoint-3")}
+        step, *later = (3, 5) if name == "plain" else (2, 3)
+        for other in later:
+            shutil.rmtree(place / "run" / f"checkpoint-{other}")
+        settings = PLAIN if name == "plain" else {"max_steps": 3, "save_steps": 1, **OTHERS[name]}
+        again[str(place)] = {**settings, "resume": str(place / "run" / f"checkpoint-{step}")}
+        single[place] = runs.of("ddp", 1) / name
     runs.work(*then, again)
-    for place in again:
-        assert apart(runs.of("ddp", 1) / "plain", Path(place)) <= 1e-3
+    for place, one in single.items():
+        assert apart(one, place) <= 1e-3

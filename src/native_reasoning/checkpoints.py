@@ -107,7 +107,11 @@ class WholeCheckpoints(Trainer):
     ) -> None:
         here = self.accelerator.unwrap_model(self.model if model is None else model)
         if has_adapter(here):
-            load_adapter(here, Path(resume_from_checkpoint))
+            with self.whole_model():
+                into = here if self.whole_copy is None else self.whole_copy.model
+                load_adapter(into, Path(resume_from_checkpoint))
+                if into is not here:
+                    fill(here, into)
         elif self.is_fsdp_enabled:
             fill(here, load_model(resume_from_checkpoint, self.args))
         else:

@@ -30,6 +30,7 @@ class LinearHead:
 def lighten(model: nn.Module, adapter: str) -> None:
     """Lets the layers of an adapter that has just been put into the model work in place."""
     from peft.tuners.lora.layer import Linear
+    from peft.utils.other import TrainableTokensWrapper
 
     for module in model.modules():
         plain = type(module) is Linear and adapter not in module.lora_variant
@@ -37,6 +38,9 @@ def lighten(model: nn.Module, adapter: str) -> None:
             module.lora_variant[adapter] = InPlace()  # type: ignore[index, assignment]
     for layer in token_layers(model):
         layer.get_merged_weights = types.MethodType(_table, layer)
+    for module in model.modules():
+        if isinstance(module, TrainableTokensWrapper):
+            module._getattr_wrapped = types.MethodType(_weight, module)
 
 
 def ordinary(module: Any) -> None:
@@ -87,6 +91,13 @@ def _table(layer: Any, active_adapters: Any) -> Tensor:
     table = _InPlaceRows.apply(rows, weight, ids)
     assert isinstance(table, Tensor)
     return table
+
+
+def _weight(wrapper: Any, name: str, modules: Any) -> Tensor:
+    """``weight`` of an embedding or head with trained rows: the table itself, so that whoever asks
+    sees that the two are tied. peft gives a new tensor each time."""
+    assert name == "weight"
+    return wrapper.original_module.weight
 
 
 class _InPlaceRows(torch.autograd.Function):
