@@ -16,15 +16,23 @@ from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 
-def allow_fsdp_on_a_cpu() -> None:
-    """accelerate leaves FSDP out on CPUs, where torch has it; this is what it does on a GPU."""
-    original, given = AcceleratorState.__init__, []
+def cut_on_a_cpu() -> None:
+    """accelerate leaves FSDP and DeepSpeed out on CPUs, where both run; this is what it does on a
+    GPU."""
+    original, given = AcceleratorState.__init__, {}
 
-    def init(self, *args, fsdp_plugin=None, **kwargs):
-        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        given.extend([fsdp_plugin] if fsdp_plugin is not None else [])
-        if given:
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, given[0]
+    def init(self, *args, fsdp_plugin=None, deepspeed_plugin=None, **kwargs):
+        both = {"fsdp_plugin": fsdp_plugin, "deepspeed_plugin": deepspeed_plugin}
+        original(self, *args, **both, **kwargs)
+        given.update({name: plugin for name, plugin in both.items() if plugin is not None})
+        if "fsdp_plugin" in given:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, given["fsdp_plugin"]
+        if "deepspeed_plugin" in given:
+            self.distributed_type = DistributedType.DEEPSPEED
+            self.deepspeed_plugins = given["deepspeed_plugin"]
+        if deepspeed_plugin is not None:
+            deepspeed_plugin.set_mixed_precision("no")
+            deepspeed_plugin.select(_from_accelerator_state=True)
 
     AcceleratorState.__init__ = init
 
@@ -37,8 +45,8 @@ class KeepGradient(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:
-            grads = [whole(p.grad).flatten() for p in model.parameters() if p.requires_grad]
-            torch.save(torch.cat(grads), self.path)
+            grads = [whole(p.grad).flatten() for p in model.parameters() if p.grad is not None]
+            torch.save(torch.cat(grads) if grads else None, self.path)
 
 
 def trained(trainer: NRTTrainer) -> torch.Tensor:
@@ -54,16 +62,13 @@ def train(
     data = make_rows("short_answer", "train", 12, seed=5) if lab else QA
     args = NRTConfig(
         output_dir=f"{folder}/run",
-        gradient_accumulation_steps=1,
         num_generations=3,
         max_trace_length=10 if lab else 6,
         max_answer_length=12,
         learning_rate=1e-3,
         adam_epsilon=1e-8,
-        max_grad_norm=0,
         save_total_limit=None,
-        use_cpu=True,
-        **settings,
+        **{"gradient_accumulation_steps": 1, "max_grad_norm": 0, "use_cpu": True, **settings},
     )
     rank, place = args.process_index, Path(folder)
     place.mkdir(exist_ok=True)
@@ -85,7 +90,7 @@ def train(
 
 def main(runs: list[dict]) -> None:
     torch.set_num_threads(1)
-    allow_fsdp_on_a_cpu()
+    cut_on_a_cpu()
     for settings in runs:
         train(**settings)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import prepare_multi_gpu_env
+from accelerate.utils import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "recipes" / "accelerate"
@@ -29,13 +29,20 @@ def launched(config: str, processes: int) -> dict[str, str]:
     parser = launch_command_parser()
     given = ["--config_file", path, "--num_processes", str(processes), "--mixed_precision", "no"]
     args, _, _ = _validate_launch_command(parser.parse_args([*given, "script.py"]))
-    made = prepare_multi_gpu_env(args)
+    if args.use_deepspeed:
+        named = load_config_from_file(path).deepspeed_config
+        args.deepspeed_fields_from_accelerate_config = ",".join(named)
+        _, made = prepare_deepspeed_cmd_env(args)
+    else:
+        made = prepare_multi_gpu_env(args)
+    made.pop("PYTHONPATH", None)
     return {name: value for name, value in made.items() if os.environ.get(name) != value}
 
 
 def start(config: str, processes: int, command: list[str]) -> list[subprocess.Popen]:
     """The ranks of one run on this machine, on their way."""
-    base = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    base = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     if processes > 1:
         base |= launched(config, processes)
         base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

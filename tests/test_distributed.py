@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ PLAIN = {"lab": False, "rows": 12, "preset": "nrt-ws", "max_steps": 5, "save_ste
 #: rlpr: sampled answers, a first policy, a mean over tokens of all ranks and a filter; nover: an
 #: EMA. The lab's base closes its traces.
 OTHERS = {
-    "few_rows": {"lab": False, "rows": 5, "preset": "nrt-ws"},
+    "few_rows": {"lab": False, "rows": 5, "preset": "nrt-ws", "max_grad_norm": 0.5},
     "window": {"lab": False, "rows": 12, "preset": "nrt-ws", "steps_per_generation": 2},
     "adapter": {"lab": False, "rows": 12, "preset": "nrt-ws", "use_peft": True, "tied": True},
     "rlpr": {"lab": True, "rows": 5, "preset": "rlpr"},
@@ -142,3 +143,19 @@ def test_a_run_goes_on_with_another_number_of_processes(then, firsts, runs, tmp_
     runs.work(*then, again)
     for place, one in single.items():
         assert apart(one, place) <= 1e-3
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="make deepspeed-check has DeepSpeed")
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_deepspeed_makes_the_same_run_and_goes_on(config, runs, tmp_path):
+    one = runs.of("ddp", 1) / "plain"
+    runs.work(config, 2, {str(tmp_path / "run"): PLAIN})
+    assert apart(one, tmp_path / "run") <= 1e-3
+    assert traces_of(tmp_path / "run" / "run", 1) == traces_of(one / "run", 1)
+    final = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
+    saved = torch.cat([p.detach().flatten() for p in final.parameters()])
+    assert (saved - moved(one)[1]).norm() <= 1e-3 * (moved(one)[1] - moved(one)[0]).norm()
+    shutil.rmtree(tmp_path / "run" / "run" / "checkpoint-5")
+    again = {**PLAIN, "resume": str(tmp_path / "run" / "run" / "checkpoint-3")}
+    runs.work(config, 2, {str(tmp_path / "run"): again})
+    assert apart(one, tmp_path / "run") <= 1e-3

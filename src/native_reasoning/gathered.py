@@ -8,14 +8,19 @@ of sharing prompts works as on one device.
 """
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
-from accelerate.utils import GatheredParameters
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
+
+from native_reasoning.errors import ConfigError
 
 #: What FSDP's activation checkpointing puts into the names of parameters.
 _WRAPPED = "_checkpoint_wrapped_module."
@@ -29,6 +34,29 @@ def whole(tensor: Tensor) -> Tensor:
 def local(tensor: Tensor) -> Tensor:
     """The tensor itself, or this rank's shard."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def stand_in(model: PreTrainedModel, accelerator: Accelerator) -> "WholeCopy | None":
+    """A ``WholeCopy`` where the model is going to be cut, else None. Raises ConfigError for ways of
+    cutting that do not work here."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        assert plugin is not None
+        if plugin.fsdp_version != 2:
+            raise ConfigError(
+                f"FSDP version {plugin.fsdp_version}",
+                why="it flattens the weights, and only those of version 2 can be gathered by name",
+                fix="fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml",
+            )
+        if plugin.cpu_ram_efficient_loading:
+            raise ConfigError(
+                "FSDP with cpu_ram_efficient_loading",
+                why="each rank tries the model out before it is cut, and all but one would have no "
+                "weights",
+                fix="fsdp_cpu_ram_efficient_loading: false, as in recipes/accelerate/fsdp2.yaml",
+            )
+        return WholeCopy(model)
+    return WholeCopy(model) if accelerator.distributed_type == DistributedType.DEEPSPEED else None
 
 
 def plain_names(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -89,11 +117,12 @@ class WholeCopy:
         weights = dict(plain_names(source.named_parameters()))
         for name, mine in self.model.named_parameters():
             theirs = weights[name]
-            outside = theirs.numel()
-            with GatheredParameters([theirs]):
-                here = whole(theirs).detach()
-                lent = here.numel() != outside  # by DeepSpeed's ZeRO-3, which takes it back
-                mine.data = here.clone() if lent else here
+            if theirs.numel() or "deepspeed" not in sys.modules:
+                mine.data = whole(theirs).detach()
+                continue
+            zero = import_module("deepspeed").zero  # ZeRO-3 leaves nothing where a weight was
+            with zero.GatheredParameters([theirs]):
+                mine.data = theirs.detach().clone()
         buffers = dict(plain_names(source.named_buffers()))
         for name, mine in self.model.named_buffers():
             mine.data = buffers[name].detach()

@@ -26,7 +26,7 @@ from native_reasoning.collapse import CollapseGuard
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
 from native_reasoning.evaluating import Evaluating
-from native_reasoning.gathered import WholeCopy
+from native_reasoning.gathered import stand_in
 from native_reasoning.groups import Schedule, data_hash, make_schedule, require
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
@@ -118,13 +118,12 @@ class NRTTrainer(Evaluating):
 
     def _make_engine(self, model: PreTrainedModel) -> HFEngine:
         """What samples, on a stand-in for a model that will be cut; and the ways to forward it."""
-        cut = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.whole_copy = WholeCopy(model) if cut else None
+        self.whole_copy = stand_in(model, self.accelerator)
         check_decoding(model, self.template.vocabulary)
         ways = usable_layouts(model, self.template)
         #: Layouts of a forward that are right here. Activation checkpointing drops caches, and
         #: hooks that make weights whole for one layer's forward do not expect another one.
-        once = self.args.activation_checkpointing or cut
+        once = self.args.activation_checkpointing or self.whole_copy is not None
         self.layouts = tuple(w for w in ways if w != "shared" or not once)
         return HFEngine(
             model if self.whole_copy is None else self.whole_copy.model,
