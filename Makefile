@@ -7,7 +7,7 @@ PIP_VERL := .venv-verl/bin/python -m pip install --quiet --disable-pip-version-c
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
 SEED ?= 0
 
-.PHONY: demo test coverage check audit verl-check vllm-check venv clean
+.PHONY: demo test coverage check audit deepspeed-check verl-check vllm-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
@@ -26,6 +26,14 @@ check: .venv/check  ## lint, formatting, types, patterns of insecure code
 
 audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a server)
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+deepspeed-check: .deepspeed/ready  ## ZeRO-2 and ZeRO-3 on two CPU processes (two minutes, needs a C++ compiler)
+	DS_ACCELERATOR=cpu PYTHONPATH=$(CURDIR)/.deepspeed $(BIN)/python -m pytest tests/test_distributed.py -k deepspeed
+
+.deepspeed/ready: .venv/test
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation --no-deps --target .deepspeed --upgrade deepspeed==0.19.8 \
+	einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 nvidia-ml-py==13.615.71 py-cpuinfo==9.0.0
+	touch $@
 
 verl-check: .venv-verl/ready  ## the plugin for verl, inside verl, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests/integrations
@@ -69,4 +77,4 @@ venv: .venv/test .venv/check  ## .venv with everything
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl .venv-vllm
+	rm -rf .venv .venv-verl .venv-vllm .deepspeed
