@@ -30,7 +30,15 @@ def train(model: str, processes: int, folder: Path) -> list[dict[str, float]]:
     command = [sys.executable, "-m"]
     command += ["torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
     command += ["native_reasoning.cli", "train", "--model", model, "--data", str(data)]
-    command += ["--out", str(run), "--use-cpu", "--max-steps", str(STEPS + 1), "--save-steps", "100"]
+    command += [
+        "--out",
+        str(run),
+        "--use-cpu",
+        "--max-steps",
+        str(STEPS + 1),
+        "--save-steps",
+        "100",
+    ]
     command += ["--gradient-accumulation-steps", "1", "--max-trace-length", "48"]
     command += ["--per-device-train-batch-size", str(4 // processes)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
