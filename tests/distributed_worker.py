@@ -27,6 +27,8 @@ def cut_on_a_cpu() -> None:
         given.update({name: plugin for name, plugin in both.items() if plugin is not None})
         if "fsdp_plugin" in given:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, given["fsdp_plugin"]
+        if fsdp_plugin is not None and self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
         if "deepspeed_plugin" in given:
             self.distributed_type = DistributedType.DEEPSPEED
             self.deepspeed_plugins = given["deepspeed_plugin"]

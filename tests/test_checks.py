@@ -10,7 +10,7 @@ import pytest
 from native_reasoning.checks import LOG_PROBABILITIES, RANGES, check_sampling
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
-from native_reasoning.options import NRTOptions
+from native_reasoning.options import OF_COLOCATE, OF_SERVER, NRTOptions
 from native_reasoning.presets import PRESETS
 from native_reasoning.recipe import make_config
 
@@ -217,7 +217,8 @@ def test_ranges(name, low, high, tmp_path):
     whole = "int" in str(NRTConfig.__dataclass_fields__[name].type)
     assert name in OPTIONS or name in {f.name for f in fields(NRTConfig)}
     for value in (low, high):
-        made = config(tmp_path, **{**READER, name: int(value) if whole else value})
+        mode = {"vllm_mode": "server"} if name in OF_SERVER else {}
+        made = config(tmp_path, **{**READER, **mode, name: int(value) if whole else value})
         assert getattr(made, name) == value
     beyond = [low - 1, high + 1] if whole else [math.nextafter(low, -math.inf), high * 1.001]
     for value in [int(v) for v in beyond] if whole else [*beyond, math.nan, math.inf, -math.inf]:
@@ -226,6 +227,17 @@ def test_ranges(name, low, high, tmp_path):
         assert caught.value.what == f"{name} is {value}"
         assert caught.value.why == f"it must be from {low:g} to {high:g}"
         assert caught.value.fix == f"change {name}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("server", name) for name in OF_COLOCATE] + [("colocate", name) for name in OF_SERVER],
+)
+def test_settings_of_the_other_way_to_run_vllm_are_refused(mode, name, tmp_path):
+    value = {"vllm_server_base_url": "http://127.0.0.1:1", "vllm_enable_sleep_mode": True}
+    given = {name: value.get(name, 0.5 if "utilization" in name else 100)}
+    with pytest.raises(ConfigError, match=f"{name} is .* with vllm_mode '{mode}'"):
+        config(tmp_path, use_vllm=True, vllm_mode=mode, **given)
 
 
 def test_coefficients_are_numbers_too(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from native_reasoning import scoring
+from native_reasoning import head
 from native_reasoning.head import chosen_logps, direct_head
 from native_reasoning.layouts import LAYOUTS, cheapest
 from native_reasoning.packing import pack
@@ -482,7 +482,7 @@ def test_only_scored_positions_reach_the_vocabulary(monkeypatch):
         seen.append(len(hidden))
         return chosen_logps(hidden, head, choice)
 
-    monkeypatch.setattr(scoring, "chosen_logps", watched)
+    monkeypatch.setattr(head, "chosen_logps", watched)
     model, _ = models("llama")
     model(score=pack(GROUPS, TRACES, GAP).batch)
     assert seen == [SCORED]

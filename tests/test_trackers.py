@@ -19,6 +19,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from cli_helpers import SMALL, SOURCE, sums, write_rows
+from launch import free_port
 from native_reasoning.checks import TRACKERS, check_trackers
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
@@ -34,7 +35,6 @@ from native_reasoning.trackers import (
     table,
 )
 from native_reasoning.trainer import NRTTrainer
-from test_distributed import free_port
 from tiny import QA, byte_tokenizer, tiny_model
 from tracker_worker import HOSTILE
 

@@ -6,7 +6,13 @@ from importlib.util import find_spec
 
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.objective import Objective
-from native_reasoning.options import OF_ADAPTERS, OF_VLLM, NRTOptions
+from native_reasoning.options import (
+    OF_ADAPTERS,
+    OF_COLOCATE,
+    OF_SERVER,
+    OF_VLLM,
+    NRTOptions,
+)
 from native_reasoning.rewards import REWARDS
 
 RANGES = (
@@ -114,6 +120,14 @@ def _check_switched(options: NRTOptions) -> None:
                     why=f"{instead}, and nothing reads it",
                     fix=f"{switch} true, or leave it out",
                 )
+    other = OF_COLOCATE if options.vllm_mode == "server" else OF_SERVER
+    for f in fields(NRTOptions):
+        if f.name in other and getattr(options, f.name) != f.default:
+            raise ConfigError(
+                f"{f.name} is {getattr(options, f.name)} with vllm_mode {options.vllm_mode!r}",
+                why="nothing reads it there",
+                fix="the other vllm_mode, or leave it out",
+            )
 
 
 def check_sampling(options: NRTOptions, objective: Objective, judged: bool) -> None:

@@ -60,6 +60,9 @@ class NRTConfig(NRTOptions, TrainingArguments):
         self.report_to = listed(self.report_to) or "none"
         super().__post_init__()
         check_trackers(self.report_to)
+        # where the launcher chose the arithmetic, it is the run's
+        self.bf16 = self.bf16 or self.mixed_precision == "bf16"
+        self.fp16 = self.fp16 or self.mixed_precision == "fp16"
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._check_arguments()
 

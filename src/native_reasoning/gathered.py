@@ -36,9 +36,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def stand_in(model: PreTrainedModel, accelerator: Accelerator) -> "WholeCopy | None":
-    """A ``WholeCopy`` where the model is going to be cut, else None. Raises ConfigError for ways of
-    cutting that do not work here."""
+def stand_in(
+    model: PreTrainedModel, accelerator: Accelerator, *, lagging: bool = False
+) -> "WholeCopy | None":
+    """A ``WholeCopy`` where the model is going to be cut, else None. FSDP is told to leave the
+    arithmetic to autocast, as everywhere else: its own would round log-probabilities to 16 bits.
+
+    Raises ConfigError for what does not work with cut weights; ``lagging``: a copy follows them.
+    """
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         assert plugin is not None
@@ -55,8 +60,20 @@ def stand_in(model: PreTrainedModel, accelerator: Accelerator) -> "WholeCopy | N
                 "weights",
                 fix="fsdp_cpu_ram_efficient_loading: false, as in recipes/accelerate/fsdp2.yaml",
             )
+        plugin.mixed_precision_policy = None
         return WholeCopy(model)
-    return WholeCopy(model) if accelerator.distributed_type == DistributedType.DEEPSPEED else None
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return None
+    zero = accelerator.state.deepspeed_plugin
+    assert zero is not None
+    adapted = not all(p.requires_grad for p in model.parameters())
+    if zero.zero_stage == 3 and (adapted or lagging):
+        raise ConfigError(
+            f"{'an adapter' if adapted else 'a lagging copy of the policy'} with DeepSpeed ZeRO-3",
+            why="weights that it has cut are empty wherever it does not look",
+            fix="recipes/accelerate/fsdp2.yaml, or zero2.yaml",
+        )
+    return WholeCopy(model)
 
 
 def plain_names(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate.utils.memory import should_reduce_batch_size
 
-from native_reasoning.config import NRTConfig
+from native_reasoning.config import NRTConfig, sharded
 from native_reasoning.errors import RunError
 from native_reasoning.rollout.hf import HFEngine
 
@@ -24,6 +24,7 @@ class Limits:
 
     def __init__(self, args: NRTConfig, engine: HFEngine) -> None:
         self.rows, self.engine = args.rows_per_forward, engine
+        self.splitting = not sharded(args)  # all ranks make as many forwards where weights are cut
         sampled = args.resolved_objective().traces == "sampled"
         self.traces = args.num_generations if sampled else 1
 
@@ -82,7 +83,7 @@ class Limits:
         """From a checkpoint: the smaller of what fitted then and what is asked for now."""
         if (folder / LIMITS).is_file():
             state = json.loads((folder / LIMITS).read_text(encoding="utf-8"))
-            self.rows = _smaller(self.rows, state["rows"])
+            self.rows = _smaller(self.rows, state["rows"] if self.splitting else None)
             self.engine.batch_size = _smaller(self.engine.batch_size, state["prompts"])
 
 

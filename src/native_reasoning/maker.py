@@ -230,6 +230,8 @@ class WindowMaker:
                 return [(traces, None) for traces in self._sample(groups, step)]
             except RuntimeError as error:
                 failed = out_of_memory(error)  # as text: the error would keep the tensors
+                if not isinstance(self.engine, HFEngine):
+                    raise  # vLLM has memory of its own (vllm_gpu_memory_utilization)
             self.limits.fewer_prompts(len(groups), failed)
 
     def _rate(self, groups: list[PromptGroup], step: int) -> list[tuple[Traces, Scores]] | None:

@@ -185,15 +185,9 @@ class NRTOptions:
 #: Options that only ``use_peft`` reads.
 OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_target_modules", "use_rslora")
 #: Options that only ``use_vllm`` reads.
-OF_VLLM = (
-    "vllm_mode",
-    "vllm_gpu_memory_utilization",
-    "vllm_max_model_length",
-    "vllm_enable_sleep_mode",
-    "vllm_server_base_url",
-    "vllm_server_timeout",
-    "vllm_group_port",
-)
+OF_COLOCATE = ("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_enable_sleep_mode")
+OF_SERVER = ("vllm_server_base_url", "vllm_server_timeout", "vllm_group_port")
+OF_VLLM = ("vllm_mode", *OF_COLOCATE, *OF_SERVER)
 #: TrainingArguments that people set most; every other one is accepted too.
 COMMON_ARGUMENTS = {
     "output_dir": "run folder",

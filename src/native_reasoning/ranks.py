@@ -16,7 +16,7 @@ T = TypeVar("T")
 #: How gloo, NCCL and torch's store say that the other end is gone.
 _GONE = re.compile(
     r"closed by peer|reset by peer|refused|timed out|timeout|broken pipe|remote process exited"
-    r"|watchdog|unhandled system error|recvValue failed",
+    r"|watchdog|recvValue failed",
     re.IGNORECASE,
 )
 
@@ -30,8 +30,8 @@ def lost_rank(error: RuntimeError) -> RunError | None:
         return None
     return RunError(
         f"rank {state.process_index} of {state.num_processes} lost another one",
-        why="it was killed, ran out of memory, or ended with an error that it says itself, and no "
-        "rank can go on alone",
+        why="it was killed, ran out of memory, or ended with an error that it says itself "
+        f"({(text.splitlines() or [''])[0][:200]})",
         fix="look at what the others say; then the same command with --resume",
     )
 

@@ -35,11 +35,14 @@ def save_shards(model: nn.Module, optimizer: Optimizer, folder: Path, rank: int,
     tensors, place = dict[str, Tensor](), dict[str, list[int]]()
     for name, p in _named(model, optimizer):
         for key, value in optimizer.state.get(p, {}).items():
+            value = torch.as_tensor(value)
             tensors[f"{name}:{key}"] = local(value).detach().contiguous()
             if value.dim():
                 place[f"{name}:{key}"] = [*rows_of(value)]
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    about = {"rows": json.dumps(place), "groups": json.dumps(groups)}
+    names = [name for name, _ in _named(model, optimizer)]
+    parts = {"rows": place, "groups": groups, "names": names}
+    about = {key: json.dumps(part) for key, part in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)  # no rank waits for the one that makes it
     save_file(tensors, folder / f"optimizer-{rank:05}-of-{of:05}.safetensors", metadata=about)
 
@@ -53,10 +56,12 @@ def load_state(model: nn.Module, optimizer: Optimizer, checkpoint: Path) -> None
     for number, (name, p) in enumerate(_named(model, optimizer)):
         for key in saved.keys_of(name):
             state.setdefault(number, {})[key] = _placed(saved, name, key, p)
-    if len(state) != len(names) or len(saved.groups) != len(optimizer.param_groups):
+    known, groups = len(set(saved.names) & set(names)), optimizer.param_groups
+    if set(saved.names) != set(names) or len(saved.groups) != len(groups):
         raise RunError(
-            f"{checkpoint} has the optimiser's state of {len(state)} of {len(names)} weights",
-            why="the others would start from nothing",
+            f"{checkpoint} has the optimiser's state of other weights: {known} of {len(names)} are "
+            "the same",
+            why="it belongs to another model, or the weights are grouped in another way",
             fix="resume with the model and the settings that the run was begun with",
         )
     numbers = iter(range(len(names)))
@@ -75,6 +80,7 @@ class _Shards:
         about = [file.metadata() for file in self.files]
         self.rows: list[dict[str, list[int]]] = [json.loads(one["rows"]) for one in about]
         self.groups = json.loads(about[0]["groups"])
+        self.names: list[str] = json.loads(about[0]["names"])
         self.keys = [full.split(":") for full in self.files[0].keys()]  # noqa: SIM118
 
     def keys_of(self, name: str) -> list[str]:
@@ -100,9 +106,16 @@ class _OneFile:
 
     def __init__(self, checkpoint: Path, names: list[str]) -> None:
         path = checkpoint / OPTIMIZER_NAME
+        if not path.is_file():
+            raise RunError(
+                f"{checkpoint} has neither {_FILES} nor {OPTIMIZER_NAME}",
+                why="the optimiser would start from nothing; DeepSpeed keeps its state elsewhere",
+                fix="resume as the run was begun",
+            )
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         self.groups: list[Mapping[str, Any]] = saved["param_groups"]
         order = [number for group in self.groups for number in group["params"]]
+        self.names = names[: len(order)] + ["?"] * (len(order) - len(names))
         self.state = {n: saved["state"].get(i, {}) for n, i in zip(names, order, strict=False)}
 
     def keys_of(self, name: str) -> list[str]:

@@ -60,7 +60,9 @@ class StepInParts(WholeCheckpoints):
         """The micro-batch's share of the step's loss; DDP averages over ranks, hence world_size."""
         micro: MicroBatch = inputs["micro"]
         share, terms = self.args.world_size / self.traces_per_step, []
-        with self.clock.stage("scoring"):
+        # DDP's and DeepSpeed's forwards are in the run's arithmetic already, FSDP's is not
+        arithmetic = self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext()
+        with self.clock.stage("scoring"), arithmetic:
             found = self.maker.scores(micro, model)
         with self.clock.stage("objective"):
             signals = (

@@ -118,7 +118,8 @@ class NRTTrainer(Evaluating):
 
     def _make_engine(self, model: PreTrainedModel) -> HFEngine:
         """What samples, on a stand-in for a model that will be cut; and the ways to forward it."""
-        self.whole_copy = stand_in(model, self.accelerator)
+        lagging = self.settings.needs_ema
+        self.whole_copy = stand_in(model, self.accelerator, lagging=lagging)
         check_decoding(model, self.template.vocabulary)
         ways = usable_layouts(model, self.template)
         #: Layouts of a forward that are right here. Activation checkpointing drops caches, and

@@ -121,11 +121,10 @@ class SplicedAgentLoop(agent_loop.AgentLoopBase):
 
     def _sampling(self, given: Mapping[str, Any], limit: int) -> dict[str, Any]:
         template = self.template
-        params = {**given, "max_tokens": limit}
-        if not template.boundary.closes_by_text:
-            stops = (*template.boundary.close_ids, *template.end_ids)
-            params["stop_token_ids"] = list(dict.fromkeys(stops))
-        return params
+        close = () if template.boundary.closes_by_text else template.boundary.close_ids
+        stops = list(dict.fromkeys((*close, *template.end_ids)))
+        # other end tokens of the model would stop it where the template sees no end
+        return {**given, "max_tokens": limit, "stop_token_ids": stops, "ignore_eos": True}
 
     def _output(
         self, group: PromptGroup, spliced: Spliced, logps: list[float], about: Mapping[str, Any]

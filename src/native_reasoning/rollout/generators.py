@@ -227,6 +227,7 @@ def longest(args: NRTConfig, model: PreTrainedModel) -> int:
 
 
 def _start_vllm(folder: str, settings: dict[str, Any]) -> Any:
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would tell its makers of the run
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # weights are loaded in place
     from vllm import LLM, _custom_ops  # type: ignore[attr-defined]
     from vllm.platforms import current_platform  # type: ignore[import-not-found]
