@@ -161,6 +161,8 @@ def main() -> None:
     print(f"{'setting':20} predicted measured    ratio")
     results = {name: compare(name, given.model) for name in names}
     if given.write:
+        if given.only:  # beside what was measured before
+            results = {**json.loads(RESULTS.read_text(encoding="utf-8")), **results}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
