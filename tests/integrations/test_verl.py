@@ -288,7 +288,8 @@ def test_from_sampled_ids_to_the_weights_of_their_tokens(queue):
     group = GAP.group(example_of(prompt_row()))
     assert server.asked[0][0] == list(group.prompt_ids)
     stops = [TAG, *GAP.end_ids]
-    assert server.asked[0][1] == {"temperature": 1.0, "max_tokens": LIMIT, "stop_token_ids": stops}
+    own = {"max_tokens": LIMIT, "stop_token_ids": stops, "ignore_eos": True}
+    assert server.asked[0][1] == {"temperature": 1.0, **own}
     after = (*GAP.gap_ids, *group.answer_ids)
     expected = {
         "a_0_0": ((TAG, *after), 0),
@@ -374,7 +375,7 @@ def test_a_boundary_of_text_is_cut_where_the_text_ends():
     output = run_alone(server, prompt_row(), tokenizer=tokenizer, boundary="text")
     answer = template.group(example_of(prompt_row())).answer_ids
     assert output.response_ids == [61, 62, *close, *answer]
-    assert "stop_token_ids" not in server.asked[0][1]
+    assert server.asked[0][1]["stop_token_ids"] == list(template.end_ids)
 
 
 def test_a_trace_that_fits_no_row_and_a_server_that_hides_its_stop_are_told():
