@@ -71,6 +71,12 @@ def add_adapter(
             why="only a LoRA can train rows of new tokens, be saved and be merged here",
             fix="peft.LoraConfig, or use_peft",
         )
+    if config.lora_bias:  # type: ignore[attr-defined]
+        raise PolicyError(
+            "peft_config has lora_bias",
+            why="a finished run is merged, and most layers have no bias to merge it into",
+            fix="leave lora_bias out",
+        )
     config = copy.deepcopy(config)
     if new_ids:
         config.trainable_token_indices = _tables(model, new_ids)  # type: ignore[attr-defined]

@@ -34,10 +34,7 @@ def lighten(model: nn.Module, adapter: str) -> None:
 
     for module in model.modules():
         plain = type(module) is Linear and adapter not in module.lora_variant
-        if not plain:
-            continue
-        bare = isinstance(module.lora_dropout[adapter], nn.Identity)  # type: ignore[index]
-        if bare and module.lora_B[adapter].bias is None:  # type: ignore[index, union-attr]
+        if plain and isinstance(module.lora_dropout[adapter], nn.Identity):  # type: ignore[index]
             module.lora_variant[adapter] = InPlace()  # type: ignore[index, assignment]
     for layer in token_layers(model):
         layer.get_merged_weights = types.MethodType(_table, layer)
