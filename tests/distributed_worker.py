@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
@@ -95,6 +95,7 @@ def main(runs: list[dict]) -> None:
     cut_on_a_cpu()
     for settings in runs:
         train(**settings)
+    PartialState().destroy_process_group()  # gloo's threads must not outlive the interpreter
 
 
 if __name__ == "__main__":

@@ -159,11 +159,11 @@ class WholeCheckpoints(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """An ordinary model folder; all ranks call it."""
+        if self.whole_copy is None:
+            super().save_model(output_dir, _internal_call)
+            return
         with self.whole_model():
-            if self.whole_copy is None:
-                super().save_model(output_dir, _internal_call)
-            else:
-                self._save(output_dir)
+            self._save(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """An ordinary model folder; of a checkpoint with an adapter, the adapter alone.

@@ -112,22 +112,17 @@ class WholeCopy:
             for p in model.parameters()
         }
         self.model = copy.deepcopy(model, hollow).eval()
-        self._depth = 0
 
     @contextmanager
     def filled(self, source: nn.Module) -> Iterator[PreTrainedModel]:
         """Inside, the copy has the weights of ``source``, the same model after it was cut. All
-        ranks come in together; within another ``filled`` it does nothing."""
-        self._depth += 1
+        ranks come in together; not to be entered twice."""
         try:
-            if self._depth == 1:
-                self._fill(source)
+            self._fill(source)
             yield self.model
         finally:
-            self._depth -= 1
-            if not self._depth:
-                for mine in self.model.parameters():
-                    mine.data = mine.data.new_empty(0)
+            for mine in self.model.parameters():
+                mine.data = mine.data.new_empty(0)
 
     @torch.no_grad()
     def _fill(self, source: nn.Module) -> None:

@@ -93,7 +93,9 @@ def _train(plan: Plan, as_json: bool) -> int:
             verb = "going on with" if plan.resume else "training into"
             say(f"{verb} {plan.out}, to step {trainer.total_steps}")
             _fit(trainer, plan)
-            return _finish(trainer, plan, as_json)
+            code = _finish(trainer, plan, as_json)
+        trainer.accelerator.state.destroy_process_group()  # else its threads may end in an abort
+        return code
 
 
 @contextmanager
