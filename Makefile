@@ -12,11 +12,13 @@ SEED ?= 0
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
 
-test: .venv/test  ## every test
+test: .venv/test .qlora/ready  ## every test
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-coverage: .venv/test  ## the same, and which lines they reach (a third slower)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+coverage: .venv/test .qlora/ready  ## the same, and which lines they reach (a third slower)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py --cov --cov-fail-under=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-append --cov-report=term
 
 check: .venv/check  ## lint, formatting, types, patterns of insecure code
 	$(BIN)/ruff check .
@@ -33,6 +35,11 @@ deepspeed-check: .deepspeed/ready  ## ZeRO-2 and ZeRO-3 on two CPU processes (tw
 .deepspeed/ready: .venv/test
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation --no-deps --target .deepspeed --upgrade deepspeed==0.19.8 \
 	einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 nvidia-ml-py==13.615.71 py-cpuinfo==9.0.0
+	touch $@
+
+# Apart, because whatever imports transformers imports it too, which takes two seconds each time.
+.qlora/ready: .venv/test constraints.txt
+	$(PIP) --no-deps --target .qlora --upgrade bitsandbytes
 	touch $@
 
 verl-check: .venv-verl/ready  ## the plugin for verl, inside verl, in an environment of its own
@@ -77,4 +84,4 @@ venv: .venv/test .venv/check  ## .venv with everything
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl .venv-vllm .deepspeed
+	rm -rf .venv .venv-verl .venv-vllm .deepspeed .qlora

@@ -30,6 +30,7 @@ LINE = (
     ("words",),
     ("encoding",),
     ("prepared",),
+    ("quantised",),
     ("inplace",),
     ("adapters",),
     ("policy",),

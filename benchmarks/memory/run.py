@@ -38,6 +38,7 @@ class Setting:
     model: str = "17M"
     answer: int = 16
     lora: bool = False
+    in_4bit: bool = False
 
 
 SETTINGS = {
@@ -58,6 +59,9 @@ SETTINGS = {
     "real": Setting(128, 32, model="real"),
     "whole": Setting(64, 48, traces=8, batch=4, steps=1, rows=8, model="real"),
     "lora": Setting(64, 48, traces=8, batch=4, steps=1, rows=8, model="real", lora=True),
+    "qlora": Setting(
+        64, 48, traces=8, batch=4, steps=1, rows=8, model="real", lora=True, in_4bit=True
+    ),
     "whole-at-once": Setting(64, 48, traces=8, batch=4, steps=1, model="real"),
     "lora-at-once": Setting(64, 48, traces=8, batch=4, steps=1, model="real", lora=True),
 }
@@ -94,6 +98,7 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
         rows_per_forward=setting.rows,
         activation_checkpointing=setting.checkpointing,
         use_peft=setting.lora,
+        load_in_4bit=setting.in_4bit,
     )
     process = peak()
     regime = speed.Regime(setting.prompt, setting.trace, setting.answer)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from native_reasoning.errors import ConfigError, PolicyError, RunError
 from native_reasoning.inplace import LinearHead, lighten, ordinary, token_layers, with_rows
 from native_reasoning.options import NRTOptions
+from native_reasoning.quantised import forget, is_packed, is_quantised, linear, written_out
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -192,6 +193,8 @@ def _merge(model: PreTrainedModel) -> PreTrainedModel:
         setattr(model.get_submodule(parent), child, _plain(module))
     model._hf_peft_config_loaded = False
     del model.peft_config
+    if is_quantised(model):
+        forget(model)
     model.tie_weights()
     return model
 
@@ -233,8 +236,17 @@ def _plain(module: Any) -> nn.Module:
     if isinstance(module, AuxiliaryTrainingWrapper):
         return module.unload_and_optionally_merge_module(True, False, None)
     ordinary(module)
+    base = module.get_base_layer()
+    if is_packed(base):  # peft would quantise the sum
+        weight = written_out(base)
+        (adapter,) = module.active_adapters
+        if adapter in module.lora_variant:
+            weight = module.lora_variant[adapter].merge_safe(module, adapter, weight)
+        else:
+            weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
+        return linear(weight, base.bias)
     module.merge()
-    return module.get_base_layer()
+    return base
 
 
 def _peft() -> Any:

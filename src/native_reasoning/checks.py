@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.objective import Objective
 from native_reasoning.options import (
+    OF_4BIT,
     OF_ADAPTERS,
     OF_COLOCATE,
     OF_SERVER,
@@ -109,6 +110,7 @@ def _check_switched(options: NRTOptions) -> None:
     """Settings of an adapter without one, and of vLLM where it does not sample."""
     switches = (
         ("use_peft", OF_ADAPTERS, "all weights are trained"),
+        ("load_in_4bit", OF_4BIT, "the weights are whole"),
         ("use_vllm", OF_VLLM, "transformers samples"),
     )
     for f in fields(NRTOptions):

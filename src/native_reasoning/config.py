@@ -161,6 +161,12 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="each part would be an optimiser step of its own, or a forward too many",
                 fix="leave it out; lower per_device_train_batch_size or max_trace_length",
             )
+        if self.load_in_4bit and (self.use_vllm or sharded(self)):
+            raise ConfigError(
+                "load_in_4bit with vLLM, FSDP or DeepSpeed",
+                why="quantised weights cannot be sent or cut yet",
+                fix="leave load_in_4bit out, or train on one device or with DDP",
+            )
         if self.use_vllm and sharded(self):
             raise ConfigError(
                 "use_vllm with FSDP or DeepSpeed",

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from native_reasoning.quantised import layers
+
 
 @dataclass(frozen=True, eq=False)
 class LinearHead:
@@ -29,11 +31,12 @@ class LinearHead:
 
 def lighten(model: nn.Module, adapter: str) -> None:
     """Lets the layers of an adapter that has just been put into the model work in place."""
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners import lora
     from peft.utils.other import TrainableTokensWrapper
 
+    kinds = [lora.Linear, *([lora.Linear4bit] if layers(model) else [])]
     for module in model.modules():
-        plain = type(module) is Linear and adapter not in module.lora_variant
+        plain = type(module) in kinds and adapter not in module.lora_variant
         if plain and isinstance(module.lora_dropout[adapter], nn.Identity):  # type: ignore[index]
             module.lora_variant[adapter] = InPlace()  # type: ignore[index, assignment]
     for layer in token_layers(model):

@@ -130,6 +130,11 @@ class NRTOptions:
         None, "layers that get one, by name, several with commas; default: all linear ones"
     )
     use_rslora: bool = option(False, "scale by lora_alpha / sqrt(lora_r) instead")
+    load_in_4bit: bool = option(
+        False, "quantise the frozen weights to 4 bits (QLoRA); needs bitsandbytes"
+    )
+    bnb_4bit_quant_type: str = option("nf4", "the 4-bit numbers", ("nf4", "fp4"))
+    use_bnb_nested_quant: bool = option(False, "quantise their scales too")
 
     # -- vllm (names of TRL's GRPOConfig)
     use_vllm: bool = option(False, "sample the training traces by vLLM; docs/vllm.md")
@@ -183,7 +188,17 @@ class NRTOptions:
 
 
 #: Options that only ``use_peft`` reads.
-OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_target_modules", "use_rslora")
+OF_ADAPTERS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_target_modules",
+    "use_rslora",
+    "load_in_4bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+)
+#: Options that only ``load_in_4bit`` reads.
+OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant")
 #: Options that only ``use_vllm`` reads.
 OF_COLOCATE = ("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_enable_sleep_mode")
 OF_SERVER = ("vllm_server_base_url", "vllm_server_timeout", "vllm_group_port")

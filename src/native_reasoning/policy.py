@@ -18,8 +18,9 @@ from transformers import (
 
 from native_reasoning.adapters import add_adapter, base_of, lora_config, with_adapter
 from native_reasoning.boundary import existing_pair
-from native_reasoning.config import NRTConfig
+from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.errors import ConfigError, PolicyError
+from native_reasoning.quantised import check_given, check_trainable, keep_exact, quantisation
 from native_reasoning.template import Template, make_template
 
 if TYPE_CHECKING:
@@ -66,14 +67,16 @@ def load_policy(
     if tokenizer is None:
         tokenizer = load_tokenizer(str(name), config.trust_remote_code)
     if isinstance(model, (str, Path)):
-        base = base_of(Path(model))
-        whole = load_model(base or str(model), config)
-        model = whole if base is None else with_adapter(whole, Path(model), len(tokenizer))
+        model = load_merged(str(model), config, len(tokenizer))
+    else:
+        check_given(model, config)
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
     new_ids = add_think_rows(model, template) if template.boundary.mode == "new" else ()
     adapter = adapter or lora_config(config)
+    check_trainable(model, adapter is not None)
+    keep_exact(model)
     if adapter is not None:
         add_adapter(model, adapter, new_ids, config.seed)
     _mend_generation_config(model, template.end_ids)
@@ -133,11 +136,23 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
         ) from None
 
 
+def load_merged(name: str, config: NRTConfig, vocabulary: int) -> PreTrainedModel:
+    """The same as ``load_model``; also for the folder of an adapter, which is merged into its base
+    with ``vocabulary`` rows. A base in 4 bits is written out for that."""
+    base = base_of(Path(name))
+    if base is None:
+        return load_model(name, config)
+    if config.load_in_4bit:
+        warnings.warn(f"{name} is an adapter: merged, its model is not in 4 bits", stacklevel=3)
+    return with_adapter(load_model(base, config), Path(name), vocabulary)
+
+
 def load_model(name: str, config: NRTConfig) -> PreTrainedModel:
     """Weights of a hub id or folder, safetensors only, float32 unless ``model_init_kwargs`` says
     otherwise. Raises PolicyError."""
     _check_folder(name)
     kwargs: dict[str, Any] = {"dtype": "float32", **(config.model_init_kwargs or {})}  # type: ignore[dict-item]
+    kwargs |= quantisation(config, model_dtype(config))
     trust = config.trust_remote_code
     try:
         AutoConfig.from_pretrained(name, trust_remote_code=trust)

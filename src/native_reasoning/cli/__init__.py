@@ -5,6 +5,7 @@ error, why, fix), 128 + n stopped by signal n, 1 a file could not be written, or
 traceback) a mistake of ours.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ def _run(arguments: list[str]) -> int:
     parsed = parse(verb, arguments[1:])
     if parsed is None:
         return 0
+    # on some CPUs it tells each process that imports transformers of a kernel it could fetch
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     module = import_module(f"native_reasoning.cli.{verb.module}")
     code = module.run(parsed)
     sys.stdout.flush()

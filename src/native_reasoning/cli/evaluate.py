@@ -16,8 +16,11 @@ from native_reasoning.cli.output import (
 )
 from native_reasoning.cli.verbs import SUITE_FLAGS
 from native_reasoning.errors import ConfigError
+from native_reasoning.options import OF_4BIT
 from native_reasoning.settings import SETTINGS
 
+#: Not of a finished run's model: it was merged and written out.
+_QUANTISED = ("load_in_4bit", *OF_4BIT)
 _JUDGING = ("preset", "objective", "reward_funcs", "reward_weights", *SETTINGS)
 
 
@@ -50,13 +53,15 @@ def run(parsed: Parsed) -> int:
 def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
     """The model folder or hub id that a command line names, and its settings: those of its run,
     then those of the command line."""
+    from native_reasoning.adapters import base_of
     from native_reasoning.cli.inputs import model_folder, run_settings
 
     assert parsed.positional is not None
     model, run_folder = model_folder(parsed.positional)
     settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
     # how the run judged its traces does not matter, and functions of its own may be elsewhere
-    for key in ("model", "data", "eval_data", *_JUDGING):
+    whole = base_of(Path(model)) is None
+    for key in ("model", "data", "eval_data", *_JUDGING, *(_QUANTISED if whole else ())):
         settings.pop(key, None)
     return model, settings | parsed.settings
 

@@ -19,10 +19,11 @@ def shape_of(model: Any) -> Shape:
     c = model.config.get_text_config()
     heads = c.num_attention_heads
     each = getattr(c, "head_dim", None) or c.hidden_size // heads
+    width = next(model.parameters()).element_size()
     return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() * p.element_size() for p in model.parameters()) // width,
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        width=next(model.parameters()).element_size(),
+        width=width,
         vocabulary=c.vocab_size,
         hidden=c.hidden_size,
         layers=c.num_hidden_layers,

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
 from native_reasoning.evaluate.suite.benchmarks import Benchmark
-from native_reasoning.policy import knows_tags, load_model, load_tokenizer, read_text, template_for
+from native_reasoning.policy import knows_tags, load_merged, load_tokenizer, read_text, template_for
 from native_reasoning.template import Template
 
 
@@ -52,8 +52,8 @@ def load_asked(name: str, config: NRTConfig, modes: tuple[str, ...]) -> Asked:
             fix="--boundary auto or text, or train the model first",
         )
     config.model_init_kwargs = {"dtype": "auto", **(config.model_init_kwargs or {})}  # type: ignore[dict-item]
-    model = load_model(name, config).to(config.device).eval()  # type: ignore[arg-type]
     tokenizer = load_tokenizer(name, config.trust_remote_code)
+    model = load_merged(name, config, len(tokenizer)).to(config.device).eval()  # type: ignore[arg-type]
     boundary = config.boundary
     if boundary == "auto":
         boundary = "existing" if knows_tags(model, tokenizer, config) else "text"
