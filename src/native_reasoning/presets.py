@@ -183,6 +183,7 @@ def _controls() -> dict[str, Preset]:
     }
 
 
+#: Every objective by name, as ``--preset`` and ``nrt presets`` have it.
 PRESETS: dict[str, Preset] = {**_nrt_family(), **_rivals(), **_controls()}
 
 
