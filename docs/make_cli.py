@@ -14,6 +14,7 @@ NOTE = "<!-- written by docs/make_cli.py -->"
 INTRODUCTION = """`nrt VERB --help` prints the same. stdout is the result, stderr the progress;
 `--json` puts one object on the last line of stdout. Underscores may stand for hyphens, and
 `--key=value` for `--key value`."""
+EXAMPLES = "<!-- not run: examples of the help, with models of the hub -->"
 EXIT_CODES = """| exit code | |
 | --- | --- |
 | 0 | done |
@@ -57,7 +58,7 @@ def verb_text(verb: Verb) -> str:
         named = ", ".join(f"[{group}](#{anchor(group)})" for group in verb.groups)
         parts.append(f"Settings: {named}{theirs}.")
     examples = "\n".join(verb.examples)
-    parts.append(f"```text\n{examples}\n```")
+    parts.append(f"{EXAMPLES}\n```sh\n{examples}\n```")
     return "\n\n".join(parts)
 
 
