@@ -57,7 +57,7 @@ def members(kind: type) -> dict[str, Any]:
 def listed(kind: type) -> set[str]:
     """The members that docs/api.md names, of a class whose other ones are transformers' or ours."""
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
-    found = re.search(rf"native_reasoning\.{kind.__name__}\n   :members: (.+)", page)
+    found = re.search(rf"native_reasoning\.{kind.__name__}.*\n   :members: (.+)", page)
     return set(found[1].split(", ")) if found else set(members(kind))
 
 
