@@ -21,9 +21,9 @@ EXIT_CODES = """| exit code | |
 | 1 | a file could not be written, or a mistake of ours, with its traceback |
 | 2 | something that you can mend: three lines on stderr, what, why and fix |
 | 130, 143 | stopped by Ctrl-C or SIGTERM, saved; `--resume` goes on |"""
-SETTINGS = """Every setting is a flag of `nrt train`, a line of a recipe (`num_generations: 8`) and a
-field of `NRTConfig` (`NRTConfig(num_generations=8)`). Those that a verb lists under *settings* are
-its flags too. A default of *preset* is what the preset says: `nrt presets NAME`."""
+SETTINGS = """Every setting is a flag of `nrt train`, a line of a recipe (`num_generations: 8`)
+and a field of `NRTConfig` (`NRTConfig(num_generations=8)`). Those that a verb lists under
+*settings* are its flags too. A default of *preset* is what the preset says: `nrt presets NAME`."""
 
 
 def cell(text: object) -> str:

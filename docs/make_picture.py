@@ -105,7 +105,9 @@ def heads(told: Told) -> list[str]:
         text(20, 34, "question", 12, fill=SOFT),
         text(20, 54, QUESTION, 15, font_weight="600"),
         text(20, 112, "1  sampled traces", 13, font_weight="600"),
-        text(LEFT, 34, "2  how probable is the reference answer after each?", 13, font_weight="600"),
+        text(
+            LEFT, 34, "2  how probable is the reference answer after each?", 13, font_weight="600"
+        ),
         text(right + 14, 34, "3  what is it worth?", 13, font_weight="600"),
     ]
     for i, word in enumerate(told.words):

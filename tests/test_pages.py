@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 import native_reasoning
+from cli_helpers import write_rows
 from doc_blocks import COMMAND, PAGES, ROOT, SHELL, Block, blocks_of, nrt_words
 from native_reasoning.cli import main
 from native_reasoning.cli.flags import build, parse
 from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config import NRTConfig
 from native_reasoning.lab import base_path, make_rows
-from cli_helpers import write_rows
 
 HUB = re.compile(r"(Qwen/Qwen3-0\.6B-Base|HuggingFaceTB/SmolLM2-135M)\b")
 SMALL = {
@@ -80,9 +80,6 @@ def test_commands_that_are_not_run_could_be(block: Block, tmp_path, monkeypatch,
             assert parse(verb, arguments[1:]) is not None
 
 
-FLAG = re.compile(r"`(?:nrt (\w+)[^`]*)?[^`]*`")
-
-
 @pytest.mark.parametrize("page", PAGES, ids=identity)
 def test_commands_within_sentences_have_flags_that_exist(page: Path):
     if page.name == "CHANGELOG.md":  # what was
@@ -92,7 +89,7 @@ def test_commands_within_sentences_have_flags_that_exist(page: Path):
         _, verb, *words = span.split()
         if verb in ("VERB", "--help", "..."):
             continue
-        flags = {*build(VERBS[verb])[1], "--help"} | (known if VERBS[verb].takes_settings else set())
+        flags = {*build(VERBS[verb])[1], "--help", *(known if VERBS[verb].takes_settings else ())}
         for word in words:
             flag = word.split("=")[0].replace("_", "-")
             assert not flag.startswith("--") or flag in flags, f"{page.name}: {span}"

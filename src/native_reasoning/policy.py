@@ -57,8 +57,9 @@ def load_policy(
     tokenizer: PreTrainedTokenizerBase | None = None,
     adapter: "PeftConfig | None" = None,
 ) -> Policy:
-    """A ``model`` by hub id or folder, or one in memory, with its think tokens in place, and with an
-    ``adapter`` where one is given or ``config`` asks for one. ``tokenizer`` replaces the folder's.
+    """A ``model`` by hub id or folder, or one in memory, with its think tokens in place, and with
+    an ``adapter`` where one is given or ``config`` asks for one. ``tokenizer`` replaces the
+    folder's.
 
     Dropout is switched off for good: the reward and the loss come from one forward pass.
     Weights are float32 unless ``config.model_init_kwargs`` says otherwise.

@@ -15,8 +15,8 @@ from native_reasoning.settings import ObjectiveSettings
 
 @dataclass(frozen=True)
 class Preset:
-    """A named objective: its ``settings``, the ``method`` that it is a form of (its formula and source
-    are there), and which form.
+    """A named objective: its ``settings``, the ``method`` that it is a form of (its formula and
+    source are there), and which form.
 
     ``form``: "" (the method's own recipe), "paper", "released" or "shared".
     """

@@ -128,8 +128,8 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Examples:
-    """The usable ``examples`` of a source, whose ``row_id`` is their index, and the ``report`` on the
-    rest. ``len`` counts the examples."""
+    """The usable ``examples`` of a source, whose ``row_id`` is their index, and the ``report`` on
+    the rest. ``len`` counts the examples."""
 
     examples: Sequence[Example]
     report: DataReport
