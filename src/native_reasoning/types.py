@@ -21,7 +21,8 @@ class Example:
     ``prompt`` is a tuple of chat turns ``(role, content)`` that ends with the turn to be answered;
     a plain question is one user turn. ``answer`` is the reference's text. ``row_id`` is the row's
     stable number after filtering: it is part of the random key. ``line`` is the 1-based row of the
-    source, for messages. ``columns`` holds the row's other columns where reward functions may ask for them, else nothing.
+    source, for messages. ``columns`` holds the row's other columns where reward functions may ask
+    for them, else nothing.
 
     >>> Example(prompt=(("user", "2 + 2?"),), answer="4", row_id=0, line=1).question
     '2 + 2?'
