@@ -20,6 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**.md", "benchmarks/**.md"]
 exclude_patterns = [".venv*", "docs/_build"]
+smartquotes = False  # -- is a flag here
 html_theme = "furo"
 html_title = "native-reasoning"
 highlight_language = "none"
