@@ -165,8 +165,8 @@ def test_shapes_and_units_of_tensors_are_told(name):
 
 def test_the_reference_has_every_public_name():
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
-    found = set(re.findall(r"auto\w+:: native_reasoning\.(?:presets\.)?(\w+)", page))
-    assert found == {*native_reasoning.__all__, "Preset"} - {"__version__"}
+    found = set(re.findall(r"auto\w+:: native_reasoning\.(?:[a-z_]+\.)*(\w+)", page))
+    assert found == {*native_reasoning.__all__, *RETURNED} - {"__version__"}
 
 
 if __name__ == "__main__":

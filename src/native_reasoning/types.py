@@ -145,7 +145,7 @@ class Scores:
     ``forced_tag`` (K,): log π of the closing tag where it had to be spliced in, 0 where sampled.
     ``closed`` (K,): whether the trace closed itself.
     ``rounding``: the relative difference below which two rewards count as equal: 1e-5 for a float32
-    forward, 5e-3 for bfloat16 (method.md section 3, numerics), 1e-12 for float64.
+    forward, 5e-3 for bfloat16, 1e-12 for float64.
     ``trace_length`` (K,): tokens of z without its stop decision; None means ``trace_mask`` counts.
     ``answer_length`` (K,): tokens of the sampled answer; None where none was sampled.
     ``verdict`` is None where no text was looked at. ``frozen`` and ``ema`` are what the first
