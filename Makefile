@@ -7,7 +7,8 @@ PIP_VERL := .venv-verl/bin/python -m pip install --quiet --disable-pip-version-c
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
 SEED ?= 0
 
-.PHONY: demo test coverage check audit deepspeed-check verl-check vllm-check venv clean
+.PHONY: demo test coverage check lint types docs links release audit deepspeed-check verl-check
+.PHONY: vllm-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
@@ -20,11 +21,27 @@ coverage: .venv/test .qlora/ready  ## the same, and which lines they reach (a th
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py --cov --cov-fail-under=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-append --cov-report=term
 
-check: .venv/check  ## lint, formatting, types, patterns of insecure code
+check: lint types test docs  ## all that a change has to pass (20 minutes)
+
+lint: .venv/check  ## lint and formatting (a second)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/check .qlora/ready  ## types, and patterns of insecure code (two minutes)
 	$(BIN)/pyright
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src --severity-level medium
+
+docs: .venv/docs  ## the pages as a site, docs/_build/docs/index.html; a broken link is an error
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -b html . docs/_build
+
+links: .venv/docs  ## are the addresses outside still there? (asks servers)
+	$(BIN)/python -m sphinx --quiet -c docs -b linkcheck . docs/_build/links
+
+release: .venv/check  ## dist/: wheel and sdist, each tried in an environment with nothing else
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	.ci/try dist/*.whl
+	.ci/try dist/*.tar.gz
 
 audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a server)
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
@@ -56,7 +73,7 @@ vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU,
 	$(VLLM_PIP) --editable .
 	touch $@
 
-venv: .venv/test .venv/check  ## .venv with everything
+venv: .venv/test .venv/check .venv/docs  ## .venv with everything
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -74,6 +91,10 @@ venv: .venv/test .venv/check  ## .venv with everything
 	$(PIP) --editable '.[test,check]'
 	touch $@
 
+.venv/docs: .venv/runtime
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 # verl asks for an older transformers than the project does: what is installed is the list, as it is.
 .venv-verl/ready: pyproject.toml constraints-verl.txt
 	rm -rf .venv-verl
@@ -84,4 +105,4 @@ venv: .venv/test .venv/check  ## .venv with everything
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl .venv-vllm .deepspeed .qlora
+	rm -rf .venv .venv-verl .venv-vllm .deepspeed .qlora dist docs/_build

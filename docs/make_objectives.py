@@ -21,6 +21,7 @@ LEGEND = """f: what a trace is worth. R_base: the empty trace's worth, and with 
 answer: what a reference token weighs. policy tokens: sampled tokens with policy gradient, ŷ a
 sampled answer. KL: coefficient. bad format: what happens to a trace without its tag, + the loss on
 a tag that was spliced in."""
+NOT_RUN = "<!-- not run: a model of your choice, at the authors' sizes -->"
 FORMS = {
     "": "The recipe of its own",
     "paper": "With the paper's answer weights",
@@ -74,7 +75,8 @@ def page(name: str) -> str:
             "With the settings of the authors' runs, which a preset does not set, on one device "
             "(a micro-batch is one prompt with its traces):"
         )
-        parts += ["## As its authors ran it", told, f"```\n{command(name, PRESETS[name])}\n```"]
+        block = f"{NOT_RUN}\n```sh\n{command(name, PRESETS[name])}\n```"
+        parts += ["## As its authors ran it", told, block]
     parts.append(f"`nrt presets {name}` prints every setting. [All objectives](README.md)")
     return "\n\n".join(parts) + "\n"
 

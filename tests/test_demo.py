@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -11,17 +13,47 @@ from native_reasoning.errors import RunError
 from native_reasoning.lab.demo import PRESETS, STEPS, _new_folder, render
 from native_reasoning.records import read_held_out
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """``nrt demo --json`` in a process of its own, without a network."""
-    out = tmp_path_factory.mktemp("demo") / "run"
+def wheel(tmp_path_factory):
+    """A folder with what the wheel holds, as it is released, and nothing else."""
+    place = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory"]
+    subprocess.run([*build, str(place)], cwd=ROOT, check=True, capture_output=True)
+    (packed,) = place.glob("*.whl")
+    with zipfile.ZipFile(packed) as file:
+        file.extractall(place / "installed")
+    return place / "installed"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, wheel):
+    """``nrt demo --json`` from the wheel, in a process and a folder of its own, offline."""
+    place = tmp_path_factory.mktemp("demo")
+    out = place / "run"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(wheel)}
+    asked = [sys.executable, "-c", "import native_reasoning as n; print(n.__file__)"]
+    found = subprocess.run(asked, capture_output=True, text=True, env=env, cwd=place, check=True)
+    assert found.stdout.startswith(str(wheel))
     command = [sys.executable, "-m", "native_reasoning.cli", "demo"]
     command += ["--seed", "0", "--json", "--out", str(out)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    run = {"capture_output": True, "text": True, "env": env, "cwd": place, "timeout": 300}
+    done = subprocess.run(command, check=False, **run)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done, out
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    top = {path.name.split("-")[0] for path in wheel.iterdir()}
+    assert top == {"native_reasoning"}
+    source = ROOT / "src" / "native_reasoning"
+    files = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
+    held = wheel / "native_reasoning"
+    assert {p for p in files if p.suffix != ".pyc"} == {
+        p.relative_to(held) for p in held.rglob("*") if p.is_file() and p.suffix != ".pyc"
+    }
 
 
 def test_demo_teaches_thinking_where_supervised_training_does_not(demo):

@@ -2,10 +2,12 @@
 
 import importlib.util
 import re
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
+from doc_blocks import PAGES, ROOT
 from native_reasoning.config import NRTConfig
 from native_reasoning.groups import make_schedule
 from native_reasoning.methods import METHODS
@@ -28,14 +30,16 @@ AUTHORS = {
     "dro": (128, 1),
     "avg": (8, 1),
 }
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 def script(name):
     """A script of docs/ as a module."""
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)  # dataclasses look there
+        spec.loader.exec_module(module)
     return module
 
 
@@ -66,10 +70,64 @@ def test_every_method_has_a_page_with_formula_source_forms_and_differences(made)
             assert all(line in text for line in told)
 
 
-def test_links_between_the_pages_lead_somewhere(made):
-    for text in made.values():
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert (DOCS / "objectives" / target).resolve().exists(), target
+def test_the_page_of_commands_is_up_to_date():
+    assert (DOCS / "cli.md").read_text("utf-8") == script("make_cli").page(), (
+        "python docs/make_cli.py writes it anew"
+    )
+
+
+def test_the_picture_is_what_the_model_says():
+    module = script("make_picture")
+    assert module.FILE.read_text("utf-8") == module.picture(module.ask()), (
+        "python docs/make_picture.py draws it anew; look at it"
+    )
+
+
+def anchors(page):
+    """The anchors of a page's headings, as code hosts make them."""
+    found = []
+    for title in re.findall(r"^#+ (.+)$", without_code(page.read_text("utf-8")), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower()
+        found.append("".join(c for c in plain if c.isalnum() or c in " -_").replace(" ", "-"))
+    return found
+
+
+def without_code(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_of_the_repository_and_to_headings(page, tracked):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text("utf-8"))):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (page.parent / path).resolve() if path else page
+        assert file in tracked, f"{page.name}: {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{page.name}: {target}"
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    """Files and folders of the repository, without what git ignores."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:  # a source archive
+        return {*ROOT.rglob("*")}
+    files = {ROOT / name for name in done.stdout.splitlines()}
+    return files | {folder for file in files for folder in file.parents}
+
+
+def test_every_page_stands_in_the_index():
+    index = (DOCS / "index.md").read_text("utf-8").split()
+    for page in DOCS.glob("*.md"):
+        assert page.stem in (*index, "index"), f"docs/index.md lacks {page.stem}"
+
+
+def test_the_readme_takes_three_minutes():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.split()) <= 700  # 230 words a minute, tables and commands included
 
 
 @pytest.mark.parametrize("name", METHODS)

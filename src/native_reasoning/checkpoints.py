@@ -158,7 +158,8 @@ class WholeCheckpoints(Trainer):
         raise NotImplementedError
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """An ordinary model folder; all ranks call it."""
+        """An ordinary model folder (weights, tokenizer, chat template, end tokens) in
+        ``output_dir``, by default the run folder; all ranks call it."""
         if self.whole_copy is None:
             super().save_model(output_dir, _internal_call)
             return

@@ -32,8 +32,10 @@ class Evaluating(StepInParts):
     ) -> dict[str, float]:
         """Accuracy with and without thinking, answer log-likelihood and uplift, with intervals.
 
-        At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed.
-        Of the run's own ``eval_dataset`` the traces are recorded too.
+        At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed:
+        shares from 0 to 1, nats per token, tokens. ``eval_dataset`` replaces the run's own.
+        Of the run's own the traces are recorded too. Raises DataError where there is none, or
+        it cannot be read.
         """
         own = eval_dataset is None
         groups = self.eval_groups if own else self._read(eval_dataset, self.args)[0]

@@ -55,11 +55,16 @@ class _Worth:
 class Objective(ObjectiveSettings):
     """The settings as a function: it maps ``Scores`` to a ``Signal``.
 
-    A custom objective is any callable that does. ``PRESETS`` has the settings of every method.
+    A custom objective is any callable that does. ``PRESETS`` has the settings of every method, with
+    its formula and source.
     """
 
     def __call__(self, scores: Scores) -> Signal:
-        """Rewards, advantages and answer weights of one group, all without gradients."""
+        """Rewards, advantages and answer weights of one group, all without gradients.
+
+        The formulas are those of this module's opening text; settings that need what ``scores``
+        lacks (``frozen``, ``ema``) are a mistake of the caller's.
+        """
         return self.of_groups([scores])[0]
 
     def of_groups(self, scores: Sequence[Scores]) -> list[Signal]:

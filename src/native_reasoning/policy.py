@@ -34,7 +34,8 @@ _UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """A causal language model, its tokenizer, and the template that both were prepared for."""
+    """A causal language ``model``, its ``tokenizer``, and the ``template`` (where prompt, trace and
+    answer begin and end) that both were prepared for."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -57,11 +58,14 @@ def load_policy(
     tokenizer: PreTrainedTokenizerBase | None = None,
     adapter: "PeftConfig | None" = None,
 ) -> Policy:
-    """A model by hub id or folder, or one in memory, with its think tokens in place, and with an
-    ``adapter`` where one is given or ``config`` asks for one.
+    """A ``model`` by hub id or folder, or one in memory, with its think tokens in place, and with
+    an ``adapter`` where one is given or ``config`` asks for one. ``tokenizer`` replaces the
+    folder's.
 
     Dropout is switched off for good: the reward and the loss come from one forward pass.
-    Raises PolicyError if the model cannot be loaded, TemplateError if its tokenizer cannot be used.
+    Weights are float32 unless ``config.model_init_kwargs`` says otherwise.
+    Raises PolicyError if the model cannot be loaded, TemplateError if its tokenizer cannot be used,
+    ConfigError if a file that ``config`` names cannot be read.
     """
     name = model if isinstance(model, (str, Path)) else model.config._name_or_path
     if tokenizer is None:

@@ -15,7 +15,8 @@ from native_reasoning.settings import ObjectiveSettings
 
 @dataclass(frozen=True)
 class Preset:
-    """A named objective: its settings, the method that it is a form of, and which form.
+    """A named objective: its ``settings``, the ``method`` that it is a form of (its formula and
+    source are there), and which form.
 
     ``form``: "" (the method's own recipe), "paper", "released" or "shared".
     """
@@ -183,6 +184,7 @@ def _controls() -> dict[str, Preset]:
     }
 
 
+#: Every objective by name, as ``--preset`` and ``nrt presets`` have it.
 PRESETS: dict[str, Preset] = {**_nrt_family(), **_rivals(), **_controls()}
 
 

@@ -38,7 +38,7 @@ LATE = 10
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """One run, that of the folder ``path``.
 
     ``config`` is config.yaml. ``metrics`` and ``timings`` have a row for each logged step,
     ``evaluations`` one for each evaluation, indexed by ``step``, as they were logged: the last may
@@ -118,7 +118,7 @@ def is_run(folder: Path) -> bool:
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """The tables of a run folder, of a run that has ended or goes on.
+    """The tables of the run folder ``path``, of a run that has ended or goes on.
 
     Raises RunError if the folder holds no run.
 

@@ -58,6 +58,8 @@ class NRTTrainer(Evaluating):
     of dicts) or ``Examples``. ``objective`` replaces the preset's rewards and advantages: any
     callable Scores -> Signal. ``reward_funcs`` have TRL's signature and are added to the reward.
     ``peft_config``, peft's LoraConfig, replaces what ``use_peft`` and ``lora_…`` say.
+    ``processing_class`` is the tokenizer, that of the model's folder if it is None; ``callbacks``
+    are transformers'.
 
     Raises ConfigError, DataError, TemplateError or PolicyError before training starts, RunError at
     ``train()`` if the run folder is taken.

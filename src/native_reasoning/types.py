@@ -19,9 +19,10 @@ class Example:
     """One usable row of a data file.
 
     ``prompt`` is a tuple of chat turns ``(role, content)`` that ends with the turn to be answered;
-    a plain question is one user turn. ``row_id`` is the row's stable number after filtering: it is
-    part of the random key. ``line`` is the 1-based row of the source, for messages. ``columns``
-    holds the row's other columns where reward functions may ask for them, else nothing.
+    a plain question is one user turn. ``answer`` is the reference's text. ``row_id`` is the row's
+    stable number after filtering: it is part of the random key. ``line`` is the 1-based row of the
+    source, for messages. ``columns`` holds the row's other columns where reward functions may ask
+    for them, else nothing.
 
     >>> Example(prompt=(("user", "2 + 2?"),), answer="4", row_id=0, line=1).question
     '2 + 2?'
@@ -134,6 +135,9 @@ class Judgement:
 class Scores:
     """Log-probabilities of one group under the trainer's weights, and what else is known of it.
 
+    Natural logarithms (nats), float32; K traces, L sampled tokens, T answer tokens with the end of
+    turn. l and b are those of NRT (arXiv 2602.11549), docs/how-it-works.md (1) and (2).
+
     ``trace`` (K, L): log π of every sampled token in order: the trace z, its stop decision if one
     was sampled, the answer after it if one was sampled; 0 where ``trace_mask`` (K, L) is False.
     ``answer`` (K, T): l, log π(y*_i | x, z_k, y*_<i), of the reference answer.
@@ -141,7 +145,7 @@ class Scores:
     ``forced_tag`` (K,): log π of the closing tag where it had to be spliced in, 0 where sampled.
     ``closed`` (K,): whether the trace closed itself.
     ``rounding``: the relative difference below which two rewards count as equal: 1e-5 for a float32
-    forward, 5e-3 for bfloat16 (method.md section 3, numerics), 1e-12 for float64.
+    forward, 5e-3 for bfloat16, 1e-12 for float64.
     ``trace_length`` (K,): tokens of z without its stop decision; None means ``trace_mask`` counts.
     ``answer_length`` (K,): tokens of the sampled answer; None where none was sampled.
     ``verdict`` is None where no text was looked at. ``frozen`` and ``ema`` are what the first
@@ -193,6 +197,8 @@ class Scores:
 @dataclass(frozen=True, eq=False)
 class Signal:
     """What an objective makes of one group's scores; everything is a constant for the gradient.
+
+    It is all that the loss needs beside the scores: docs/how-it-works.md (5) to (8).
 
     ``rewards`` (K,): R_k = f(c_k) before any clip; where a preset adds something to f, the total
     that A is made of.

@@ -92,7 +92,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class DataReport:
-    """The account of one source: ``read`` = ``kept`` + the counts in ``dropped``.
+    """The account of one ``source``, by its name: ``read`` = ``kept`` + the counts in ``dropped``.
 
     ``unit`` is what ``Example.line`` counts: "line" in JSONL, else "row" (from 1; in a folder the
     row's number over all files, while places name the file). ``repeated_prompts`` are kept
@@ -128,7 +128,8 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Examples:
-    """The usable examples of a source and the account of the rest; ``row_id`` is the index."""
+    """The usable ``examples`` of a source, whose ``row_id`` is their index, and the ``report`` on
+    the rest. ``len`` counts the examples."""
 
     examples: Sequence[Example]
     report: DataReport

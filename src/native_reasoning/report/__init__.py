@@ -17,6 +17,7 @@ def write_report(
 ) -> tuple[str, ...]:
     """The page of the runs in ``paths`` as the file ``out``; returns what could not be shown.
 
+    Traces are left out evenly where the page would have more than ``most_bytes`` (15 MB).
     Raises RunError where a folder holds no run, or ``out`` is a file that is no such page.
     """
     if out.is_dir() or (out.exists() and MARK.encode() not in _beginning(out)):

@@ -32,7 +32,7 @@ FIGURES = {
 
 
 def figure(name: str, *runs: Run) -> go.Figure:
-    """One of ``FIGURES``, of one run or more; without data where they have none.
+    """One of ``FIGURES`` as a plotly figure, of one run or more; without data where they have none.
 
     Raises ConfigError for a name that is none.
     """

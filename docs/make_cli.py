@@ -1,0 +1,119 @@
+"""Writes docs/cli.md from the verbs and flags of ``nrt``: ``python docs/make_cli.py``.
+
+A test compares the page with what this would write.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+
+from native_reasoning.cli.verbs import OPTION_GROUPS, VERBS, Flag, Verb
+from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
+
+FILE = Path(__file__).parent / "cli.md"
+NOTE = "<!-- written by docs/make_cli.py -->"
+INTRODUCTION = """`nrt VERB --help` prints the same. stdout is the result, stderr the progress;
+`--json` puts one object on the last line of stdout. Underscores may stand for hyphens, and
+`--key=value` for `--key value`."""
+EXAMPLES = "<!-- not run: examples of the help, with models of the hub -->"
+EXIT_CODES = """| exit code | |
+| --- | --- |
+| 0 | done |
+| 1 | a file could not be written, or a mistake of ours, with its traceback |
+| 2 | something that you can mend: three lines on stderr, what, why and fix |
+| 130, 143 | stopped by Ctrl-C or SIGTERM, saved; `--resume` goes on |"""
+SETTINGS = """Every setting is a flag of `nrt train`, a line of a recipe (`num_generations: 8`)
+and a field of `NRTConfig` (`NRTConfig(num_generations=8)`). Those that a verb lists under
+*settings* are its flags too. A default of *preset* is what the preset says: `nrt presets NAME`."""
+
+
+def cell(text: object) -> str:
+    """Text inside a Markdown table."""
+    return str(text).replace("|", "\\|").replace("\n", "\\n")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+
+
+def flag_row(flag: Flag) -> list[str]:
+    """A flag of a verb's own and its sentence."""
+    taken = {"switch": "", "bool": " [BOOL]", "maybe": f" [{flag.metavar}]"}
+    return [f"`{flag.name}{taken.get(flag.kind, f' {flag.metavar}')}`", flag.help]
+
+
+def verb_text(verb: Verb) -> str:
+    """A verb: what it does, its flags, its groups of settings, examples."""
+    positional = f" {verb.positional[0]}" if verb.positional else ""
+    parts = [f"## `nrt {verb.name}{positional}`", " ".join(verb.text.split())]
+    rows = [flag_row(flag) for flag in verb.flags]
+    if verb.positional:
+        name, count, text = verb.positional
+        told = {"?": "may be left out", "+": "one or more"}.get(count)
+        rows.insert(0, [f"`{name}`", f"{text} ({told})" if told else text])
+    parts.append(table(["argument", "what"], rows))
+    if verb.groups:
+        theirs = " and every field of transformers' `TrainingArguments`" if verb.common else ""
+        named = ", ".join(f"[{group}](#{anchor(group)})" for group in verb.groups)
+        parts.append(f"Settings: {named}{theirs}.")
+    examples = "\n".join(verb.examples)
+    parts.append(f"{EXAMPLES}\n```sh\n{examples}\n```")
+    return "\n\n".join(parts)
+
+
+def anchor(title: str) -> str:
+    """The anchor of a heading, as code hosts make it."""
+    return "".join(c for c in title.lower() if c.isalnum() or c in " -_").replace(" ", "-")
+
+
+def setting_rows(names: tuple[str, ...]) -> list[list[str]]:
+    """Options of ours: flag, default, values and sentence."""
+    by_name = {f.name: f for f in fields(NRTOptions)}
+    rows = []
+    for name in names:
+        option, preset = by_name[name], OPTION_GROUPS["objective"] + PRESET_DETAILS
+        default = option.default
+        if default is None:
+            is_preset = name in preset and name not in ("objective", "reward_funcs")
+            shown = "preset" if is_preset and name != "reward_weights" else ""
+        else:
+            shown = f"`{str(default).lower() if isinstance(default, bool) else default!r}`"
+        choices = option.metadata["choices"]
+        text = option.metadata["help"]
+        text += f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
+        rows.append([f"`--{name.replace('_', '-')}`", shown, text])
+    return rows
+
+
+PRESET_DETAILS = OPTION_GROUPS["objective, in detail"]
+
+
+def page() -> str:
+    """The whole page."""
+    verbs = table(
+        ["verb", "what"], [[f"[`{v.name}`](#{verb_anchor(v)})", v.summary] for v in VERBS.values()]
+    )
+    parts = [NOTE, "# Commands", INTRODUCTION, verbs, EXIT_CODES]
+    parts += [verb_text(verb) for verb in VERBS.values()]
+    parts += ["## Settings", SETTINGS]
+    for title, names in OPTION_GROUPS.items():
+        header = ["flag", "default", "what"]
+        parts += [f"### {title}", table(header, setting_rows(names))]
+    told = [
+        [f"`--{name.replace('_', '-')}`", text]
+        for name, text in COMMON_ARGUMENTS.items()
+        if name != "output_dir"
+    ]
+    note = "Those that are set most, with their defaults; every other field is accepted too."
+    parts += ["### transformers' TrainingArguments", note, table(["flag", "what"], told)]
+    return "\n\n".join(parts) + "\n"
+
+
+def verb_anchor(verb: Verb) -> str:
+    """The anchor of a verb's heading."""
+    return anchor(f"nrt {verb.name}" + (f" {verb.positional[0]}" if verb.positional else ""))
+
+
+if __name__ == "__main__":
+    FILE.write_text(page(), encoding="utf-8")
