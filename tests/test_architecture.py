@@ -24,6 +24,7 @@ LINE = (
     ("guards", "checks", "config", "recipe"),
     ("custom", "ranks", "gathered"),
     ("data",),
+    ("chat",),
     ("boundary",),
     ("frames",),
     ("template",),
