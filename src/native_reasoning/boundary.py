@@ -68,7 +68,7 @@ def token_boundary(
         if text not in known or token.special:
             # else servers that skip special tokens would remove the tags from their output
             token.special = False
-            tokenizer.add_tokens([token])
+            tokenizer.add_tokens([token])  # type: ignore[list-item]
     space, gap = wrap(tokenizer, think)
     close = tokenizer.get_vocab()[think[1]]
     return Boundary(mode, think[0] + space, think[1], (close,), gap=gap)
