@@ -54,6 +54,8 @@ LINE = (
     ("collapse", "callbacks", "checkpoints", "progress", "resume", "trackers"),
     ("steps",),
     ("evaluating",),
+    ("card",),
+    ("publishing",),
     ("trainer",),
     ("integrations",),
     ("report",),
