@@ -78,7 +78,7 @@ def find_base(name: str) -> Base:
         file = path / NAME if local else Path(hf_hub_download(name, NAME, etag_timeout=5))
         if not file.is_file() or file.stat().st_size > _LARGEST:
             return Base(shown, hub_id)
-        data = ModelCard(file.read_text("utf-8"), ignore_metadata_errors=True).data
+        data: Any = ModelCard(file.read_text("utf-8"), ignore_metadata_errors=True).data
     except Exception:  # no network, no such file, no YAML: of many libraries
         return Base(shown, hub_id)
     if local and _is_name(data.base_model):
