@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from transformers import PhiForCausalLM as Phi
 
 import tiny
-from native_reasoning.boundary import PLAIN_CHAT_TEMPLATE
+from native_reasoning.chat import PLAIN_CHAT_TEMPLATE
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError
 from native_reasoning.policy import (
@@ -231,6 +231,37 @@ def test_models_own_end_tokens_are_kept(config, ends):
     expected = (2, 0) if ends is None else (2, 0, 9)
     assert policy.template.end_ids == expected
     assert model.generation_config.eos_token_id == list(expected)
+
+
+def test_a_saved_model_generates_as_traces_were_sampled(config, tmp_path):
+    model = tiny.tiny_model()
+    habits = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1, "num_beams": 2}
+    for name, value in {**habits, "max_length": 300, "bos_token_id": 7}.items():
+        setattr(model.generation_config, name, value)
+    settings = config(temperature=0.9, top_p=0.95)
+    load_policy(model, settings, tiny.byte_tokenizer()).save(tmp_path / "model")
+    saved = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    del saved["transformers_version"]
+    assert saved == {
+        "bos_token_id": 7,
+        "do_sample": True,
+        "eos_token_id": [2, 0],
+        "max_length": 300,
+        "pad_token_id": 0,
+        "temperature": 0.9,
+        "top_k": 0,
+        "top_p": 0.95,
+    }
+
+
+def test_new_tags_for_a_model_that_knows_them_are_the_ones_it_knows(config, tmp_path, capsys):
+    first = load_policy(tiny.tiny_model(), config(boundary="new"), tiny.byte_tokenizer())
+    first.save(tmp_path / "model")
+    assert "boundary new" not in capsys.readouterr().err
+    again = load_policy(tmp_path / "model", config(boundary="new"))
+    assert "boundary new: the model knows <think> and </think> already" in capsys.readouterr().err
+    rows = [policy.model.get_input_embeddings().weight for policy in (first, again)]
+    assert torch.equal(*rows)
 
 
 def test_model_without_generation_config_can_be_used(config):

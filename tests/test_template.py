@@ -9,7 +9,8 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PythonBackend
 
 import tiny
-from native_reasoning.boundary import PLAIN_CHAT_TEMPLATE, existing_pair
+from native_reasoning.boundary import existing_pair
+from native_reasoning.chat import PLAIN_CHAT_TEMPLATE
 from native_reasoning.errors import TemplateError
 from native_reasoning.template import make_template
 from native_reasoning.types import Example
@@ -168,11 +169,10 @@ def test_think_tags_in_a_question_are_spelled_out():
 # -- Turns -----------------------------------------------------------------------------------------
 
 
-def test_only_turns_that_the_template_strips_are_stripped():
-    template = BUILT["qwen3"]  # strips newlines before an assistant's turn, and nothing else
-    text = template.prompt_text(dialogue(" a ", "\n b ", " c"))
+def test_questions_are_stripped_only_where_the_template_does_it_and_earlier_answers_always():
+    text = BUILT["qwen3"].prompt_text(dialogue(" a ", "\n b ", " c"))
     assert "user\n a <|im_end|>" in text
-    assert "</think>\n\n b <|im_end|>" in text
+    assert "</think>\n\nb<|im_end|>" in text
     assert BUILT["llama2 first"].prompt_text(dialogue(" a ", "\n b ", " c")) == (
         "<s>[INST] a [/INST] b</s>[INST] c [/INST]<think>"
     )
@@ -211,9 +211,9 @@ def test_system_turns_that_a_template_puts_last_stay_there():
         "{{ m['content'] + ';' }}{% endif %}{% endfor %}"
     )
     template = make_template(with_template(tiny.byte_tokenizer(), source))
-    example = ask(("system", "S"), ("user", "a"), ("assistant", "<think>"), ("user", "c"))
-    assert template.prompt_text(example) == "a;<think>;S|c;<think>"
-    assert template.prompt_ids(example).count(template.boundary.close_ids[0] - 1) == 1
+    example = ask(("system", "S"), ("user", "a"), ("assistant", "<|im_end|>"), ("user", "c"))
+    assert template.prompt_text(example) == "a;<|im_end|>;S|c;<think>"
+    assert template.end_ids[0] not in template.prompt_ids(example)
 
 
 @pytest.mark.parametrize(

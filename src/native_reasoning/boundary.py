@@ -8,22 +8,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import TemplateError as JinjaError
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from native_reasoning.chat import render, unwrap, wrap
 from native_reasoning.errors import TemplateError
-
-#: For base models that come without a chat template; saved with the model.
-PLAIN_CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{ 'Question: ' + message['content'] + '\\n\\n' }}"
-    "{%- elif message['role'] == 'assistant' -%}"
-    "{{ 'Response:\\n' + message['content'] + (eos_token or '') + '\\n\\n' }}"
-    "{%- else -%}{{ message['content'] + '\\n\\n' }}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ 'Response:\\n' }}{%- endif -%}"
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,8 @@ def existing_pair(tokenizer: PreTrainedTokenizerBase, think: tuple[str, str]) ->
 def token_boundary(
     tokenizer: PreTrainedTokenizerFast, boundary: str, think: tuple[str, str], trained: bool
 ) -> Boundary:
-    """The existing think tokens, or new ones; the chat template is made to open the trace.
+    """The existing think tokens, or new ones; the chat template is made to open the trace, and to
+    be what servers need (chat.py).
 
     A pair that the model knows (``trained``) is "existing" whether or not "new" was asked for.
     """
@@ -72,31 +62,23 @@ def token_boundary(
             fix="boundary auto adds them; think_open and think_close name others",
         )
     mode = "existing" if exists and (trained or boundary == "existing") else "new"
-    # special=False: servers that skip special tokens would remove the tags from their output
-    missing = [text for text in think if text not in tokenizer.added_tokens_encoder]
-    new = [AddedToken(text, special=False, normalized=False) for text in missing]
-    tokenizer.add_tokens(new)  # type: ignore[arg-type]
-    source = tokenizer.get_chat_template()
-    opening = render(tokenizer, [("user", "?")])
-    opened = opening.rstrip().endswith(think[0])
-    space = "\n" if _writes(source, think[0] + "\n") else ""
-    if opened:
-        space = opening[len(opening.rstrip()) :]
-    else:
-        # a literal newline in the Jinja text would be dropped by trim_blocks: write its escape
-        text = json.dumps(think[0] + space, ensure_ascii=False)
-        tokenizer.chat_template = (
-            source.removesuffix("\n")  # as Jinja does
-            + f"{{%+ if add_generation_prompt %}}{{{{ {text} }}}}{{% endif %}}"
-        )
-    # the same in mode "new", so that the saved folder, where the pair exists, reads the same
-    gap = "\n\n" if space or _writes(source, think[1] + "\n\n") else ""
+    known = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    for text in think:
+        token = known.get(text, AddedToken(text, normalized=False))
+        if text not in known or token.special:
+            # else servers that skip special tokens would remove the tags from their output
+            token.special = False
+            tokenizer.add_tokens([token])  # type: ignore[list-item]
+    space, gap = wrap(tokenizer, think)
     close = tokenizer.get_vocab()[think[1]]
     return Boundary(mode, think[0] + space, think[1], (close,), gap=gap)
 
 
 def text_boundary(tokenizer: PreTrainedTokenizerFast, text: str) -> Boundary:
-    """A text after which " answer" follows, if no token of the vocabulary spans the two."""
+    """A text after which " answer" follows, if no token of the vocabulary spans the two. The chat
+    template is the model's own."""
+    tokenizer.chat_template = unwrap(tokenizer.get_chat_template())
+    tokenizer.response_template = None
     cut = text[-1:] + " "
     spanning = [
         token for token in tokenizer.get_vocab() if cut in token.replace("Ġ", " ").replace("▁", " ")
@@ -114,29 +96,7 @@ def text_boundary(tokenizer: PreTrainedTokenizerFast, text: str) -> Boundary:
     return Boundary("text", "", text, ids, lead=" ")
 
 
-def _writes(source: str, text: str) -> bool:
-    """Whether a chat template's source writes ``text``, with newlines as such or as ``\\n``."""
-    return text in source or text.replace("\n", "\\n") in source
-
-
 # -- What a tokenizer knows ------------------------------------------------------------------------
-
-
-def render(
-    tokenizer: PreTrainedTokenizerFast, turns: Sequence[tuple[str, str]], generate: bool = True
-) -> str:
-    """The chat template's text of some turns. Raises TemplateError if it refuses them."""
-    messages = [{"role": role, "content": content} for role, content in turns]
-    try:
-        return tokenizer.apply_chat_template(  # type: ignore[return-value]
-            messages, tokenize=False, add_generation_prompt=generate
-        )
-    except (JinjaError, TypeError, ValueError) as error:
-        raise TemplateError(
-            f"the chat template refuses the turns: {error}",
-            why="the prompt cannot be written",
-            fix="mend the order of the turns, or set chat_template_path",
-        ) from None
 
 
 def decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:

@@ -157,6 +157,10 @@ class WholeCheckpoints(Trainer):
         """Called on every rank with the unfinished checkpoint's folder."""
         raise NotImplementedError
 
+    def add_to_model(self, folder: Path) -> None:
+        """Called on the rank that saves with the folder of a model that is no checkpoint."""
+        raise NotImplementedError
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """An ordinary model folder (weights, tokenizer, chat template, end tokens) in
         ``output_dir``, by default the run folder; all ranks call it."""
@@ -182,6 +186,8 @@ class WholeCheckpoints(Trainer):
             save_adapter(model, folder)
         assert self.processing_class is not None
         self.processing_class.save_pretrained(folder)
+        if self._staging is None:
+            self.add_to_model(Path(folder))
 
     def save_whole_model(self, folder: Path) -> None:
         """``save_model`` into a folder that appears whole. One that holds the same model stays as

@@ -52,10 +52,11 @@ def sync(path: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Writes ``CHECKSUMS``: from now on ``damage`` knows what belongs in the folder. All is on the
-    disk afterwards."""
+    """Writes ``CHECKSUMS``: from now on ``damage`` knows what belongs in the folder, a card
+    (README.md) apart, which may be written anew. All is on the disk afterwards."""
     (folder / CHECKSUMS).unlink(missing_ok=True)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in files if path != folder / "README.md"]
     about = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
     (folder / CHECKSUMS).write_text(json.dumps(about, indent=1), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:

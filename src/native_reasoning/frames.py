@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from native_reasoning.boundary import render
+from native_reasoning.chat import render
 from native_reasoning.errors import TemplateError
 
 #: Texts one after the other, each with whether it is the user's.

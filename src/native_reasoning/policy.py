@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,7 +20,7 @@ from transformers import (
 from native_reasoning.adapters import add_adapter, base_of, lora_config, with_adapter
 from native_reasoning.boundary import existing_pair
 from native_reasoning.config import NRTConfig, model_dtype
-from native_reasoning.errors import ConfigError, PolicyError
+from native_reasoning.errors import ConfigError, PolicyError, warn
 from native_reasoning.quantised import check_given, check_trainable, keep_exact, quantisation
 from native_reasoning.template import Template, make_template
 
@@ -77,13 +78,17 @@ def load_policy(
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
+    if config.boundary == "new" and template.boundary.mode != "new" and config.process_index == 0:
+        warn(
+            f"boundary new: the model knows {config.think_open} and {config.think_close} already, "
+            "and they are used as they are; --think-open and --think-close name others"
+        )
     new_ids = add_think_rows(model, template) if template.boundary.mode == "new" else ()
     adapter = adapter or lora_config(config)
     check_trainable(model, adapter is not None)
     keep_exact(model)
     if adapter is not None:
         add_adapter(model, adapter, new_ids, config.seed)
-    _mend_generation_config(model, template.end_ids)
     if model.dtype in (torch.bfloat16, torch.float16):
         warnings.warn(
             f"the weights are {model.dtype}: most updates at a learning rate of "
@@ -93,6 +98,8 @@ def load_policy(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if model.generation_config is not None:
+        model.generation_config = generation_config(model.generation_config, template, config)
     disable_dropout(model)
     return Policy(model, tokenizer, template)
 
@@ -179,16 +186,22 @@ def load_model(name: str, config: NRTConfig) -> PreTrainedModel:
     return model
 
 
-def _mend_generation_config(model: PreTrainedModel, end_ids: tuple[int, ...]) -> None:
-    """End tokens for generation; sampling settings without ``do_sample`` could not be saved."""
-    generation = model.generation_config
-    if generation is None:
-        return
-    generation.eos_token_id = list(end_ids)
-    try:
-        generation.validate(strict=True)
-    except ValueError:
-        generation.do_sample = True
+def generation_config(
+    old: GenerationConfig, template: Template, config: NRTConfig
+) -> GenerationConfig:
+    """How whoever loads the saved model generates unless told otherwise: as traces were sampled,
+    until an end token. Lengths and the kind of cache stay; penalties, beams and forbidden tokens,
+    which training does not have, go."""
+    kept = ("bos_token_id", "max_length", "max_new_tokens", "cache_implementation")
+    return GenerationConfig(
+        **{name: getattr(old, name) for name in kept},
+        eos_token_id=list(template.end_ids),
+        pad_token_id=template.tokenizer.pad_token_id,
+        do_sample=True,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=0,  # transformers' own default is 50
+    )
 
 
 def _check_folder(name: str) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from native_reasoning.boundary import (
-    PLAIN_CHAT_TEMPLATE,
     Boundary,
     adds_bos,
     control_ids,
@@ -21,6 +20,7 @@ from native_reasoning.boundary import (
     token_boundary,
     without_added_tokens,
 )
+from native_reasoning.chat import PLAIN_CHAT_TEMPLATE, answered, split_responses
 from native_reasoning.errors import TemplateError
 from native_reasoning.frames import Frames, Pieces
 from native_reasoning.types import Example, PromptGroup, Traces
@@ -48,7 +48,9 @@ class Template:
         self.control_ids = control_ids(tokenizer, end_ids) | {*tags}
         self.plain = without_added_tokens(tokenizer)
         self.frames = Frames(tokenizer)
-        self.gap_ids = self.encode([(boundary.gap, False)]) if boundary.gap else ()
+        # as they stand behind the tag: alone they may be other tokens
+        behind = self.encode([(boundary.close_text + boundary.gap, False)])
+        self.gap_ids = () if boundary.closes_by_text else behind[len(boundary.close_ids) :]
 
     # -- text to ids -------------------------------------------------------------------------------
 
@@ -93,10 +95,13 @@ class Template:
         return tuple(ids)
 
     def prompt_pieces(self, turns: Sequence[tuple[str, str]]) -> Pieces:
-        """The chat template's text around the turns' texts, ending where the trace begins.
+        """The chat template's text around the turns' texts, ending where the trace begins; earlier
+        assistant turns without their reasoning.
 
         Raises TemplateError if the chat template refuses the turns.
         """
+        if not self.boundary.closes_by_text:
+            turns = [(role, self._answered(role, text)) for role, text in turns]
         if self.system_prompt is not None and turns[0][0] != "system":
             turns = [("system", self.system_prompt), *turns]
         try:
@@ -106,6 +111,10 @@ class Template:
                 raise
         (_, system), (role, first), *rest = turns  # templates without a system turn
         return self._pieces([(role, f"{system}\n\n{first}"), *rest])
+
+    def _answered(self, role: str, text: str) -> str:
+        think = (self.boundary.open_text.strip(), self.boundary.close_text)
+        return answered(text, think) if role == "assistant" else text
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> Pieces:
         frame = self.frames.of(tuple(role for role, _ in turns))
@@ -252,4 +261,5 @@ def make_template(
         made = text_boundary(tokenizer, boundary_text)
     else:
         made = token_boundary(tokenizer, boundary, think, trained)
+        split_responses(tokenizer, think, [decode(tokenizer, [end]) for end in ends])
     return Template(tokenizer, made, ends, system_prompt)

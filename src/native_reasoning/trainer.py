@@ -2,8 +2,8 @@
 
 Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
 loop), ``get_batch_samples`` (rolls out) and ``log`` (adds the step's means). Evaluation is in
-evaluating.py, the loss of a micro-batch in steps.py, what makes checkpoints appear whole in
-checkpoints.py, the mathematics in objective.py.
+evaluating.py, what a saved model says of itself in publishing.py, the loss of a micro-batch in
+steps.py, what makes checkpoints appear whole in checkpoints.py, the mathematics in objective.py.
 """
 
 import math
@@ -25,13 +25,13 @@ from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.collapse import CollapseGuard
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
-from native_reasoning.evaluating import Evaluating
 from native_reasoning.gathered import stand_in
 from native_reasoning.groups import Schedule, data_hash, make_schedule, require
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
 from native_reasoning.policy import load_policy
+from native_reasoning.publishing import Publishing
 from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import RunFolder
 from native_reasoning.resume import alone, checkpoint_step, find_checkpoint, machine, open_run
@@ -50,7 +50,7 @@ from native_reasoning.window import Window
 LOGS_KEPT = 200
 
 
-class NRTTrainer(Evaluating):
+class NRTTrainer(Publishing):
     """Trains ``model`` to reason from question–answer pairs.
 
     ``model`` is a hub id, a folder or a causal language model. ``train_dataset`` and
@@ -251,11 +251,6 @@ class NRTTrainer(Evaluating):
         if self.args.max_steps > 0:
             return self.args.max_steps
         return math.ceil(self.args.num_train_epochs * self.schedule.steps_per_epoch)
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return Path(str(self.args.output_dir))
 
     @property
     def schedule(self) -> Schedule:

@@ -171,6 +171,8 @@ def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
             count = min(len(trainer.eval_groups), trainer.args.eval_samples)
             say(f"evaluating on {count} questions")
             after = trainer.evaluate()
+            if final.is_dir():
+                trainer.write_card(final)
         end_runs(trainer.callback_handler.callbacks)
     if stopped is not None:
         return _stopped(trainer, plan, stopped, as_json)
