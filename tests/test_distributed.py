@@ -17,12 +17,14 @@ pytestmark = pytest.mark.xdist_group("ranks")  # one after the other: each is se
 PROMPTS = 4
 #: The run that all are measured by.
 PLAIN = {"lab": False, "rows": 12, "preset": "nrt-ws", "max_steps": 5, "save_steps": 3}
+#: Two mini-batches, each trained on twice.
+FOUR_UPDATES = {"steps_per_generation": 2, "num_iterations": 2}
 #: 5 rows at 4 prompts a step: the second step has one real prompt, so one rank has none at all.
 #: rlpr: sampled answers, a first policy, a mean over tokens of all ranks and a filter; nover: an
-#: EMA. The lab's base closes its traces.
+#: EMA. The lab's base closes its traces. window: the second mini-batch has 3 of 7 rows.
 OTHERS = {
     "few_rows": {"lab": False, "rows": 5, "preset": "nrt-ws", "max_grad_norm": 0.5},
-    "window": {"lab": False, "rows": 12, "preset": "nrt-ws", "steps_per_generation": 2},
+    "window": {"lab": False, "rows": 7, "preset": "nrt-ws", **FOUR_UPDATES},
     "adapter": {"lab": False, "rows": 12, "preset": "nrt-ws", "use_peft": True, "tied": True},
     "rlpr": {"lab": True, "rows": 5, "preset": "rlpr"},
     "nover": {"lab": True, "rows": 12, "preset": "nover", "steps_per_generation": 2},
@@ -30,6 +32,11 @@ OTHERS = {
 #: Metrics of traces that were exchanged: a rank does it among its own prompts, so that these have
 #: other partners.
 EXCHANGED = re.compile(r"specificity|trace_dep|leak|restated|clean_uplift|(gain|uplift)_[hme]")
+
+#: Runs that are stopped with three updates of their window to come.
+W1, W2 = ("ddp", 1, "window"), ("ddp", 2, "window")
+#: The checkpoint that is resumed from, and those that are taken away.
+KEPT = {"plain": (3, 5), "window": (1, 2, 3)}
 
 
 class Runs:
@@ -122,9 +129,9 @@ def test_metrics_of_several_ranks_are_those_of_one(name, config, runs):
 @pytest.mark.parametrize(
     ("then", "firsts"),
     [
-        (("ddp", 1), [("ddp", 2, "plain"), ("fsdp2", 2, "plain"), ("fsdp2", 2, "adapter")]),
-        (("ddp", 2), [("ddp", 1, "plain")]),
-        (("fsdp2", 2), [("ddp", 1, "plain"), ("fsdp2", 4, "plain"), ("ddp", 1, "adapter")]),
+        (("ddp", 1), [("ddp", 2, "plain"), ("fsdp2", 2, "plain"), ("fsdp2", 2, "adapter"), W2]),
+        (("ddp", 2), [("ddp", 1, "plain"), W1]),
+        (("fsdp2", 2), [("ddp", 1, "plain"), ("fsdp2", 4, "plain"), ("ddp", 1, "adapter"), W1]),
     ],
     ids=["on one process", "on two", "on two, cut"],
 )
@@ -134,7 +141,7 @@ def test_a_run_goes_on_with_another_number_of_processes(then, firsts, runs, tmp_
         place = tmp_path / f"{config}-{processes}-{name}"
         shutil.copytree(runs.of(config, processes) / name, place)
         (place / "weights-0.pt").unlink()
-        step, *later = (3, 5) if name == "plain" else (2, 3)
+        step, *later = KEPT.get(name, (2, 3))
         for other in later:
             shutil.rmtree(place / "run" / f"checkpoint-{other}")
         settings = PLAIN if name == "plain" else {"max_steps": 3, "save_steps": 1, **OTHERS[name]}
