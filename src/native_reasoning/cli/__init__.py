@@ -8,6 +8,7 @@ traceback) a mistake of ours.
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from native_reasoning.cli.flags import parse, read_verb
@@ -46,7 +47,8 @@ def _tell_launcher(error: NativeReasoningError) -> None:
     if isinstance(error, ValueError) and os.environ.get("TORCHELASTIC_ERROR_FILE"):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        get_error_handler().record_exception(error)
+        with suppress(OSError):  # told already
+            get_error_handler().record_exception(error)
 
 
 def _refused(error: OSError) -> NativeReasoningError:
