@@ -123,7 +123,7 @@ def test_a_wrong_setting_is_told_through_the_real_launchers(gpus, tmp_path):
     command = ["bash", CLUSTER / "node.sh", "--learning-rat", "1"]
     node = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert node.returncode == 2, node.stderr
-    assert "error: no --model was given" in node.stderr
+    assert "error: no model was given" in node.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["ranks.yaml"]  # nothing is left behind
 
 
