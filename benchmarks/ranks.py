@@ -47,6 +47,7 @@ CASES: dict[str, tuple[str, int, dict[str, str], dict[str, Any]]] = {
     "bfloat16, 1": ("ddp", 1, {}, {"bf16": True}),
     "bfloat16, DDP, 2": ("ddp", 2, BF16, {}),
     "bfloat16, FSDP2, 2": ("fsdp2", 2, BF16, {}),
+    "bfloat16, FSDP2, 2, accelerate's policy": ("fsdp2", 2, BF16, {"policy": "bf16"}),
     "ZeRO-2, 2": ("zero2", 2, {}, {}),
     "ZeRO-3, 2": ("zero3", 2, {}, {}),
 }

@@ -58,9 +58,16 @@ def trained(trainer: NRTTrainer) -> torch.Tensor:
 
 
 def train(
-    folder: str, lab: bool, rows: int, resume: str | None = None, tied: bool = False, **settings
+    folder: str,
+    lab: bool,
+    rows: int,
+    resume: str | None = None,
+    tied: bool = False,
+    policy: str | None = None,
+    **settings,
 ) -> None:
-    """One run into ``folder``/run; the first step's gradient and the weights before and after."""
+    """One run into ``folder``/run; the first step's gradient and the weights before and after.
+    ``policy``: the precision whose mixed-precision policy accelerate would have given to FSDP."""
     data = make_rows("short_answer", "train", 12, seed=5) if lab else QA
     args = NRTConfig(
         output_dir=f"{folder}/run",
@@ -82,6 +89,8 @@ def train(
         None if lab else byte_tokenizer(),
         callbacks=[KeepGradient(place / f"gradient-{rank}.pt")],
     )
+    if policy is not None:
+        trainer.accelerator.state.fsdp_plugin.set_mixed_precision(policy, override=True)
     first = trained(trainer)
     trainer.train(resume_from_checkpoint=resume)
     torch.save((first, trained(trainer)), place / f"weights-{rank}.pt")

@@ -113,6 +113,20 @@ def test_torch_knows_the_variable_that_gives_ranks_time(monkeypatch):
 # -- slurm.sh --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_wrong_setting_is_told_through_the_real_launchers(gpus, tmp_path):
+    (tmp_path / "ranks.yaml").write_text("distributed_type: MULTI_GPU\nmixed_precision: 'no'\n")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+    env |= {"NRT_RUN": str(tmp_path / "run"), "NRT_GPUS": str(gpus), "NRT_PORT": str(free_port())}
+    env |= {"NRT_ACCELERATE": str(tmp_path / "ranks.yaml"), "TMPDIR": str(tmp_path)}
+    command = ["bash", CLUSTER / "node.sh", "--learning-rat", "1"]
+    node = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert node.returncode == 2, node.stderr
+    assert "error: no model was given" in node.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["ranks.yaml"]  # nothing is left behind
+
+
 def start_job(folder: Path, attempt: int, port: int) -> subprocess.Popen:
     """slurm.sh as SLURM would start it: two nodes of one process."""
     commands = folder / "bin"

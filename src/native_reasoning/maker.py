@@ -11,7 +11,7 @@ from torch import nn
 from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
 from native_reasoning.custom import RewardFunctions, check_signal, name_of
-from native_reasoning.groups import PlannedStep, Schedule, rank_share
+from native_reasoning.groups import PlannedStep, Rows, Schedule, rank_share
 from native_reasoning.inputs import inference
 from native_reasoning.limits import Limits, out_of_memory
 from native_reasoning.objective import Objective
@@ -25,7 +25,7 @@ from native_reasoning.scoring import Scorer
 from native_reasoning.state import ObjectiveState
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces, Verdict
 from native_reasoning.verdicts import judge
-from native_reasoning.window import Cell, MicroBatch, Recall, Window, micro_batch
+from native_reasoning.window import Cell, MicroBatch, Recall, Window, in_batches, micro_batch
 
 #: Scores of the sampler's own caches are those of the training forward up to this rounding; coarser
 #: arithmetic rounds differently in other shapes, and then the forward of training scores.
@@ -69,15 +69,11 @@ class WindowMaker:
     ) -> Window:
         """Rolls out ``plan.rollout``. With several updates, or where it is asked for, it is scored
         ``beforehand`` under ``model``. ``context`` is handed to the reward functions."""
-        args = self.args
-        shares = [
-            rank_share(rows, args.process_index, args.world_size, args.per_device_train_batch_size)
-            for rows in schedule.rollout(plan.rollout)
-        ]
+        shares = self._shares(schedule, plan)
         rows = [r for s in shares for batch in s for r in batch]
         groups = [self._filler() if r is None else self.groups[r] for r in rows]
         real = [group for group in groups if group.weight]
-        several = len(shares) * args.num_iterations > 1
+        several = len(shares) * self.args.num_iterations > 1
         with self.clock.stage("sampling"), self.engine.ready():
             rated = self._sampled(real, plan.rollout, several or beforehand)
         sampled = iter(rated)
@@ -86,9 +82,7 @@ class WindowMaker:
         cells = iter([Cell(g, *f, v) for g, f, v in zip(groups, found, verdicts, strict=True)])
         micros: list[list[MicroBatch]] = []
         for share in shares:
-            mine = sorted((next(cells) for batch in share for _ in batch), key=Cell.length)
-            cuts = iter(mine)  # micro-batches of rows of like lengths, so that little is padded
-            batches = [[next(cuts) for _ in batch] for batch in share]
+            batches = in_batches([next(cells) for batch in share for _ in batch], share)
             micros.append([micro_batch(batch) for batch in batches])
             if several or beforehand:
                 micros[-1] = [
@@ -97,9 +91,19 @@ class WindowMaker:
                 ]
         return Window(plan.rollout, tuple(map(tuple, micros)))
 
-    def reopen(self, path: Path) -> Window:
-        """The window that was open when a checkpoint was written."""
-        return Window.load(path, self.groups, self._filler(), self.args.device)
+    def reopen(self, checkpoint: Path, schedule: Schedule, plan: PlannedStep) -> Window:
+        """This rank's share of the window that was open when a checkpoint was written, on as many
+        ranks as there were then."""
+        rank, shares = self.args.process_index, self._shares(schedule, plan)
+        return Window.load(checkpoint, rank, shares, self.groups, self._filler(), self.args.device)
+
+    def _shares(self, schedule: Schedule, plan: PlannedStep) -> list[list[Rows]]:
+        """The row ids of this rank's micro-batches, for each mini-batch of the rollout."""
+        a = self.args
+        return [
+            rank_share(rows, a.process_index, a.world_size, a.per_device_train_batch_size)
+            for rows in schedule.rollout(plan.rollout)
+        ]
 
     def score(self, window: Window, plan: PlannedStep, model: nn.Module) -> Window:
         """The window of one optimiser step with its scores taken beforehand after all."""

@@ -21,19 +21,31 @@ _GONE = re.compile(
 )
 
 
-def lost_rank(error: RuntimeError) -> RunError | None:
-    """What to say where an exchange failed because another process is gone; None for any other
-    error."""
-    state, text = PartialState(), str(error)
-    exchanged = isinstance(error, torch.distributed.DistError) or "gloo" in text.lower()
-    if state.num_processes == 1 or not (exchanged and _GONE.search(text)):
+def lost_rank(error: RuntimeError) -> Exception | None:
+    """What to raise where an exchange failed because another process is gone; None for any other
+    error. Where this process was failing by itself meanwhile, nothing hides that: its own error
+    where it is one of ours, else None, and the traceback has both."""
+    state = PartialState()
+    if state.num_processes == 1 or not _gone(error):
         return None
+    own = error.__context__
+    while own is not None and _gone(own):
+        own = own.__context__
+    if own is not None:
+        return own if isinstance(own, NativeReasoningError) else None
     return RunError(
         f"rank {state.process_index} of {state.num_processes} lost another one",
         why="it was killed, ran out of memory, or ended with an error that it says itself "
-        f"({(text.splitlines() or [''])[0][:200]})",
+        f"({(str(error).splitlines() or [''])[0][:200]})",
         fix="look at what the others say; then the same command with --resume",
     )
+
+
+def _gone(error: BaseException) -> bool:
+    """Whether an exchange failed because the other end is gone."""
+    text = str(error)
+    exchanged = isinstance(error, torch.distributed.DistError) or "gloo" in text.lower()
+    return isinstance(error, RuntimeError) and exchanged and bool(_GONE.search(text))
 
 
 def largest_of_ranks(value: int, device: torch.device) -> int:
@@ -60,9 +72,14 @@ def from_first_rank(make: Callable[[], T]) -> T:
             failed = error
             what = f"rank 0 failed: {type(error).__name__}: {error}"
             said = [RunError(what, why="the ranks go on together", fix="see what rank 0 says")]
-    (heard,) = broadcast_object_list(said)
-    if failed is not None:
+    try:
+        broadcast_object_list(said)
+    except RuntimeError:
+        if failed is None:
+            raise
+    if failed is not None:  # also where nobody is left to hear it
         raise failed
+    (heard,) = said
     if isinstance(heard, NativeReasoningError):
         raise heard
     return heard  # type: ignore[return-value]

@@ -17,6 +17,7 @@ from native_reasoning.disk import claimed, damage, is_full, put_aside, unwritten
 from native_reasoning.errors import RunError, warn
 from native_reasoning.ranks import from_first_rank, lost_rank
 from native_reasoning.records import CONFIG, RunFolder, read_config
+from native_reasoning.window import FILE as WINDOW
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 #: Settings that leave the steps themselves as they were.
@@ -26,14 +27,6 @@ FREE = re.compile(
 )
 #: Settings that say when a run ends; most schedules of the learning rate stretch to it.
 LENGTH = ("max_steps", "num_train_epochs")
-#: Settings that an open window is laid out by.
-LAYOUT = (
-    "steps_per_generation",
-    "num_iterations",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "processes",
-)
 
 
 @contextmanager
@@ -157,7 +150,9 @@ def open_run(
         return records
     before = read_config(folder) if (folder / CONFIG).is_file() else {}
     changed = differences(before, settings, extra["machine"]) if before else []
-    refuse_other_run(before, data_hash, changed, any(checkpoint.glob("rollout_window_*")))
+    window_open = any(checkpoint.glob(WINDOW.format("*")))
+    moved = other_window(before, settings, extra["machine"]) if window_open else []
+    refuse_other_run(before, data_hash, moved)
     # in this order: killed in between, the run can still go on from this checkpoint alone
     set_aside(folder, checkpoint_step(checkpoint))
     records.cut_back(checkpoint_step(checkpoint))
@@ -200,23 +195,43 @@ def differences(
     return out
 
 
-def refuse_other_run(
-    before: Mapping[str, Any], data_hash: str, changed: list[str], window_open: bool
-) -> None:
-    """Raises RunError where going on would mix two runs: other data, or another layout of an open
-    window of several updates."""
+def other_window(
+    before: Mapping[str, Any], settings: Mapping[str, Any], here: Mapping[str, Any]
+) -> list[str]:
+    """What says which rows a rollout has and how often they are trained on, and is another than in
+    config.yaml (``before``). The number of processes is not: rows are dealt out again."""
+    old = _rollout(before.get("config") or settings, before.get("machine") or here)
+    new = _rollout(settings, here)
+    return [f"{name} {old[name]} -> {new[name]}" for name in new if old[name] != new[name]]
+
+
+def _rollout(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, int]:
+    accumulated, seed = settings["gradient_accumulation_steps"], settings.get("data_seed")
+    return {
+        "prompts of a step": settings["per_device_train_batch_size"]
+        * accumulated
+        * machine["processes"],
+        "steps of a rollout": (settings["steps_per_generation"] or accumulated) // accumulated,
+        "num_iterations": settings["num_iterations"],
+        "the order's seed": settings["seed"] if seed is None else seed,
+    }
+
+
+def refuse_other_run(before: Mapping[str, Any], data_hash: str, moved: list[str]) -> None:
+    """Raises RunError where going on would mix two runs: other data, or an open window of several
+    updates that would be another one (``moved``)."""
     if before.get("data_hash") not in (None, data_hash):
         raise RunError(
             "the training rows are not those that this run began with",
             why="row numbers, random numbers and the order of the data belong to the old rows",
             fix="resume with the old data, or start a new run from the checkpoint as --model",
         )
-    moved = [change for change in changed if change.split(" ", 1)[0] in LAYOUT]
-    if window_open and moved:
+    if moved:
         raise RunError(
             f"in the middle of a rollout's updates, {moved[0]}",
-            why="the open rollout is laid out by that setting",
-            fix="resume with the old value",
+            why="the open rollout was sampled for the old value",
+            fix="resume with it (prompts of a step: per_device_train_batch_size × "
+            "gradient_accumulation_steps × processes)",
         )
 
 

@@ -274,7 +274,7 @@ class NRTTrainer(Publishing):
         self.plan = self.schedule.step(self.state.global_step)
         if self.window is None or self.window.rollout != self.plan.rollout:
             if self._resumed is not None and self._window_is_open():
-                self.window = self.maker.reopen(self._resumed / self._window_name())
+                self.window = self.maker.reopen(self._resumed, self.schedule, self.plan)
             else:
                 with self.whole_model() as model:
                     self.window = self.maker.make(
@@ -297,9 +297,6 @@ class NRTTrainer(Publishing):
     def _window_is_open(self) -> bool:
         """Whether this step trains on traces that an earlier one sampled."""
         return self.schedule.step(self.state.global_step).rollout < self.state.global_step
-
-    def _window_name(self) -> str:
-        return f"rollout_window_{self.args.process_index}"
 
     # -- What is written ---------------------------------------------------------------------------
 
@@ -349,4 +346,4 @@ class NRTTrainer(Publishing):
         """The open window, if the next step goes on with it."""
         if self._window_is_open():
             assert self.window is not None
-            self.window.save(folder / self._window_name())
+            self.window.save(folder, self.args.process_index)

@@ -6,7 +6,7 @@ when the traces are sampled; the open window is part of every checkpoint.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from native_reasoning.groups import Rows
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces, Verdict
+
+#: A rank's file in a checkpoint, with .json and .safetensors.
+FILE = "rollout_window_{}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,25 +60,36 @@ class MicroBatch:
 
 
 class Cell(NamedTuple):
-    """One group of a rollout, on its way into a micro-batch; ``scores`` where they are known."""
+    """One group of a rollout, on its way into a micro-batch; ``scores`` where they are known,
+    ``recall`` where it was remembered before."""
 
     group: PromptGroup
     traces: Traces
-    scores: Scores | None
-    verdict: Verdict | None
+    scores: Scores | None = None
+    verdict: Verdict | None = None
+    recall: Recall | None = None
 
     def length(self) -> int:
         """Tokens of its longest row."""
         return len(self.group.prompt_ids) + max(self.traces.lengths) + len(self.group.answer_ids)
 
 
+def in_batches(cells: Sequence[Cell], share: Sequence[Rows]) -> list[list[Cell]]:
+    """As many at a time as ``share`` has rows, those of like lengths together, so that little is
+    padded."""
+    cuts = iter(sorted(cells, key=Cell.length))
+    return [[next(cuts) for _ in batch] for batch in share]
+
+
 def micro_batch(cells: Sequence[Cell]) -> MicroBatch:
     """The groups as they are forwarded together."""
     verdicts = tuple(cell.verdict for cell in cells if cell.verdict is not None)
+    recalls = tuple(cell.recall for cell in cells if cell.recall is not None)
     return MicroBatch(
         groups=tuple(cell.group for cell in cells),
         traces=tuple(cell.traces for cell in cells),
         verdicts=verdicts or None,
+        recalls=recalls or None,
     )
 
 
@@ -86,8 +101,9 @@ class Window:
     rollout: int
     minibatches: tuple[tuple[MicroBatch, ...], ...]
 
-    def save(self, path: Path) -> None:
-        """``path``.json has traces and row ids, ``path``.safetensors the tensors."""
+    def save(self, folder: Path, rank: int) -> None:
+        """``rollout_window_RANK``: .json has traces and row ids, .safetensors the tensors."""
+        path = folder / FILE.format(rank)
         layout, tensors = [], {}
         for i, minibatch in enumerate(self.minibatches):
             layout.append([])
@@ -101,38 +117,64 @@ class Window:
 
     @classmethod
     def load(
-        cls, path: Path, groups: Sequence[PromptGroup], filler: PromptGroup, device: torch.device
+        cls,
+        folder: Path,
+        rank: int,
+        shares: Sequence[Sequence[Rows]],
+        groups: Sequence[PromptGroup],
+        filler: PromptGroup,
+        device: torch.device,
     ) -> "Window":
-        """The window that ``save`` wrote. ``groups`` are the training groups by row id."""
-        state = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        tensors = load_file(path.with_suffix(".safetensors"), device=str(device))
+        """This rank's part of the window that any number of ranks saved into ``folder``.
+        ``shares[i]`` has the row ids of its micro-batches in mini-batch i; ``groups`` are the
+        training groups by row id, ``filler`` is where that is None."""
+        wanted = {row for share in shares for batch in share for row in batch}
+        kept: dict[int | None, Cell] = {}
+        rollout = -1
+        for path in _files(folder, rank):
+            rollout, cells = _read(path, wanted, device)
+            for row, traces, recall in cells:
+                group = filler if row is None else groups[row]
+                kept[row] = Cell(group, traces, None, recall.scores.verdict, recall)
+            if kept.keys() == wanted:  # its own file alone, where the ranks are as they were
+                break
         minibatches = []
-        for i, layout in enumerate(state["minibatches"]):
-            micros = []
-            for j, cells in enumerate(layout):
-                recalls = tuple(_recall(tensors, f"{i}.{j}.{g}.") for g in range(len(cells)))
-                verdicts = [r.scores.verdict for r in recalls]
-                micros.append(
-                    MicroBatch(
-                        groups=tuple(
-                            filler if c["row"] is None else groups[c["row"]] for c in cells
-                        ),
-                        traces=tuple(
-                            Traces(
-                                ids=tuple(map(tuple, c["ids"])),
-                                closed=tuple(c["closed"]),
-                                ended=tuple(c["ended"]),
-                                answers=tuple(map(tuple, c["answers"])),
-                                sampler_logps=tuple(map(tuple, c.get("sampler_logps", ()))),
-                            )
-                            for c in cells
-                        ),
-                        verdicts=tuple(v for v in verdicts if v is not None) or None,
-                        recalls=recalls,
-                    )
-                )
-            minibatches.append(tuple(micros))
-        return cls(state["rollout"], tuple(minibatches))
+        for share in shares:
+            cells = [kept[row] for batch in share for row in batch]
+            minibatches.append(tuple(map(micro_batch, in_batches(cells, share))))
+        return cls(rollout, tuple(minibatches))
+
+
+def _files(folder: Path, rank: int) -> list[Path]:
+    """The .json of every rank, this one's first."""
+    files = sorted(folder.glob(FILE.format("*") + ".json"))
+    return sorted(files, key=lambda path: path.stem != FILE.format(rank))
+
+
+def _read(
+    path: Path, wanted: Collection[int | None], device: torch.device
+) -> tuple[int, list[tuple[int | None, Traces, Recall]]]:
+    """The step that a rank's file was sampled at, and what it knows of the rows that are wanted."""
+    state = json.loads(path.read_text(encoding="utf-8"))
+    tensors = load_file(path.with_suffix(".safetensors"))  # does not take the device "cpu:0"
+    found = [
+        (cell["row"], _traces(cell), _recall(tensors, f"{i}.{j}.{g}.", device))
+        for i, layout in enumerate(state["minibatches"])
+        for j, cells in enumerate(layout)
+        for g, cell in enumerate(cells)
+        if cell["row"] in wanted
+    ]
+    return state["rollout"], found
+
+
+def _traces(cell: dict) -> Traces:
+    return Traces(
+        ids=tuple(map(tuple, cell["ids"])),
+        closed=tuple(cell["closed"]),
+        ended=tuple(cell["ended"]),
+        answers=tuple(map(tuple, cell["answers"])),
+        sampler_logps=tuple(map(tuple, cell.get("sampler_logps", ()))),
+    )
 
 
 def _describe(group: PromptGroup, traces: Traces) -> dict:
@@ -158,7 +200,9 @@ def _tensors(recall: Recall) -> dict[str, Tensor]:
     }
 
 
-def _recall(tensors: dict[str, Tensor], prefix: str) -> Recall:
+def _recall(everything: dict[str, Tensor], prefix: str, device: torch.device) -> Recall:
+    tensors = {k: v.to(device) for k, v in everything.items() if k.startswith(prefix)}
+
     def read(kind: Any, name: str, without: Sequence[str] = ()) -> dict[str, Any]:
         found = {f.name: (f.type, tensors.get(f"{prefix}{name}.{f.name}")) for f in fields(kind)}
         return {

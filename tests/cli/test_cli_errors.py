@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from cli_helpers import SMALL, start, write_rows
+from native_reasoning import cli
+from native_reasoning.errors import ConfigError, DataError, PolicyError, RunError
 
 BAD_FILES = {
     "empty": (b"", "is empty"),
@@ -201,3 +204,24 @@ def test_ctrl_c_and_closed_pipes(monkeypatch, nrt, tmp_path):
         err = process.stderr.read()
         assert process.wait() == 141
     assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(ConfigError, True), (DataError, True), (PolicyError, True), (RunError, False)],
+)
+def test_torchs_agent_is_told_what_another_try_would_not_mend(
+    kind, told, tmp_path, monkeypatch, capsys
+):
+    def fails(arguments):
+        raise kind("it happened", why="so", fix="do")
+
+    monkeypatch.setattr(cli, "_run", fails)
+    for place in (tmp_path / "error.json", tmp_path / "no folder" / "error.json"):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(place))
+        assert cli.main(["train"]) == 2
+        assert "error: it happened" in capsys.readouterr().err
+    assert (tmp_path / "error.json").exists() is told
+    if told:
+        failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))  # as the agent reads it
+        assert "it happened" in failure.message["message"]

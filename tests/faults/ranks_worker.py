@@ -1,4 +1,5 @@
-"""One rank of test_faults_ranks.py: what goes wrong on rank 1 alone."""
+"""One rank of test_faults_ranks.py: what goes wrong on rank 1 alone; with a second argument, an
+error of its own."""
 
 import json
 import os
@@ -27,7 +28,15 @@ class Trouble(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(folder: str) -> None:
+class Mistake(TrainerCallback):
+    """On rank 1 an error that nobody expects, while rank 0 waits for it."""
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if RANK:
+            raise RuntimeError("a mistake of its own")
+
+
+def main(folder: str, mistake: str = "") -> None:
     torch.set_num_threads(1)
 
     def make() -> NRTTrainer:
@@ -45,7 +54,7 @@ def main(folder: str) -> None:
         return NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer())
 
     trainer = make()
-    trainer.callback_handler.callbacks.insert(0, Trouble())
+    trainer.callback_handler.callbacks.insert(0, Mistake() if mistake else Trouble())
     trainer.train()
     try:
         make().train()

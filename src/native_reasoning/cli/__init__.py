@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from native_reasoning.cli.flags import parse, read_verb
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except NativeReasoningError as error:
         print(error_text(error), file=sys.stderr, flush=True)
+        _tell_launcher(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -38,6 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = unwritten(error.filename or "a file", error) if is_full(error) else _refused(error)
         print(error_text(told), file=sys.stderr, flush=True)
         return told.exit_code
+
+
+def _tell_launcher(error: NativeReasoningError) -> None:
+    """torch's agent makes 1 of every exit code of its ranks. Where settings or data are wrong, it
+    gets the error in the file that it reads, which recipes/cluster/node.sh looks for."""
+    if isinstance(error, ValueError) and os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        with suppress(OSError):  # told already
+            get_error_handler().record_exception(error)
 
 
 def _refused(error: OSError) -> NativeReasoningError:
