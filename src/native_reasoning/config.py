@@ -161,12 +161,6 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="each part would be an optimiser step of its own, or a forward too many",
                 fix="leave it out; lower per_device_train_batch_size or max_trace_length",
             )
-        if self.use_vllm and sharded(self):
-            raise ConfigError(
-                "use_vllm with FSDP or DeepSpeed",
-                why="gathering weights that are cut over the ranks for vLLM has not been tried",
-                fix="leave use_vllm out, or train without sharding",
-            )
 
 
 OPTION_NAMES = tuple(f.name for f in fields(NRTOptions))
