@@ -97,6 +97,7 @@ def install(set_item, set_attribute, made):
     import trl.generation.vllm_generation  # noqa: F401  before there seems to be a vllm
 
     def start(folder, settings):
+        torch.manual_seed(0)  # as vLLM does
         made.config, made.settings = AutoConfig.from_pretrained(folder), settings
         return made
 

@@ -17,15 +17,17 @@ pytestmark = pytest.mark.xdist_group("ranks")  # one after the other: each is se
 PROMPTS = 4
 #: The run that all are measured by.
 PLAIN = {"lab": False, "rows": 12, "preset": "nrt-ws", "max_steps": 5, "save_steps": 3}
+#: A pretended vLLM samples, from what it was sent.
+VLLM = {"vllm": True, "save_steps": 3, "diagnostics_steps": 0}
 #: 5 rows at 4 prompts a step: the second step has one real prompt, so one rank has none at all.
 #: rlpr: sampled answers, a first policy, a mean over tokens of all ranks and a filter; nover: an
-#: EMA. The lab's base closes its traces. vllm: a pretended one samples, from what it was sent.
+#: EMA. The lab's base closes its traces.
 OTHERS = {
     "few_rows": {"lab": False, "rows": 5, "preset": "nrt-ws", "max_grad_norm": 0.5},
     "window": {"lab": False, "rows": 12, "preset": "nrt-ws", "steps_per_generation": 2},
     "adapter": {"lab": False, "rows": 12, "preset": "nrt-ws", "use_peft": True, "tied": True},
-    "vllm": {"lab": False, "rows": 5, "preset": "nrt-ws", "vllm": True},
-    "vllm_adapter": {"lab": False, "rows": 12, "preset": "nrt-ws", "vllm": True, "use_peft": True},
+    "vllm": {"lab": False, "rows": 5, "preset": "nrt-ws", **VLLM},
+    "vllm_adapter": {"lab": False, "rows": 12, "preset": "nrt-ws", **VLLM, "use_peft": True},
     "rlpr": {"lab": True, "rows": 5, "preset": "rlpr"},
     "nover": {"lab": True, "rows": 12, "preset": "nover", "steps_per_generation": 2},
 }

@@ -82,7 +82,9 @@ def test_merged_weights_are_those_of_the_merged_model(tmp_path, new):
 
 def test_vllm_is_made_from_the_configuration_alone(tmp_path, llm):
     policy, args = policy_of(tmp_path, max_prompt_length=40, max_trace_length=20)
+    torch.manual_seed(12)
     Colocated(policy.model, args, policy.template, Accelerator(cpu=True)).wake()
+    assert torch.initial_seed() == 12  # the trainer's dropout does not know that vLLM was started
     assert llm.config.vocab_size == 332 and policy.model.config.vocab_size == 352
     assert llm.config.architectures == ["LlamaForCausalLM"]
     assert llm.settings | {"load_format": "dummy", "dtype": "float32"} == llm.settings

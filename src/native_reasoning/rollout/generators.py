@@ -74,7 +74,9 @@ class Colocated:
         vocabulary = self.template.vocabulary
         with tempfile.TemporaryDirectory() as folder:
             config_of(self.model, vocabulary).save_pretrained(folder)
-            llm = _start_vllm(folder, self._settings())
+            device = self.accelerator.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # vLLM seeds it
+                llm = _start_vllm(folder, self._settings())
         sleeps = self.args.vllm_enable_sleep_mode
         weights = WeightSync(
             self.model, self.accelerator, llm=llm, vocabulary=vocabulary, sleeps=sleeps
