@@ -6,7 +6,8 @@ from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig
 
 from native_reasoning.rollout import generators
 
@@ -82,7 +83,8 @@ class SamplingLLM(PretendedLLM):
     """Samples from the weights that it was given."""
 
     def generate(self, prompts, params, use_tqdm):
-        self.model = AutoModelForCausalLM.from_config(self.config).eval()
+        kind = getattr(transformers, self.config.architectures[0])
+        self.model = kind(self.config).eval()  # from_config would make it empty under ZeRO-3
         assert not self.model.load_state_dict(self.weights, strict=False).unexpected_keys
         return super().generate(prompts, params, use_tqdm)
 

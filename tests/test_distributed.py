@@ -126,7 +126,11 @@ def test_metrics_of_several_ranks_are_those_of_one(name, config, runs):
 @pytest.mark.parametrize("config", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", ["vllm", "vllm_adapter"])
 def test_vllm_has_the_weights_of_each_step_also_where_they_are_cut(name, config, runs):
-    lines = [line for line in read_metrics(runs.of(config, 2) / name / "run") if "loss" in line]
+    has_the_weights_of_each_step(runs.of(config, 2) / name / "run")
+
+
+def has_the_weights_of_each_step(run: Path) -> None:
+    lines = [line for line in read_metrics(run) if "loss" in line]
     assert len(lines) == 3
     assert all(line["mismatch_kl"] < 1e-9 and line["mismatch_max"] < 1e-4 for line in lines)
 
@@ -171,3 +175,13 @@ def test_deepspeed_makes_the_same_run_and_goes_on(config, runs, tmp_path):
     again = {**PLAIN, "resume": str(tmp_path / "run" / "run" / "checkpoint-3")}
     runs.work(config, 2, {str(tmp_path / "run"): again})
     assert apart(one, tmp_path / "run") <= 1e-3
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="make deepspeed-check has DeepSpeed")
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_vllm_has_the_weights_that_deepspeed_cut(config, runs, tmp_path):
+    runs.work(config, 2, {str(tmp_path / "run"): {"max_steps": 3, **OTHERS["vllm"]}})
+    one, cut = runs.of("ddp", 1) / "vllm", tmp_path / "run"
+    has_the_weights_of_each_step(cut / "run")
+    assert traces_of(cut / "run", 1) == traces_of(one / "run", 1)
+    assert apart(one, cut) <= 1e-3

@@ -161,12 +161,6 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="each part would be an optimiser step of its own, or a forward too many",
                 fix="leave it out; lower per_device_train_batch_size or max_trace_length",
             )
-        if self.use_vllm and sharded(self, "DEEPSPEED"):
-            raise ConfigError(
-                "use_vllm with DeepSpeed",
-                why="it was tried with FSDP2 alone",
-                fix="recipes/accelerate/fsdp2.yaml, or leave use_vllm out",
-            )
 
 
 OPTION_NAMES = tuple(f.name for f in fields(NRTOptions))
@@ -212,14 +206,11 @@ def numbers(values: list[Any] | None, name: str) -> list[float] | None:
         ) from None
 
 
-def sharded(config: NRTConfig, *ways: str) -> bool:
-    """Whether FSDP or DeepSpeed, or that of them which is named, cut the weights, so that they are
-    whole inside a forward alone."""
-    asked = {"FSDP": bool(config.fsdp), "DEEPSPEED": bool(config.deepspeed)}
-    return any(
-        asked[way] or os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true"
-        for way in ways or asked
-    )
+def sharded(config: NRTConfig) -> bool:
+    """Whether FSDP or DeepSpeed cut the weights, so that they are whole inside a forward alone."""
+    launched = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    asked = any(os.environ.get(name, "false").lower() == "true" for name in launched)
+    return bool(config.fsdp or config.deepspeed) or asked
 
 
 def model_dtype(config: NRTConfig) -> torch.dtype:

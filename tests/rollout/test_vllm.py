@@ -313,19 +313,6 @@ def test_settings_that_cannot_work_are_refused(tmp_path, settings, said):
         NRTConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
 
 
-def test_deepspeed_is_refused_however_it_is_asked_for(tmp_path, monkeypatch):
-    args = NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_vllm=True)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    args._check_sharded()
-    args.deepspeed = "zero3.json"
-    with pytest.raises(ConfigError, match="use_vllm with DeepSpeed"):
-        args._check_sharded()
-    args.deepspeed = None
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="use_vllm with DeepSpeed"):
-        args._check_sharded()
-
-
 def test_a_missing_package_is_told_before_training(tmp_path):
     pytest.importorskip("trl")
     args = NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_vllm=True, max_trace_length=6)
