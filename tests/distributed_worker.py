@@ -1,6 +1,7 @@
 """One rank of tests/test_distributed.py: trains, and saves what the rank saw."""
 
 import json
+import operator
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from native_reasoning.config import NRTConfig
 from native_reasoning.gathered import whole
 from native_reasoning.lab import base_path, make_rows
 from native_reasoning.trainer import NRTTrainer
+from pretended import SamplingLLM, install
 from tiny import QA, byte_tokenizer, tiny_model
 
 
@@ -64,10 +66,14 @@ def train(
     resume: str | None = None,
     tied: bool = False,
     policy: str | None = None,
+    vllm: bool = False,
     **settings,
 ) -> None:
     """One run into ``folder``/run; the first step's gradient and the weights before and after.
-    ``policy``: the precision whose mixed-precision policy accelerate would have given to FSDP."""
+    ``policy``: the precision whose mixed-precision policy accelerate would have given to FSDP.
+    ``vllm``: a pretended one samples."""
+    if vllm:
+        install(operator.setitem, setattr, SamplingLLM())
     data = make_rows("short_answer", "train", 12, seed=5) if lab else QA
     args = NRTConfig(
         output_dir=f"{folder}/run",
@@ -77,6 +83,7 @@ def train(
         learning_rate=1e-3,
         adam_epsilon=1e-8,
         save_total_limit=None,
+        use_vllm=vllm,
         **{"gradient_accumulation_steps": 1, "max_grad_norm": 0, "use_cpu": True, **settings},
     )
     rank, place = args.process_index, Path(folder)

@@ -19,6 +19,8 @@ PROMPTS = 4
 PLAIN = {"lab": False, "rows": 12, "preset": "nrt-ws", "max_steps": 5, "save_steps": 3}
 #: Two mini-batches, each trained on twice.
 FOUR_UPDATES = {"steps_per_generation": 2, "num_iterations": 2}
+#: A pretended vLLM samples, from what it was sent.
+VLLM = {"vllm": True, "save_steps": 3, "diagnostics_steps": 0}
 #: 5 rows at 4 prompts a step: the second step has one real prompt, so one rank has none at all.
 #: rlpr: sampled answers, a first policy, a mean over tokens of all ranks and a filter; nover: an
 #: EMA. The lab's base closes its traces. window: the second mini-batch has 3 of 7 rows.
@@ -26,6 +28,8 @@ OTHERS = {
     "few_rows": {"lab": False, "rows": 5, "preset": "nrt-ws", "max_grad_norm": 0.5},
     "window": {"lab": False, "rows": 7, "preset": "nrt-ws", **FOUR_UPDATES},
     "adapter": {"lab": False, "rows": 12, "preset": "nrt-ws", "use_peft": True, "tied": True},
+    "vllm": {"lab": False, "rows": 5, "preset": "nrt-ws", **VLLM},
+    "vllm_adapter": {"lab": False, "rows": 12, "preset": "nrt-ws", **VLLM, "use_peft": True},
     "rlpr": {"lab": True, "rows": 5, "preset": "rlpr"},
     "nover": {"lab": True, "rows": 12, "preset": "nover", "steps_per_generation": 2},
 }
@@ -129,7 +133,7 @@ def test_metrics_of_several_ranks_are_those_of_one(name, config, runs):
     one, two = one / "run", two / "run"
     assert read_traces(two).num_rows == read_traces(one).num_rows
     assert traces_of(two, 1) == traces_of(one, 1)
-    weights = "adapter_model" if name == "adapter" else "model"
+    weights = "adapter_model" if "adapter" in name else "model"
     assert (two / "checkpoint-3" / f"{weights}.safetensors").exists()
     for line, other in zip(read_metrics(one)[:1], read_metrics(two)[:1], strict=True):
         a, b = ({k: v for k, v in x.items() if not EXCHANGED.match(k)} for x in (line, other))
@@ -139,6 +143,18 @@ def test_metrics_of_several_ranks_are_those_of_one(name, config, runs):
     told = [read_held_out(run).to_pylist() for run in (one, two)]
     assert [r["row_id"] for r in told[0]] == [r["row_id"] for r in told[1]] == [0, 1, 2]
     assert [r["prompt"] for r in told[0]] == [r["prompt"] for r in told[1]]
+
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", ["vllm", "vllm_adapter"])
+def test_vllm_has_the_weights_of_each_step_also_where_they_are_cut(name, config, runs):
+    has_the_weights_of_each_step(runs.of(config, 2) / name / "run")
+
+
+def has_the_weights_of_each_step(run: Path) -> None:
+    lines = [line for line in read_metrics(run) if "loss" in line]
+    assert len(lines) == 3
+    assert all(line["mismatch_kl"] < 1e-9 and line["mismatch_max"] < 1e-4 for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -190,3 +206,13 @@ def test_deepspeed_makes_the_same_run_and_goes_on(config, runs, tmp_path):
     again = {**PLAIN, "resume": str(tmp_path / "run" / "run" / "checkpoint-3")}
     runs.work(config, 2, {str(tmp_path / "run"): again})
     assert apart(one, tmp_path / "run") <= 1e-3
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="make deepspeed-check has DeepSpeed")
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_vllm_has_the_weights_that_deepspeed_cut(config, runs, tmp_path):
+    runs.work(config, 2, {str(tmp_path / "run"): {"max_steps": 3, **OTHERS["vllm"]}})
+    one, cut = runs.of("ddp", 1) / "vllm", tmp_path / "run"
+    has_the_weights_of_each_step(cut / "run")
+    assert traces_of(cut / "run", 1) == traces_of(one / "run", 1)
+    assert apart(one, cut) <= 1e-3

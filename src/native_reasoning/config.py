@@ -167,12 +167,6 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="quantised weights cannot be sent or cut yet",
                 fix="leave load_in_4bit out, or train on one device or with DDP",
             )
-        if self.use_vllm and sharded(self):
-            raise ConfigError(
-                "use_vllm with FSDP or DeepSpeed",
-                why="gathering weights that are cut over the ranks for vLLM has not been tried",
-                fix="leave use_vllm out, or train without sharding",
-            )
 
 
 OPTION_NAMES = tuple(f.name for f in fields(NRTOptions))

@@ -1,21 +1,20 @@
 """Colocated and Served with a vLLM that is pretended; weights go through TRL's own code."""
 
-import sys
-import types
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import TrainerCallback
 
 from native_reasoning.adapters import merged, merged_weights
+from native_reasoning.cli.output import error_text
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
 from native_reasoning.policy import load_policy
-from native_reasoning.rollout import generators
 from native_reasoning.rollout.generators import Colocated, Served, config_of, longest
 from native_reasoning.rollout.vllm import Reply, Request
-from tiny import byte_tokenizer, tiny_model
+from native_reasoning.trainer import NRTTrainer
+from pretended import PretendedLLM, install
+from tiny import QA, byte_tokenizer, tiny_model
 
 pytest.importorskip("trl", reason="TRL is in the test extra")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,62 +25,10 @@ REQUESTS = [
 ]
 
 
-class PretendedLLM:
-    """Keeps what happens to it, in order; answers with the prompt's last id, three times."""
-
-    def __init__(self):
-        self.done, self.weights = [], {}
-        model = SimpleNamespace(load_weights=self.load)
-        runner = SimpleNamespace(model_runner=SimpleNamespace(model=model))
-        executor = SimpleNamespace(driver_worker=runner)
-        self.llm_engine = SimpleNamespace(model_executor=executor)
-
-    def load(self, named):
-        for name, weight in named:
-            assert name not in self.weights
-            self.weights[name] = weight.clone()
-        self.note("load")
-
-    def note(self, *what):
-        if self.done[-1:] != [what]:
-            self.done.append(what)
-
-    def reset_prefix_cache(self):
-        self.note("reset")
-
-    def wake_up(self, tags):
-        self.note("wake", *tags)
-
-    def sleep(self, level):
-        self.note("sleep", level)
-
-    def generate(self, prompts, params, use_tqdm):
-        self.asked = list(zip(prompts, params, strict=True))
-        return [self._output(prompt["prompt_token_ids"][-1]) for prompt in prompts]
-
-    def _output(self, token):
-        logps = [{7: SimpleNamespace(logprob=0.0), token: SimpleNamespace(logprob=-0.5)}] * 3
-        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=[token] * 3, logprobs=logps)])
-
-
 @pytest.fixture
 def llm(monkeypatch):
     """The pretended vLLM, with what it was started with."""
-    import trl.generation.vllm_generation  # noqa: F401  before there seems to be a vllm
-
-    made = PretendedLLM()
-
-    def start(folder, settings):
-        from transformers import AutoConfig
-
-        made.config, made.settings = AutoConfig.from_pretrained(folder), settings
-        return made
-
-    module = types.ModuleType("vllm")
-    module.SamplingParams = lambda **given: given
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    monkeypatch.setattr(generators, "_start_vllm", start)
-    return made
+    return install(monkeypatch.setitem, monkeypatch.setattr, PretendedLLM())
 
 
 def policy_of(tmp_path, tied=True, **settings):
@@ -135,7 +82,9 @@ def test_merged_weights_are_those_of_the_merged_model(tmp_path, new):
 
 def test_vllm_is_made_from_the_configuration_alone(tmp_path, llm):
     policy, args = policy_of(tmp_path, max_prompt_length=40, max_trace_length=20)
+    torch.manual_seed(12)
     Colocated(policy.model, args, policy.template, Accelerator(cpu=True)).wake()
+    assert torch.initial_seed() == 12  # the trainer's dropout does not know that vLLM was started
     assert llm.config.vocab_size == 332 and policy.model.config.vocab_size == 352
     assert llm.config.architectures == ["LlamaForCausalLM"]
     assert llm.settings | {"load_format": "dummy", "dtype": "float32"} == llm.settings
@@ -153,30 +102,116 @@ def test_room_for_sampled_answers_and_never_more_than_the_models_context(tmp_pat
     assert longest(args, policy.model) == policy.model.config.max_position_embeddings
 
 
-def test_vllm_sleeps_between_rollouts_and_gets_weights_before_it_is_asked(tmp_path, llm):
-    policy, args = policy_of(tmp_path, vllm_enable_sleep_mode=True)
-    generator = Colocated(policy.model, args, policy.template, Accelerator(cpu=True))
-    generator.wake()
-    generator.sleep()
-    llm.weights.clear()
-    generator.wake()
-    once = [("wake", "weights"), ("load",), ("reset",), ("wake", "kv_cache")]
-    assert llm.done == [*once, ("sleep", 2), *once]
+class Noting(TrainerCallback):
+    """Puts each update among what happens to vLLM."""
+
+    def __init__(self, llm):
+        self.llm = llm
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.llm.note("update")
+
+
+def trainer_of(folder, llm, **settings):
+    """A trainer of two steps."""
+    values = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "num_generations": 2,
+        "max_trace_length": 3,
+        "max_steps": 2,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "use_vllm": True,
+        **settings,
+    }
+    args = NRTConfig(output_dir=str(folder), **values)
+    return NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), callbacks=[Noting(llm)])
+
+
+def test_vllm_wakes_takes_weights_samples_and_sleeps_before_each_update(tmp_path, llm):
+    trainer_of(tmp_path, llm, vllm_enable_sleep_mode=True).train()
+    awake = [("wake", "weights"), ("load",), ("reset",), ("wake", "kv_cache")]
+    assert llm.done == [*awake, ("generate",), ("sleep", 2), ("update",)] * 2
+
+
+def test_vllm_sleeps_after_the_answers_that_it_samples(tmp_path, llm):
+    llm.answer = lambda prompt, given: (given["stop_token_ids"][-1:], [-0.5])  # the tag, or the end
+    settings = {"preset": "rlpr", "max_answer_length": 16, "max_steps": 1}
+    trainer_of(tmp_path, llm, vllm_enable_sleep_mode=True, **settings).train()
+    assert llm.done[3:] == [("wake", "kv_cache"), ("generate",), ("sleep", 2), ("update",)]
+    assert len(llm.asked) == 2 * 2 and llm.asked[0][1]["max_tokens"] == 16
 
 
 def test_without_sleep_mode_vllm_stays_awake(tmp_path, llm):
-    policy, args = policy_of(tmp_path)
-    generator = Colocated(policy.model, args, policy.template, Accelerator(cpu=True))
-    generator.wake()
-    generator.sleep()
-    assert llm.done == [("load",), ("reset",)]
+    trainer_of(tmp_path, llm).train()
+    assert llm.done == [("load",), ("reset",), ("generate",), ("update",)] * 2
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_vllm_computes_outside_the_trainers_autocast(tmp_path, llm, adapter):
+    """Which is around everything that a whole copy does where weights are cut."""
+    policy, args = policy_of(tmp_path, use_peft=adapter)
+    disturb(policy.model)
+    plain = merged(policy.model) if adapter else policy.model
+    generator, inside = Colocated(policy.model, args, policy.template, Accelerator(cpu=True)), []
+    llm.answer = lambda *_: inside.append(torch.is_autocast_enabled("cpu")) or ([9], [-0.5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        generator.wake()
+        generator.generate(REQUESTS)
+        assert torch.is_autocast_enabled("cpu")
+    assert inside == [False, False]
+    wanted = dict(plain.named_parameters())
+    assert all(torch.equal(w, wanted[name][: len(w)]) for name, w in llm.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("generate", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")),
+        ("load", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")),
+        ("start", ValueError("No available memory for the cache blocks. Try increasing it.")),
+    ],
+    ids=["sampling", "weights", "start"],
+)
+def test_out_of_memory_in_vllm_ends_in_three_lines(tmp_path, llm, monkeypatch, where, error):
+    def fail(*given, **named):
+        raise error
+
+    if where == "start":
+        monkeypatch.setattr("native_reasoning.rollout.generators._start_vllm", fail)
+    elif where == "load":
+        llm.llm_engine.model_executor.driver_worker.model_runner.model.load_weights = fail
+    else:
+        monkeypatch.setattr(llm, "generate", fail)
+    with pytest.raises(RunError) as caught:
+        trainer_of(tmp_path, llm).train()
+    what, why, fix = error_text(caught.value).splitlines()
+    assert str(error).splitlines()[0] in what and "in vLLM" in what
+    assert "shares the device" in why
+    assert "--vllm-gpu-memory-utilization than 0.3" in fix
+    assert "activation" not in fix and "rollout-batch-size" not in fix  # those are others' memory
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a kernel failed"), ValueError("no such model")])
+def test_what_else_fails_in_vllm_stays_what_it_is(tmp_path, llm, monkeypatch, error):
+    def fail(*given, **named):
+        raise error
+
+    monkeypatch.setattr(llm, "generate", fail)
+    with pytest.raises(type(error), match=str(error)) as caught:
+        trainer_of(tmp_path, llm).train()
+    assert caught.value is error
 
 
 def test_a_colocated_request_is_one_sampling_params(tmp_path, llm):
     policy, args = policy_of(tmp_path)
     generator = Colocated(policy.model, args, policy.template, Accelerator(cpu=True))
     generator.wake()
-    assert generator.generate(REQUESTS) == [Reply((t,) * 3, (-0.5,) * 3) for t in (41, 42)]
+    assert generator.generate(REQUESTS) == [
+        Reply((41,) * 5, (-0.5,) * 5),
+        Reply((42,) * 3, (-0.5,) * 3),
+    ]
     assert [prompt for prompt, _ in llm.asked] == [
         {"prompt_token_ids": [40, 41]},
         {"prompt_token_ids": [42]},

@@ -94,7 +94,9 @@ def _train(plan: Plan, as_json: bool) -> int:
             say(f"{verb} {plan.out}, to step {trainer.total_steps}")
             _fit(trainer, plan)
             code = _finish(trainer, plan, as_json)
-        trainer.accelerator.state.destroy_process_group()  # else its threads may end in an abort
+        if not (trainer.args.use_vllm and trainer.args.vllm_mode == "colocate"):
+            # else its threads may end in an abort; vLLM does it itself, and must find it open
+            trainer.accelerator.state.destroy_process_group()
         return code
 
 

@@ -6,12 +6,15 @@ vLLM and TRL are imported when vLLM is started, before the first rollout.
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from native_reasoning.config import NRTConfig, model_dtype
@@ -71,7 +74,9 @@ class Colocated:
         vocabulary = self.template.vocabulary
         with tempfile.TemporaryDirectory() as folder:
             config_of(self.model, vocabulary).save_pretrained(folder)
-            llm = _start_vllm(folder, self._settings())
+            device = self.accelerator.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # vLLM seeds it
+                llm = _start_vllm(folder, self._settings())
         sleeps = self.args.vllm_enable_sleep_mode
         weights = WeightSync(
             self.model, self.accelerator, llm=llm, vocabulary=vocabulary, sleeps=sleeps
@@ -99,16 +104,41 @@ class Colocated:
             settings["distributed_executor_backend"] = "external_launcher"
         return settings
 
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """vLLM's arithmetic is its own, also inside the trainer's autocast. Raises RunError where
+        it does not get the memory that it needs."""
+        try:
+            with torch.autocast(self.accelerator.device.type, enabled=False):
+                yield
+        except (RuntimeError, ValueError) as error:
+            too_full = isinstance(error, ValueError) and "memory" in str(error)
+            if not (too_full or should_reduce_batch_size(error)):
+                raise
+            raise RunError(
+                f"out of memory in vLLM: {str(error).splitlines()[0]}",
+                why="it shares the device with what trains",
+                fix=f"another --vllm-gpu-memory-utilization than "
+                f"{self.args.vllm_gpu_memory_utilization:g} (less where the device is full, more "
+                "where vLLM's caches are), a smaller --vllm-max-model-length, "
+                "--vllm-enable-sleep-mode true, or --vllm-mode server",
+            ) from None
+
     def wake(self) -> None:
         """See ``Generator``."""
-        if self.weights is None:
-            self.llm, self.weights = self._start()
-        self.weights.sync_weights()
-        if self.args.vllm_enable_sleep_mode:
-            self.llm.wake_up(tags=["kv_cache"])
+        with self._apart():
+            if self.weights is None:
+                self.llm, self.weights = self._start()
+            self.weights.sync_weights()
+            if self.args.vllm_enable_sleep_mode:
+                self.llm.wake_up(tags=["kv_cache"])  # the last part: now it takes requests
 
     def generate(self, requests: Sequence[Request]) -> list[Reply]:
         """See ``Generator``."""
+        with self._apart():
+            return self._generate(requests)
+
+    def _generate(self, requests: Sequence[Request]) -> list[Reply]:
         from vllm import SamplingParams  # type: ignore[attr-defined]
 
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]

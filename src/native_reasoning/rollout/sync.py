@@ -3,8 +3,10 @@
 Taken from TRL is ``sync_weights``: waking vLLM, loading weight by weight in this process or sending
 them to a server over NCCL, and emptying the cache of prefixes. Not taken: its ``generate``, which
 has one ``SamplingParams`` for all prompts and so no seed for each trace; its way of starting vLLM,
-which reads weights and vocabulary from the model's folder; its merging of adapters, which knows
-only models that peft has wrapped. Imports TRL: import this where vLLM is asked for.
+which reads weights and vocabulary from the model's folder; its way of reading weights, which knows
+adapters only in peft's wrapper, and gathers cut weights a second time: where FSDP or DeepSpeed cut
+the model, what samples is a whole copy of it already (gathered.py), and the weights are those of
+the copy. Imports TRL: import this where vLLM is asked for.
 """
 
 from collections.abc import Iterator
@@ -49,6 +51,7 @@ class WeightSync(VLLMGeneration):
         model: Any = self.model
         tables = {model.get_input_embeddings(), model.get_output_embeddings()}
         cut = tuple(f"{name}." for name, module in model.named_modules() if module in tables)
-        adapted = has_adapter(model)
-        for name, weight in merged_weights(model) if adapted else super()._iter_named_params():
-            yield name, weight[: self.vocabulary] if name.startswith(cut) else weight
+        named = merged_weights(model) if has_adapter(model) else model.named_parameters()
+        for name, weight in named:
+            own = weight.detach()
+            yield name, own[: self.vocabulary] if name.startswith(cut) else own
