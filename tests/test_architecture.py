@@ -49,7 +49,7 @@ LINE = (
     ("mismatch", "meter", "runlog"),
     ("parts", "limits", "clock"),
     ("maker",),
-    ("evaluate",),
+    ("evaluate", "conversation"),
     ("runs",),
     ("shards",),
     ("collapse", "callbacks", "checkpoints", "progress", "resume", "trackers"),

@@ -259,6 +259,46 @@ VERBS = {
             ),
         ),
         Verb(
+            "chat",
+            "talk to a model, its thinking apart from its answers",
+            "Answers go to stdout, thinking (dimmed) to stderr. Without --question it asks for "
+            "turns; /help lists\nwhat else can be typed. Prompts, limits and sampling are those of "
+            "training.",
+            "chat",
+            ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
+            (
+                Flag("--question", "ask this and leave", "TEXT"),
+                Flag("--reference", "say how likely this answer is, with and without", "TEXT"),
+                Flag("--no-think", "answer at once, after the empty trace", kind="switch"),
+                Flag("--traces", "think N times, for comparison (1)", "N"),
+                Flag("--fold", "count the thinking instead of showing it", kind="switch"),
+                Flag("--seed", "seed of every sampled token (42)", "N"),
+                _JSON,
+            ),
+            ("traces", "template"),
+            (
+                "nrt chat runs/first",
+                "nrt chat runs/first --question 'What is 2 + 2?' --reference 4 --traces 4",
+                "nrt chat runs/first --no-think < questions.txt",
+            ),
+        ),
+        Verb(
+            "serve",
+            "serve a model over HTTP, by transformers' or vLLM's own server",
+            "Finds the saved model of a run, says which command serves it, and runs that in its "
+            "place. Thinking\ncomes apart from the answer (docs/using-the-model.md).",
+            "serve",
+            ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
+            (
+                Flag("--host", "address to listen on (127.0.0.1)", "HOST"),
+                Flag("--port", "port to listen on (8000)", "N"),
+                Flag("--vllm", "by vLLM instead of transformers", kind="switch"),
+                Flag("--dry-run", "only say which command it is", kind="switch"),
+            ),
+            (),
+            ("nrt serve runs/first", "nrt serve runs/first --port 9000", "nrt serve M --vllm"),
+        ),
+        Verb(
             "report",
             "one page about a run, or about several beside each other",
             "Writes one self-contained HTML file: did thinking help, on which tokens, is it "

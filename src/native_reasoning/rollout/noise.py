@@ -3,13 +3,13 @@
 Token t of trace k of row p in step s uses ``uniforms(seed, domain, s, p, k, n)[t]``: Philox, a
 counter-based generator (Salmon et al. 2011), with key (seed, domain) and counter (t, k, p, s). No
 state is kept, so the same traces come out whatever the batch, the number of processes or the number
-of restarts. Traces, answers, evaluation, the order of the data and benchmarks draw from different
-domains.
+of restarts. Traces, answers, evaluation, the order of the data, benchmarks and conversations draw
+from different domains.
 """
 
 import numpy as np
 
-TRAINING, EVALUATION, ORDER, ANSWERS, BENCHMARKS = 0, 1, 2, 3, 4
+TRAINING, EVALUATION, ORDER, ANSWERS, BENCHMARKS, CONVERSATION = range(6)
 _MASK = (1 << 64) - 1
 
 

@@ -1,0 +1,152 @@
+"""nrt chat and nrt serve: what goes where, a real terminal, and the server's command."""
+
+import json
+import os
+import pty
+import re
+import select
+import sys
+import time
+
+from cli_helpers import SOURCE
+from native_reasoning.cli import serve
+from native_reasoning.cli.chat import HELP, Ways, command, likely
+from native_reasoning.lab import base_path
+
+BASE = str(base_path())
+ASK = ("--max-trace-length", "30", "--max-answer-length", "30", "--use-cpu")
+
+
+def test_the_answer_goes_to_stdout_and_the_thinking_to_stderr(nrt):
+    code, out, err = nrt("chat", BASE, "--question", "tell 1 2 3 4 5", *ASK)
+    assert code == 0
+    assert re.fullmatch(r"(dear|hello) friend .*\n", out)
+    assert len(err.splitlines()[-1].split()) > 2
+    assert "\x1b" not in out + err
+    folded = nrt("chat", BASE, "--question", "tell 1 2 3 4 5", "--fold", *ASK)
+    assert folded[1] == out
+    assert folded[2].splitlines()[-1] == f"{len(err.splitlines()[-1].split())} tokens of thinking"
+
+
+def test_traces_beside_each_other_and_a_reference(nrt):
+    asked = ("--question", "tell 1 2 3 4 5", "--reference", "dear friend", "--traces", "3")
+    code, out, err = nrt("chat", BASE, *asked, *ASK)
+    assert code == 0
+    assert len(out.splitlines()) == 3
+    assert len(re.findall(r"-- \d of 3: \d+ tokens of thinking", err)) == 3
+    assert len(re.findall(r"reference: [\d.]+ % a token after this, ", err)) == 3
+    (line,) = nrt("chat", BASE, *asked, "--json", *ASK)[1].splitlines()
+    found = json.loads(line)
+    assert [reply["answer"] for reply in found["replies"]] == out.splitlines()
+    assert all(reply["logp"] < 0 for reply in found["replies"])
+
+
+def test_lines_of_a_pipe_are_turns(nrt, monkeypatch):
+    lines = iter(["tell 1 2 3", "", "tell 4 5 6"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end(lines))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    code, out, _ = nrt("chat", BASE, "--no-think", "--json", *ASK)
+    assert code == 0
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert (first["question"], second["question"]) == ("tell 1 2 3", "tell 4 5 6")
+    assert first["replies"][0]["reasoning"] is None
+
+
+def _end(lines):
+    for line in lines:
+        if line:
+            return line
+    raise EOFError
+
+
+class Forgetful:
+    forgotten = False
+
+    def forget(self):
+        self.forgotten = True
+
+
+def test_commands_change_how_turns_are_asked():
+    ways, conversation = Ways(), Forgetful()
+    for line in ("/think", "/fold", "/traces 4", "/reference the moon", "/new"):
+        command(line, conversation, ways)
+    assert (ways.think, ways.fold, ways.traces) == (False, True, 4)
+    assert ways.reference == "the moon"
+    assert conversation.forgotten
+    command("/reference", conversation, ways)
+    assert ways.reference is None
+    assert command("/nonsense", conversation, ways) == HELP
+    assert command("/traces no", conversation, ways) == HELP
+
+
+def test_how_likely_a_reference_is():
+    assert likely(-0.105, -2.303).startswith("reference: 90.0 % a token after this, 10.0 %")
+    assert likely(None, -2.303) == "reference: 10.0 % a token after no thinking"
+
+
+def test_no_traces_are_refused(nrt):
+    code, _, err = nrt("chat", BASE, "--traces", "0")
+    assert code == 2
+    assert "--traces is 0" in err
+
+
+def test_on_a_terminal_thinking_is_dimmed_and_what_follows_a_slash_is_for_us():
+    """A process of its own on a pseudo-terminal."""
+    child, screen = pty.fork()
+    if child == 0:
+        os.environ |= {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+        os.execv(sys.executable, [sys.executable, "-m", "native_reasoning.cli", "chat", BASE, *ASK])
+    try:
+        read_until(screen, "> ")
+        os.write(screen, b"tell 1 2 3 4 5\n")
+        shown = read_until(screen, "\n> ")
+        assert re.search(r"\x1b\[2m ?\w+\x1b\[0m", shown)
+        assert re.search(r"\n(dear|hello) friend .*\r\n", shown)
+        os.write(screen, b"/fold\n")
+        assert "counted" in read_until(screen, "\n> ")
+        os.write(screen, b"tell 1 2 3 4 5\n")
+        assert re.search(r"\r\d+ tokens of thinking", read_until(screen, "\n> "))
+        os.write(screen, b"/show\n")
+        assert read_until(screen, "\n> ").strip()
+        os.write(screen, b"/quit\n")
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        os.close(screen)
+
+
+def read_until(screen: int, mark: str, seconds: float = 120) -> str:
+    """What the terminal shows up to a prompt."""
+    shown, until = "", time.monotonic() + seconds
+    while not shown.endswith(mark):
+        assert time.monotonic() < until, shown
+        ready, _, _ = select.select([screen], [], [], 1)
+        if ready:
+            shown += os.read(screen, 4096).decode()
+    return shown
+
+
+# -- nrt serve -------------------------------------------------------------------------------------
+
+
+def test_serving_is_the_command_of_a_server(nrt, monkeypatch):
+    _, out, _ = nrt("serve", BASE, "--port", "9000", "--dry-run")
+    assert out.split()[1:] == [
+        *("-m", "transformers.cli.transformers", "serve", BASE),
+        *("--host", "127.0.0.1", "--port", "9000"),
+    ]
+    _, out, _ = nrt("serve", BASE, "--vllm", "--dry-run")
+    assert "--reasoning-parser deepseek_r1" in out
+    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
+    code, _, err = nrt("serve", BASE, "--vllm")
+    assert code == 2
+    assert "vllm is not installed" in err
+
+
+def test_an_adapter_is_not_served(nrt, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "base", "task_type": None})
+    )
+    code, _, err = nrt("serve", tmp_path)
+    assert code == 2
+    assert "is an adapter" in err
