@@ -6,7 +6,8 @@ A test compares the page with what this would write.
 from dataclasses import fields
 from pathlib import Path
 
-from native_reasoning.cli.verbs import OPTION_GROUPS, VERBS, Flag, Verb
+from native_reasoning.cli.headings import OPTION_GROUPS
+from native_reasoning.cli.verbs import VERBS, Flag, Verb
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 
 FILE = Path(__file__).parent / "cli.md"

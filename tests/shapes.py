@@ -108,6 +108,13 @@ def gemma() -> PreTrainedTokenizerFast:
     return made
 
 
+def tags_with_white_space() -> PreTrainedTokenizerFast:
+    """The tags take the white space after them."""
+    made = with_template(tiny.byte_tokenizer(), QWEN3)
+    made.add_tokens([AddedToken(t, rstrip=True, normalized=False) for t in ("<think>", "</think>")])
+    return made
+
+
 #: How each is made anew.
 SHAPES = {
     "chatml": tiny.byte_tokenizer,
@@ -118,6 +125,8 @@ SHAPES = {
     "llama2": tiny.metaspace_tokenizer,
     "qwen3": lambda: with_template(tiny.byte_tokenizer(think=True), QWEN3),
     "qwen3 with ▁": lambda: with_template(tiny.metaspace_tokenizer("always"), QWEN3),
+    "qwen3 with ▁ at the start": lambda: with_template(tiny.metaspace_tokenizer("first"), QWEN3),
+    "qwen3, tags with white space": tags_with_white_space,
     "r1": lambda: with_template(tiny.byte_tokenizer(think=True), tiny.R1),
     "switch": lambda: with_template(tiny.byte_tokenizer(), SWITCH),
     "modes": lambda: with_template(tiny.byte_tokenizer(think=True), MODES),

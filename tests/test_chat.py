@@ -20,7 +20,7 @@ from shapes import SHAPES, with_template
 
 shapes = pytest.mark.parametrize("shape", SHAPES)
 FAST = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-OWN_REASONING = ("qwen3", "qwen3 with ▁")
+OWN_REASONING = tuple(shape for shape in SHAPES if shape.startswith("qwen3"))
 
 
 @cache
@@ -49,6 +49,22 @@ def served(tokenizer, turns, **kwargs):
 
 
 # -- Thinking on and off ---------------------------------------------------------------------------
+
+
+@shapes
+def test_what_is_scored_is_the_answer_as_it_follows_the_tag(shape):
+    """The gap after the tag is forwarded and not scored, and adds nothing to the answer."""
+    template = built(shape)
+    boundary, tokenizer = template.boundary, template.tokenizer
+    for answer in ("four", "The sum is 0."):
+        text = boundary.close_text + boundary.gap + answer
+        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert template.answer_ids(answer)[-1] == template.end_ids[0]
+        scored = template.answer_ids(answer)[:-1]
+        if boundary.gap:
+            assert (*boundary.close_ids, *template.gap_ids, *scored) == ids
+        if tokenizer.unk_token_id not in scored:
+            assert tokenizer.decode(scored).strip() == answer
 
 
 @shapes
@@ -355,3 +371,23 @@ def test_a_template_that_refuses_a_system_turn_still_does():
     assert template.prompt_text(example(dialogue("a"))) == (
         "<s><start_of_turn>user\nS\n\na<end_of_turn>\n<start_of_turn>model\n<think>"
     )
+
+
+def test_a_tool_call_without_content_stays_one():
+    """Templates ask whether there is content."""
+    source = (
+        "{% for m in messages %}{% if 'content' in m %}{{ m['role'] + ':' + m['content'] }}"
+        "{% else %}{{ 'calls ' + m['tool_calls'][0]['function']['name'] }}{% endif %};{% endfor %}"
+    )
+    template = make_template(with_template(tiny.byte_tokenizer(), source))
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "sum", "arguments": {}}}]}
+    turns = [{"role": "user", "content": "?"}, call, {"role": "tool", "content": "4"}]
+    assert served(template.tokenizer, turns)[0] == "user:?;calls sum;tool:4;<think>"
+
+
+def test_of_several_chat_templates_one_is_saved_and_it_says_so(capsys):
+    tokenizer = with_template(tiny.byte_tokenizer(), None)
+    tokenizer.chat_template = {"default": tiny.CHATML, "tool_use": tiny.CHATML + "!"}
+    make_template(tokenizer)
+    assert "tool_use will not be saved" in capsys.readouterr().err
+    assert isinstance(tokenizer.chat_template, str)

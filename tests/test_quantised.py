@@ -206,6 +206,8 @@ def test_a_model_in_memory_must_be_quantised_already(tmp_path):
     )
     with pytest.raises(PolicyError, match="all weights are to be trained"):
         NRTTrainer(given, settings(tmp_path / "run", load_in_4bit=False, use_peft=False), QA)
+    with pytest.raises(PolicyError, match="is quantised, with vLLM"):
+        NRTTrainer(given, settings(tmp_path / "run", load_in_4bit=False, use_vllm=True), QA)
     NRTTrainer(given, settings(tmp_path / "run"), QA).train()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerFast
 
-from native_reasoning.errors import TemplateError
+from native_reasoning.errors import TemplateError, warn
 
 #: For base models that come without a chat template; saved with the model.
 PLAIN_CHAT_TEMPLATE = (
@@ -40,7 +40,9 @@ _BEFORE = """\
 {%- set text = turn['content'] if turn['content'] is not string
 else turn['content'].split(@CLOSE@)[-1].split(@OPEN@)[0] | trim -%}
 {%- if turn['role'] == 'assistant' and not loop.last -%}
-{%- if turn['tool_calls'] -%}
+{%- if 'content' not in turn -%}
+{%- set kept = {'role': 'assistant', 'tool_calls': turn['tool_calls']} -%}
+{%- elif turn['tool_calls'] -%}
 {%- set kept = {'role': 'assistant', 'content': text, 'tool_calls': turn['tool_calls']} -%}
 {%- else -%}
 {%- set kept = {'role': 'assistant', 'content': text} -%}
@@ -89,6 +91,9 @@ def wrap(tokenizer: PreTrainedTokenizerFast, think: tuple[str, str]) -> tuple[st
 
     Wrapping once more changes nothing. Raises TemplateError if the template refuses a question.
     """
+    if isinstance(tokenizer.chat_template, dict):
+        others = sorted(tokenizer.chat_template.keys() - {"default"})
+        warn(f"the tokenizer has several chat templates: {', '.join(others)} will not be saved")
     own = unwrap(tokenizer.get_chat_template())
     tokenizer.chat_template = _whole(own, think, "", "")
     prompt = render(tokenizer, [("user", "?")])

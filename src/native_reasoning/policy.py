@@ -85,7 +85,7 @@ def load_policy(
         )
     new_ids = add_think_rows(model, template) if template.boundary.mode == "new" else ()
     adapter = adapter or lora_config(config)
-    check_trainable(model, adapter is not None)
+    check_trainable(model, config, adapter is not None)
     keep_exact(model)
     if adapter is not None:
         add_adapter(model, adapter, new_ids, config.seed)

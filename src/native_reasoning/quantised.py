@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from native_reasoning.config import NRTConfig, sharded
 from native_reasoning.errors import ConfigError, PolicyError
 from native_reasoning.options import NRTOptions
 
@@ -53,10 +54,16 @@ def check_given(model: PreTrainedModel, options: NRTOptions) -> None:
         )
 
 
-def check_trainable(model: PreTrainedModel, adapted: bool) -> None:
+def check_trainable(model: PreTrainedModel, config: NRTConfig, adapted: bool) -> None:
     """Raises PolicyError where quantised weights cannot be trained; ``adapted`` says whether an
     adapter will be."""
     quantised = is_quantised(model)
+    if quantised and (config.use_vllm or sharded(config)):  # also where it came so
+        raise PolicyError(
+            f"{model.config._name_or_path} is quantised, with vLLM, FSDP or DeepSpeed",
+            why="quantised weights cannot be sent or cut yet",
+            fix="give a whole model, or train on one device or with DDP",
+        )
     if quantised and not layers(model):
         raise PolicyError(
             f"{model.config._name_or_path} is quantised, and not by bitsandbytes to 4 bits",

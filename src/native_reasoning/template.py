@@ -134,8 +134,11 @@ class Template:
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """The answer in ids as it follows the boundary, with the end-of-turn token."""
         b = self.boundary
-        before = decode(self.tokenizer, b.close_ids) if b.closes_by_text else b.gap
-        head = b.close_ids if b.closes_by_text else self.gap_ids
+        before, head = "", ()
+        if b.closes_by_text:
+            before, head = decode(self.tokenizer, b.close_ids), b.close_ids
+        elif b.gap:  # behind the tag: alone, the gap may be other tokens
+            before, head = b.close_text + b.gap, (*b.close_ids, *self.gap_ids)
         joined = self.encode([(before, False), (b.lead, False), (answer, True)])
         if joined[: len(head)] == head:
             ids = joined[len(head) :]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from cli_helpers import SMALL, start, write_rows
@@ -207,13 +208,25 @@ def test_ctrl_c_and_closed_pipes(monkeypatch, nrt, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
-    [(ConfigError, True), (DataError, True), (PolicyError, True), (RunError, False)],
+    ("kind", "cause", "told"),
+    [
+        (ConfigError, None, True),
+        (DataError, None, True),
+        (PolicyError, OSError("no such model"), True),
+        (PolicyError, ConnectionError("no network"), False),
+        (PolicyError, LocalEntryNotFoundError("the hub is away"), False),
+        (RunError, None, False),
+    ],
 )
 def test_torchs_agent_is_told_what_another_try_would_not_mend(
-    kind, told, tmp_path, monkeypatch, capsys
+    kind, cause, told, tmp_path, monkeypatch, capsys
 ):
     def fails(arguments):
+        try:
+            if cause is not None:
+                raise cause
+        except OSError:
+            raise kind("it happened", why="so", fix="do") from None
         raise kind("it happened", why="so", fix="do")
 
     monkeypatch.setattr(cli, "_run", fails)

@@ -10,7 +10,8 @@ import pytest
 import native_reasoning
 from cli_helpers import SOURCE
 from native_reasoning.cli.flags import build
-from native_reasoning.cli.verbs import OPTION_GROUPS, VERBS
+from native_reasoning.cli.headings import OPTION_GROUPS
+from native_reasoning.cli.verbs import VERBS
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "rich", "yaml", "pyarrow"}

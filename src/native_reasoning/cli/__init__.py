@@ -45,11 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tell_launcher(error: NativeReasoningError) -> None:
     """torch's agent makes 1 of every exit code of its ranks. Where settings or data are wrong, it
     gets the error in the file that it reads, which recipes/cluster/node.sh looks for."""
-    if isinstance(error, ValueError) and os.environ.get("TORCHELASTIC_ERROR_FILE"):
+    wrong = isinstance(error, ValueError) and not _may_pass(error)
+    if wrong and os.environ.get("TORCHELASTIC_ERROR_FILE"):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         with suppress(OSError):  # told already
             get_error_handler().record_exception(error)
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error comes from a network or a hub that another try may reach."""
+    if error is None:
+        return False
+    from httpx import TransportError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    kinds = (ConnectionError, TimeoutError, LocalEntryNotFoundError, TransportError)
+    return isinstance(error, kinds) or _may_pass(error.__cause__ or error.__context__)
 
 
 def _refused(error: OSError) -> NativeReasoningError:

@@ -20,8 +20,8 @@ HELP = """\
 /think      think before answering, or no longer
 /fold       count the thinking instead of showing it, or no longer
 /show       the thinking of the last turn, whole
-/traces N   think N times a turn, for comparison
-/reference TEXT   from now on, say how likely this answer is; without TEXT no longer
+/traces     N: think N times a turn, for comparison
+/reference  TEXT: from now on, say how likely this answer is; without TEXT no longer
 /new        forget the conversation
 /quit       leave (so does Ctrl-D); Ctrl-C stops a reply"""
 

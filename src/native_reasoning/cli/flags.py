@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
-from native_reasoning.cli.verbs import OPTION_GROUPS, VERBS, Flag, Verb
+from native_reasoning.cli.headings import OPTION_GROUPS
+from native_reasoning.cli.verbs import VERBS, Flag, Verb
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 

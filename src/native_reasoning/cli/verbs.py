@@ -5,7 +5,7 @@ Nothing here imports torch or transformers: help answers at once.
 
 from dataclasses import dataclass
 
-from native_reasoning.options import OF_ADAPTERS, OF_VLLM
+from native_reasoning.cli.headings import OPTION_GROUPS
 
 
 @dataclass(frozen=True)
@@ -42,86 +42,6 @@ class Verb:
         """Whether every field of NRTConfig is a flag of this verb."""
         return bool(self.groups)
 
-
-#: Our options (options.py) by the heading they stand under.
-OPTION_GROUPS = {
-    "objective": (
-        "preset",
-        "reward",
-        "baseline",
-        "clip",
-        "centre",
-        "scale",
-        "answer_weight",
-        "answer_gate",
-        "answer_coef",
-        "format_loss_coef",
-        "ratio",
-        "beta",
-        "policy_tokens",
-        "bad_format",
-        "objective",
-        "reward_funcs",
-        "reward_weights",
-        "trust_imports",
-    ),
-    "objective, in detail": (
-        "reward_span",
-        "scored_by",
-        "reward_coef",
-        "format_reward",
-        "efficiency_reward",
-        "length_reward",
-        "repetition_penalty",
-        "kl_in_reward",
-        "format_penalty",
-        "std_eps",
-        "adv_clip",
-        "answer_scale",
-        "ratio_low",
-        "ratio_high",
-        "length_norm",
-        "filter",
-        "filter_coef",
-        "ema_decay",
-        "ema_steps",
-    ),
-    "traces": (
-        "num_generations",
-        "max_prompt_length",
-        "max_trace_length",
-        "max_answer_length",
-        "temperature",
-        "top_p",
-        "steps_per_generation",
-        "num_iterations",
-        "rows_per_forward",
-        "rollout_batch_size",
-    ),
-    "template": (
-        "boundary",
-        "think_open",
-        "think_close",
-        "boundary_text",
-        "system_prompt",
-        "chat_template_path",
-        "format_warmup_steps",
-    ),
-    "data": ("prompt_column", "answer_column", "answer_regex", "strict"),
-    "adapter": ("use_peft", *OF_ADAPTERS),
-    "vllm": ("use_vllm", *OF_VLLM),
-    "model, evaluation, records": (
-        "model_init_kwargs",
-        "trust_remote_code",
-        "eval_samples",
-        "eval_num_generations",
-        "diagnostics_steps",
-        "on_collapse",
-        "record_traces",
-        "report_traces",
-        "max_skipped_updates",
-    ),
-}
 
 _JSON = Flag("--json", "print one JSON object on the last line of stdout", kind="switch")
 _DATA = "file (.jsonl .json .csv .tsv .parquet), folder, or hub id owner/name:config; [test] after \
