@@ -199,7 +199,7 @@ VERBS = {
             (
                 "nrt chat runs/first",
                 "nrt chat runs/first --question 'What is 2 + 2?' --reference 4 --traces 4",
-                "nrt chat runs/first --no-think < questions.txt",
+                "nrt chat runs/first --no-think --json",
             ),
         ),
         Verb(
