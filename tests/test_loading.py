@@ -48,14 +48,14 @@ def test_weights_of_another_shape_are_our_error(folder, tmp_path):
         load_policy(str(folder), config(tmp_path))
 
 
-def test_a_generation_config_that_could_not_be_saved_is_mended(folder, tmp_path):
+def test_a_generation_config_that_could_not_be_saved_gives_way_to_training_s_own(folder, tmp_path):
     generation = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     policy = load_policy(str(folder), config(tmp_path))
     policy.save(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert saved["do_sample"] is True
-    assert saved["temperature"] == 0.6
+    assert (saved["temperature"], saved["top_p"], saved["top_k"]) == (1.0, 1.0, 0)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "qwen3"])
