@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from native_reasoning.adapters import ADAPTER_FILE, has_adapter, merged, written_into
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError, RunError
+from native_reasoning.evaluate.suite.asked import load_asked
 from native_reasoning.inplace import token_layers
 from native_reasoning.policy import load_policy
 from native_reasoning.records import read_config, read_metrics, read_traces
@@ -274,9 +275,13 @@ def test_a_checkpoint_stands_for_its_model(tmp_path, tied):
     assert policy.template.boundary.mode == "existing"
     new = made.processing_class.convert_tokens_to_ids(list(NEW))
     ids = torch.tensor([[40, 41, *new, 42]])
-    torch.testing.assert_close(
-        logits(policy.model, ids), logits(made.model, ids), rtol=1e-4, atol=1e-5
-    )
+    asked = load_asked(str(folder), config, ("on",))  # by benchmarks and conversations
+    assert asked.template is not None
+    assert asked.template.boundary.mode == "existing"
+    for model in (policy.model, asked.model):
+        torch.testing.assert_close(
+            logits(model, ids), logits(made.model, ids), rtol=1e-4, atol=1e-5
+        )
 
 
 # -- Copies of the policy --------------------------------------------------------------------------
