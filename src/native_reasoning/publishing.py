@@ -134,7 +134,7 @@ class Publishing(Evaluating):
             private = self.args.hub_private_repo if private is None else private
             name = self.args.hub_model_id or self.folder.name
             made = create_repo(name, token=token, private=private, exist_ok=True)
-            at = {"token": token, "revision": revision or self.args.hub_revision}
+            at: dict[str, Any] = {"token": token, "revision": revision or self.args.hub_revision}
             new = (folder / NAME).is_file() and is_ours(folder / NAME)
             if new and (license or tags):
                 _say_more(folder / NAME, license, [tags] if isinstance(tags, str) else tags)
@@ -143,7 +143,7 @@ class Publishing(Evaluating):
                 folder_path=folder,
                 commit_message=commit_message,
                 ignore_patterns=[NAME] if new and _is_edited(made.repo_id, at) else None,
-                run_as_future=not blocking,  # type: ignore[arg-type]
+                run_as_future=not blocking,
                 **at,
             )
             if not blocking:
