@@ -55,7 +55,7 @@ LINE = (
     ("collapse", "callbacks", "checkpoints", "progress", "resume", "trackers"),
     ("steps",),
     ("evaluating",),
-    ("card",),
+    ("bases", "card"),
     ("publishing",),
     ("trainer",),
     ("integrations",),

@@ -1,14 +1,15 @@
 """README.md of a saved folder: what it tells, and that nothing in it can do harm."""
 
-import shutil
+from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from markdown_it import MarkdownIt
 
-import native_reasoning.publishing as publishing
-from native_reasoning.card import NAME, OURS, Base, Facts, body, find_base, plain, write_card
+from native_reasoning.bases import NAME, OURS, Base, find_base
+from native_reasoning.card import Facts, body, plain, write_card
 from native_reasoning.config import NRTConfig
 from native_reasoning.disk import damage, seal
 from native_reasoning.presets import PRESETS, find_preset
@@ -130,6 +131,12 @@ def test_a_text_boundary_is_said_in_the_card_and_when_it_is_saved(tmp_path, caps
     assert "enable_thinking does nothing" in capsys.readouterr().err
 
 
+def test_a_system_prompt_is_part_of_the_use():
+    used = body(facts(settings={"system_prompt": "Be brief."})).split("## Training")[0]
+    assert "send it as the first turn" in used
+    assert "system_prompt" not in body(facts()).split("## Training")[0]
+
+
 def test_functions_of_ones_own_are_named():
     text = body(facts(custom=["my_reward"]))
     assert "functions of the trainer's own" in text
@@ -147,7 +154,7 @@ def readme(folder, front):
 
 def test_the_licence_is_the_bases_own(tmp_path):
     base = find_base(readme(tmp_path / "model", "license: mit\nbase_model: owner/first"))
-    assert base == Base("model", "owner/first", "mit")
+    assert base == Base("model", None, "mit")
     other = readme(tmp_path / "b", "license: other\nlicense_name: own\nlicense_link: https://x.y")
     details = {"license_name": "own", "license_link": "https://x.y"}
     assert find_base(other) == Base("b", None, "other", details)
@@ -187,8 +194,37 @@ def test_a_hub_id_that_cannot_be_asked_is_kept(monkeypatch):
     def no_network(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("native_reasoning.card.hf_hub_download", no_network)
+    monkeypatch.setattr("native_reasoning.bases.hf_hub_download", no_network)
     assert find_base("owner/name") == Base("owner/name", "owner/name")
+
+
+@pytest.mark.parametrize(("offline", "times"), [(False, 1), (True, 0)])
+def test_the_hub_is_asked_once_after_the_cache_and_never_offline(offline, times, monkeypatch):
+    asked = []
+
+    def cached(*args, local_files_only=False, **kwargs):
+        assert local_files_only, "a download that asks again and again"
+        raise LocalEntryNotFoundError("not here")
+
+    def no_network(url, timeout, **kwargs):
+        asked.append(timeout)
+        assert not kwargs.get("retry_on_errors")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("native_reasoning.bases.hf_hub_download", cached)
+    monkeypatch.setattr("native_reasoning.bases.get_hf_file_metadata", no_network)
+    assert find_base("owner/name") == Base("owner/name", "owner/name")
+    assert len(asked) == times
+    assert all(seconds <= 5 for seconds in asked)
+
+
+def test_a_card_in_the_cache_is_read_without_asking_the_hub(tmp_path, monkeypatch):
+    card = Path(readme(tmp_path / "cache", "license: mit"), NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("native_reasoning.bases.hf_hub_download", lambda *a, **k: str(card))
+    monkeypatch.setattr("native_reasoning.bases.get_hf_file_metadata", None)
+    assert find_base("owner/name").licence == "mit"
 
 
 def test_a_model_trained_from_a_saved_one_keeps_base_and_licence(tmp_path):
@@ -246,26 +282,3 @@ def test_a_card_that_was_written_anew_is_no_damage(tmp_path):
     seal(tmp_path)
     write_card(tmp_path, facts(steps=8))
     assert damage(tmp_path) == []
-
-
-def test_the_hub_gets_the_model_and_nothing_of_the_run(trained, monkeypatch, tmp_path):
-    made, card = trained
-    asked = {}
-
-    def create(name, **kwargs):
-        asked.update(name=name, **kwargs)
-        return type("Made", (), {"repo_id": f"me/{name}"})()
-
-    def upload(folder_path, **kwargs):
-        asked.update(kwargs)
-        shutil.copytree(folder_path, tmp_path / "sent")
-        return "https://example.org"
-
-    monkeypatch.setattr(publishing, "create_repo", create)
-    monkeypatch.setattr(publishing, "upload_folder", upload)
-    assert made.push_to_hub(private=True) == "https://example.org"
-    assert (asked["repo_id"], asked["private"]) == ("me/run", True)
-    sent = {path.name for path in (tmp_path / "sent").iterdir()}
-    assert {NAME, "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= sent
-    assert sent == {path.name for path in (made.folder / "final").iterdir()}
-    assert ModelCard.load(tmp_path / "sent" / NAME).text == card.text

@@ -6,39 +6,32 @@ Nothing that a model wrote is in it. What files and settings say is escaped.
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import ModelCard, ModelCardData
 
+from native_reasoning.bases import NAME, OURS, Base, is_name, is_ours
 from native_reasoning.boundary import Boundary
+from native_reasoning.disk import write_atomically
 from native_reasoning.errors import printable
 from native_reasoning.names import STATES
 from native_reasoning.presets import Preset
 
-NAME = "README.md"
-#: A card with this line is ours to write anew; without it, it is somebody's own.
-OURS = "<!-- native-reasoning writes this card anew unless this line is taken out -->"
-_LARGEST = 1_000_000
+_EXAMPLE = """\
+from transformers import pipeline
+
+generator = pipeline("text-generation", model="PATH")
+turns = [{"role": "user", "content": "..."}]
+message = generator(turns, max_new_tokens=2048)[0]["generated_text"][-1]
+print(message.get("reasoning_content"), message["content"], sep="\\n---\\n")"""
 _MEASURES = (
     ("accuracy", "accuracy", 100, " %"),
     ("accuracy_greedy", "accuracy, greedy", 100, " %"),
     ("answer_logp", "log-probability of the reference (nats per token)", 1, ""),
 )
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that training began with, and what its own card says: ``hub_id`` where it has one,
-    ``licence`` an identifier of the hub or None, ``details`` its name and link where it is another.
-    """
-
-    name: str
-    hub_id: str | None = None
-    licence: str | None = None
-    details: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,62 +56,22 @@ class Facts:
     custom: Sequence[str] = ()
 
 
-# -- The base model --------------------------------------------------------------------------------
-
-
-def find_base(name: str) -> Base:
-    """A base model by hub id or folder, as its own README.md tells; the hub is asked for that file
-    where it is not here. Whatever cannot be read is unknown."""
-    if not name:
-        return Base("")
-    path = Path(name).expanduser()
-    local = path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    shown, hub_id = (_folder_name(path.resolve()), None) if local else (name, name)
-    try:
-        file = path / NAME if local else Path(hf_hub_download(name, NAME, etag_timeout=5))
-        if not file.is_file() or file.stat().st_size > _LARGEST:
-            return Base(shown, hub_id)
-        data: Any = ModelCard(file.read_text("utf-8"), ignore_metadata_errors=True).data
-    except Exception:  # no network, no such file, no YAML: of many libraries
-        return Base(shown, hub_id)
-    if local and _is_name(data.base_model):
-        hub_id = str(data.base_model)  # a folder that was saved by us, or a copy
-    details = {
-        key: value
-        for key in ("license_name", "license_link")
-        if isinstance(value := getattr(data, key, None), str) and len(value) < 200
-    }
-    licence = str(data.license) if _is_name(data.license) else None
-    return Base(shown, hub_id, licence, details)
-
-
-def _folder_name(path: Path) -> str:
-    """A folder's name, with the run's where it is a part of one: other paths say too much."""
-    inside = path.name == "final" or path.name.startswith("checkpoint-")
-    return "/".join(path.parts[-2:]) if inside else path.name
-
-
-def _is_name(value: Any) -> bool:
-    """Whether something is an identifier, of the hub or of a licence."""
-    known = re.compile(r"[\w.+-]{1,96}(/[\w.+-]{1,96})?")
-    return isinstance(value, str) and known.fullmatch(value) is not None
-
-
 # -- Writing ---------------------------------------------------------------------------------------
 
 
 def write_card(folder: Path, facts: Facts) -> None:
     """Writes README.md into a folder, unless somebody's own is there."""
     path = folder / NAME
-    if path.is_file() and OURS not in path.read_text("utf-8", errors="replace"):
+    if path.is_file() and not is_ours(path):
         return
-    ModelCard(f"---\n{_metadata(facts)}\n---\n\n{OURS}\n\n{body(facts)}").save(path)
+    made = ModelCard(f"---\n{_metadata(facts)}\n---\n\n{OURS}\n\n{body(facts)}")
+    write_atomically(path, str(made).encode())
 
 
 def _metadata(facts: Facts) -> str:
     base = facts.base
     return ModelCardData(
-        base_model=base.hub_id if _is_name(base.hub_id) else None,
+        base_model=base.hub_id if is_name(base.hub_id) else None,
         library_name="transformers",
         license=base.licence or "unknown",
         pipeline_tag="text-generation",
@@ -135,7 +88,7 @@ def body(facts: Facts) -> str:
         f"{plain(facts.base.name) or 'A model'}, trained with native-reasoning on questions and "
         f"their answers. {_rewarded(facts)}",
         "## Use",
-        _use(facts.boundary),
+        *_use(facts),
         "## Training",
         _training(facts),
         "## Evaluation",
@@ -179,31 +132,30 @@ def _block(kind: str, text: str) -> str:
     return f"{fence}{kind}\n{printable(text)}\n{fence}"
 
 
-def _use(boundary: Boundary) -> str:
+def _use(facts: Facts) -> list[str]:
+    boundary, parts = facts.boundary, []
     if boundary.closes_by_text:
-        return (
+        parts.append(
             f"A trace ends with the words {plain(repr(boundary.close_text.strip()))}, which are "
             "ordinary text: programs and servers return trace and answer as one text, to be cut "
             "where these words stand last. `enable_thinking` does nothing."
         )
-    code = """\
-from transformers import pipeline
-
-generator = pipeline("text-generation", model="PATH")
-turns = [{"role": "user", "content": "..."}]
-message = generator(turns, max_new_tokens=2048)[0]["generated_text"][-1]
-print(message.get("reasoning_content"), message["content"], sep="\\n---\\n")"""
-    tags = f"{plain(boundary.open_text.strip())} and {plain(boundary.close_text)}"
-    return "\n\n".join(
-        [
-            f"{_block('python', code)}",
+    else:
+        tags = f"{plain(boundary.open_text.strip())} and {plain(boundary.close_text)}"
+        parts += [
+            _block("python", _EXAMPLE),
             f"The chat template opens the trace; {tags} are single tokens around it. Earlier "
             "turns may come with their reasoning, which is left out. `enable_thinking=False` gives "
             "the empty trace: the answer comes at once. Sampling as in training is the default. "
             "`transformers serve PATH` parts reasoning from answer by itself, vLLM with "
             "`vllm serve PATH --reasoning-parser deepseek_r1`.",
         ]
-    )
+    if facts.settings.get("system_prompt"):
+        parts.append(
+            "It was trained with the `system_prompt` under Settings before questions without a "
+            "system turn. The chat template does not add it: send it as the first turn."
+        )
+    return parts
 
 
 def _training(facts: Facts) -> str:

@@ -34,8 +34,9 @@ class Evaluating(StepInParts):
 
         At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed:
         shares from 0 to 1, nats per token, tokens. ``eval_dataset`` replaces the run's own.
-        Of the run's own the traces are recorded too. Raises DataError where there is none, or
-        it cannot be read.
+        Of the run's own the traces are recorded too; metrics of another are logged with
+        ``eval_other_data``, so that nobody takes them for the run's. Raises DataError where there
+        is none, or it cannot be read.
         """
         own = eval_dataset is None
         groups = self.eval_groups if own else self._read(eval_dataset, self.args)[0]
@@ -48,7 +49,7 @@ class Evaluating(StepInParts):
         if self.args.record_traces and own and metric_key_prefix == "eval":
             with self.clock.stage("records"):
                 self.runlog.records.write_held_out(held_out_rows(self.step_of_weights, outcomes))
-        self.log(dict(metrics))
+        self.log(metrics | ({} if own else {f"{metric_key_prefix}_other_data": 1.0}))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

@@ -43,7 +43,8 @@ class Policy:
     template: Template
 
     def save(self, folder: str | Path) -> None:
-        """An ordinary Hugging Face folder: safetensors, tokenizer, chat template, end tokens."""
+        """An ordinary Hugging Face folder: safetensors, tokenizer, chat template, end tokens. Of a
+        model with an adapter it has the adapter alone; ``NRTTrainer.save_model`` merges it."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

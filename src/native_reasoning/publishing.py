@@ -1,7 +1,11 @@
 """What a saved model has besides weights and tokenizer: its card, and a warning where servers
 cannot do with it what one might expect. And its way to the hub."""
 
-from collections.abc import Sequence
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +13,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import (
+    create_repo,
+    file_exists,
+    hf_hub_download,
+    metadata_load,
+    metadata_save,
+    upload_folder,
+)
 
 from native_reasoning.adapters import has_adapter
-from native_reasoning.card import Base, Facts, find_base, write_card
+from native_reasoning.bases import NAME, Base, find_base, is_ours
+from native_reasoning.card import Facts, write_card
 from native_reasoning.data import DataReport
+from native_reasoning.data.sources import is_hub_id
 from native_reasoning.errors import RunError, warn
 from native_reasoning.evaluating import Evaluating
 from native_reasoning.groups import data_hash
@@ -24,8 +37,14 @@ from native_reasoning.presets import find_preset
 from native_reasoning.records import read_metrics
 from native_reasoning.types import PromptGroup
 
-#: Settings that are about the machine or the place, or that have a line of their own.
+#: Settings that are about the machine or a place, or that have a line of their own.
 _LEFT_OUT = {
+    "accelerator_config",
+    "chat_template_path",
+    "deepspeed",
+    "fsdp_config",
+    "parallelism_config",
+    "resume_from_checkpoint",
     "output_dir",
     "logging_dir",
     "run_name",
@@ -39,6 +58,18 @@ _LEFT_OUT = {
     "dataloader_pin_memory",
 }
 _ALWAYS = {*COMMON_ARGUMENTS, "num_generations", "max_trace_length", "temperature"}
+#: Settings whose text is part of prompts or of the data, and no path whatever it begins with.
+_TEXTS = {
+    "answer_column",
+    "answer_regex",
+    "boundary_text",
+    "prompt_column",
+    "system_prompt",
+    "think_close",
+    "think_open",
+}
+_PATH = re.compile(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|file:")
+_WORD = re.compile(r"[^\s,;='\"(){}\[\]]+")
 
 
 class Publishing(Evaluating):
@@ -62,8 +93,13 @@ class Publishing(Evaluating):
 
     def write_card(self, folder: Path) -> None:
         """README.md of a saved model, as much as is known by now, on the process that saves."""
-        if self.args.should_save:
+        if not self.args.should_save:
+            return
+        try:
             write_card(folder, self._facts())
+        except Exception as error:  # of whatever a card is made of: a model is worth more than it
+            reason = f"{type(error).__name__}: {error}"
+            warn(f"{folder.name} has no new model card (README.md), which needs {reason}")
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -72,27 +108,48 @@ class Publishing(Evaluating):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        *,
+        license: str | None = None,
+        tags: str | Sequence[str] = (),
     ) -> Any:
         """Uploads the model as it is now, with its card, to ``hub_model_id`` (or a repository named
         as the run folder), and nothing else: the run folder holds prompts, answers and traces.
 
-        Returns what ``huggingface_hub.upload_folder`` does, on the process that saves, else None.
+        A card of ``final/``, of the run folder or of the repository that was edited (our comment is
+        gone) is not replaced by a new one. ``license`` and further ``tags`` are for the head of a
+        new one; what else transformers' takes for its card, ours says by itself. Returns what
+        ``huggingface_hub.upload_folder`` does, a future unless ``blocking``, on the process that
+        saves, else None.
         """
-        with TemporaryDirectory() as folder:
-            self.save_model(folder)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            for known in (self.folder / NAME, self.folder / "final" / NAME):
+                if known.is_file() and not is_ours(known):
+                    shutil.copy(known, folder)
+            self.save_model(str(folder))
             if not self.is_world_process_zero():
                 return None
             token = token or self.args.hub_token
             private = self.args.hub_private_repo if private is None else private
             name = self.args.hub_model_id or self.folder.name
             made = create_repo(name, token=token, private=private, exist_ok=True)
-            return upload_folder(
+            at: dict[str, Any] = {"token": token, "revision": revision or self.args.hub_revision}
+            new = (folder / NAME).is_file() and is_ours(folder / NAME)
+            if new and (license or tags):
+                _say_more(folder / NAME, license, [tags] if isinstance(tags, str) else tags)
+            sent: Any = upload_folder(
                 repo_id=made.repo_id,
                 folder_path=folder,
                 commit_message=commit_message,
-                token=token,
-                revision=revision or self.args.hub_revision,
+                ignore_patterns=[NAME] if new and _is_edited(made.repo_id, at) else None,
+                run_as_future=not blocking,
+                **at,
             )
+            if not blocking:
+                kept = stack.pop_all()  # until it is sent
+                sent.add_done_callback(lambda _: kept.close())
+            return sent
 
     @property
     def folder(self) -> Path:
@@ -110,7 +167,8 @@ class Publishing(Evaluating):
         if report is None:
             return None
         name = str(self.recipe.get("data") or report.source)
-        short = Path(name).name if Path(name).is_absolute() else name
+        of_hub = is_hub_id(name.partition(" [")[0]) and not name.startswith(".")
+        short = name if of_hub else _last(name)
         return short, report.kept, report.read, data_hash(self.train_groups)
 
     def _facts(self) -> Facts:
@@ -135,12 +193,13 @@ class Publishing(Evaluating):
         )
 
     def _measured(self) -> tuple[dict[str, Any] | None, int, int | None]:
-        """The last evaluation and its step, and the collapse guard's state, of metrics.jsonl."""
+        """The last evaluation of the run's own questions and its step, and the collapse guard's
+        state, of metrics.jsonl."""
         try:
             lines = read_metrics(self.folder)
         except RunError:
             return None, 0, None
-        evaluated = [line for line in lines if "eval_accuracy" in line]
+        evaluated = [x for x in lines if "eval_accuracy" in x and "eval_other_data" not in x]
         own = [line for line in evaluated if line["step"] == self.step_of_weights] or evaluated
         states = [line[COLLAPSE] for line in lines if line.get(COLLAPSE) is not None]
         state = int(states[-1]) if states else None
@@ -152,13 +211,53 @@ class Publishing(Evaluating):
     def _settings(self) -> dict[str, Any]:
         """Settings without defaults, secrets and places."""
         defaults = {f.name: f.default for f in fields(self.args)}
-        kept = {
-            name: value
-            for name, value in self.args.resolved().items()
+        given = self.args.resolved()  # all of it: a secret is known by its setting
+        told = yaml.safe_load(manifest(given, None, self.args.seed, (), {}))["config"]
+        return {
+            name: value if name in _TEXTS else _without_places(value)
+            for name, value in told.items()
             if name not in _LEFT_OUT
             and not name.startswith(("hub_", "eval_", "save_", "logging_", "vllm_server"))
-            and (name in _ALWAYS or value != defaults.get(name))
+            and (name in _ALWAYS or given[name] != defaults.get(name))
             and value is not None
+            and value != []
         }
-        told = yaml.safe_load(manifest(kept, None, self.args.seed, (), {}))["config"]
-        return {name: value for name, value in told.items() if value != []}
+
+
+def _say_more(card: Path, license: str | None, tags: Sequence[str]) -> None:
+    """Adds to the head of a card."""
+    head: dict[str, Any] = metadata_load(card) or {}
+    head["tags"] = list(dict.fromkeys([*head.get("tags", ()), *tags]))
+    metadata_save(card, head | ({"license": license} if license else {}))
+
+
+def _is_edited(repo_id: str, at: Mapping[str, Any]) -> bool:
+    """Whether a repository has a card of somebody's own."""
+    if not file_exists(repo_id, NAME, **at):
+        return False
+    return not is_ours(Path(hf_hub_download(repo_id, NAME, **at)))
+
+
+def _without_places(value: Any) -> Any:
+    """A setting with the last name in place of each path: of a whole text or of a word in it."""
+    if isinstance(value, dict):
+        return {name: _without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return _last(value) if _is_path(value) else _WORD.sub(_word, value)
+
+
+def _word(found: re.Match[str]) -> str:
+    return _last(found[0]) if _is_path(found[0]) else found[0]
+
+
+def _is_path(text: str) -> bool:
+    inside = "/" in text or os.sep in text
+    return _PATH.match(text) is not None or (inside and os.path.exists(text))
+
+
+def _last(path: str) -> str:
+    """The last name of a path, of whatever system."""
+    return re.split(r"[/\\]+", path.rstrip("/"))[-1]

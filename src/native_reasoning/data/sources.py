@@ -69,7 +69,7 @@ def load_rows(source: object, *, split: str | None = None) -> Rows:
         path = Path(source).expanduser()
         if path.is_dir():
             return _folder_rows(path, str(source), split)
-        if not path.exists() and _is_hub_id(str(source)):
+        if not path.exists() and is_hub_id(str(source)):
             return _hub_rows(str(source), split)
         _refuse_split(split, str(source))
         return _file_rows(path, str(source))
@@ -214,7 +214,7 @@ def _refuse_split(split: str | None, source: str) -> None:
         )
 
 
-def _is_hub_id(source: str) -> bool:
+def is_hub_id(source: str) -> bool:
     """Whether a name that is no path here reads as owner/name of the hub."""
     suffix = Path(source).suffix.lower()
     return (
