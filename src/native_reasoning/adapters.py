@@ -62,7 +62,7 @@ def add_adapter(
     """
     if has_adapter(model):
         raise PolicyError(
-            f"{model.config._name_or_path} has an adapter already",
+            f"{model.config.name_or_path} has an adapter already",
             why="a second one on top of it could not be saved",
             fix="give the merged model: a finished run has it in its folder final/",
         )
@@ -134,7 +134,7 @@ def _is_linear(module: Any) -> TypeGuard[nn.Linear]:
 
 def save_adapter(model: PreTrainedModel, folder: str | Path) -> None:
     """The adapter alone, as peft writes one: without an embedding that has grown."""
-    (config,) = model.peft_config.values()  # type: ignore[union-attr, operator]
+    (config,) = model.peft_config.values()
     config.save_pretrained(folder)
     weights = {PREFIX + name: tensor.contiguous() for name, tensor in _weights(model).items()}
     save_file(weights, Path(folder) / ADAPTER_FILE, metadata={"format": "pt"})
@@ -191,7 +191,7 @@ def _merge(model: PreTrainedModel) -> PreTrainedModel:
     for name, module in _adapted(model):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _plain(module))
-    model._hf_peft_config_loaded = False
+    model._hf_peft_config_loaded = False  # pyright: ignore[reportPrivateUsage]  (no public one)
     del model.peft_config
     if is_quantised(model):
         forget(model)

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +77,7 @@ class WholeCheckpoints(Trainer):
         self.add_callback(self.best)
 
     @contextmanager
-    def whole_model(self) -> Iterator[Any]:
+    def whole_model(self) -> Generator[Any]:
         """The model for forwards without gradients, of which each rank may make its own number."""
         if self.whole_copy is None:
             yield self.model_wrapped
@@ -170,7 +170,9 @@ class WholeCheckpoints(Trainer):
         with self.whole_model():
             self._save(output_dir)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         """An ordinary model folder; of a checkpoint with an adapter, the adapter alone.
         transformers' adds a pickle that holds the hub token."""
         if not self.args.should_save:
@@ -231,7 +233,7 @@ class WholeCheckpoints(Trainer):
             self._write_checkpoint(model, trial, final, staged)
 
     @contextmanager
-    def _staged(self, staged: Path) -> Iterator[None]:
+    def _staged(self, staged: Path) -> Generator[None]:
         """Clears the staging folder of what a killed writer left there, and after it."""
         clear = self.args.should_save
         try:

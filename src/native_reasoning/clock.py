@@ -10,7 +10,7 @@ asked for.
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Clock:
             self._open[-1] = (self._open[-1][0], now)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None]:
         """Time inside belongs to ``name``."""
         self.begin(name)
         try:

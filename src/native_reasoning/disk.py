@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,7 +122,7 @@ _held: dict[Path, int | None] = {}
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Generator[None]:
     """Makes a run folder and keeps it for this process, which may ask for it again inside. Where
     the file system knows no locks it says so on stderr. The system gives the folder back when the
     process ends, however it ends.
@@ -194,7 +194,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def writing(what: str, folder: Path | None) -> Iterator[None]:
+def writing(what: str, folder: Path | None) -> Generator[None]:
     """Turns what libraries say of a file that could not be written into a DiskError; ``folder`` is
     the run's, if it is about one."""
     try:

@@ -9,7 +9,7 @@ of sharing prompts works as on one device.
 
 import copy
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -114,7 +114,7 @@ class WholeCopy:
         self.model = copy.deepcopy(model, hollow).eval()
 
     @contextmanager
-    def filled(self, source: nn.Module) -> Iterator[PreTrainedModel]:
+    def filled(self, source: nn.Module) -> Generator[PreTrainedModel]:
         """Inside, the copy has the weights of ``source``, the same model after it was cut. All
         ranks come in together; not to be entered twice."""
         try:

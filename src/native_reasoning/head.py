@@ -67,7 +67,11 @@ def logps_inside(head: nn.Module, hidden: Tensor, choice: Choice) -> Tensor:
     """``chosen_logps`` in the place of the head's own forward: where the weights are cut among
     ranks, the hooks around that forward make them whole, and only there."""
     before = vars(head).get("forward")
-    head.forward = lambda states: chosen_logps(states, head, choice)
+
+    def forward(states: Tensor) -> Tensor:
+        return chosen_logps(states, head, choice)
+
+    head.forward = forward
     try:
         return head(hidden)
     finally:
@@ -82,7 +86,7 @@ def direct_head(model: PreTrainedModel) -> bool:
     more: no soft cap, no scaling, no adapter on the head. Tried out on a few tokens."""
     head = model.get_output_embeddings()
     parts = linear_parts(head)
-    if head is None or parts is None or not parts.weight.is_floating_point():
+    if not isinstance(head, nn.Module) or parts is None or not parts.weight.is_floating_point():
         return False
 
     def trial() -> bool:

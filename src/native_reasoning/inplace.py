@@ -35,15 +35,19 @@ def lighten(model: nn.Module, adapter: str) -> None:
     from peft.utils.other import TrainableTokensWrapper
 
     kinds = [lora.Linear, *([lora.Linear4bit] if layers(model) else [])]
-    for module in model.modules():
-        plain = type(module) in kinds and adapter not in module.lora_variant
-        if plain and isinstance(module.lora_dropout[adapter], nn.Identity):  # type: ignore[index]
-            module.lora_variant[adapter] = InPlace()  # type: ignore[index, assignment]
+    adapted: list[Any] = [module for module in model.modules() if type(module) in kinds]
+    for module in adapted:
+        plain = adapter not in module.lora_variant
+        if plain and isinstance(module.lora_dropout[adapter], nn.Identity):
+            module.lora_variant[adapter] = InPlace()
     for layer in token_layers(model):
         layer.get_merged_weights = types.MethodType(_table, layer)
     for module in model.modules():
         if isinstance(module, TrainableTokensWrapper):
-            module._getattr_wrapped = types.MethodType(_weight, module)
+            # what its __getattr__ asks, in place of another forward: nothing public leads there
+            module._getattr_wrapped = types.MethodType(  # pyright: ignore[reportPrivateUsage]
+                _weight, module
+            )
 
 
 def ordinary(module: Any) -> None:

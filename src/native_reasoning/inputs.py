@@ -1,7 +1,7 @@
 """What every forward of ours needs: padding, positions, a model that does not train, and a way to
 try out what an architecture can do."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
+def inference(model: nn.Module) -> Generator[None]:
     """Eval mode and no gradients, restored afterwards: in train mode, activation checkpointing
     would drop the cache."""
     training = model.training

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,7 +38,7 @@ class Judges:
         model: PreTrainedModel,
         settings: ObjectiveSettings,
         scorer: Scorer,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.settings, self.scorer, self.autocast = settings, scorer, autocast
         self.frozen = _copy(model) if settings.needs_frozen else None

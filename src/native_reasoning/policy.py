@@ -69,7 +69,7 @@ def load_policy(
     Raises PolicyError if the model cannot be loaded, TemplateError if its tokenizer cannot be used,
     ConfigError if a file that ``config`` names cannot be read.
     """
-    name = model if isinstance(model, (str, Path)) else model.config._name_or_path
+    name = model if isinstance(model, (str, Path)) else model.config.name_or_path
     if tokenizer is None:
         tokenizer = load_tokenizer(str(name), config.trust_remote_code)
     if isinstance(model, (str, Path)):
@@ -99,7 +99,8 @@ def load_policy(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.generation_config is not None:
+    # inferred as never None; a model that was given may have had it taken away
+    if model.generation_config is not None:  # pyright: ignore[reportUnnecessaryComparison]
         model.generation_config = generation_config(model.generation_config, template, config)
     disable_dropout(model)
     return Policy(model, tokenizer, template)

@@ -159,7 +159,7 @@ class Publishing(Evaluating):
     @cached_property
     def _base(self) -> Base:
         model = self.accelerator.unwrap_model(self.model)
-        return find_base(str(self.recipe.get("model") or model.config._name_or_path))
+        return find_base(str(self.recipe.get("model") or model.config.name_or_path))
 
     @cached_property
     def _data(self) -> tuple[str, int, int, str] | None:

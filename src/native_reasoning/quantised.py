@@ -60,13 +60,13 @@ def check_trainable(model: PreTrainedModel, config: NRTConfig, adapted: bool) ->
     quantised = is_quantised(model)
     if quantised and (config.use_vllm or sharded(config)):  # also where it came so
         raise PolicyError(
-            f"{model.config._name_or_path} is quantised, with vLLM, FSDP or DeepSpeed",
+            f"{model.config.name_or_path} is quantised, with vLLM, FSDP or DeepSpeed",
             why="quantised weights cannot be sent or cut yet",
             fix="give a whole model, or train on one device or with DDP",
         )
     if quantised and not layers(model):
         raise PolicyError(
-            f"{model.config._name_or_path} is quantised, and not by bitsandbytes to 4 bits",
+            f"{model.config.name_or_path} is quantised, and not by bitsandbytes to 4 bits",
             why="nothing else can be trained on and merged here",
             fix="give the model that was quantised, with load_in_4bit",
         )

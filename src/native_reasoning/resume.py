@@ -5,7 +5,7 @@ import os
 import pickle
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ LENGTH = ("max_steps", "num_train_epochs")
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Generator[None]:
     """A run folder for the processes of one run alone (``disk.claimed``): rank 0 holds it.
 
     Raises RunError where a file read meanwhile would run code, or another rank is gone, DiskError

@@ -59,7 +59,9 @@ def install_scoring(model: PreTrainedModel) -> None:
     patched, original = vars(model).get("forward"), model.forward
 
     @functools.wraps(original)
-    def forward(self: PreTrainedModel, *args, score: Batch | None = None, **kwargs):
+    def forward(
+        self: PreTrainedModel, *args: Any, score: Batch | None = None, **kwargs: Any
+    ) -> Any:
         plain = patched or functools.partial(type(self).forward, self)  # a deep copy's is its own
         if score is None:
             return plain(*args, **kwargs)
@@ -68,7 +70,9 @@ def install_scoring(model: PreTrainedModel) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def _score(model: PreTrainedModel, plain: Callable | None, batch: Batch, by_ids: bool) -> Tensor:
+def _score(
+    model: PreTrainedModel, plain: Callable[..., Any] | None, batch: Batch, by_ids: bool
+) -> Tensor:
     """What ``model(score=batch)`` returns. ``plain`` None: logits are a linear map of the hidden
     states, and head.py takes the log-probabilities; else the model's own forward makes them.
     ``by_ids``: embeddings alone are not enough."""

@@ -22,7 +22,8 @@ def can_share_prompts(model: PreTrainedModel, template: Template, layout: str = 
     Caches of linear-attention layers cannot be repeated, for one.
     """
     config = model.config.get_text_config()
-    if layout == "packed" and config._attn_implementation not in ("eager", "sdpa"):
+    kernel = config._attn_implementation  # pyright: ignore[reportPrivateUsage]  (no public one)
+    if layout == "packed" and kernel not in ("eager", "sdpa"):
         return False  # other kernels do not take a mask of four dimensions
     length = trial_length(model)
     usable = [i for i in range(template.vocabulary) if i not in template.control_ids][:97]

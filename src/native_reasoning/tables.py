@@ -67,7 +67,7 @@ class HeldOutRow:
     answer_tokens: Sequence[str]
 
 
-_ARROW = {
+_ARROW: dict[Any, pa.DataType] = {
     int: pa.int64(),
     bool: pa.bool_(),
     str: pa.string(),

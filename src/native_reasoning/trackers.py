@@ -172,5 +172,7 @@ def sender(callback: TrainerCallback) -> Callable[[list[list[Any]], int], None] 
     return None
 
 
-def _log(log: Callable[[dict], Any], table_of: Any, cells: list[list[Any]], step: int) -> None:
+def _log(
+    log: Callable[[dict[str, Any]], Any], table_of: Any, cells: list[list[Any]], step: int
+) -> None:
     log({NAME: table_of(columns=list(COLUMNS), data=cells), _STEP: step})

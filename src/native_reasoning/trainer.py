@@ -103,8 +103,8 @@ class NRTTrainer(Publishing):
         super().__init__(
             model=policy.model,
             args=args,
-            train_dataset=self.train_groups or None,  # type: ignore[arg-type]
-            eval_dataset=self.eval_groups or None,  # type: ignore[arg-type]
+            train_dataset=self.train_groups or None,
+            eval_dataset=self.eval_groups or None,
             processing_class=policy.tokenizer,
             callbacks=[*own, *(callbacks or []), self._tables(args)],
         )
@@ -226,7 +226,7 @@ class NRTTrainer(Publishing):
         if checkpoint is not None:
             self.load_kept(checkpoint)  # nothing is cut back before it is known that it can be
         model = self.accelerator.unwrap_model(self.model)
-        settings = {"model": model.config._name_or_path, **self.recipe, **self.args.resolved()}  # type: ignore[attr-defined]
+        settings = {"model": model.config.name_or_path, **self.recipe, **self.args.resolved()}
         settings |= self.given
         report = () if self.train_report is None else self.train_report.lines()
         records = open_run(
@@ -257,7 +257,7 @@ class NRTTrainer(Publishing):
         """Which rows each optimiser step takes."""
         return make_schedule(len(self.train_groups), self.args)
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Only paces the loop: the rows of a step are a function of the step (groups.py)."""
         count = self.schedule.steps_per_epoch * self.args.gradient_accumulation_steps
         return DataLoader(range(count), batch_size=1)  # type: ignore[arg-type]
@@ -265,7 +265,7 @@ class NRTTrainer(Publishing):
     # -- Rollout -----------------------------------------------------------------------------------
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """The step's micro-batches, sampled now if the step opens a rollout."""
         for _ in range(num_batches):

@@ -167,7 +167,7 @@ def _read(
     return state["rollout"], found
 
 
-def _traces(cell: dict) -> Traces:
+def _traces(cell: dict[str, Any]) -> Traces:
     return Traces(
         ids=tuple(map(tuple, cell["ids"])),
         closed=tuple(cell["closed"]),
@@ -177,7 +177,7 @@ def _traces(cell: dict) -> Traces:
     )
 
 
-def _describe(group: PromptGroup, traces: Traces) -> dict:
+def _describe(group: PromptGroup, traces: Traces) -> dict[str, Any]:
     row = group.example.row_id if group.weight else None
     return {"row": row, **vars(traces)}
 

@@ -28,7 +28,7 @@ _LLAMA3_SOURCE = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 #: What a tokenizer cuts by, and the same for ASCII: GPT-2, SmolLM2, Llama 3, Qwen 2 and 3.
-_KNOWN = {
+_KNOWN: dict[tuple[str, ...], str] = {
     ("bytes",): _GPT2,
     ("digits", "bytes"): _DIGITS,
     (_LLAMA3_SOURCE, "plain bytes"): _LLAMA3,

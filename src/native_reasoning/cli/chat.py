@@ -116,7 +116,8 @@ def talk(conversation: "Conversation", ways: Ways) -> None:
 def _lines(asks: bool) -> Iterator[str]:
     """Lines that hold something."""
     if asks:
-        import readline  # noqa: F401  (arrow keys and history at input's prompt)
+        # arrow keys and history at input's prompt
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
     while True:
         try:
             line = input("> " if asks else "")

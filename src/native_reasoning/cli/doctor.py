@@ -50,7 +50,7 @@ def _fingerprint(example: Example) -> bytes:
 
 
 def _folded(example: Example) -> tuple[str, ...]:
-    return tuple(" ".join(text.casefold().split()) for role, text in example.prompt)
+    return tuple(" ".join(text.casefold().split()) for _, text in example.prompt)
 
 
 def leaks(examples: Sequence[Example]) -> list[Example]:
@@ -88,8 +88,8 @@ class Survey:
     marked: int = 0
     leaking: Counter[str] = field(default_factory=Counter)
     leaking_lines: list[int] = field(default_factory=list)
-    prompt_words: array = field(default_factory=lambda: array("i"))
-    answer_words: array = field(default_factory=lambda: array("i"))
+    prompt_words: "array[int]" = field(default_factory=lambda: array("i"))
+    answer_words: "array[int]" = field(default_factory=lambda: array("i"))
 
 
 def survey(examples: Sequence[Example]) -> Survey:

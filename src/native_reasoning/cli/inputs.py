@@ -2,7 +2,7 @@
 
 import re
 import traceback
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
 
 
 @contextmanager
-def refused_by_libraries() -> Iterator[None]:
+def refused_by_libraries() -> Generator[None]:
     """Turns a library's refusal of a setting (``--report-to dvclive`` where that is not installed)
     into a ConfigError; errors that our own code raises pass through."""
     try:

@@ -48,7 +48,7 @@ def run(parsed: Parsed) -> int:
     elif parsed.own["json"]:
         show_json({key: entry(preset) for key, preset in PRESETS.items()})
     else:
-        rows = [list(COLUMNS), *(table_row(*item) for item in PRESETS.items())]
+        rows: list[list[str]] = [list(COLUMNS), *(table_row(*item) for item in PRESETS.items())]
         shown = fitted(rows, terminal_width())
         show_table(shown[0], shown[1:])
         if hidden := len(COLUMNS) - len(shown[0]):

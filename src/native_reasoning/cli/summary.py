@@ -124,7 +124,7 @@ def plan_of(trainer: Any, out: str, steps: int) -> dict[str, Any]:
     boundary = trainer.template.boundary
     return {
         "run": out,
-        "model": trainer.model.config._name_or_path,
+        "model": trainer.model.config.name_or_path,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "device": str(args.device),
         "rows": len(groups),

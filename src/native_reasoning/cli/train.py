@@ -3,7 +3,7 @@
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,7 +101,7 @@ def _train(plan: Plan, as_json: bool) -> int:
 
 
 @contextmanager
-def _no_saving_yet() -> Iterator[None]:
+def _no_saving_yet() -> Generator[None]:
     """SIGUSR1 outside training, when there is nothing to save, does not end the process."""
     number = getattr(signal, "SIGUSR1", None)
     if number is None:
@@ -115,7 +115,7 @@ def _no_saving_yet() -> Iterator[None]:
 
 
 @contextmanager
-def _trackers() -> Iterator[None]:
+def _trackers() -> Generator[None]:
     """What a tracker prints goes to stderr, because stdout is the result; what it raises, say for
     want of a login, becomes a ConfigError."""
     try:

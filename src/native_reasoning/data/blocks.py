@@ -130,10 +130,10 @@ class _Block:
 
     keep_columns: bool
     texts: Texts = field(default_factory=Texts)
-    lines: array = field(default_factory=lambda: array("q"))
+    lines: "array[int]" = field(default_factory=lambda: array("q"))
     prompts: list[bytes] = field(default_factory=list)
     pairs: list[bytes] = field(default_factory=list)
-    shape: array = field(default_factory=lambda: array("h"))
+    shape: "array[int]" = field(default_factory=lambda: array("h"))
     shapes: dict[str, int] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     bad: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any
 from native_reasoning.errors import DataError
 
 RawRow = tuple[int, str, Any, tuple[str, str] | None]
+Reader = Callable[[Path, str], Iterator[RawRow]]
 
 _FIELD_LIMIT = 2**31 - 1
 
@@ -199,7 +200,7 @@ def read_parquet(path: Path, name: str) -> Iterator[RawRow]:
         ) from error
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[RawRow]]] = {
+READERS: dict[str, Reader] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".json": read_json,

@@ -129,7 +129,7 @@ def _names_turns(row: Mapping[str, Any], column: str) -> bool:
     return single and _are_turns(value_at(row, column))
 
 
-def lookup(row: Mapping[str, Any], name: str) -> str | None:
+def lookup(row: Mapping[Any, Any], name: str) -> str | None:
     """The row's own spelling of a column: exact, else the first equal but for capitals."""
     if name in row:
         return name

@@ -8,12 +8,12 @@ that read a file in blocks give up the whole file for one broken line.
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from native_reasoning.data.files import READERS
+from native_reasoning.data.files import READERS, Reader
 from native_reasoning.errors import DataError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -90,7 +90,7 @@ def _file_rows(path: Path, name: str) -> Rows:
     return Rows(name, "row" if lines is None else "line", _read(path, name, reader), lines)
 
 
-def _read(path: Path, name: str, reader: Callable) -> Iterator[Row]:
+def _read(path: Path, name: str, reader: Reader) -> Iterator[Row]:
     try:
         for number, unit, value, problem in reader(path, name):
             yield Row(number, f"{unit} {number}", value, problem)
@@ -107,7 +107,7 @@ def unreadable(name: str, error: OSError) -> DataError:
     )
 
 
-def _reader(path: Path, name: str) -> Callable:
+def _reader(path: Path, name: str) -> Reader:
     """The reader for a file's suffix. Raises DataError: no such file, or an unknown suffix."""
     if not path.exists():
         raise _not_found(path, name)

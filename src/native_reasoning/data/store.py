@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 
 
 @lru_cache(maxsize=1)
-def _temporary() -> tempfile.TemporaryDirectory:
+def _temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="native_reasoning-", ignore_cleanup_errors=True)
 
 
@@ -111,7 +111,7 @@ def _mapped(path: str) -> pa.Table:
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def claimed(path: Path) -> Generator[None]:
     """Holds the right to write ``path`` among all processes; its end, however it comes, frees it.
 
     Where files cannot be locked everybody writes: the last one wins, with the same contents.

@@ -65,7 +65,7 @@ def in_order(function: Callable[[T], R], tasks: Sequence[T]) -> Generator[R, Non
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, task: Any) -> Future:
+def _submit(pool: ProcessPoolExecutor, task: Any) -> Future[Any]:
     """Hands out a task. The first one forks: tokenizers must not use threads in a fork, and warn
     unless they are told so before."""
     before = os.environ.get(_PARALLEL)

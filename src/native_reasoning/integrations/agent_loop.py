@@ -55,8 +55,9 @@ def example_of(row: Mapping[str, Any]) -> Example:
     return Example(prompt=turns, answer=answer, row_id=index, line=index + 1)
 
 
-@agent_loop.register(NAME)
-class SplicedAgentLoop(agent_loop.AgentLoopBase):
+# verl is not installed where types are checked
+@agent_loop.register(NAME)  # pyright: ignore[reportUntypedClassDecorator]
+class SplicedAgentLoop(agent_loop.AgentLoopBase):  # pyright: ignore[reportUntypedBaseClass]
     """Samples a trace up to its closing tag and splices the reference answer in behind it.
 
     Of the n sessions of a prompt the first samples nothing: it is the empty trace, whose log-

@@ -108,8 +108,9 @@ def policy_loss(objective: Objective) -> Callable[..., tuple[Tensor, dict[str, A
 # -- The trainer -----------------------------------------------------------------------------------
 
 
-@register_trainer(NAME)
-class SplicedTrainer(PPOTrainerSync):
+# verl is not installed where types are checked
+@register_trainer(NAME)  # pyright: ignore[reportUntypedClassDecorator]
+class SplicedTrainer(PPOTrainerSync):  # pyright: ignore[reportUntypedBaseClass]
     """verl's synchronous trainer, whose rewards come from the pass of the old log-probabilities."""
 
     def __init__(self, config: Any) -> None:

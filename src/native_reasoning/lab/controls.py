@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,8 +68,9 @@ def oracle(own: Watched, scores: Sequence[Scores], signals: Sequence[Signal]) ->
 def equal_rms(own: Watched, scores: Sequence[Scores], signals: Sequence[Signal]) -> list[Tensor]:
     """Advantages without std scaling, times one number a step: their root mean square over the step
     is what it is with std scaling. What is lost is only that groups weigh alike."""
-    settings = {f.name: getattr(own, f.name) for f in fields(Objective)}
-    scaled = Objective(**{**settings, "scale": "std"}).of_groups(scores)
+    settings: dict[str, Any] = {f.name: getattr(own, f.name) for f in fields(Objective)}
+    settings["scale"] = "std"
+    scaled = Objective(**settings).of_groups(scores)
     wanted, found = (
         torch.cat([s.advantages for s in given]).square().mean().sqrt()
         for given in (scaled, signals)

@@ -13,7 +13,7 @@ _SHORT, _STYLE = DEMO["short_answer"], DEMO["style_shift"]
 
 
 def _style(name: str, **changes: object) -> Family:
-    return replace(_STYLE, name=name, lead=name, **changes)  # type: ignore[arg-type]
+    return replace(_STYLE, name=name, lead=name, **changes)
 
 
 _ONE_SUM = (

@@ -6,7 +6,7 @@ one thread, and ``workers`` of them go on at once, each in a process of its own.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -154,7 +154,7 @@ def _quiet() -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Generator[None]:
     """A model this small is not worth sharing out, and results hang on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

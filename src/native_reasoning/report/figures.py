@@ -21,8 +21,10 @@ from native_reasoning.runs import Run, run_names
 MOST_POINTS = 1000
 #: Readable on white and on black, and apart for the colour-blind.
 COLOURS = ("#2f7fd1", "#d1620a", "#0f9470", "#a45bc8", "#a8810f", "#c2477f", "#5f7a8a", "#8c6d4f")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-DASHES += ("2px 8px", "16px 4px", "12px 3px 3px 3px 3px 3px", "1px 2px")
+DASHES = (
+    *("solid", "dash", "dot", "dashdot", "longdash", "longdashdot"),
+    *("2px 8px", "16px 4px", "12px 3px 3px 3px 3px 3px", "1px 2px"),
+)
 #: Name: title, explanation. All but the curves are drawn by a function of their own.
 FIGURES = {
     **{name: (curves.title, curves.explains) for name, curves in CURVES.items()},

@@ -6,7 +6,8 @@ vLLM and TRL are imported when vLLM is started, before the first rollout.
 import copy
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator as Yielding
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -105,7 +106,7 @@ class Colocated:
         return settings
 
     @contextmanager
-    def _apart(self) -> Iterator[None]:
+    def _apart(self) -> Yielding[None]:
         """vLLM's arithmetic is its own, also inside the trainer's autocast. Raises RunError where
         it does not get the memory that it needs."""
         try:

@@ -7,7 +7,7 @@ stateless uniform number (noise.py, pick.py).
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class HFEngine:
         repeat_cache: bool = True,
         batch_size: int | None = None,
         share: bool | None = None,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
         self.repeat_cache, self.batch_size, self.autocast = repeat_cache, batch_size, autocast

@@ -12,7 +12,7 @@ It goes through transformers' attention interface, so any model whose layers use
 works; ``decoders.can_share`` tries it out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,17 +131,18 @@ _ACTIVE: list[SharedCache] = []
 
 
 @contextmanager
-def attending(model: PreTrainedModel, cache: SharedCache) -> Iterator[None]:
+def attending(model: PreTrainedModel, cache: SharedCache) -> Generator[None]:
     """Inside, the model's layers attend to ``cache``."""
     config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
+    # transformers has a public name for it on models only, and that does more than set it
+    before = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+    config._attn_implementation = _NAME  # pyright: ignore[reportPrivateUsage]
     _ACTIVE.append(cache)
     try:
         yield
     finally:
         _ACTIVE.pop()
-        config._attn_implementation = before
+        config._attn_implementation = before  # pyright: ignore[reportPrivateUsage]
 
 
 def shared_prompt_attention(

@@ -8,7 +8,8 @@ kept as a diagnostic (mismatch.py): rewards and gradients come from the trainer'
 Nothing here imports vLLM: a ``Generator`` (generators.py) runs it, in this process or elsewhere.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator as Yielding
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -64,7 +65,7 @@ class VLLMEngine:
         self.generator, self.template = generator, template
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
+    def ready(self) -> Yielding[None]:
         """See ``RolloutEngine``: weights are sent on entry, always."""
         self.generator.wake()
         yield

@@ -165,7 +165,11 @@ def limits(seconds: int) -> None:
         resource.setrlimit(kind, (most, most))
 
 
-def child(asked: dict, out: int, libc: ctypes.CDLL) -> None:
+def child(
+    asked: dict,  # pyright: ignore[reportMissingTypeArgument]  (typing is slow to import)
+    out: int,
+    libc: ctypes.CDLL,
+) -> None:
     """Shuts itself in the rest of the way and runs the program."""
     code = compile(asked["program"], "<program>", "exec")
     limits(int(asked["timeout"]) + 1)
