@@ -58,6 +58,14 @@ def test_tables_of_a_run(run):
     assert found.quarantine.empty
 
 
+def test_evaluations_of_other_questions_are_not_those_of_the_run(run):
+    before = load_run(run)
+    other = {"step": 3, "eval_accuracy": 1.0, "eval_other_data": 1.0}
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(other) + "\n")
+    assert load_run(run).evaluations.equals(before.evaluations)
+
+
 def test_a_row_for_each_token(run):
     found = load_run(run)
     tokens = found.tokens()

@@ -157,6 +157,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
     config = tried(lambda: read_config(folder), {})
     logged = lines(METRICS)
+    if "eval_other_data" in logged:  # evaluate() was asked about other questions
+        logged = logged.loc[logged["eval_other_data"].isna()]
     evaluated = logged.filter(like="eval_").notna().any(axis=1)
     traces = tables([file for _, _, file in trace_files(folder)], TRACE_SCHEMA)
     if logged.empty:
