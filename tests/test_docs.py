@@ -137,7 +137,7 @@ def test_published_settings_are_settings(name, tmp_path):
     made = make_config({"preset": name, "output_dir": str(tmp_path), "use_cpu": True, **published})
     for key, value in published.items():
         assert getattr(made, key) == value
-    # prompts of an optimiser step and updates per rollout, as rivals.md has them
+    # prompts of an optimiser step and updates per rollout, as the papers have them
     prompts, updates = AUTHORS.get(name.split("-")[0], (8, 1))
     assert make_schedule(1000, made).prompts == prompts
     assert made.steps_per_rollout() == updates

@@ -1,4 +1,4 @@
-"""The facts of method.md section 3, one test each, and the rule for flat groups.
+"""Facts that follow from the objective, one test each, and the rule for flat groups.
 
 Fact 8, on sampled answers, is in test_gradient.py: test_rewards_of_the_trace_alone_train_no_sampled
 _answer and test_verified_rewards_are_verifree_on_average.

@@ -23,7 +23,7 @@ LOG_REWARDS = [name for name in TOKENS if REWARDS[name].is_log]
 
 
 def f(name, c, b):
-    """R = f(c) in plain Python, as method.md section 2 has it; ``b`` holds probabilities."""
+    """R = f(c) in plain Python; ``b`` holds probabilities."""
     t = len(c)
     return {
         "logp": lambda: sum(math.log(x) for x in c),

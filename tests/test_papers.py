@@ -1,4 +1,4 @@
-"""Each preset is a literal transcription of its row in method.md section 4, in plain Python."""
+"""Each preset is a literal transcription of its paper's formula, in plain Python."""
 
 import math
 

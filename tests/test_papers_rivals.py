@@ -1,6 +1,6 @@
 """Each rival is a literal transcription of its formula, in plain Python, on fixed numbers.
 
-The formulas are those of method.md section 4, of rivals.md and of ``nrt presets NAME``. Every
+The formulas are those of the papers, as ``nrt presets NAME`` has them too. Every
 method is written out on its own: what it returns are its advantages (K,), its answer weights (K, T)
 and its terms of the loss, which is minus the objective, summed over the group. ``std`` is the
 unbiased one.
@@ -368,7 +368,7 @@ METHODS = {
     "nover@shared": nover_shared,
     "dro@shared": dro_shared,
 }
-# The s of std + 1e-6·s is "the size of the rewards": method.md does not say what it is for ranks.
+# The s of std + 1e-6·s is the size of the rewards; what that is for ranks is not settled.
 RTOL = {"nover@shared": 1e-6}
 CISPO = ["rlvr", *(name for name in METHODS if name.endswith("@shared"))]
 

@@ -1,7 +1,7 @@
 """Do traces say something about their question? Asked every so often, of one trace per prompt.
 
 σ shifts the traces cyclically over the distinct prompts of a step. Two rows without gradient per
-prompt, its own trace and another prompt's, and one with none give (method.md section 7)
+prompt, its own trace and another prompt's, and one with none give
 
     specificity        mean of (1/T) Σ_i (l_i − l^σ_i) over prompts with a trace that is not empty
     trace dependence   mean of (1/|z|) [log π(z | its own prompt) − log π(z | another prompt)]

@@ -9,7 +9,7 @@ from native_reasoning.tables import TraceRow
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces
 
-#: Tokens below which a trace counts as short (method.md section 7).
+#: Tokens below which a trace counts as short.
 SHORT = 16
 
 
