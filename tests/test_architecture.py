@@ -31,7 +31,7 @@ LINE = (
     ("words",),
     ("encoding",),
     ("prepared",),
-    ("quantised",),
+    ("folders", "quantised"),
     ("inplace",),
     ("adapters",),
     ("policy",),

@@ -322,8 +322,12 @@ def test_folder_that_does_not_exist_is_named(config, name):
 
 
 def test_folder_without_tokenizer_or_weights_says_so(config, tmp_path):
+    with pytest.raises(PolicyError, match="holds no model"):
+        load_policy(tmp_path, config())
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(PolicyError, match="no tokenizer could be loaded"):
         load_policy(tmp_path, config())
+    (tmp_path / "config.json").unlink()
     tiny.byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(PolicyError, match="no causal language model could be loaded"):
         load_policy(tmp_path, config())

@@ -55,6 +55,32 @@ def test_other_settings_are_said_and_recorded(tmp_path, capsys):
     assert config["config"]["learning_rate"] == 5e-4
 
 
+def test_a_finished_run_takes_no_other_settings(tmp_path):
+    """config.yaml and the model's card would say that it was trained with them."""
+    make(tmp_path / "run", max_steps=1).train()
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(RunError, match="is finished, and asked to go on with learning_rate"):
+        make(tmp_path / "run", max_steps=1, learning_rate=0.5).train(resume_from_checkpoint=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_the_command_that_began_a_run_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["nrt", "train", "--data", "qa.jsonl"])
+    make(tmp_path / "run", max_steps=1).train()
+    monkeypatch.setattr("sys.argv", ["nrt", "train", "--resume"])
+    make(tmp_path / "run", max_steps=2, learning_rate=5e-4).train(resume_from_checkpoint=True)
+    assert read_config(tmp_path / "run")["command"] == ["nrt", "train", "--data", "qa.jsonl"]
+
+
+def test_a_checkpoint_may_be_named_by_its_name_alone(tmp_path):
+    make(tmp_path / "run", max_steps=2).train()
+    again = make(tmp_path / "run", max_steps=2)
+    again.train(resume_from_checkpoint="checkpoint-1")
+    assert [m["step"] for m in read_metrics(tmp_path / "run")] == [1, 2]
+    with pytest.raises(RunError, match="--resume with one of: checkpoint-2"):
+        again.train(resume_from_checkpoint="checkpoint-7")
+
+
 def test_the_same_settings_change_nothing_in_the_config(tmp_path, capsys):
     constant = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2}
     make(tmp_path / "run", max_steps=1, **constant).train()

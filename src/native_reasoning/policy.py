@@ -21,6 +21,7 @@ from native_reasoning.adapters import add_adapter, base_of, lora_config, with_ad
 from native_reasoning.boundary import existing_pair
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.errors import ConfigError, PolicyError, warn
+from native_reasoning.folders import check_folder
 from native_reasoning.quantised import check_given, check_trainable, keep_exact, quantisation
 from native_reasoning.template import Template, make_template
 
@@ -138,7 +139,7 @@ def template_for(
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or folder. Raises PolicyError."""
-    _check_folder(name)
+    check_folder(name)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except _UNREADABLE as error:
@@ -163,7 +164,7 @@ def load_merged(name: str, config: NRTConfig, vocabulary: int) -> PreTrainedMode
 def load_model(name: str, config: NRTConfig) -> PreTrainedModel:
     """Weights of a hub id or folder, safetensors only, float32 unless ``model_init_kwargs`` says
     otherwise. Raises PolicyError."""
-    _check_folder(name)
+    check_folder(name)
     kwargs: dict[str, Any] = {"dtype": "float32", **(config.model_init_kwargs or {})}  # type: ignore[dict-item]
     kwargs |= quantisation(config, model_dtype(config))
     trust = config.trust_remote_code
@@ -206,20 +207,9 @@ def generation_config(
     )
 
 
-def _check_folder(name: str) -> None:
-    path = Path(name).expanduser()
-    looks_local = name.startswith((".", "/", "~")) or path.is_dir() or name.count("/") > 1
-    if looks_local and not path.is_dir():
-        raise PolicyError(
-            f"model folder {name} does not exist",
-            why="the model is read from it",
-            fix="check the path, or give a hub id such as Qwen/Qwen3-0.6B-Base",
-        )
-
-
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def read_text(path: str) -> str:

@@ -82,11 +82,16 @@ def find_checkpoint(resume: str | Path | bool | None, folder: Path) -> Path | No
     if resume is None or resume is False:
         return None
     found = newest_checkpoint(folder) if resume is True else Path(resume)
+    if found is not None and not found.is_dir() and (folder / found).is_dir():
+        found = folder / found  # by its name in the run folder
     if found is None or not found.is_dir():
+        there = ", ".join(path.name for path in checkpoints(folder))
         raise RunError(
             f"no whole checkpoint in {folder if found is None else found}",
             why="there is nothing to resume from",
-            fix="train without --resume, or name another run folder",
+            fix=f"--resume with one of: {there}"
+            if there and found is not None
+            else "train without --resume, or name another run folder",
         )
     if resume is not True and (wrong := damage(found)):
         raise RunError(
@@ -137,12 +142,14 @@ def open_run(
     *,
     data_hash: str,
     seed: int,
+    finished: bool = False,
 ) -> RunFolder:
     """The run folder, of a new run, or cut back to ``checkpoint`` and compared; for the rank that
-    writes.
+    writes. ``finished`` says that no step is left after ``checkpoint``.
 
-    Raises RunError if it is taken, or holds another run. Settings or a machine that changed are
-    said on stderr and written to config.yaml: the run goes on, but not with the same bits.
+    Raises RunError if it is taken, holds another run, or is finished and asked for with other
+    settings. Settings or a machine that changed are said on stderr and written to config.yaml: the
+    run goes on, but not with the same bits.
     """
     records = RunFolder.create(folder, resume=checkpoint is not None)
     if checkpoint is None:
@@ -153,6 +160,8 @@ def open_run(
     window_open = any(checkpoint.glob(WINDOW.format("*")))
     moved = other_window(before, settings, extra["machine"]) if window_open else []
     refuse_other_run(before, data_hash, moved)
+    if finished and before:
+        _refuse_idle(folder, differences(before, settings, before.get("machine", {})))
     # in this order: killed in between, the run can still go on from this checkpoint alone
     set_aside(folder, checkpoint_step(checkpoint))
     records.cut_back(checkpoint_step(checkpoint))
@@ -160,8 +169,20 @@ def open_run(
         told = "; ".join(changed)
         warn(f"resuming, not as an uninterrupted run: {told}")
         extra = {**extra, "changed_on_resume": [*before.get("changed_on_resume", []), *changed]}
-        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
+        command = before.get("command")  # the first: what changed since is said beside it
+        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra, command=command)
     return records
+
+
+def _refuse_idle(folder: Path, changed: list[str]) -> None:
+    """Raises RunError for settings that no step would be trained with, and that config.yaml and the
+    model's card would state."""
+    if changed:
+        raise RunError(
+            f"{folder} is finished, and asked to go on with {_few(changed)}",
+            why="no step is left to train with it",
+            fix="leave it out, or train longer: a larger --max-steps or --num-train-epochs",
+        )
 
 
 def machine(world_size: int, first_policy: str | None = None) -> dict[str, Any]:

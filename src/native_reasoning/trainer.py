@@ -241,6 +241,7 @@ class NRTTrainer(Publishing):
             },
             data_hash=data_hash(self.train_groups),
             seed=self.args.seed,
+            finished=checkpoint is not None and checkpoint_step(checkpoint) >= self.total_steps,
         )
         self.runlog = self._new_log(records)
         return checkpoint

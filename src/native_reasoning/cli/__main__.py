@@ -5,4 +5,5 @@ import sys
 from native_reasoning.cli import main
 
 if __name__ == "__main__":
+    sys.argv[0] = "nrt"  # as config.yaml and a report show the command
     sys.exit(main())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from native_reasoning.errors import NativeReasoningError, printable
+from native_reasoning.folders import check_folder
 
 
 def error_text(error: NativeReasoningError) -> str:
@@ -29,7 +30,9 @@ def say(text: str) -> None:
 
 
 def say_loading(model: str) -> None:
-    """Which model is being loaded, and from where: a download can take long."""
+    """Which model is being loaded, and from where: a download can take long. Raises PolicyError for
+    a folder without one."""
+    check_folder(model)
     say(f"loading {model}" + ("" if os.path.isdir(model) else " from the Hugging Face hub"))
 
 

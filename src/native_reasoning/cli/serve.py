@@ -16,9 +16,11 @@ def run(parsed: Parsed) -> int:
     """Replaces this process by the server's; returns the exit code where it only says how."""
     from native_reasoning.adapters import base_of
     from native_reasoning.cli.inputs import model_folder
+    from native_reasoning.folders import check_folder
 
     assert parsed.positional is not None
     model, _ = model_folder(parsed.positional)
+    check_folder(model)
     if base_of(Path(model)) is not None:
         raise RunError(
             f"{model} is an adapter",

@@ -172,7 +172,11 @@ def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
         if trainer.eval_groups and stopped is None:
             count = min(len(trainer.eval_groups), trainer.args.eval_samples)
             say(f"evaluating on {count} questions")
-            after = trainer.evaluate()
+            try:
+                after = trainer.evaluate()
+            except KeyboardInterrupt:
+                say(f"trained and saved; to evaluate: nrt train --out {plan.out} --resume")
+                raise
             if final.is_dir():
                 trainer.write_card(final)
         end_runs(trainer.callback_handler.callbacks)

@@ -67,7 +67,7 @@ VERBS = {
     for verb in (
         Verb(
             "demo",
-            "train the embedded model offline, on a CPU, in about a minute",
+            "train the embedded model offline, on a CPU, in a minute or two",
             "Trains a tiny embedded model on questions whose answers need a sum, without network "
             "or GPU,\nand prints the accuracy with and without thinking before and after.",
             "demo",
