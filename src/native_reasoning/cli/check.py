@@ -1,6 +1,7 @@
 """``nrt check``: what would be read from a data file, and what goes wrong later."""
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 from native_reasoning.cli import doctor
@@ -19,6 +20,7 @@ from native_reasoning.data import Examples
 from native_reasoning.recipe import make_config
 
 _EXAMPLE_LENGTH = 1500
+_ENOUGH_ROWS = 20
 
 
 def run(parsed: Parsed) -> int:
@@ -69,6 +71,7 @@ def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
         "repeated_prompts": report.repeated_prompts,
         "answers": dict(seen.answers),
         "marked_answers": seen.marked,
+        "few_answers": sorted(seen.distinct) if len(seen.distinct) <= doctor.FEW_ANSWERS else None,
         "leaks": {
             "rows": seen.leaking.total(),
             "long": seen.leaking["long"],
@@ -179,6 +182,13 @@ def _about_answers(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
         lines.append(
             r"most answers hold a worked solution before '####': --answer-regex '####\s*(.*)' "
             "keeps the final answer, so that the model writes its own"
+        )
+    few = found["few_answers"]
+    if few and kept >= _ENOUGH_ROWS:
+        told = ", ".join(repr(shorten(answer, 40, placeholder=" ...")) for answer in few)
+        lines.append(
+            f"{kept} rows have only {len(few)} distinct answer{'s' * (len(few) > 1)} ({told}): "
+            "hard to learn from, because a trace that merely names one helps many of them"
         )
     if leaking["long"] or leaking["rows"] - leaking["numbers"] > 0.2 * kept:
         lines.append(
