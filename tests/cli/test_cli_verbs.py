@@ -103,7 +103,7 @@ def test_check_counts_distinct_answers(tmp_path, nrt):
     answers = ["Yes", "no", " yes", "NO "]
     rows = [{"question": f"Is {i} odd?", "answer": answers[i % 4]} for i in range(20)]
     _, text, _ = nrt("check", write_rows(tmp_path / "two.jsonl", rows))
-    assert "  ! 20 rows have only 2 distinct answers ('no', 'yes'): hard to learn from" in text
+    assert "  ! not more than 2 distinct answers ('no', 'yes'): hard to learn from" in text
     _, text, _ = nrt("check", write_rows(tmp_path / "short.jsonl", rows[1:]))
     assert text.split("\n--model")[0].endswith("no warnings")
     for i in range(2):
