@@ -115,6 +115,16 @@ def test_warnings_before_training(model, tmp_path, nrt):
     assert "6 of 6 held-out questions are training questions too" in err
 
 
+def test_train_warns_of_the_answers_in_its_first_rows(model, tmp_path, nrt, monkeypatch):
+    monkeypatch.setattr("native_reasoning.cli.check._FIRST_ROWS", 4)
+    rows = [{**row, "answer": f"so #### {row['answer']}"} for row in sums(0, 2)]
+    data = write_rows(tmp_path / "qa.jsonl", rows)
+    command = ["train", "--model", model, "--data", data, *SMALL, "--dry-run"]
+    _, _, err = nrt(*command)
+    assert "\nwarning: in the first 4 rows: most answers hold a worked solution" in err
+    assert "warning:" not in nrt(*command, "--answer-regex", r"####\s*(.*)")[2]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_resume_goes_on(number, code, model, data, tmp_path, nrt, monkeypatch):
     monkeypatch.chdir(tmp_path)

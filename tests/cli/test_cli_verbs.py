@@ -99,6 +99,19 @@ def test_check_warns(model, tmp_path, nrt):
     assert "answers               4 number" in text
 
 
+def test_check_counts_distinct_answers(tmp_path, nrt):
+    answers = ["Yes", "no", " yes", "NO "]
+    rows = [{"question": f"Is {i} odd?", "answer": answers[i % 4]} for i in range(20)]
+    _, text, _ = nrt("check", write_rows(tmp_path / "two.jsonl", rows))
+    assert "  ! not more than 2 distinct answers ('no', 'yes'): hard to learn from" in text
+    _, text, _ = nrt("check", write_rows(tmp_path / "short.jsonl", rows[1:]))
+    assert text.split("\n--model")[0].endswith("no warnings")
+    for i in range(2):
+        rows[i]["answer"] = f"perhaps {i}"
+    _, text, _ = nrt("check", write_rows(tmp_path / "four.jsonl", rows))
+    assert text.split("\n--model")[0].endswith("no warnings")
+
+
 def _example(question: str, answer: str) -> Example:
     return Example((("user", question),), answer, 0, 1)
 

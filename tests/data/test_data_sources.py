@@ -111,6 +111,21 @@ def test_a_broken_json_document_is_named_with_line_and_column(tmp_path):
         values(path)
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_file_may_be_parted_by_semicolons_or_tabs(tmp_path, delimiter):
+    write_csv(tmp_path / "a.csv", delimiter)
+    assert values(tmp_path / "a.csv") == ROWS
+    text = '\r\n"Frage";"Antwort, Zahl"\r\n"a;b";1,5\r\n'.replace(";", delimiter)
+    rows = values(write(tmp_path / "b.csv", "\ufeff" + text))
+    assert rows == [{"Frage": f"a{delimiter}b", "Antwort, Zahl": "1,5"}]
+
+
+def test_a_delimiter_inside_a_quoted_name_parts_nothing(tmp_path):
+    path = write(tmp_path / "a.csv", '"messages; all",b\n1;2,3\n')
+    assert values(path) == [{"messages; all": "1;2", "b": "3"}]
+    assert values(write(tmp_path / "b.csv", '"a; b"\n1;2\n')) == [{"a; b": "1;2"}]
+
+
 def test_a_broken_csv_row_does_not_lose_the_others(tmp_path):
     path = write(tmp_path / "a.csv", 'question,answer\n1,"2"x\n3,4\n5,"open\n6,7\n')
     rows = list(load_rows(path).rows)

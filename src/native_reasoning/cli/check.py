@@ -1,6 +1,7 @@
 """``nrt check``: what would be read from a data file, and what goes wrong later."""
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 from native_reasoning.cli import doctor
@@ -19,6 +20,8 @@ from native_reasoning.data import Examples
 from native_reasoning.recipe import make_config
 
 _EXAMPLE_LENGTH = 1500
+_ENOUGH_ROWS = 20
+_FIRST_ROWS = 1000
 
 
 def run(parsed: Parsed) -> int:
@@ -67,14 +70,7 @@ def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
             for d in report.dropped
         ],
         "repeated_prompts": report.repeated_prompts,
-        "answers": dict(seen.answers),
-        "marked_answers": seen.marked,
-        "leaks": {
-            "rows": seen.leaking.total(),
-            "long": seen.leaking["long"],
-            "numbers": seen.leaking["number"],
-            "lines": seen.leaking_lines,
-        },
+        **_of_answers(seen),
         "words": {
             "prompt": doctor.percentiles(seen.prompt_words),
             "answer": doctor.percentiles(seen.answer_words),
@@ -85,6 +81,29 @@ def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
             "answer": first.answer,
         },
     }
+
+
+def _of_answers(seen: doctor.Survey) -> dict[str, Any]:
+    """What ``_about_answers`` judges."""
+    return {
+        "answers": dict(seen.answers),
+        "marked_answers": seen.marked,
+        "few_answers": sorted(seen.distinct) if len(seen.distinct) <= doctor.FEW_ANSWERS else None,
+        "leaks": {
+            "rows": seen.leaking.total(),
+            "long": seen.leaking["long"],
+            "numbers": seen.leaking["number"],
+            "lines": seen.leaking_lines,
+        },
+    }
+
+
+def early_warnings(data: Examples, config: NRTConfig) -> list[str]:
+    """What is wrong with the answers, seen from the first rows: a large file is not read again."""
+    some = data.examples[:_FIRST_ROWS]
+    found = {"kept": len(some), "unit": data.report.unit, **_of_answers(doctor.survey(some))}
+    where = f"in the first {len(some)} rows: " if len(some) < len(data) else ""
+    return [where + line for line in _about_answers(found, config)]
 
 
 def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[str, Any]:
@@ -179,6 +198,13 @@ def _about_answers(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
         lines.append(
             r"most answers hold a worked solution before '####': --answer-regex '####\s*(.*)' "
             "keeps the final answer, so that the model writes its own"
+        )
+    few = found["few_answers"]
+    if few and kept >= _ENOUGH_ROWS:
+        told = ", ".join(repr(shorten(answer, 40, placeholder=" ...")) for answer in few)
+        lines.append(
+            f"not more than {len(few)} distinct answer{'s' * (len(few) > 1)} ({told}): "
+            "hard to learn from, because a trace that merely names one helps many of them"
         )
     if leaking["long"] or leaking["rows"] - leaking["numbers"] > 0.2 * kept:
         lines.append(

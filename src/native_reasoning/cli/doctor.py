@@ -33,6 +33,7 @@ _TEXT_COLUMNS = (
 )
 _NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
 SHORT_WORDS = 5
+FEW_ANSWERS = 3
 
 
 # -- Texts ----------------------------------------------------------------------------------------
@@ -82,10 +83,12 @@ def answer_kinds(examples: Sequence[Example]) -> dict[str, int]:
 @dataclass
 class Survey:
     """What the texts of all examples tell: how many answers are of each kind, are ``marked`` with
-    ####, or stand in their own prompt (by kind, and the first lines), and lengths in words."""
+    ####, or stand in their own prompt (by kind, and the first lines), lengths in words, and the
+    first ``distinct`` answers, but for case and spaces: one more than ``FEW_ANSWERS`` at most."""
 
     answers: Counter[str] = field(default_factory=Counter)
     marked: int = 0
+    distinct: set[str] = field(default_factory=set)
     leaking: Counter[str] = field(default_factory=Counter)
     leaking_lines: list[int] = field(default_factory=list)
     prompt_words: "array[int]" = field(default_factory=lambda: array("i"))
@@ -100,6 +103,10 @@ def survey(examples: Sequence[Example]) -> Survey:
         leaking = leaks(some)
         seen.answers.update(answer_kinds(some))
         seen.marked += sum("####" in example.answer for example in some)
+        for example in some:
+            if len(seen.distinct) > FEW_ANSWERS:
+                break
+            seen.distinct.add(" ".join(example.answer.casefold().split()))
         seen.leaking.update(answer_kinds(leaking))
         seen.leaking_lines += [example.line for example in leaking][: 5 - len(seen.leaking_lines)]
         seen.prompt_words.extend(_words(example.prompt) for example in some)

@@ -53,11 +53,14 @@ def build(plan: Plan, folder: str) -> Any:
         say(line)
     if held_out:
         _warn_of_overlap(data, held_out)
+    from native_reasoning.cli.check import early_warnings
     from native_reasoning.cli.doctor import left_out, left_out_warning
 
     missing = [] if config.prompt_column else left_out(plan.data, data.report)
     if missing:
         say(f"warning: {left_out_warning(missing, data.report)}")
+    for warning in early_warnings(data, config):
+        say(f"warning: {warning}")
     say_loading(plan.model)
     with refused_by_libraries():
         progress = ProgressCallback()

@@ -7,6 +7,7 @@ reason of ``report.REASONS`` with a detail. Text files are UTF-8, with or withou
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,9 @@ def read_csv(path: Path, name: str) -> Iterator[RawRow]:
     ``number`` counts the rows below the header. A row with more cells than the header is bad; one
     with fewer lacks the last columns. Raises DataError when the header cannot be read.
     """
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     limit = csv.field_size_limit(_FIELD_LIMIT)  # the default refuses cells over 128 KiB
     try:
+        delimiter = _csv_delimiter(path, name)
         lines = (text for _, text in text_lines(path, name))
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header = _csv_header(reader, name)
@@ -139,9 +140,25 @@ def read_csv(path: Path, name: str) -> Iterator[RawRow]:
         csv.field_size_limit(limit)
 
 
+def _csv_delimiter(path: Path, name: str) -> str:
+    """A tab in .tsv, else a comma, unless only a semicolon or a tab parts the header."""
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    for delimiter in (usual, ";", "\t"):
+        lines = (text for _, text in text_lines(path, name))
+        with suppress(csv.Error):  # where none will do, it is raised by who reads the header
+            if len(_first_row(csv.reader(lines, delimiter=delimiter, strict=True))) > 1:
+                return delimiter
+    return usual
+
+
+def _first_row(reader: Iterable[list[str]]) -> list[str]:
+    """The first row with any text in it."""
+    return next((cells for cells in reader if any(map(str.strip, cells))), [])
+
+
 def _csv_header(reader: Any, name: str) -> list[str]:
     try:
-        first = next((cells for cells in reader if any(map(str.strip, cells))), [])
+        first = _first_row(reader)
     except csv.Error as error:
         raise _bad_header(name, str(error)) from None
     header = [column.strip() for column in first]

@@ -1,10 +1,11 @@
 """Which column was probably meant: the fix line of "column 'answer' not found"."""
 
 import difflib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from native_reasoning.data.shapes import ANSWER_COLUMNS, BadRow, lookup
+from native_reasoning.data.shapes import ANSWER_COLUMNS, BadRow, lookup, text_of
 from native_reasoning.data.sources import Row
 from native_reasoning.errors import DataError
 
@@ -50,11 +51,11 @@ def _flag(
 ) -> str:
     """The option with the likeliest column, put in the place of the missing one in ``given``."""
     column = likeliest(missing, row, known) or "NAME"
-    return f"{flag} {column if given is None else given.replace(missing, column)}"
+    return f"{flag} {shlex.quote(column if given is None else given.replace(missing, column))}"
 
 
 def likeliest(missing: str, row: Mapping[str, Any], known: Sequence[str]) -> str | None:
-    """The column or path of the row that is most like the missing one, or None.
+    """The column or path with a text (or chat turns) that is most like the missing one, or None.
 
     First a slip of the pen, then a usual name, then a name that contains a usual one.
     """
@@ -76,12 +77,24 @@ def likeliest(missing: str, row: Mapping[str, Any], known: Sequence[str]) -> str
 
 
 def _paths(value: Any, prefix: str = "", depth: int = _DEPTH) -> Iterator[str]:
-    """Names of the columns, outer ones first, then paths to what is inside the first of a list."""
+    """Names of columns with a text, outer ones first, then paths into the first of each list."""
     if depth == 0:
         return
     if isinstance(value, list):
         value = {"0": value[0]} if value else {}
     if isinstance(value, Mapping):
-        yield from (f"{prefix}{k}" for k, inner in value.items() if not isinstance(inner, Mapping))
+        yield from (f"{prefix}{name}" for name, inner in value.items() if _is_usable(inner))
         for name, inner in value.items():
             yield from _paths(inner, f"{prefix}{name}.", depth - 1)
+
+
+def _is_usable(value: Any) -> bool:
+    """Whether a flag may name it: one text or number, or chat turns; other lists differ in length
+    from row to row."""
+    if isinstance(value, list):
+        first = value[0] if value else None
+        return isinstance(first, Mapping) and ("role" in first or "from" in first)
+    try:
+        return bool(text_of(value))
+    except BadRow:
+        return False
