@@ -176,10 +176,11 @@ def open_run(
 
 def _refuse_idle(folder: Path, changed: list[str]) -> None:
     """Raises RunError for settings that no step would be trained with, and that config.yaml and the
-    model's card would state."""
-    if changed:
+    model's card would state; the length of the run is no such one."""
+    idle = [line for line in changed if line.split()[0] not in LENGTH]
+    if idle:
         raise RunError(
-            f"{folder} is finished, and asked to go on with {_few(changed)}",
+            f"{folder} is finished, and asked to go on with {_few(idle)}",
             why="no step is left to train with it",
             fix="leave it out, or train longer: a larger --max-steps or --num-train-epochs",
         )
