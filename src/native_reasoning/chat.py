@@ -150,7 +150,10 @@ def split_responses(
     in what a model writes after such a prompt; ``ends`` end a turn. What a tokenizer says itself
     stays."""
     opening, closing = map(re.escape, think)
-    known = tokenizer.response_template or {}
+    try:
+        known = tokenizer.response_template or {}
+    except AttributeError:  # an older transformers, as verl asks for, has no such thing
+        return
     if known and not known.get("start_anchor_pattern", "").startswith(_ANCHOR):
         return
     fields: dict[str, Any] = {
