@@ -22,28 +22,30 @@ from watchers import Killed, KillIn
 
 peft = pytest.importorskip("peft")
 NEW = ("<think>", "</think>")
+IDS = torch.tensor([[40, 41, 42, 300, 43, 44, 301, 45]])
+
+
+#: Four steps of four prompts, a checkpoint after each.
+SETTINGS = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "num_generations": 3,
+    "max_trace_length": 6,
+    "max_answer_length": 16,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "max_steps": 4,
+    "save_steps": 1,
+    "save_total_limit": None,
+    "use_cpu": True,
+    "use_peft": True,
+}
 
 
 def trainer(
     folder: Path, model=None, callbacks=None, peft_config=None, eval_dataset=None, **settings
 ) -> NRTTrainer:
-    values = {
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "num_generations": 3,
-        "max_trace_length": 6,
-        "max_answer_length": 16,
-        "learning_rate": 1e-2,
-        "warmup_steps": 0,
-        "max_steps": 4,
-        "save_steps": 1,
-        "save_total_limit": None,
-        "use_cpu": True,
-        "use_peft": True,
-        "lora_r": 4,
-        "lora_alpha": 8,
-        **settings,
-    }
+    values = {**SETTINGS, "lora_r": 4, "lora_alpha": 8, **settings}
     args = NRTConfig(output_dir=str(folder), **values)
     model = tiny_model() if model is None else model
     tokenizer = byte_tokenizer()
@@ -60,12 +62,9 @@ def frozen(model: nn.Module) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
 
 
-def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def logits(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=ids).logits
-
-
-IDS = torch.tensor([[40, 41, 42, 300, 43, 44, 301, 45]])
 
 
 # -- At the start ----------------------------------------------------------------------------------

@@ -143,9 +143,8 @@ def vars_of(config: NRTConfig) -> dict:
     }
 
 
-def test_a_conversation_that_is_too_long_says_so(asked):
-    model, config = asked
-    talk = Conversation(model.model, model.template, config, context=24)
+def test_a_conversation_that_is_too_long_says_so(talk):
+    talk.context = 24
     with pytest.raises(DataError, match="the model has 24 positions"):
         talk.ask(" ".join("123456789" * 4))
     assert talk.turns == []

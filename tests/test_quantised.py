@@ -23,11 +23,11 @@ from native_reasoning.policy import load_model, load_policy
 from native_reasoning.quantised import forget, layers
 from native_reasoning.records import read_metrics, read_traces
 from native_reasoning.trainer import NRTTrainer
+from test_adapters import IDS, SETTINGS, logits, trained
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
-IDS = torch.tensor([[40, 41, 42, 300, 43, 44, 301, 45]])
 
 
 def base(folder: Path, tied: bool = False) -> str:
@@ -41,37 +41,11 @@ def base(folder: Path, tied: bool = False) -> str:
 
 
 def settings(folder: Path, **changed) -> NRTConfig:
-    values = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "num_generations": 3,
-        "max_trace_length": 6,
-        "max_answer_length": 16,
-        "learning_rate": 1e-2,
-        "warmup_steps": 0,
-        "max_steps": 4,
-        "save_steps": 1,
-        "save_total_limit": None,
-        "use_cpu": True,
-        "use_peft": True,
-        "load_in_4bit": True,
-        **changed,
-    }
-    return NRTConfig(**values)
+    return NRTConfig(output_dir=str(folder), **{**SETTINGS, "load_in_4bit": True, **changed})
 
 
 def trainer(folder: Path, model, callbacks=None, **changed) -> NRTTrainer:
     return NRTTrainer(model, settings(folder, **changed), QA, QA[:2], callbacks=callbacks)
-
-
-def trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def logits(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=ids).logits
 
 
 def packed(model: nn.Module) -> list[torch.Tensor]:

@@ -16,6 +16,8 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from native_reasoning.folders import is_path
+
 NAME = "README.md"
 #: A card with this line is ours to write anew; without it, it is somebody's own.
 OURS = "<!-- native-reasoning writes this card anew unless this line is taken out -->"
@@ -41,7 +43,7 @@ def find_base(name: str) -> Base:
     if not name:
         return Base("")
     path = Path(name).expanduser()
-    local = path.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    local = is_path(name)
     shown, hub_id = (_folder_name(path.resolve()), None) if local else (name, name)
     try:
         file = path / NAME if local else _fetched(name)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import DataError
 from native_reasoning.inputs import inference
-from native_reasoning.rollout.engine import NoiseKey, Sampling, Stop, traces_of
+from native_reasoning.policy import context_of
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import ANSWERS, CONVERSATION
 from native_reasoning.scoring import Scorer, install_scoring
@@ -47,19 +49,13 @@ class Reply:
 class Conversation:
     """Turns with a model whose ``template`` opens and closes traces.
 
-    ``config`` has lengths, temperature, top-p and seed; ``context`` is how many positions the model
-    has, None for no limit. The same turns get the same replies.
+    ``config`` has lengths, temperature, top-p and seed. The same turns get the same replies.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        template: Template,
-        config: NRTConfig,
-        context: int | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, template: Template, config: NRTConfig) -> None:
         install_scoring(model)
-        self.model, self.template, self.config, self.context = model, template, config, context
+        self.model, self.template, self.config = model, template, config
+        self.context = context_of(model)
         self.engine = HFEngine(model, template.stop_trace, template.vocabulary)
         self.turns: list[tuple[str, str]] = []
 
@@ -137,7 +133,7 @@ class Conversation:
         room: int,
         domain: int,
         stop: Stop,
-    ):
+    ) -> list[Sample]:
         c = self.config
         found = self.engine.sample(
             prompts,
@@ -166,17 +162,12 @@ class Conversation:
         """``stop``, which also tells what was written."""
         if listen is None:
             return stop
-        said = ""
+        stream, tokenizer = DecodeStream(), self.template.tokenizer.backend_tokenizer
 
         def told(ids: list[int]) -> str | None:
-            nonlocal said
             stopped = stop(ids)
-            if stopped is None:
-                text = self.template.text(ids)
-                # a character may take several tokens
-                whole = text.startswith(said) and not text.endswith("\ufffd")
-                listen(part, text[len(said) :] if whole else "")
-                said = text if whole else said
+            if stopped is None:  # a character may take several tokens: None until it is whole
+                listen(part, stream.step(tokenizer, ids[-1]) or "")
             return stopped
 
         return told

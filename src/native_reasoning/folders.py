@@ -9,13 +9,18 @@ _OF_MODELS = ("config.json", "adapter_config.json")
 _OF_RUNS = "config.yaml"
 
 
+def is_path(name: str) -> bool:
+    """Whether a model's name can only be a folder's, there or not: a hub id is no such thing."""
+    there = Path(name).expanduser().is_dir()
+    return there or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def check_folder(name: str) -> None:
     """Raises PolicyError for the path of a folder that is not there, or holds no model; a hub id is
     neither."""
     path = Path(name).expanduser()
     beside = _folders(path.parent) if path.parent != Path(".") else {}
-    local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "config" in beside.values()
-    if not path.is_dir() and local:
+    if not path.is_dir() and (is_path(name) or "config" in beside.values()):
         raise PolicyError(
             f"model folder {name} does not exist{did_you_mean(path.name, beside)}",
             why="the model is read from it",

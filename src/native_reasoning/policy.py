@@ -52,7 +52,12 @@ class Policy:
     @property
     def context(self) -> int | None:
         """Positions that the model was made for, or None where its config does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return context_of(self.model)
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """See ``Policy.context``."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_policy(

@@ -83,8 +83,7 @@ def _load(parsed: Parsed) -> "Conversation":
             "note: the model has no think tokens that it knows; what it writes before "
             f"{asked.template.boundary.close_text!r} counts as thinking"
         )
-    context = getattr(asked.model.config.get_text_config(), "max_position_embeddings", None)
-    return Conversation(asked.model, asked.template, config, context)
+    return Conversation(asked.model, asked.template, config)
 
 
 # -- Turns -----------------------------------------------------------------------------------------
