@@ -6,6 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 PIP_VERL := .venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 VLLM_PIP := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
 SEED ?= 0
+# A file at a time, in their order: what its fixtures make, such as a trained model, is made once, and
+# the runs of several processes are not beside each other.
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test coverage check lint types docs links release audit deepspeed-check verl-check
 .PHONY: vllm-check venv clean
@@ -15,11 +18,11 @@ demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no
 
 test: .venv/test .qlora/ready  ## every test
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BY_FILE)
 
 coverage: .venv/test .qlora/ready  ## the same, and which lines they reach (a third slower)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py --cov --cov-fail-under=0
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-append --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BY_FILE) --cov --cov-append --cov-report=term
 
 check: lint types test docs  ## all that a change has to pass (20 minutes)
 

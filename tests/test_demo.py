@@ -13,8 +13,6 @@ from native_reasoning.errors import RunError
 from native_reasoning.lab.demo import PRESETS, STEPS, _new_folder, render
 from native_reasoning.records import read_held_out
 
-#: On one process: what the fixtures make takes minutes, and a second one would make it again.
-pytestmark = pytest.mark.xdist_group("demo")
 ROOT = Path(__file__).parents[1]
 
 

@@ -12,8 +12,6 @@ from transformers import AutoModelForCausalLM
 from launch import work
 from native_reasoning.records import read_held_out, read_metrics, read_traces
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one after the other: each is several processes
-
 PROMPTS = 4
 #: The run that all are measured by.
 PLAIN = {"lab": False, "rows": 12, "preset": "nrt-ws", "max_steps": 5, "save_steps": 3}

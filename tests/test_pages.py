@@ -130,7 +130,6 @@ def small() -> list[str]:
     ]
 
 
-@pytest.mark.xdist_group("pages")
 @pytest.mark.parametrize("page", RUN, ids=identity)
 def test_what_a_page_says_runs(page: Path, place, tmp_path, monkeypatch):
     shutil.copytree(place, tmp_path, symlinks=True, dirs_exist_ok=True)

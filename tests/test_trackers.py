@@ -38,9 +38,6 @@ from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from tracker_worker import HOSTILE
 
-#: On one process: the runs of the fixtures would be made again by another.
-pytestmark = pytest.mark.xdist_group("trackers")
-
 TESTS = Path(__file__).parent
 HERE = [name for name in TRACKERS if (found := find_spec(name)) is not None and found.origin]
 tensorboard, trackio, wandb = (

@@ -17,8 +17,6 @@ from native_reasoning.lab import base_path
 from native_reasoning.policy import load_policy, load_tokenizer
 from native_reasoning.types import Example
 
-pytestmark = pytest.mark.xdist_group("using")
-
 QUESTION = "tell 1 2 3 4 5"
 TURNS = [
     {"role": "user", "content": "tell 5 4 3 2 1"},

@@ -21,9 +21,6 @@ from native_reasoning.lab import base_path, make_rows
 from native_reasoning.records import QUARANTINE, read_metrics
 from native_reasoning.resume import checkpoints
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
-
 WORKER = Path(__file__).parent / "ranks_worker.py"
 
 
