@@ -10,15 +10,18 @@ SEED ?= 0
 # the runs of several processes are not beside each other.
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test coverage check lint types docs links release audit deepspeed-check verl-check
+.PHONY: demo test bare coverage check lint types docs links release audit deepspeed-check verl-check
 .PHONY: vllm-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
 
-test: .venv/test .qlora/ready  ## every test
+test: .venv/test .qlora/ready bare  ## every test
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BY_FILE)
+
+bare:  ## the mistakes of a newcomer, in an environment with the runtime dependencies alone
+	PYTHON=$(PYTHON) .ci/try . mistakes
 
 coverage: .venv/test .qlora/ready  ## the same, and which lines they reach (a third slower)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py --cov --cov-fail-under=0

@@ -1,9 +1,13 @@
 """The straight line: what may import what, and how long a file or function may be."""
 
 import ast
+import sys
+from functools import cache
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -104,3 +108,49 @@ def test_files_functions_and_parameter_lists_stay_short(path):
                 isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "hasattr"
                 for n in ast.walk(node)
             ), f"{node.name} probes with hasattr"
+
+
+#: Whoever runs what imports them has them: verl, vLLM, DeepSpeed, and trackers of `report_to`.
+BROUGHT = {"verl", "omegaconf", "tensordict", "transfer_queue", "vllm", "trl", "deepspeed"}
+BROUGHT |= {"wandb", "trackio"}
+EXTRAS = ("", "eval", "peft", "qlora")
+
+
+def packages(tree: ast.AST) -> set[str]:
+    """Top names of what is imported from other packages, also inside functions."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant)}
+    tops = {name.partition(".")[0] for name in found}
+    return tops - set(sys.stdlib_module_names) - {"native_reasoning"}
+
+
+@cache
+def importable() -> set[str]:
+    """Names that pyproject.toml's dependencies, and the extras for users, bring by themselves."""
+    asked = [Requirement(line) for line in requires("native-reasoning")]
+    wanted = {
+        _same(one.name)
+        for one in asked
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in EXTRAS)
+    }
+    # bitsandbytes has a folder of its own here: Makefile, .qlora
+    found = {
+        name for name, from_ in packages_distributions().items() if wanted & {*map(_same, from_)}
+    }
+    return found | (wanted & {"bitsandbytes"})
+
+
+def _same(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_what_is_imported_is_declared(path):
+    found = packages(ast.parse(path.read_text(encoding="utf-8")))
+    assert found <= importable() | BROUGHT, found - importable() - BROUGHT

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from cli_helpers import SMALL, start, write_rows
@@ -215,6 +215,7 @@ def test_ctrl_c_and_closed_pipes(monkeypatch, nrt, tmp_path):
         (PolicyError, OSError("no such model"), True),
         (PolicyError, ConnectionError("no network"), False),
         (PolicyError, LocalEntryNotFoundError("the hub is away"), False),
+        (PolicyError, HTTPError("no answer"), False),
         (RunError, None, False),
     ],
 )
@@ -225,7 +226,7 @@ def test_torchs_agent_is_told_what_another_try_would_not_mend(
         try:
             if cause is not None:
                 raise cause
-        except OSError:
+        except (OSError, HTTPError):
             raise kind("it happened", why="so", fix="do") from None
         raise kind("it happened", why="so", fix="do")
 

@@ -45,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tell_launcher(error: NativeReasoningError) -> None:
     """torch's agent makes 1 of every exit code of its ranks. Where settings or data are wrong, it
     gets the error in the file that it reads, which recipes/cluster/node.sh looks for."""
-    wrong = isinstance(error, ValueError) and not _may_pass(error)
-    if wrong and os.environ.get("TORCHELASTIC_ERROR_FILE"):
+    if not os.environ.get("TORCHELASTIC_ERROR_FILE") or not isinstance(error, ValueError):
+        return
+    if not _may_pass(error):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         with suppress(OSError):  # told already
@@ -55,13 +56,14 @@ def _tell_launcher(error: NativeReasoningError) -> None:
 
 def _may_pass(error: BaseException | None) -> bool:
     """Whether an error comes from a network or a hub that another try may reach."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
     if error is None:
         return False
-    from httpx import TransportError
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    kinds = (ConnectionError, TimeoutError, LocalEntryNotFoundError, TransportError)
-    return isinstance(error, kinds) or _may_pass(error.__cause__ or error.__context__)
+    away = (ConnectionError, TimeoutError, LocalEntryNotFoundError)
+    # the hub's client raises HTTPError where no answer came, HfHubHTTPError for an answer
+    unanswered = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
+    return unanswered or isinstance(error, away) or _may_pass(error.__cause__ or error.__context__)
 
 
 def _refused(error: OSError) -> NativeReasoningError:
