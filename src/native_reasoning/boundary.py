@@ -111,10 +111,10 @@ def control_ids(tokenizer: PreTrainedTokenizerFast, end_ids: Sequence[int]) -> f
     return frozenset(control | {*end_ids})
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the tokenizer puts a beginning-of-sequence token before a text."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("a")["input_ids"][0] == bos
+def first_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The token that the tokenizer puts before every text; None where it puts none."""
+    ids, plain = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+    return None if ids[:1] == plain[:1] else ids[0]
 
 
 def find_end_ids(tokenizer: PreTrainedTokenizerFast, extra: Sequence[int]) -> tuple[int, ...]:

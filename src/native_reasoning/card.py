@@ -198,7 +198,7 @@ def _evaluation(facts: Facts) -> str:
     return "\n\n".join(
         [
             f"{found.get('questions', '?')} held-out questions at step {facts.evaluated_at}, with "
-            "95 % bootstrap intervals over questions. An answer is right if it is the reference, "
+            "95 % intervals over questions. An answer is right if it is the reference, "
             "or ends with its number where it is one. Traces and answers were sampled as in "
             "training, or taken greedily.",
             _table(("", "thinking", "not thinking"), rows),

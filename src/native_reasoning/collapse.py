@@ -18,13 +18,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from native_reasoning.errors import RunError, warn
-from native_reasoning.names import COLLAPSE, STATES
+from native_reasoning.names import COLLAPSE, LEAST, STATES
 
 WINDOW = 10
 #: Exchanges that have to say nothing, and how many there must have been.
 SILENT, KNOWN = 3, 5
-#: Nats per token below which a trace makes no difference worth the name.
-LEAST = 0.02
 SAVED = "guard.json"
 _WATCHED = ("empty", "closed", "answer_logp", "skipped_updates")
 #: What on_collapse lower_lr leaves of the learning rate.
@@ -64,7 +62,8 @@ def judge(history: History) -> tuple[int, list[str]]:
     found = [*_emptiness(history), *_closing(history), *_answers(history), *_skipped(history)]
     silent = len(history.exchanges) == SILENT and not any(history.exchanges)
     if silent and history.measured >= KNOWN:
-        found.append((1, f"in {SILENT} exchanges in a row another question's trace did as well"))
+        told = "another question's trace was not shown to do worse"
+        found.append((1, f"in {SILENT} exchanges in a row {told}"))
     state = max((level for level, _ in found), default=0)
     if history.state == 2 and state < 2 and history.measured and not all(history.exchanges):
         found.append((2, "it had collapsed, and traces do not tell questions apart again"))

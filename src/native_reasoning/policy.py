@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: A token's embedding row counts as trained if its norm is within this range of the median's.
 TRAINED_NORM = (0.2, 5.0)
 
+#: First steps that teach new think tokens, where nothing was said of them (recipes/laptop-*.yaml).
+WARMUP_STEPS = 20
+
 _UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 
 
@@ -90,6 +93,8 @@ def load_policy(
             f"boundary new: the model knows {config.think_open} and {config.think_close} already, "
             "and they are used as they are; --think-open and --think-close name others"
         )
+    if config.process_index == 0 and (lost := start_warning(template)):
+        warn(f"warning: {lost}")
     new_ids = add_think_rows(model, template) if template.boundary.mode == "new" else ()
     adapter = adapter or lora_config(config)
     check_trainable(model, config, adapter is not None)
@@ -139,6 +144,33 @@ def template_for(
         system_prompt=config.system_prompt,
         extra_end_ids=[] if ends is None else ends if isinstance(ends, list) else [ends],
         trained=knows_tags(model, tokenizer, config),
+    )
+
+
+def start_warning(template: Template) -> str | None:
+    """What to do where prompts lack the token that the tokenizer begins every text with."""
+    if (start := template.lost_start()) is None:
+        return None
+    return (
+        f"prompts do not begin with {start}, which the tokenizer puts before every text, because "
+        "the chat template does not write it; a model may write nonsense without it. Write "
+        f"{'{{ bos_token }}' if start == template.tokenizer.bos_token else start} at the start of "
+        "the template: --chat-template-path FILE"
+    )
+
+
+def warmup_warning(template: Template, config: NRTConfig) -> str | None:
+    """What to do where think tokens are new and no step teaches them before traces are judged."""
+    objective = config.resolved_objective()
+    judged = objective.traces == "sampled" and objective.reward != "none"
+    if template.boundary.mode != "new" or config.format_warmup_steps or not judged:
+        return None
+    trained = objective.answer_weight != "none" or objective.format_loss_coef
+    return (
+        f"{template.boundary.open_text.strip()} and {template.boundary.close_text} are new to this "
+        "model, and traces are judged from the first step on, when it knows neither: "
+        f"--format-warmup-steps {WARMUP_STEPS}"
+        f"{'' if trained else ' --format-loss-coef 0.3'} teaches the format first"
     )
 
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from native_reasoning.boundary import (
     Boundary,
-    adds_bos,
     control_ids,
     decode,
     find_end_ids,
+    first_id,
     text_boundary,
     token_boundary,
     without_added_tokens,
@@ -130,6 +130,13 @@ class Template:
     def prompt_ids(self, example: Example) -> tuple[int, ...]:
         """The prompt in ids, ending where the trace begins."""
         return self.encode(self.prompt_pieces(example.prompt))
+
+    def lost_start(self) -> str | None:
+        """The token that the tokenizer puts before every text, where prompts do not begin with it
+        because the chat template does not write it."""
+        first = first_id(self.tokenizer)
+        prompt = self.prompt_ids(Example((("user", "?"),), "", row_id=0, line=0))
+        return None if first is None or prompt[0] == first else decode(self.tokenizer, [first])
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """The answer in ids as it follows the boundary, with the end-of-turn token."""
@@ -257,7 +264,8 @@ def make_template(
             fix="save the tokenizer as tokenizer.json (AutoTokenizer with use_fast)",
         )
     if tokenizer.chat_template is None:
-        bos = "{{- bos_token -}}" if adds_bos(tokenizer) else ""
+        first = first_id(tokenizer)
+        bos = "{{- bos_token -}}" if first is not None and first == tokenizer.bos_token_id else ""
         tokenizer.chat_template = bos + PLAIN_CHAT_TEMPLATE
     ends = find_end_ids(tokenizer, extra_end_ids)
     if boundary == "text":

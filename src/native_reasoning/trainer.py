@@ -25,12 +25,13 @@ from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.collapse import CollapseGuard
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.custom import RewardFunctions, find_custom, given_names
+from native_reasoning.errors import warn
 from native_reasoning.gathered import stand_in
 from native_reasoning.groups import Schedule, data_hash, make_schedule, require
 from native_reasoning.judges import Judges
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
-from native_reasoning.policy import load_policy
+from native_reasoning.policy import load_policy, warmup_warning
 from native_reasoning.publishing import Publishing
 from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import RunFolder
@@ -92,6 +93,9 @@ class NRTTrainer(Publishing):
         self.template, self.context = policy.template, policy.context
         self.train_groups, self.train_report = self._read(train_dataset, args)
         self.eval_groups, self.eval_report = self._read(eval_dataset, args)
+        warmup = warmup_warning(self.template, args) if self.train_groups else None
+        if warmup and args.process_index == 0:
+            warn(f"warning: {warmup}")
         install_scoring(policy.model)
         self.finite_guard = FiniteGuard(
             args.max_skipped_updates, self._quarantine, scaled=args.fp16

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from tokenizers.processors import TemplateProcessing
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from cli_helpers import SMALL, start, write_rows
 from native_reasoning import cli
 from native_reasoning.errors import ConfigError, DataError, PolicyError, RunError
+from tiny import byte_tokenizer
 
 BAD_FILES = {
     "empty": (b"", "is empty"),
@@ -60,6 +62,47 @@ def test_a_broken_line_is_counted_and_training_goes_on(model, tmp_path, nrt):
     assert code == 0
     assert "8 of 9 rows kept" in err
     assert "1 broken_json: the row is not valid JSON (line 7)" in err
+    told = f"1 of 9 rows of {path} are not used; 1 of them because the row is not valid JSON"
+    assert err.count(f"warning: {told}") == 1
+    assert err.count("warning: <think> and </think> are new to this model") == 1
+
+
+def test_rows_that_do_not_fit_are_a_warning_with_what_keeps_them(model, tmp_path, nrt):
+    rows = [{"question": "word " * (40 * (i % 2)) + f"{i}?", "answer": str(i)} for i in range(8)]
+    command = ["train", "--model", model, "--data", write_rows(tmp_path / "qa.jsonl", rows)]
+    limit = ["--max-prompt-length", "60", "--format-warmup-steps", "1"]
+    code, _, err = nrt(*command, "--out", tmp_path / "run", *SMALL, *limit)
+    assert code == 0
+    (warning,) = (line for line in err.splitlines() if line.startswith("warning: "))
+    assert "4 of 8 rows of " in warning
+    assert "qa.jsonl are not used; 4 of them because" in warning
+    assert "a prompt that is too long: raise --max-prompt-length" in warning
+
+
+def test_prompts_without_the_token_that_the_tokenizer_begins_with(model, data, tmp_path, nrt):
+    """Gemma's tokenizer puts <bos> before every text, and a template may forget it."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    plain = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    tokenizer.chat_template = plain
+    tokenizer.save_pretrained(folder)
+    told = "prompts do not begin with <|im_start|>, which the tokenizer puts before every text"
+    command = ["train", "--model", folder, "--data", data, *SMALL]
+    for run in (["check", data, "--model", folder], [*command, "--out", tmp_path / "without"]):
+        code, out, err = nrt(*run)
+        assert code == 0
+        assert (out + err).count(told) == 1
+        assert (
+            "{{ bos_token }} at the start of the template: --chat-template-path FILE" in out + err
+        )
+    mended = tmp_path / "mended.jinja"
+    mended.write_text("{{ bos_token }}" + plain)
+    _, out, err = nrt(*command, "--out", tmp_path / "with", "--chat-template-path", mended)
+    assert told not in out + err
 
 
 def test_only_prompts_over_the_limit(model, data, tmp_path, refuses):

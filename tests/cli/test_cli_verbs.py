@@ -66,6 +66,10 @@ def test_check_with_a_model_shows_boundaries_and_tokens(model, data, held_out, n
     assert "boundary              new: '<think>' '</think>', new tokens" in text
     assert "memory to train       about " in text
     assert "3 rows, 0 of them in training" in text
+    (warning,) = text.partition("\nwarnings:\n")[2].splitlines()
+    assert "<think> and </think> are new to this model" in warning
+    assert "--format-warmup-steps 20" in warning
+    _, text, _ = nrt("check", data, "--model", model, *LENGTHS, "--format-warmup-steps", "20")
     assert text.endswith("no warnings\n")
 
 
@@ -94,7 +98,7 @@ def test_check_warns(model, tmp_path, nrt):
     _, text, _ = nrt(
         "check", path, "--prompt-column", "Body+Question", "--answer-regex", r"####\s*(.*)"
     )
-    assert "no warnings" in text or "rows are not used" in text
+    assert f"1 of 5 rows of {path} are not used" in text
     assert "There were apples.\n  | How many, 0?" in text
     assert "answers               4 number" in text
 

@@ -311,3 +311,14 @@ def test_bootstrap_of_few():
     assert math.isnan(bootstrap_interval([1.0, float("nan")]).mean)
     wide, narrow = (bootstrap_interval([0, 1, 1, 0, 1], confidence=c) for c in (0.99, 0.5))
     assert wide.high - wide.low > narrow.high - narrow.low
+
+
+@pytest.mark.parametrize("right", [0, 20])
+def test_equal_answers_are_not_certainty(right):
+    stats = pytest.importorskip("scipy.stats")
+    theirs = stats.binomtest(right, 20).proportion_ci(0.95, method="wilson")
+    mine = bootstrap_interval([right / 20] * 20, bounds=(0, 1))
+    assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high))
+    difference = bootstrap_interval([0] * 20, bounds=(-1, 1))  # right as often with as without
+    wide = bootstrap_interval([0] * 20, bounds=(0, 1)).high
+    assert (difference.low, difference.mean, difference.high) == pytest.approx((-wide, 0, wide))

@@ -203,7 +203,9 @@ def notes(folder, word, **knobs):
     ("value", "error", "about"),
     [
         (0.21, 0.1, "Traces are about their question"),
-        (0.2, 0.1, "Another question's trace does as well"),
+        (0.2, 0.1, "Whether traces are about their question cannot be told"),
+        (0.124, 0.531, "Whether traces are about their question cannot be told"),
+        (0.004, 0.008, "Another question's trace does as well"),
         (-0.2, 0.1, "Another question's trace does as well"),
         (-0.3, 0.1, "Another question's trace does better"),
     ],

@@ -70,6 +70,7 @@ def examine(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
             for d in report.dropped
         ],
         "repeated_prompts": report.repeated_prompts,
+        "about_rows": [line for line in [report.warning()] if line],
         **_of_answers(seen),
         "words": {
             "prompt": doctor.percentiles(seen.prompt_words),
@@ -109,6 +110,7 @@ def early_warnings(data: Examples, config: NRTConfig) -> list[str]:
 def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[str, Any]:
     """What tokenizer and configuration of a model add; its weights are not loaded. ``cpu``: it will
     be trained there even if there is a GPU."""
+    from native_reasoning.policy import start_warning, warmup_warning
     from native_reasoning.prepared import prepare
 
     folder, _ = model_folder(name)
@@ -124,8 +126,10 @@ def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[
     first = int((fits if fits.any() else shown).argmax())
     boundary, shape = template.boundary, model.config.get_text_config()
     longest = int((prompts + answers)[fits].max(initial=0)) + config.max_trace_length
+    told = (start_warning(template), warmup_warning(template, config))
     return {
         "model": name,
+        "about_model": [line for line in told if line],
         "context": {"longest_row": longest, "limit": shape.max_position_embeddings},
         "parameters": sum(p.numel() for p in model.parameters()),
         "boundary": {
@@ -157,7 +161,7 @@ def warnings_of(found: Mapping[str, Any], config: NRTConfig) -> list[str]:
 
 
 def _about_rows(found: Mapping[str, Any]) -> list[str]:
-    lines = []
+    lines = [*found.get("about_model", ())]
     unit = found["unit"]
     tokens = found.get("tokens")
     if tokens:
@@ -185,10 +189,7 @@ def _about_rows(found: Mapping[str, Any]) -> list[str]:
     if found.get("memory") and found["memory_lower"] is not None:
         total, there = found["memory"]["total"], found["memory_there"]
         lines.append(lower_warning(total, there, found["memory_lower"]))
-    lost = found["read"] - found["kept"]
-    if lost > 0.1 * found["read"]:
-        lines.append(f"{lost} of {found['read']} rows are not used; the reasons stand above")
-    return lines
+    return [*lines, *found["about_rows"]]
 
 
 def _about_answers(found: Mapping[str, Any], config: NRTConfig) -> list[str]:

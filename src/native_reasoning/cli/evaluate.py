@@ -130,5 +130,5 @@ def _show(result: dict[str, Any], shown: list[dict[str, Any]]) -> None:
         show(f"answer without thinking:\n{indented(told['answer_without_thinking'])}")
         show(f"reference:\n{indented(told['reference'])}\n")
     show_table([f"{result['questions']} questions", "value"], evaluation_rows(result))
-    show("in brackets: 95 % bootstrap interval over questions")
+    show("in brackets: 95 % interval over questions")
     show(f"model  {Path(result['model'])}\ndata   {result['data']}")

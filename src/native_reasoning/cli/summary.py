@@ -110,7 +110,7 @@ def show_result(result: Mapping[str, Any]) -> None:
         columns = [before, after] if before else [after]
         names = ["before", "after"] if before else ["after"]
         show_table([title, *names], evaluation_rows(*columns))
-        show("in brackets: 95 % bootstrap interval over questions")
+        show("in brackets: 95 % interval over questions")
     show(f"steps  {result['steps']}\nrun    {result['run']}\nmodel  {result['model']}")
 
 

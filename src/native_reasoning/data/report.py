@@ -113,6 +113,18 @@ class DataReport:
         """How many rows were left out for ``reason``."""
         return sum(entry.count for entry in self.dropped if entry.reason == reason)
 
+    def warning(self) -> str | None:
+        """What to do where more than a tenth of the rows are left out."""
+        lost = self.read - self.kept
+        if lost <= 0.1 * self.read:
+            return None
+        worst = max(self.dropped, key=lambda entry: entry.count)
+        reason = REASONS[worst.reason]
+        return (
+            f"{lost} of {self.read} rows of {self.source} are not used; {worst.count} of them "
+            f"because the row {reason.text}: {reason.fix}"
+        )
+
     def lines(self) -> tuple[str, ...]:
         """Short text for people: what was kept, from which columns, one line per reason."""
         shapes = ", ".join(

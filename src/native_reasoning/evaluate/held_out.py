@@ -35,6 +35,13 @@ from native_reasoning.types import PromptGroup, Traces
 
 #: Questions of an evaluation whose traces are kept in the run folder: the first.
 RECORDED = 100
+#: Scores that are shares, or differences of two: what a question can have.
+BOUNDS = {
+    **dict.fromkeys(("accuracy", "accuracy_greedy", "accuracy_maj"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy_no_think", "accuracy_no_think_greedy"), (0.0, 1.0)),
+    **dict.fromkeys(("exact_match", "numeric_match", "token_f1", "closed"), (0.0, 1.0)),
+    "accuracy_gain": (-1.0, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -229,15 +236,15 @@ def scores(o: Outcome, correct: Correctness = accuracy) -> dict[str, float]:
 
 
 def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> dict[str, Any]:
-    """Means of ``scores``, over the questions that have each, with 95 % bootstrap intervals as
-    ``…_low`` and ``…_high``; the interval of ``accuracy_gain`` is a paired one."""
+    """Means of ``scores``, over the questions that have each, with 95 % intervals as ``…_low`` and
+    ``…_high`` (bootstrap over questions); the interval of ``accuracy_gain`` is a paired one."""
     values: dict[str, list[float]] = {}
     for outcome in outcomes:
         for name, value in scores(outcome, correct).items():
             values.setdefault(name, []).append(value)
     found: dict[str, Any] = {"questions": len(outcomes)}
     for name, cells in values.items():
-        interval = bootstrap_interval(cells)
+        interval = bootstrap_interval(cells, bounds=BOUNDS.get(name))
         found[name] = interval.mean
         found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
     return found

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import NormalDist
 
 import numpy as np
 
@@ -207,9 +208,9 @@ def majority(answers: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval: ``low <= mean <= high`` in practice, over ``n`` values.
+    """A mean with its interval: ``low <= mean <= high`` in practice, over ``n`` values.
 
-    All three are nan where n = 0, and equal where n = 1.
+    All three are nan where n = 0.
     """
 
     mean: float
@@ -223,12 +224,20 @@ def bootstrap_interval(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    bounds: tuple[float, float] | None = None,
 ) -> Interval:
     """Percentile bootstrap of the mean (Efron 1979): the same seed gives the same interval.
 
     The values are drawn ``resamples`` times with replacement; ``low`` and ``high`` cut off
     (1 - ``confidence``)/2 of the resampled means on each side. A nan among the values makes all
-    three nan. Few equal values (5 of 5 right) give an interval of no width: it is not certainty.
+    three nan.
+
+    Equal values (0 of 20 right) resample to themselves, which is not certainty. Where the least and
+    the largest possible value are given as ``bounds``, a share w = z²/(n + z²) of the mean may then
+    lie anywhere between them: Wilson's limit (1927) for a share of which none of n was seen.
+
+    >>> bootstrap_interval([0.0] * 20, bounds=(0, 1))
+    Interval(mean=0.0, low=0.0, high=0.16113012549493325, n=20)
     """
     assert 0.0 < confidence < 1.0, confidence
     assert resamples > 0, resamples
@@ -236,6 +245,11 @@ def bootstrap_interval(
     assert data.ndim == 1, data.shape
     if data.size == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0)
+    if bounds is not None and data.min() == data.max():
+        value, z = float(data[0]), NormalDist().inv_cdf((1.0 + confidence) / 2.0)
+        unseen = z**2 / (data.size + z**2)
+        low, high = (value + unseen * (bound - value) for bound in bounds)
+        return Interval(value, low, high, int(data.size))
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     for i in range(resamples):

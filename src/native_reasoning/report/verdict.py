@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from native_reasoning.evaluate.metrics import Interval
-from native_reasoning.names import COLLAPSE, STATES
+from native_reasoning.names import COLLAPSE, LEAST, STATES
 from native_reasoning.runs import LATE, Run, numbers
 
 #: Under so many questions an interval is only rough.
@@ -204,6 +204,8 @@ def _about(run: Run) -> list[str]:
         return [f"Traces are about their question: another question's does worse {told}"]
     if value < -2 * error:
         return [f"Another question's trace does better: something is wrong {told}"]
+    if value + 2 * error > LEAST:
+        return [f"Whether traces are about their question cannot be told {told}"]
     return [f"Another question's trace does as well: what helps, if anything, is their tone {told}"]
 
 
