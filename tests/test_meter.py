@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import tiny
 from native_reasoning.losses import LossTerms
 from native_reasoning.meter import Meter, means, trace_rows
+from native_reasoning.names import one_kind
 from native_reasoning.template import make_template
 from native_reasoning.types import Example, PromptGroup, Scores, Signal, Traces
 
@@ -31,7 +33,9 @@ def case(traces, answer, baseline, rewards, base, flat=False, clamped=0.0):
     signal = Signal(
         torch.tensor(rewards), torch.tensor(base), zero, zero, flat=flat, clamped=clamped
     )
-    return scores, signal, traces
+    example = Example((("user", "?"),), "", row_id=0, line=1)
+    group = PromptGroup(example, (1,), (*range(11, 10 + answer.shape[1]), TEMPLATE.end_ids[0]))
+    return group, traces, scores, signal
 
 
 ONE = case(
@@ -124,7 +128,7 @@ def test_loss_terms_are_added_up_with_their_weights():
 
 
 def test_trace_rows_hold_what_the_group_has():
-    scores, signal, traces = ONE
+    _, traces, scores, signal = ONE
     example = Example((("user", "What?"),), "it", row_id=7, line=3)
     answer = (*TEMPLATE.tokenizer("it", add_special_tokens=False)["input_ids"], 2)
     group = PromptGroup(example, (5, 6), answer)
@@ -136,9 +140,41 @@ def test_trace_rows_hold_what_the_group_has():
     text = TEMPLATE.tokenizer.decode([11, 12])
     assert [row.trace for row in rows] == [text, text, "", ""]
     assert [row.reward for row in rows] == pytest.approx([0.4, 0.6, 0.2, 0.2])
-    assert [list(row.answer_logps) for row in rows] == ONE[0].answer.tolist()
+    assert [list(row.answer_logps) for row in rows] == scores.answer.tolist()
     assert all(list(row.baseline_logps) == [-2.0, -2.0] for row in rows)
     assert rows[0].baseline_reward == pytest.approx(0.2)
     assert rows[0].advantage == 0
     assert rows[0].answer_tokens == TEMPLATE.token_texts(answer)
     assert rows[0].answer_tokens[-1] == "<|im_end|>"
+
+
+def test_shares_of_kinds_of_tokens_by_hand():
+    """Three traces; the answer is a digit, a space and the end of the turn."""
+    ids = TEMPLATE.tokenizer("4 ", add_special_tokens=False)["input_ids"]
+    assert TEMPLATE.token_texts(ids) == ("4", " ")
+    traces = Traces(((11, TAG), (12, TAG), (TAG,)), (True,) * 3)
+    group, _, scores, signal = case(traces, [[-1.0] * 3] * 3, [-2.0] * 3, [0.0] * 3, 0.0)
+    group = replace(group, answer_ids=(*ids, TEMPLATE.end_ids[0]))
+    rewards = torch.tensor([[0.1, 0.0, 0.9], [0.2, 0.1, 0.1], [0.0, 0.2, 0.0]])
+    apart = [x - 1.6 / 3 for x in (1.0, 0.4, 0.2)]
+    variance = sum(x * x for x in apart)
+    meter = Meter()
+    meter.add_group(group, traces, scores, replace(signal, token_rewards=rewards), TEMPLATE)
+    got = means([meter.sums()])
+    for kind, part in (("end", [0.9, 0.1, 0.0]), ("space", [0.0, 0.1, 0.2])):
+        spread = sum(p * x for p, x in zip(part, apart, strict=True)) / variance
+        assert got[f"reward_share_{kind}"] == pytest.approx(sum(part) / 1.6)
+        assert got[f"spread_share_{kind}"] == pytest.approx(spread)
+    flat = replace(signal, token_rewards=rewards, flat=True)
+    meter.add_group(group, traces, scores, flat, TEMPLATE)
+    assert not any("share" in name for name in meter.sums())
+
+
+def test_more_than_half_is_said_with_what_to_set():
+    assert one_kind({"reward_share_end": 0.4, "spread_share_end": 0.5}) == []
+    (told,) = one_kind({"reward_share_end": 0.96, "spread_share_end": 1.07})
+    assert told.startswith("the end-of-turn token has 96% of the reward and 107% of its spread")
+    assert "--reward-span answer" in told
+    (told,) = one_kind({"reward_share_end": 0.1, "spread_share_space": 0.51})
+    assert told.startswith("white space has 0% of the reward and 51% of its spread")
+    assert "--format-warmup-steps" in told

@@ -75,6 +75,28 @@ def test_reward_is_its_formula(name):
     close(signal.baseline_reward, f(name, B, B))
 
 
+@pytest.mark.parametrize("name", ["arithmetic_mean", "weighted_inverse", "weighted_neglog"])
+def test_what_tokens_put_into_a_reward_adds_up_to_what_the_clip_left(name):
+    group = [*C, [0.1, 0.5, 0.1]]  # the last one is worse than none
+    single = {"arithmetic_mean": lambda x, y: x, "weighted_inverse": lambda x, y: x / y}
+    one = single.get(name, lambda x, y: -x * math.log(y))
+    signal = Objective(reward=name)(of(group, B))
+    gains = [max(0.0, f(name, c, B) - f(name, B, B)) for c in group]
+    assert 0 < sum(gain > 0 for gain in gains) < len(group)
+    close(signal.token_rewards.sum(-1), gains)
+    for k, (c, gain) in enumerate(zip(group, gains, strict=True)):
+        each = [(one(x, y) - one(y, y)) / len(B) for x, y in zip(c, B, strict=True)]
+        close(signal.token_rewards[k], each if gain > 0 else [0.0] * len(B))
+
+
+def test_what_tokens_put_into_other_rewards():
+    close(Objective(reward="avg_logp", clip="none")(of(C, B)).token_rewards, of(C, B).answer)
+    without_end = Objective(reward_span="answer")(of(C, B)).token_rewards
+    assert (without_end[:, -1] == 0).all()
+    assert (without_end[:, :-1] != 0).any()
+    assert Objective(reward="reflection")(of(C, B)).token_rewards is None
+
+
 @pytest.mark.parametrize("name", TOKENS)
 def test_exact_weight_is_c_times_the_derivative_of_f(name):
     c = torch.tensor(C, dtype=torch.float64, requires_grad=True)

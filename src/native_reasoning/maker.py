@@ -150,7 +150,7 @@ class WindowMaker:
             next(made) if group.weight else Signal.nothing(s)
             for s, group in zip(scores, micro.groups, strict=True)
         ]
-        zeros = {"trace_weights": None, "kept": True}
+        zeros = {"trace_weights": None, "token_rewards": None, "kept": True}
         return [
             replace(s, advantages=torch.zeros_like(s.advantages), **zeros) if warm else s
             for s in signals

@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 
+import torch
 from torch import Tensor
 
 from native_reasoning.losses import LossTerms
+from native_reasoning.names import KINDS
 from native_reasoning.tables import TraceRow
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces
@@ -25,7 +27,14 @@ class Meter:
         cell[0] += float(total)
         cell[1] += count
 
-    def add_group(self, scores: Scores, signal: Signal, traces: Traces, template: Template) -> None:
+    def add_group(
+        self,
+        group: PromptGroup,
+        traces: Traces,
+        scores: Scores,
+        signal: Signal,
+        template: Template,
+    ) -> None:
         """The numbers of one group: rewards per trace, nats per answer token, lengths, shares."""
         k, t = scores.answer.shape
         empty = sum(template.is_empty(ids) for ids in traces.ids)
@@ -48,6 +57,8 @@ class Meter:
         self.add("underflow", signal.underflow, 1)
         self.add("kept_groups", float(signal.kept), 1)
         self.add("answer_weight", signal.answer_weights.sum(), k)
+        if signal.token_rewards is not None and not signal.flat:
+            self._add_kinds(signal.token_rewards.double(), group, template)
         if scores.answer_length is not None:
             assert scores.verdict is not None
             self.add("sampled_correct", scores.verdict.correct.sum(), k)
@@ -55,6 +66,23 @@ class Meter:
             self.add("sampled_answer_length", scores.answer_length.sum(), k)
         if scores.verdict is not None and scores.verdict.added is not None:
             self.add("added_reward", scores.verdict.added.sum(), k)
+
+    def _add_kinds(self, rewards: Tensor, group: PromptGroup, template: Template) -> None:
+        """Of token rewards (K, T) the share of each of ``KINDS``: in their sum over the step, and
+        in each group's variance over its traces, cov(part, whole) / var(whole), whose shares add up
+        to 1 over all kinds."""
+        texts = template.token_texts(group.answer_ids)
+        space = torch.tensor([not text.strip() for text in texts], device=rewards.device)
+        end = torch.zeros_like(space)
+        end[-1], space[-1] = True, False
+        whole = rewards.sum(-1)
+        apart = whole - whole.mean()
+        for name, where in zip(KINDS, (end, space), strict=True):
+            part = (rewards * where).sum(-1)
+            self.add(f"reward_share_{name}", part.sum(), float(whole.sum()))
+            if apart.any():
+                share = (part * apart).sum() / apart.square().sum()
+                self.add(f"spread_share_{name}", share, 1)
 
     def add_loss(self, terms: LossTerms, weight: float) -> None:
         """The terms, already divided by N: they are added up, not averaged."""

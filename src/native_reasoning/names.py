@@ -1,6 +1,7 @@
 """Names that metrics, timings, notices and pages share; nothing is imported for them."""
 
 import math
+from collections.abc import Mapping
 
 #: Where the time of a step goes (clock.py): ``<stage>_seconds`` in timings.jsonl.
 STAGES = (
@@ -17,6 +18,31 @@ STAGES = (
 BINS = {"hard": 0.1, "middle": 0.5, "easy": math.inf}
 #: Nats per token below which a trace makes no difference worth the name.
 LEAST = 0.02
+#: Kinds of answer tokens that can take a reward over: how they are called, and what to set then.
+KINDS = {
+    "end": ("the end-of-turn token", "--reward-span answer leaves that token out of the reward"),
+    "space": (
+        "white space",
+        "more --format-warmup-steps teach the format before traces are judged",
+    ),
+}
 #: What the collapse guard says (collapse.py); the metric is an index.
 STATES = ("healthy", "drifting", "collapsed")
 COLLAPSE = "collapse_state"
+
+
+def one_kind(metrics: Mapping[str, float]) -> list[str]:
+    """A sentence for each of ``KINDS`` that has more than half of the reward, or of its spread
+    within groups: ``reward_share_…`` and ``spread_share_…`` of ``metrics``."""
+    found = []
+    for kind, (name, cure) in KINDS.items():
+        shares = {
+            "the reward": metrics.get(f"reward_share_{kind}", 0.0),
+            "its spread within groups": metrics.get(f"spread_share_{kind}", 0.0),
+        }
+        if max(shares.values()) > 0.5:
+            told = " and ".join(f"{share:.0%} of {what}" for what, share in shares.items())
+            found.append(
+                f"{name} has {told}: traces are judged by their format, not by the answer; {cure}"
+            )
+    return found

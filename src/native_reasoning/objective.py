@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from native_reasoning.advantages import ANSWER_MASKED, CENTRES, spread, twice_mean
 from native_reasoning.presets import find_preset
@@ -95,6 +96,7 @@ class Objective(ObjectiveSettings):
         divisor = self._divisor(centred, unit, flat)
         advantages = self._advantages(centred, divisor, flat, group.complete)
         weights = self._answer_weights(group, reward, worth, divisor, scores)
+        parts = self._token_rewards(group, reward, worth, weights)
         underflow = torch.zeros_like(base)
         if reward.is_log:
             underflow = ((score < UNDERFLOW) & (worth.shift == 0)).double().mean(-1)
@@ -103,14 +105,17 @@ class Objective(ObjectiveSettings):
             score, base = r, base * (self.baseline == "none")
         columns = (
             *(tensor.unbind() for tensor in (score, base, advantages, weights, worth.helped)),
+            [None] * len(scores) if parts is None else parts.unbind(),
             flat[:, 0].tolist(),
             (group.clamped != group.b).double().mean(-1).tolist(),
             underflow.tolist(),
             (wide * worth.shift.exp())[:, 0].tolist(),
         )
         return [
-            Signal(r, b, a, w, helped=h, flat=f, clamped=c, underflow=u, spread=s)
-            for r, b, a, w, h, f, c, u, s in zip(*columns, strict=True)
+            Signal(
+                *(r, b, a, w), token_rewards=p, helped=h, flat=f, clamped=c, underflow=u, spread=s
+            )
+            for r, b, a, w, h, p, f, c, u, s in zip(*columns, strict=True)
         ]
 
     # -- What a trace is worth ---------------------------------------------------------------------
@@ -172,6 +177,20 @@ class Objective(ObjectiveSettings):
         if self.clip == "relu":
             r = torch.where(r <= scores[0].rounding * unit, 0, r)
         return _Worth(r, unit, helped, shift)
+
+    def _token_rewards(
+        self, group: Group, reward: Reward, worth: _Worth, like: Tensor
+    ) -> Tensor | None:
+        """What each answer token puts into f's part of R' (G, K, T); ``like`` has that shape."""
+        if reward.weights is None:
+            return None
+        clamped = per_trace(group.clamped)
+        parts = reward.parts(group.l, clamped)
+        if self.clip == "relu":
+            if self.baseline != "none":
+                parts = parts - reward.parts(per_trace(group.b), clamped)
+            parts = parts * (worth.r > 0)[..., None]
+        return pad(parts, (0, like.shape[-1] - parts.shape[-1]))
 
     def _ratio(self, s: Scores) -> Tensor:
         """(K,) log(π/π_0) of each trace."""

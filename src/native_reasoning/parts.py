@@ -137,5 +137,5 @@ def _judgement(said: Judgement | None, ks: list[int], longest: int) -> Judgement
 
 
 _BY_ROW = ("answer", "forced_tag", "closed", "trace_length", "answer_length")
-_SIGNAL_BY_ROW = ("rewards", "advantages", "answer_weights", "helped")
+_SIGNAL_BY_ROW = ("rewards", "advantages", "answer_weights", "token_rewards", "helped")
 assert {*_BY_ROW, *_SIGNAL_BY_ROW} <= {f.name for kind in (Scores, Signal) for f in fields(kind)}

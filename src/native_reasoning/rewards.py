@@ -155,13 +155,20 @@ class Reward:
     many probabilities is exact in log space and zero outside it. ``weights`` gives the exact answer
     weights (..., K, T) from l and from b with an axis for the traces, in the same space, or is None
     where f does not act on the reference's tokens.
-    ``smallest_baseline`` bounds b from below.
+    ``smallest_baseline`` bounds b from below. ``adds_up``: R is the sum of these weights.
     """
 
     score: Callable[[Group], tuple[Tensor, Tensor]]
     weights: Callable[[Tensor, Tensor], Tensor] | None
     is_log: bool = True
     smallest_baseline: float = -math.inf
+    adds_up: bool = False
+
+    def parts(self, l: Tensor, b: Tensor) -> Tensor:
+        """(..., T) what each token of l puts into R: its weight where R is the sum of the weights,
+        else l itself, of which R or log R is the sum or the mean."""
+        assert self.weights is not None
+        return self.weights(l, b).exp() if self.adds_up else l
 
 
 def of_tokens(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Group], tuple[Tensor, Tensor]]:
@@ -180,13 +187,18 @@ REWARDS: dict[str, Reward] = {
     "avg_logp": Reward(of_tokens(avg_logp), avg_logp_weights, is_log=False),
     "prob": Reward(of_tokens(logp), log_prob_weights),
     "geometric_mean": Reward(of_tokens(avg_logp), log_geometric_mean_weights),
-    "arithmetic_mean": Reward(of_tokens(log_arithmetic_mean), log_arithmetic_mean_weights),
+    "arithmetic_mean": Reward(
+        of_tokens(log_arithmetic_mean), log_arithmetic_mean_weights, adds_up=True
+    ),
     "weighted_inverse": Reward(
         of_tokens(log_weighted_inverse),
         log_weighted_inverse_weights,
         smallest_baseline=SMALLEST_INVERSE,
+        adds_up=True,
     ),
-    "weighted_neglog": Reward(of_tokens(log_weighted_neglog), log_weighted_neglog_weights),
+    "weighted_neglog": Reward(
+        of_tokens(log_weighted_neglog), log_weighted_neglog_weights, adds_up=True
+    ),
     "jepo": Reward(of_tokens(logp), jepo_weights, is_log=False),
     "reflection": Reward(reflection, None, is_log=False),
     "length_normalised": Reward(length_normalised, None),

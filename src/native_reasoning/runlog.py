@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -11,11 +12,14 @@ from native_reasoning.losses import LossTerms
 from native_reasoning.meter import Meter, means, trace_rows
 from native_reasoning.mismatch import Mismatch, mismatch
 from native_reasoning.mismatch import summary as mismatch_summary
+from native_reasoning.names import one_kind
 from native_reasoning.records import RunFolder
 from native_reasoning.tables import TraceRow
 from native_reasoning.template import Template
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces
 
+#: Steps after each of which it may be said that the reward so far is one kind of token's.
+FIRST = 5
 #: Metrics of a step that samples and rewards nothing would only be zeros.
 _OF_REWARDS = ("reward", "reward_baseline", "helped")
 
@@ -40,6 +44,7 @@ class RunLog:
         self._newest: dict[int, list[TraceRow]] = {}  # by question
         self._told: set[str] = set()
         self._marked = (Meter(), 0, 0)
+        self._first: list[dict[str, float]] = []  # metrics of the first steps that judged traces
 
     def note(
         self,
@@ -49,7 +54,7 @@ class RunLog:
         signal: Signal,
     ) -> None:
         """One group of the step."""
-        self.meter.add_group(scores, signal, traces, self.template)
+        self.meter.add_group(group, traces, scores, signal, self.template)
         if (found := mismatch(traces, scores)) is not None:
             self._mismatches.append(found)
 
@@ -119,6 +124,7 @@ class RunLog:
         if not self.rewarded:
             values = {name: value for name, value in values.items() if name not in _OF_REWARDS}
         self._warn(values)
+        self._warn_of_kinds(values)
         return values
 
     def _warn(self, values: dict[str, Any]) -> None:
@@ -137,6 +143,16 @@ class RunLog:
                 "nothing, so nothing is learned. A longer --max-trace-length, or "
                 "--format-loss-coef 0.3, which teaches the closing tag",
             )
+
+    def _warn_of_kinds(self, values: dict[str, float]) -> None:
+        """Of a reward that is one kind of token's from the start."""
+        if len(self._first) == FIRST or "reward_share_end" not in values:
+            return
+        self._first.append(values)
+        names = [name for name in values if "_share_" in name]
+        so_far = {name: fmean(step.get(name, 0.0) for step in self._first) for name in names}
+        for told in one_kind(so_far):
+            self._tell("kinds", told)
 
     def _tell(self, what: str, text: str) -> None:
         """A warning, once a run."""

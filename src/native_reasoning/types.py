@@ -207,6 +207,9 @@ class Signal:
     ``answer_weights`` (K, T): w_{k,i}, the weight of l_{k,i}, λ included.
     ``trace_weights`` (K, L): a weight of each sampled token in place of its trace's A_k, 0 where
     ``Scores.trace_mask`` is False; None means A_k for all of them.
+    ``token_rewards`` (K, T): what each answer token puts into R_k, 0 where a clip took R_k away:
+    exact where f is a sum or a mean, of log R where it is a product; None where R is not made of
+    the reference's tokens.
     ``helped`` (K,): whether the trace beat the empty one beyond rounding; None where an objective
     does not say, and rewards are compared.
     ``flat`` says that the group's rewards were equal up to rounding; with std scaling A is then 0.
@@ -222,6 +225,7 @@ class Signal:
     advantages: Tensor
     answer_weights: Tensor
     trace_weights: Tensor | None = None
+    token_rewards: Tensor | None = None
     helped: Tensor | None = None
     flat: bool = False
     clamped: float = 0.0

@@ -42,6 +42,18 @@ CURVES = {
         "What traces are worth, beside what an empty one is.",
         (Series("reward", "with a trace"), Series("reward_baseline", "without")),
     ),
+    "kinds": Curves(
+        "Reward by kind of answer token",
+        "share",
+        "Of the reward, and of its spread within groups, which is all that tells traces apart. The "
+        "rest is the answer's own. Above a half, traces are judged by their format.",
+        (
+            Series("reward_share_end", "end of turn"),
+            Series("reward_share_space", "white space"),
+            Series("spread_share_end", "end of turn, of the spread"),
+            Series("spread_share_space", "white space, of the spread"),
+        ),
+    ),
     "uplift": Curves(
         "Uplift",
         "nats per token",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from native_reasoning.evaluate.metrics import Interval
-from native_reasoning.names import COLLAPSE, LEAST, STATES
+from native_reasoning.names import COLLAPSE, LEAST, STATES, one_kind
 from native_reasoning.runs import LATE, Run, numbers
 
 #: Under so many questions an interval is only rough.
@@ -94,6 +94,7 @@ def verdict(run: Run) -> Verdict:
         *_change(run, unit),
         *_about(run),
         *_baseline(run),
+        *_kinds(run),
         *_guard(run),
     ]
     if interval is not None and interval.n < FEW:
@@ -222,6 +223,17 @@ def _baseline(run: Run) -> list[str]:
         f"{min(-change, lifted):.2f} of the {lifted:.2f} nats of uplift are a worse start, not a "
         "better end."
     ]
+
+
+def _kinds(run: Run) -> list[str]:
+    """Whether the reward of the last steps is one kind of token's."""
+    late = {
+        name: float(run.column(name).iloc[-LATE:].mean())
+        for name in run.metrics.columns
+        if "_share_" in str(name) and not run.column(name).empty
+    }
+    told = one_kind(late)
+    return [f"Over the last {LATE} steps {sentence}." for sentence in told]
 
 
 def _guard(run: Run) -> list[str]:
