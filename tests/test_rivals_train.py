@@ -56,16 +56,18 @@ def test_sampled_answers_are_recorded_and_judged(tmp_path):
 
 @pytest.mark.parametrize("preset", ["rlpr", "nover", "jepo", "latro", "dro"])
 def test_micro_batches_change_no_gradient(preset, tmp_path):
-    """Sampled answers, KL, token mean and copies: the step is the same however it is cut."""
-    whole = gradients(tmp_path / "a", preset=preset)
+    """Sampled answers, KL, token mean and copies: the step is the same however it is cut. In
+    float64, where rounding hides nothing: in float32 it depends on the processor (dro: 1.4e-5)."""
+    settings = {"preset": preset, "model_init_kwargs": {"dtype": "float64"}}
+    whole = gradients(tmp_path / "a", **settings)
     parts = gradients(
         tmp_path / "b",
-        preset=preset,
+        **settings,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=3,
         rollout_batch_size=2,
     )
-    assert (whole[0] - parts[0]).norm() <= 1e-5 * whole[0].norm()
+    assert (whole[0] - parts[0]).norm() <= 1e-12 * whole[0].norm()
     sampled = [
         sorted(
             (r["row_id"], r["k"], r["trace"], r["sampled_answer"]) for r in found if r["step"] == 1
