@@ -41,7 +41,7 @@ def one_kind(metrics: Mapping[str, float]) -> list[str]:
             "its spread within groups": metrics.get(f"spread_share_{kind}", 0.0),
         }
         if max(shares.values()) > 0.5:
-            told = " and ".join(f"{share:.0%} of {what}" for what, share in shares.items())
+            told = " and ".join(f"{100 * share:.0f} % of {what}" for what, share in shares.items())
             found.append(
                 f"{name} has {told}: traces are judged by their format, not by the answer; {cure}"
             )

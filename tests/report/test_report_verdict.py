@@ -230,6 +230,16 @@ def test_specificity_of_the_last_exchange_that_has_an_error(tmp_path):
     assert notes(tmp_path / "2", "specificity", metrics={"specificity": 0.5}) == []
 
 
+def test_a_reward_that_is_the_end_of_turns(tmp_path):
+    half = {"reward_share_end": 0.5, "spread_share_end": 0.4, "reward_share_space": 0.1}
+    assert notes(tmp_path / "half", "Over the last", metrics=half) == []
+    most = half | {"spread_share_end": lambda step: 0.1 if step <= 10 else 0.9}  # of the last ten
+    (note,) = notes(tmp_path / "most", "Over the last", metrics=most)
+    assert note.startswith("Over the last 10 steps the end-of-turn token has 50 % of the reward")
+    assert "90 % of its spread" in note
+    assert note.endswith("--reward-span answer leaves that token out of the reward.")
+
+
 @pytest.mark.parametrize(("lost", "said"), [(0.30, True), (0.06, True), (0.04, False)])
 def test_a_baseline_that_got_worse(tmp_path, lost, said):
     """20 steps: the mean of the last two less that of the first two."""

@@ -232,8 +232,8 @@ def _kinds(run: Run) -> list[str]:
         for name in run.metrics.columns
         if "_share_" in str(name) and not run.column(name).empty
     }
-    told = one_kind(late)
-    return [f"Over the last {LATE} steps {sentence}." for sentence in told]
+    steps = min(LATE, len(run.column("spread_share_end")))
+    return [f"Over the last {steps} steps {sentence}." for sentence in one_kind(late)]
 
 
 def _guard(run: Run) -> list[str]:
