@@ -56,7 +56,11 @@ def _tell_launcher(error: NativeReasoningError) -> None:
 
 def _may_pass(error: BaseException | None) -> bool:
     """Whether an error comes from a network or a hub that another try may reach."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  (httpx's or httpx2's, by version)
+        LocalEntryNotFoundError,
+    )
 
     if error is None:
         return False
