@@ -230,11 +230,11 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _plain(module: Any) -> nn.Module:
-    """An adapted layer as an ordinary one; it is merged in place."""
-    from peft.utils import AuxiliaryTrainingWrapper
-
-    if isinstance(module, AuxiliaryTrainingWrapper):
-        return module.unload_and_optionally_merge_module(True, False, None)
+    """An adapted layer as an ordinary one; it is merged in place. Layers with more than one adapted
+    tensor, such as stacked experts, have a way of their own in peft."""
+    merge = getattr(module, "unload_and_optionally_merge_module", None)
+    if merge is not None:
+        return merge(True, False, None)
     ordinary(module)
     base = module.get_base_layer()
     if is_packed(base):  # peft would quantise the sum
