@@ -384,6 +384,15 @@ def test_rounding_to_16_bits_is_no_other_model(tmp_path, dtype):
     assert far(logits(merged(with_one)), logits(with_one)) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
+def test_merging_is_exact_where_the_run_multiplies_in_16_bits(tmp_path):
+    model = adapted(small("mixtral", num_local_experts=4), tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, weights = merged(model), dict(merged_weights(model))
+    assert far(logits(plain), logits(model)) < 1e-4
+    assert all(torch.equal(weights[name], p) for name, p in plain.named_parameters())
+
+
 def test_a_merge_that_is_another_model_is_not_saved(tmp_path):
     made = trainer(tmp_path / "run")
     set_at_random(made.model)

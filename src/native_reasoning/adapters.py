@@ -270,7 +270,8 @@ def _trial_logits(model: PreTrainedModel, ids: Tensor, shake: float) -> Tensor:
 
     hook = model.get_input_embeddings().register_forward_hook(change)
     try:
-        logits = type(model).forward(model.eval(), input_ids=ids, use_cache=False).logits
+        with torch.autocast(model.device.type, enabled=False):
+            logits = type(model).forward(model.eval(), input_ids=ids, use_cache=False).logits
     finally:
         hook.remove()
     return logits[0, :, ids[0] % logits.shape[-1]].float()
@@ -310,23 +311,24 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _plain(module: Any) -> nn.Module:
-    """An adapted layer as an ordinary one; it is merged in place. Layers with more than one adapted
-    tensor, such as stacked experts, have a way of their own in peft."""
-    merge = getattr(module, "unload_and_optionally_merge_module", None)
-    if merge is not None:
-        return merge(True, False, None)
-    ordinary(module)
-    base = module.get_base_layer()
-    if is_packed(base):  # peft would quantise the sum
-        weight = written_out(base)
-        (adapter,) = module.active_adapters
-        if adapter in module.lora_variant:
-            weight = module.lora_variant[adapter].merge_safe(module, adapter, weight)
-        else:
-            weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
-        return linear(weight, base.bias)
-    module.merge()
-    return base
+    """An adapted layer as an ordinary one; it is merged in place, in full precision. Layers with
+    more than one adapted tensor, such as stacked experts, have a way of their own in peft."""
+    with torch.autocast(next(module.parameters()).device.type, enabled=False):
+        merge = getattr(module, "unload_and_optionally_merge_module", None)
+        if merge is not None:
+            return merge(True, False, None)
+        ordinary(module)
+        base = module.get_base_layer()
+        if is_packed(base):  # peft would quantise the sum
+            weight = written_out(base)
+            (adapter,) = module.active_adapters
+            if adapter in module.lora_variant:
+                weight = module.lora_variant[adapter].merge_safe(module, adapter, weight)
+            else:
+                weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
+            return linear(weight, base.bias)
+        module.merge()
+        return base
 
 
 def _peft() -> Any:
