@@ -254,7 +254,7 @@ def _trial_ids(model: PreTrainedModel) -> Tensor:
 def _rounding(model: PreTrainedModel) -> float:
     """Relative, of the coarsest products. GPUs may compute those of float32 in TF32."""
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    kinds |= {layer.compute_dtype for layer in layers(model).values()}
+    kinds |= {layer.compute_dtype or torch.float32 for layer in layers(model).values()}
     return max(2**-10 if model.device.type == "cuda" else 0.0, *(torch.finfo(k).eps for k in kinds))
 
 
