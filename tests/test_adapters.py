@@ -7,15 +7,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
-from native_reasoning.adapters import ADAPTER_FILE, has_adapter, merged, written_into
+from native_reasoning.adapters import (
+    ADAPTER_FILE,
+    has_adapter,
+    load_adapter,
+    merged,
+    merged_weights,
+    save_adapter,
+    with_adapter,
+    written_into,
+)
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError, RunError
 from native_reasoning.evaluate.suite.asked import load_asked
 from native_reasoning.inplace import token_layers
 from native_reasoning.policy import load_policy
 from native_reasoning.records import read_config, read_metrics, read_traces
+from native_reasoning.rollout.decoders import RepeatDecoder, SharedDecoder, decoding_head
 from native_reasoning.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn
@@ -65,6 +75,14 @@ def frozen(model: nn.Module) -> dict[str, torch.Tensor]:
 def logits(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=ids).logits
+
+
+def set_at_random(model: nn.Module) -> None:
+    """What is trained becomes numbers of the size that a long training gives it."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in trained(model).values():
+            p.normal_(std=0.2)
 
 
 # -- At the start ----------------------------------------------------------------------------------
@@ -283,6 +301,146 @@ def test_a_checkpoint_stands_for_its_model(tmp_path, tied):
         )
 
 
+# -- Layers of other kinds -------------------------------------------------------------------------
+
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+#: Experts of one layer are two stacked tensors in one module.
+STACKED = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4},
+    "deepseek_v3": {"n_routed_experts": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1}
+    | {"n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16}
+    | {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
+}
+
+
+def small(kind: str, **settings) -> PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 352, "hidden_size": 32, "intermediate_size": 48}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **{**sizes, **ids, **settings})
+    made = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.mul_(4) if p.dim() > 1 else p.add_(torch.randn_like(p) / 4)
+    return made.eval()
+
+
+def adapted(model: PreTrainedModel, folder: Path, peft_config=None, **settings) -> PreTrainedModel:
+    """A policy with an adapter and new think tokens, as after a training."""
+    config = NRTConfig(
+        output_dir=str(folder), use_cpu=True, use_peft=peft_config is None, **settings
+    )
+    policy = load_policy(model, config, byte_tokenizer(), peft_config)
+    set_at_random(policy.model)
+    return policy.model.eval()
+
+
+def far(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+WITH_NEW = torch.cat([IDS, torch.tensor([[330, 331, 46, 47]])], dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")  # of peft's own
+@pytest.mark.parametrize("kind", STACKED)
+def test_stacked_experts_leave_as_they_were_trained(tmp_path, kind):
+    def base() -> PreTrainedModel:
+        return small(kind, **EXPERTS, **STACKED[kind])
+
+    model = adapted(base(), tmp_path)
+    wanted = logits(model, WITH_NEW)
+    assert any("experts.base_layer.lora_B" in name for name in trained(model))
+    assert far(wanted, logits(base(), WITH_NEW)) > 0.5
+
+    plain = merged(model)
+    assert far(logits(plain, WITH_NEW), wanted) < 1e-4
+    weights, ours = dict(merged_weights(model)), dict(plain.named_parameters())
+    assert weights.keys() == ours.keys()
+    assert all(torch.equal(weights[name], ours[name]) for name in ours)
+    plain.save_pretrained(tmp_path / "model")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert far(logits(read, WITH_NEW), wanted) < 1e-4
+
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(base(), tmp_path).merge_and_unload()
+    for name, weight in theirs.named_parameters():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=1e-5)
+    assert far(logits(theirs, WITH_NEW), wanted) < 1e-4
+    assert far(logits(with_adapter(base(), tmp_path, 352), WITH_NEW), wanted) < 1e-4
+    other = adapted(base(), tmp_path)
+    load_adapter(other, tmp_path)
+    assert torch.equal(logits(other, WITH_NEW), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.filterwarnings("ignore:the weights are")
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
+def test_rounding_to_16_bits_is_no_other_model(tmp_path, dtype):
+    model = small("mixtral", num_hidden_layers=12, num_local_experts=8).to(dtype)
+    with_one = adapted(model, tmp_path)
+    assert far(logits(merged(with_one)), logits(with_one)) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
+def test_merging_is_exact_where_the_run_multiplies_in_16_bits(tmp_path):
+    model = adapted(small("mixtral", num_local_experts=4), tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, weights = merged(model), dict(merged_weights(model))
+    assert far(logits(plain), logits(model)) < 1e-4
+    assert all(torch.equal(weights[name], p) for name, p in plain.named_parameters())
+
+
+def test_a_merge_that_is_another_model_is_not_saved(tmp_path):
+    made = trainer(tmp_path / "run")
+    set_at_random(made.model)
+    projection = made.model.model.layers[1].self_attn.o_proj
+    hook = projection.register_forward_hook(lambda layer, args, out: 1.1 * out)
+    with pytest.raises(RunError, match="the merged model is not the one that was trained"):
+        made.save_whole_model(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    hook.remove()
+    made.save_whole_model(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["phi", "gptj"])
+def test_a_head_with_trained_rows_keeps_its_bias(tmp_path, kind):
+    sizes = {"gptj": {"n_inner": 48, "rotary_dim": 4}, "phi": {"num_key_value_heads": 4}}[kind]
+    model = adapted(small(kind, **sizes), tmp_path)
+    assert any("lm_head.token_adapter" in name for name in trained(model))
+    merged(model).save_pretrained(tmp_path / "model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert plain.lm_head.bias.abs().max() > 0.1
+    wanted = logits(plain, WITH_NEW)
+    assert far(logits(model, WITH_NEW), wanted) < 1e-4
+    prompt, further = WITH_NEW[0, :-2].tolist(), WITH_NEW[0, -2:]
+    head = decoding_head(model)
+    for decoder in (RepeatDecoder(model, repeat=True), SharedDecoder(model, head)):
+        if isinstance(decoder, SharedDecoder) and kind == "gptj":
+            continue  # its attention cannot share prompts
+        with torch.no_grad():
+            decoder.start([prompt], 2)
+            found = [decoder.logits]
+            for token in further:
+                decoder.advance(token.repeat(2))
+                found.append(decoder.logits)
+        for step, each in enumerate(found):
+            assert far(each, wanted[:, len(prompt) - 1 + step]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_a_whole_head_of_its_own_is_kept_where_the_embedding_was_one_with_it(tmp_path):
+    given = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    text = {"boundary": "text", "boundary_text": "so X"}
+    model = adapted(tiny_model(tie_word_embeddings=True), tmp_path, given, **text)
+    merged(model).save_pretrained(tmp_path / "model")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert far(logits(read), logits(model)) < 1e-4
+
+
 # -- Copies of the policy --------------------------------------------------------------------------
 
 
@@ -323,6 +481,39 @@ def test_a_second_adapter_is_refused(tmp_path):
     made = trainer(tmp_path / "run")
     with pytest.raises(PolicyError, match="an adapter already"):
         trainer(tmp_path / "other", model=made.model)
+
+
+def test_a_model_in_pefts_wrapper_is_refused_until_it_is_merged(tmp_path):
+    given = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(tiny_model(), given)
+    for settings in ({}, {"use_peft": False, "lora_r": 16, "lora_alpha": 32}):
+        with pytest.raises(PolicyError, match="PeftModel, which is no PreTrainedModel") as refused:
+            trainer(tmp_path / "run", model=model, **settings)
+        assert len(str(refused.value).splitlines()) == 3
+    merged_by_peft = model.merge_and_unload()
+    wanted = logits(merged_by_peft)
+    made = trainer(tmp_path / "run", model=merged_by_peft)
+    assert far(logits(made.model)[..., :330], wanted[..., :330]) < 1e-5
+
+
+def test_a_model_with_an_adapter_of_transformers_is_refused_too(tmp_path):
+    model = tiny_model()
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(PolicyError, match="an adapter already"):
+        trainer(tmp_path / "run", model=model, use_peft=False, lora_r=16, lora_alpha=32)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+@pytest.mark.filterwarnings("ignore:.*tied")
+def test_an_adapter_on_weights_that_two_layers_share_is_refused(tmp_path, name):
+    given = peft.LoraConfig(target_modules=["q_proj", name])
+    text = {"boundary": "text", "boundary_text": "so X"}
+    with pytest.raises(PolicyError, match=f"changes .*{name}, whose weights another layer shares"):
+        adapted(tiny_model(tie_word_embeddings=True), tmp_path, given, **text)
+    model = adapted(tiny_model(tie_word_embeddings=False), tmp_path, given, **text)
+    assert far(logits(merged(model)), logits(model)) < 1e-4
+    with pytest.raises(PolicyError, match="does not fit"):  # new rows and a low-rank product
+        adapted(tiny_model(tie_word_embeddings=False), tmp_path, given)
 
 
 def test_merging_leaves_the_model_as_it_was(tmp_path):

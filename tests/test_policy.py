@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from transformers import PhiForCausalLM as Phi
 
 import tiny
+from native_reasoning.adapters import merged
 from native_reasoning.chat import PLAIN_CHAT_TEMPLATE
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, PolicyError
@@ -72,6 +73,43 @@ def test_table_without_room_grows_by_the_new_rows_alone(config, tied):
         assert len(new) == len(tokenizer) == len(old) + 2 == model.config.vocab_size
         assert torch.equal(new[: len(old)], old)
         assert torch.equal(new[closed], old[end])
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_a_head_of_its_own_is_kept_whatever_the_config_says(config, tmp_path, where, adapter):
+    model, tokenizer = tiny.tiny_model(tie_word_embeddings=True), tiny.byte_tokenizer()
+    model.resize_token_embeddings(330, mean_resizing=False)  # no room for new tokens
+    model.lm_head.weight = nn.Parameter(0.1 * torch.randn_like(model.lm_head.weight))
+    assert model.config.tie_word_embeddings
+    ids = torch.tensor([[40, 41, 42, 300, 43]])
+    wanted = model(input_ids=ids).logits
+    if where == "folder":
+        for part in (model, tokenizer):
+            part.save_pretrained(tmp_path / "base")
+        torch.testing.assert_close(
+            AutoModelForCausalLM.from_pretrained(tmp_path / "base")(input_ids=ids).logits, wanted
+        )
+    policy = load_policy(
+        model if where == "memory" else tmp_path / "base", config(use_peft=adapter), tokenizer
+    )
+    plain = merged(policy.model) if adapter else policy.model
+    plain.save_pretrained(tmp_path / "model")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert not read.config.tie_word_embeddings
+    for made in (policy.model, read):
+        assert made(input_ids=ids).logits.shape[-1] == 332
+        torch.testing.assert_close(made(input_ids=ids).logits[..., :330], wanted)
+
+
+def test_a_head_that_is_the_embedding_is_saved_as_such_whatever_the_config_says(config, tmp_path):
+    model = tiny.tiny_model(tie_word_embeddings=True)
+    model.config.tie_word_embeddings = False
+    policy = load_policy(model, config(), tiny.byte_tokenizer())
+    policy.save(tmp_path / "model")
+    ids = torch.tensor([[40, 41, 42, 300, 43]])
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(read(input_ids=ids).logits, policy.model(input_ids=ids).logits)
 
 
 def test_closing_is_as_likely_as_ending_was(config):

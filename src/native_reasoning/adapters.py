@@ -11,6 +11,7 @@ Only A, B and the rows of new think tokens are trained, and a checkpoint holds t
 
 import copy
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -23,7 +24,14 @@ from transformers import PreTrainedModel
 from native_reasoning.errors import ConfigError, PolicyError, RunError
 from native_reasoning.inplace import LinearHead, lighten, ordinary, token_layers, with_rows
 from native_reasoning.options import NRTOptions
-from native_reasoning.quantised import forget, is_packed, is_quantised, linear, written_out
+from native_reasoning.quantised import (
+    forget,
+    is_packed,
+    is_quantised,
+    layers,
+    linear,
+    written_out,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -58,14 +66,8 @@ def add_adapter(
     """Puts an adapter into the model and freezes everything else but the rows ``new_ids`` of the
     embedding and, where it is apart, of the head. ``seed`` is that of A.
 
-    Raises PolicyError where the adapter does not fit or the model has one already.
+    Raises PolicyError where the adapter does not fit.
     """
-    if has_adapter(model):
-        raise PolicyError(
-            f"{model.config.name_or_path} has an adapter already",
-            why="a second one on top of it could not be saved",
-            fix="give the merged model: a finished run has it in its folder final/",
-        )
     if not isinstance(config, _peft().LoraConfig):
         raise PolicyError(
             f"peft_config is a {type(config).__name__}",
@@ -85,13 +87,31 @@ def add_adapter(
         torch.manual_seed(seed)
         try:
             model.add_adapter(config)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise PolicyError(
                 f"the adapter does not fit the model: {str(error).splitlines()[0]}",
                 why="its layers are looked up by name",
                 fix="leave lora_target_modules out, or name layers that the model has",
             ) from None
+    _check_apart(model)
     lighten(model, "default")
+
+
+def _check_apart(model: PreTrainedModel) -> None:
+    """Raises PolicyError where a low-rank product is added to weights that other layers have too,
+    as the blocks of Zamba2 and a head that is tied to the embedding."""
+    from peft.tuners.lora import LoraLayer
+
+    named = model.named_parameters(remove_duplicate=False)
+    uses = Counter(id(weight) for _, weight in named)
+    for name, layer in model.named_modules():
+        base = layer.get_base_layer() if isinstance(layer, LoraLayer) else nn.Identity()
+        if any(uses[id(weight)] > 1 for weight in base.parameters()):
+            raise PolicyError(
+                f"the adapter changes {name}, whose weights another layer shares",
+                why="each layer would learn a change of its own, and the merged weights have one",
+                fix="lora_target_modules: layers that share no weights; or use_peft false",
+            )
 
 
 def _tables(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
@@ -104,6 +124,16 @@ def _tables(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
         for name, module in model.named_modules()
         if any(module is one for one in wanted)
     }
+
+
+def tell_tying(model: PreTrainedModel) -> None:
+    """Has the config say whether the head is the embedding. transformers does not tie a head whose
+    file has other numbers, whatever the config says, but would the next time that rows are added.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(weight := getattr(head, "weight", None), Tensor):
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = weight is embedding.weight
 
 
 def linear_parts(head: nn.Module | None) -> LinearHead | None:
@@ -176,18 +206,22 @@ def with_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreTr
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     model.add_adapter(_peft().PeftConfig.from_pretrained(folder))
+    lighten(model, "default")
     load_adapter(model, folder)
     return _merge(model)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy without an adapter, whose weights are W + (α / r) · B A and whose new rows are in
-    place: the same function, to rounding. Needs memory for a second model."""
+    place: the same function, to rounding. Needs memory for a second model. Raises RunError where
+    it is another function."""
     return _merge(copy.deepcopy(model))
 
 
 def _merge(model: PreTrainedModel) -> PreTrainedModel:
     """The same, of the model itself."""
+    ids, rounding = _trial_ids(model), _rounding(model)
+    before, shaken = (_trial_logits(model, ids, shake) for shake in (0.0, rounding))
     for name, module in _adapted(model):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _plain(module))
@@ -195,8 +229,57 @@ def _merge(model: PreTrainedModel) -> PreTrainedModel:
     del model.peft_config
     if is_quantised(model):
         forget(model)
-    model.tie_weights()
+    tell_tying(model)
+    after = _trial_logits(model, ids, 0.0)
+    off, noise, size = (_norms(x) for x in (after - before, shaken - before, before))
+    # at a few positions, rounding may send a token to another expert
+    if not (off <= 10 * (noise + rounding * size)).float().mean() > 0.5:
+        raise RunError(
+            f"the merged model is not the one that was trained: logits of up to "
+            f"{before.abs().max():.3g} differ by up to {(after - before).abs().max():.3g}",
+            why=f"{type(model).__name__} has layers into which an adapter cannot be merged",
+            fix="checkpoints have the adapter itself; for another run, lora_target_modules such as "
+            "q_proj,v_proj, or use_peft false",
+        )
     return model
+
+
+def _trial_ids(model: PreTrainedModel) -> Tensor:
+    """A few tokens (1, P); the first have rows of their own where there are such."""
+    count = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    first = [id for layer in token_layers(model) for id in layer.token_indices["default"]][:4]
+    return torch.tensor([[*first, *((7 * i + 5) % count for i in range(12))]], device=model.device)
+
+
+def _rounding(model: PreTrainedModel) -> float:
+    """Relative, of the coarsest products. GPUs may compute those of float32 in TF32."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    kinds |= {layer.compute_dtype or torch.float32 for layer in layers(model).values()}
+    return max(2**-10 if model.device.type == "cuda" else 0.0, *(torch.finfo(k).eps for k in kinds))
+
+
+@torch.no_grad()
+def _trial_logits(model: PreTrainedModel, ids: Tensor, shake: float) -> Tensor:
+    """Logits (P, P) of some tokens at their places, in the precision of the weights whatever wraps
+    the model's forward. Every other number of their embeddings is changed by ``shake`` of it."""
+
+    def change(module: nn.Module, args: Any, embedded: Tensor) -> Tensor:
+        embedded = embedded.clone()
+        embedded[..., ::2] *= 1 + shake
+        return embedded
+
+    hook = model.get_input_embeddings().register_forward_hook(change)
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            logits = type(model).forward(model.eval(), input_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits[0, :, ids[0] % logits.shape[-1]].float()
+
+
+def _norms(logits: Tensor) -> Tensor:
+    """At each position, without what all logits have in common."""
+    return (logits - logits.mean(-1, keepdim=True)).norm(dim=-1)
 
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
@@ -204,13 +287,11 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     second model is in memory. A head that is tied to the embedding is left out."""
     adapted = _adapted(model)
     inside = tuple(name + "." for name, _ in adapted)
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    tied = head if config.tie_word_embeddings else None
     for name, weight in model.named_parameters():
         if not name.startswith(inside):
             yield name, weight.detach()
     for name, module in adapted:
-        if module is not tied:
+        if not getattr(getattr(module, "token_adapter", None), "tied_adapter", None):
             plain = _plain(copy.deepcopy(module))
             for own, weight in plain.named_parameters():
                 yield f"{name}.{own}", weight.detach()
@@ -230,23 +311,24 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _plain(module: Any) -> nn.Module:
-    """An adapted layer as an ordinary one; it is merged in place."""
-    from peft.utils import AuxiliaryTrainingWrapper
-
-    if isinstance(module, AuxiliaryTrainingWrapper):
-        return module.unload_and_optionally_merge_module(True, False, None)
-    ordinary(module)
-    base = module.get_base_layer()
-    if is_packed(base):  # peft would quantise the sum
-        weight = written_out(base)
-        (adapter,) = module.active_adapters
-        if adapter in module.lora_variant:
-            weight = module.lora_variant[adapter].merge_safe(module, adapter, weight)
-        else:
-            weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
-        return linear(weight, base.bias)
-    module.merge()
-    return base
+    """An adapted layer as an ordinary one; it is merged in place, in full precision. Layers with
+    more than one adapted tensor, such as stacked experts, have a way of their own in peft."""
+    with torch.autocast(next(module.parameters()).device.type, enabled=False):
+        merge = getattr(module, "unload_and_optionally_merge_module", None)
+        if merge is not None:
+            return merge(True, False, None)
+        ordinary(module)
+        base = module.get_base_layer()
+        if is_packed(base):  # peft would quantise the sum
+            weight = written_out(base)
+            (adapter,) = module.active_adapters
+            if adapter in module.lora_variant:
+                weight = module.lora_variant[adapter].merge_safe(module, adapter, weight)
+            else:
+                weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
+            return linear(weight, base.bias)
+        module.merge()
+        return base
 
 
 def _peft() -> Any:

@@ -42,6 +42,8 @@ def lighten(model: nn.Module, adapter: str) -> None:
             module.lora_variant[adapter] = InPlace()
     for layer in token_layers(model):
         layer.get_merged_weights = types.MethodType(_table, layer)
+        if isinstance(layer.base_layer, nn.Linear):
+            layer.forward = types.MethodType(_logits, layer)
     for module in model.modules():
         if isinstance(module, TrainableTokensWrapper):
             # what its __getattr__ asks, in place of another forward: nothing public leads there
@@ -98,6 +100,11 @@ def _table(layer: Any, active_adapters: Any) -> Tensor:
     table = _InPlaceRows.apply(rows, weight, ids)
     assert isinstance(table, Tensor)
     return table
+
+
+def _logits(layer: Any, hidden: Tensor) -> Tensor:
+    """A head with trained rows. peft's forward leaves its bias out."""
+    return nn.functional.linear(hidden, _table(layer, None), layer.base_layer.bias)
 
 
 def _weight(wrapper: Any, name: str, modules: Any) -> Tensor:

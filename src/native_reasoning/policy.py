@@ -17,7 +17,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from native_reasoning.adapters import add_adapter, base_of, lora_config, with_adapter
+from native_reasoning.adapters import (
+    add_adapter,
+    base_of,
+    has_adapter,
+    lora_config,
+    tell_tying,
+    with_adapter,
+)
 from native_reasoning.boundary import existing_pair
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.errors import ConfigError, PolicyError, warn
@@ -85,6 +92,8 @@ def load_policy(
         model = load_merged(str(model), config, len(tokenizer))
     else:
         check_given(model, config)
+    check_plain(model)
+    tell_tying(model)
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
@@ -223,7 +232,23 @@ def load_model(name: str, config: NRTConfig) -> PreTrainedModel:
             why="they would be random numbers, and so would the rewards",
             fix="copy or download the folder again",
         )
+    tell_tying(model)
     return model
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raises PolicyError for a model in a wrapper, or one that has an adapter already."""
+    if not isinstance(model, PreTrainedModel):
+        what = f"the model is a {type(model).__name__}, which is no PreTrainedModel"
+    elif has_adapter(model):
+        what = f"{model.config.name_or_path} has an adapter already"
+    else:
+        return
+    raise PolicyError(
+        what,
+        why="it could not be saved as the model that was trained",
+        fix="give the base model and a peft_config, or what PeftModel.merge_and_unload() returns",
+    )
 
 
 def generation_config(
