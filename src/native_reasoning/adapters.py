@@ -28,6 +28,7 @@ from native_reasoning.quantised import (
     forget,
     is_packed,
     is_quantised,
+    keep_exact,
     layers,
     linear,
     written_out,
@@ -205,6 +206,7 @@ def with_adapter(model: PreTrainedModel, folder: Path, vocabulary: int) -> PreTr
     rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    keep_exact(model)  # before the forwards that compare
     model.add_adapter(_peft().PeftConfig.from_pretrained(folder))
     lighten(model, "default")
     load_adapter(model, folder)
