@@ -22,7 +22,7 @@ from native_reasoning.data import (
 )
 from native_reasoning.data.report import no_usable_row
 from native_reasoning.data.stored import line_of
-from native_reasoning.errors import DataError
+from native_reasoning.errors import DataError, warn
 from native_reasoning.prepared import examples_of, prepare
 from native_reasoning.rollout.noise import ORDER, uniforms
 from native_reasoning.template import Template
@@ -50,6 +50,8 @@ def read_groups(
             strict=config.strict,
             keep_columns=keep_columns,
         )
+        if source.report.source.endswith("]") and config.process_index == 0:
+            warn(f"the rows are those of {source.report.source}")  # a split that nobody named
     return make_groups(source, template, config, context)
 
 
