@@ -41,9 +41,13 @@ RECORDED = 100
 class Outcome:
     """One question: what was answered, in text, and how the reference scored.
 
-    ``answers`` and ``traces`` are the sampled ones (k of each). ``answer_logps`` (k, T) is l, the
-    log-probability of each reference token after each of these traces, ``baseline_logps`` (T) is b,
-    that after none, in nats; ``answer_tokens`` (T) are the same tokens as text.
+    ``question`` and ``reference`` are the row's, ``row_id`` its number among the rows that were
+    kept. ``answers`` and ``traces`` are the sampled ones (k of each), ``trace_lengths`` their
+    tokens and ``closed`` whether the model closed them itself; ``answer_greedy`` follows the most
+    likely trace, ``answer_no_think`` and ``answer_no_think_greedy`` no trace. ``answer_logps``
+    (k, T) is l, the log-probability of each reference token after each of these traces,
+    ``baseline_logps`` (T) is b, that after none, in nats; ``answer_tokens`` (T) are the same tokens
+    as text.
     """
 
     row_id: int
