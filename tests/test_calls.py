@@ -1,5 +1,7 @@
 """The trainer as people call transformers' own: keywords, kinds of data, predictions."""
 
+import json
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -7,6 +9,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from cli_helpers import write_rows
+from native_reasoning.cli import main
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError, DataError, NativeReasoningError
 from native_reasoning.records import read_config, read_metrics
@@ -73,6 +77,31 @@ def test_an_optimizer_of_parameters_that_were_replaced_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="SGD holds parameters") as caught:
         make(tmp_path, model, others={"optimizers": (sgd, None)})
     assert "optimizer_cls_and_kwargs" in three_lines(caught.value)
+
+
+def test_a_run_with_an_optimizer_of_its_own_goes_on_and_is_asked(tmp_path, capsys):
+    def trained(folder, resume=None, **settings):
+        model = tiny_model()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        trainer = make(
+            folder,
+            model,
+            others={"optimizers": (sgd, None)},
+            save_strategy="steps",
+            save_steps=1,
+            **settings,
+        )
+        trainer.train(resume)
+        return trainer
+
+    whole = trained(tmp_path / "whole", max_steps=3)
+    trained(tmp_path / "run", max_steps=1)
+    went_on = trained(tmp_path / "run", True, max_steps=3)
+    assert torch.equal(flat(went_on.model), flat(whole.model))
+    went_on.save_model(str(tmp_path / "run" / "final"))
+    data = write_rows(tmp_path / "test.jsonl", QA[:2])
+    assert main(["eval", str(tmp_path / "run"), "--data", data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["questions"] == 2
 
 
 # -- What is refused -------------------------------------------------------------------------------
