@@ -219,6 +219,21 @@ def test_content_in_parts_is_left_to_the_template():
     assert served(tokenizer, parts)[0] == built("chatml").prompt_text(example(turns))
 
 
+def test_the_plain_template_takes_content_in_parts_and_none():
+    tokenizer = built("base").tokenizer
+    turns = dialogue("a", "b", "c")
+    parts = [
+        {"role": role, "content": [{"type": "text", "text": half} for half in (text, "!")]}
+        for role, text in turns
+    ]
+    joined = [{"role": role, "content": text + "!"} for role, text in turns]
+    assert served(tokenizer, parts) == served(tokenizer, joined)
+    for nothing in ({"content": None}, {"content": []}, {}):
+        silent = [joined[0], {"role": "assistant", **nothing}, joined[2]]
+        empty = [joined[0], {"role": "assistant", "content": ""}, joined[2]]
+        assert served(tokenizer, silent) == served(tokenizer, empty)
+
+
 @pytest.mark.parametrize("shape", ["chatml", *OWN_REASONING])
 def test_the_last_turn_is_left_as_it_is(shape):
     """Who continues it, or trains on it, wants its reasoning."""
@@ -347,6 +362,8 @@ def test_transformers_tells_reasoning_from_answer(shape):
     }
     cut = parsed(tokenizer, "one and")
     assert cut == {"role": "assistant", "reasoning_content": "one and", "content": ""}
+    for ended in (f"one and\n{end}", f"one and{end}{end}"):  # the turn, inside the trace
+        assert parsed(tokenizer, ended) == cut
     at_once = parsed(tokenizer, f"It is two.{end}{end}", enable_thinking=False)
     assert at_once == {"role": "assistant", "content": "It is two."}
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from native_reasoning.checks import LOG_PROBABILITIES, RANGES, check_sampling
+from native_reasoning.checks import LOG_PROBABILITIES, RANGES, UNREAD, check_sampling
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
 from native_reasoning.options import OF_COLOCATE, OF_SERVER, NRTOptions
@@ -116,6 +116,29 @@ def test_every_setting_that_a_fix_names_helps(settings, tmp_path):
     assert ways or "one of: " in caught.value.fix
     for way in ways:
         config(tmp_path, **{**settings, **way})
+
+
+#: Arguments of transformers that change nothing here.
+UNREAD_VALUES = {
+    "label_smoothing_factor": 0.1,
+    "neftune_noise_alpha": 5.0,
+    "dataloader_drop_last": True,
+    "train_sampling_strategy": "group_by_length",
+    "include_num_input_tokens_seen": True,
+    "bf16_full_eval": True,
+    "fp16_full_eval": True,
+    "auto_find_batch_size": True,
+    "prediction_loss_only": True,
+    "batch_eval_metrics": True,
+    "include_for_metrics": ["loss"],
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_nothing_would_read_is_refused(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"^{name} is ") as caught:
+        config(tmp_path, **{name: UNREAD_VALUES[name]})
+    assert len(str(caught.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from native_reasoning.conversation import Conversation
 from native_reasoning.errors import DataError
 from native_reasoning.evaluate.suite.asked import load_asked
 from native_reasoning.lab import base_path
+from native_reasoning.template import make_template
 from native_reasoning.types import Example
+from tiny import byte_tokenizer, tiny_model
 
 QUESTION = "tell 1 2 3 4 5"
 
@@ -87,6 +89,17 @@ def test_several_traces_of_a_turn_differ_and_the_first_is_the_one_alone(talk):
     assert alone.reasoning == replies[0].reasoning
     talk.forget()
     assert talk.ask(QUESTION, traces=4) == replies
+
+
+def test_several_traces_of_a_model_whose_cache_cannot_be_repeated(tmp_path):
+    config = NRTConfig(
+        output_dir=str(tmp_path), use_cpu=True, max_trace_length=12, max_answer_length=6
+    )
+    hybrid, template = tiny_model("lfm2"), make_template(byte_tokenizer())
+    several = Conversation(hybrid, template, config).ask("Why?", traces=3)
+    (first,) = Conversation(hybrid, template, config).ask("Why?")
+    assert several[0] == first
+    assert len({reply.reasoning for reply in several}) == 3
 
 
 def by_hand(talk, trace: list[int], reference: str) -> float:

@@ -52,6 +52,15 @@ def test_against_plain_forwards(rows):
         )
 
 
+def test_a_prompt_whose_scores_are_not_numbers_has_no_finding():
+    whole, _ = models("llama")
+    spoiled, _ = models("llama")
+    with torch.no_grad():
+        spoiled.get_input_embeddings().weight[7] = math.nan  # stands in the third answer alone
+    found = diagnose(MICROS, scorer(), spoiled)
+    assert found == diagnose(MICROS, scorer(), whole)[:1]  # the second is compared with the third
+
+
 def test_the_model_is_left_as_it_was():
     scoring, _ = models("llama")
     scoring.train()

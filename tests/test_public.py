@@ -18,6 +18,7 @@ from native_reasoning.cli.flags import build
 from native_reasoning.cli.verbs import VERBS
 from native_reasoning.data import DataReport, Examples
 from native_reasoning.errors import NativeReasoningError
+from native_reasoning.evaluate.held_out import Outcome
 from native_reasoning.evaluate.metrics import Interval
 from native_reasoning.options import NRTOptions
 from native_reasoning.policy import Policy
@@ -30,7 +31,8 @@ FROZEN = Path(__file__).parent / "public.json"
 PUBLIC = {name: getattr(native_reasoning, name) for name in native_reasoning.__all__}
 #: What public names return.
 RETURNED = {
-    kind.__name__: kind for kind in (DataReport, Example, Examples, Interval, Policy, Preset, Run)
+    kind.__name__: kind
+    for kind in (DataReport, Example, Examples, Interval, Outcome, Policy, Preset, Run)
 }
 CLASSES = {n: c for n, c in {**PUBLIC, **RETURNED}.items() if inspect.isclass(c)}
 FUNCTIONS = {name: f for name, f in PUBLIC.items() if inspect.isfunction(f)}

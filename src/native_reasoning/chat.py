@@ -16,13 +16,18 @@ from transformers import PreTrainedTokenizerFast
 
 from native_reasoning.errors import TemplateError, warn
 
-#: For base models that come without a chat template; saved with the model.
+#: For base models that come without a chat template; saved with the model. Content may be text, a
+#: list of parts with text, or nothing.
 PLAIN_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{ 'Question: ' + message['content'] + '\\n\\n' }}"
+    "{%- set text = message['content'] or '' -%}"
+    "{%- if text is not string -%}"
+    "{%- set text = text | map(attribute='text') | join -%}"
+    "{%- endif -%}"
+    "{%- if message['role'] == 'user' -%}{{ 'Question: ' + text + '\\n\\n' }}"
     "{%- elif message['role'] == 'assistant' -%}"
-    "{{ 'Response:\\n' + message['content'] + (eos_token or '') + '\\n\\n' }}"
-    "{%- else -%}{{ message['content'] + '\\n\\n' }}{%- endif -%}"
+    "{{ 'Response:\\n' + text + (eos_token or '') + '\\n\\n' }}"
+    "{%- else -%}{{ text + '\\n\\n' }}{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'Response:\\n' }}{%- endif -%}"
 )
@@ -156,12 +161,13 @@ def split_responses(
         return
     if known and not known.get("start_anchor_pattern", "").startswith(_ANCHOR):
         return
+    end = "|".join(map(re.escape, ends))
     fields: dict[str, Any] = {
         "reasoning_content": {
             "open_pattern": rf"{opening}\s*",
-            "close_pattern": rf"\s*{closing}\s*",
+            "close_pattern": rf"\s*(?:{closing}|{end})\s*",  # or the turn ended inside it
         },
-        "content": {"close_pattern": rf"\s*(?:{'|'.join(map(re.escape, ends))})"},
+        "content": {"close_pattern": rf"\s*(?:{end})"},
     }
     source = tokenizer.get_chat_template()
     if "<tool_call>" in source and "<function=" not in source:  # calls are JSON objects

@@ -1,8 +1,9 @@
 """Settings that cannot work, alone or together, are refused before anything is loaded."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from importlib.util import find_spec
+from typing import Any
 
 from native_reasoning.errors import ConfigError, did_you_mean
 from native_reasoning.objective import Objective
@@ -73,6 +74,59 @@ NEEDS: tuple[tuple[str, Callable[[Objective], bool], str], ...] = (
 )
 #: Rewards that are logarithms of probabilities: negative, with 0 the best there is.
 LOG_PROBABILITIES = ("logp", "avg_logp", "jepo")
+_NO_LABELS = "there is no loss of labels here: the loss is that of the objective"
+_NO_LOOP = "evaluation samples answers, and the loop of transformers that reads it does not run"
+#: Arguments of transformers that nothing here would read, with the reason and what to do.
+UNREAD = {
+    "label_smoothing_factor": (_NO_LABELS, "leave it out"),
+    "neftune_noise_alpha": (
+        "its noise in the embeddings would be in the rewards too, which come from the same forward",
+        "leave it out",
+    ),
+    "dataloader_drop_last": (
+        "every row has its turn: the last step of an epoch is filled up with rows of weight 0",
+        "leave it out",
+    ),
+    "train_sampling_strategy": (
+        "the rows of each step are a function of seed and step, so that a run can be resumed",
+        "leave it out",
+    ),
+    "include_num_input_tokens_seen": (
+        "rows are sampled here, and transformers would count none of their tokens",
+        "leave it out: metrics.jsonl has the lengths of traces",
+    ),
+    "bf16_full_eval": ("evaluation samples in the arithmetic of training", "bf16 true"),
+    "fp16_full_eval": ("evaluation samples in the arithmetic of training", "fp16 true"),
+    "auto_find_batch_size": (
+        "the rows of a step are planned beforehand, and another batch size would change them",
+        "leave it out, and set rows_per_forward: the gradient is the same",
+    ),
+    "prediction_loss_only": (_NO_LOOP, "leave it out"),
+    "batch_eval_metrics": (_NO_LOOP, "leave it out: compute_metrics gets all answers at once"),
+    "include_for_metrics": (_NO_LOOP, "leave it out: compute_metrics gets the questions as inputs"),
+}
+#: Keywords of transformers' Trainer that NRTTrainer hands on.
+HANDED_ON = ("optimizers", "optimizer_cls_and_kwargs", "compute_metrics")
+#: Its other keywords, with the reason and what to do.
+INSTEAD = {
+    "tokenizer": ("transformers calls it processing_class", "processing_class=tokenizer"),
+    "model_init": (
+        "a trainer trains one model",
+        "model='owner/name' or a folder: each new NRTTrainer loads it anew",
+    ),
+    "data_collator": (
+        "rows are encoded here, between the pieces of the chat template",
+        "leave it out; chat_template_path changes how prompts are written",
+    ),
+    "compute_loss_func": (
+        "the loss is that of an objective",
+        "objective=, a callable Scores -> Signal, or reward_funcs=",
+    ),
+    "preprocess_logits_for_metrics": (
+        "answers are sampled, and there are no logits of labels",
+        "compute_metrics=, which gets the answers as text",
+    ),
+}
 #: What the trackers that a test has seen are made of: one of the packages is enough.
 TRACKERS = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -244,6 +298,62 @@ def _check_reward(options: NRTOptions, objective: Objective) -> None:
             why="twice the mean is a penalty only where rewards are negative",
             fix="bad_format mask or penalty, or reward logp with clip none",
         )
+
+
+def check_call(
+    model: object, args: object, eval_dataset: object, others: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What NRTTrainer was called with, before anything is loaded. Returns those of the ``others``
+    that transformers' Trainer gets. Raises ConfigError."""
+    for name, value in others.items():
+        why, fix = INSTEAD.get(name, ("nothing would read it", "leave it out"))
+        if name not in HANDED_ON and not (name in INSTEAD and value is None):
+            known = (*HANDED_ON, "model", "args", "train_dataset", "eval_dataset", "objective")
+            known += ("processing_class", "reward_funcs", "callbacks", "peft_config")
+            near = "" if name in INSTEAD else did_you_mean(name, known)
+            raise ConfigError(f"NRTTrainer takes no {name}{near}", why=why, fix=fix)
+    if model is None:
+        raise ConfigError(
+            "NRTTrainer has no model",
+            why="its own probability of the answer is the reward",
+            fix="model='owner/name', a folder, or a causal language model",
+        )
+    if not isinstance(args, NRTOptions):
+        given = "no args" if args is None else f"a {type(args).__name__} as args"
+        raise ConfigError(
+            f"NRTTrainer has {given}",
+            why="the settings of a run are NRTConfig's: all TrainingArguments and ours",
+            fix="args=NRTConfig(output_dir='runs/first')",
+        )
+    asked: Any = args
+    every = asked.eval_strategy.value
+    if eval_dataset is None and (every != "no" or asked.eval_on_start):
+        name, value = ("eval_on_start", True) if every == "no" else ("eval_strategy", every)
+        raise ConfigError(
+            f"{name} is {value} without eval_dataset",
+            why="there are no held-out questions to ask",
+            fix=f"give eval_dataset (--eval-data), or leave {name} out",
+        )
+    return {name: value for name, value in others.items() if value is not None}
+
+
+def check_metric(name: str, known: Iterable[str]) -> None:
+    """The metric of the best model, with or without ``eval_``. Raises ConfigError."""
+    names = sorted(known)
+    if name.removeprefix("eval_") not in names:
+        raise ConfigError(
+            f"metric_for_best_model is {name!r}{did_you_mean(name.removeprefix('eval_'), names)}",
+            why="an evaluation of these questions measures no such thing",
+            fix=f"one of: {', '.join(n for n in names if not n.endswith(('_low', '_high')))}",
+        )
+
+
+def check_read(arguments: object) -> None:
+    """Arguments of transformers that would be ignored. Raises ConfigError."""
+    for name, (why, fix) in UNREAD.items():
+        value = getattr(arguments, name)
+        if value not in (None, False, 0, "no", "random", []):
+            raise ConfigError(f"{name} is {value!r}", why=why, fix=fix)
 
 
 def check_trackers(names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from native_reasoning.checks import check_options, check_trackers
+from native_reasoning.checks import check_options, check_read, check_trackers
 from native_reasoning.errors import ConfigError
 from native_reasoning.guards import HARMLESS
 from native_reasoning.objective import Objective, preset_objective
@@ -108,6 +108,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="transformers would use DataParallel, which gives wrong gradients here",
                 fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
             )
+        check_read(self)
         self._check_sharded()
         if "trust_remote_code" in (self.model_init_kwargs or {}):
             raise ConfigError(
@@ -127,12 +128,6 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 "save_strategy best",
                 why="a run that was stopped could not go on from where it was",
                 fix="save_strategy steps with load_best_model_at_end",
-            )
-        if self.metric_for_best_model in ("loss", "eval_loss"):
-            raise ConfigError(
-                "metric_for_best_model loss",
-                why="an evaluation measures accuracy, uplift and answer_logp, and no loss",
-                fix="metric_for_best_model accuracy",
             )
         if self.enable_jit_checkpoint:
             raise ConfigError(

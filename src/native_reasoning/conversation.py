@@ -17,9 +17,9 @@ from native_reasoning.errors import DataError
 from native_reasoning.inputs import inference
 from native_reasoning.policy import context_of
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
-from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import ANSWERS, CONVERSATION
-from native_reasoning.scoring import Scorer, install_scoring
+from native_reasoning.scoring import Scorer
+from native_reasoning.sharing import engine_for
 from native_reasoning.template import Template
 from native_reasoning.types import Example, PromptGroup, Traces
 
@@ -49,14 +49,14 @@ class Reply:
 class Conversation:
     """Turns with a model whose ``template`` opens and closes traces.
 
-    ``config`` has lengths, temperature, top-p and seed. The same turns get the same replies.
+    ``config`` has lengths, temperature, top-p and seed. The same turns get the same replies. Raises
+    PolicyError for a model that cannot be sampled from.
     """
 
     def __init__(self, model: PreTrainedModel, template: Template, config: NRTConfig) -> None:
-        install_scoring(model)
         self.model, self.template, self.config = model, template, config
         self.context = context_of(model)
-        self.engine = HFEngine(model, template.stop_trace, template.vocabulary)
+        self.engine = engine_for(model, template)
         self.turns: list[tuple[str, str]] = []
 
     def forget(self) -> None:

@@ -11,13 +11,13 @@ import inspect
 import json
 import sys
 import sysconfig
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from native_reasoning.errors import ConfigError, RunError
 from native_reasoning.types import Scores, Signal
@@ -131,19 +131,33 @@ def given_names(
     objective: Callable[[Scores], Signal] | None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
     peft_config: Any = None,
+    optimizers: Iterable[Any] = (),
 ) -> dict[str, Any]:
-    """What config.yaml calls an objective, reward functions and an adapter that were given from
-    Python."""
+    """What config.yaml calls an objective, reward functions, an adapter and optimizers (with
+    schedulers or arguments) that were given from Python."""
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     names: dict[str, Any] = {} if objective is None else {"objective": name_of(objective)}
     names |= {"reward_funcs": list(map(name_of, functions))} if functions else {}
-    if peft_config is None:
-        return names
+    made = [x if isinstance(x, dict) else name_of(x) for x in optimizers if x is not None]
+    names |= {"optimizers": made} if made else {}
+    names |= {} if peft_config is None else {"peft_config": peft_config.to_dict()}
     # a set, such as that of the layers' names, has another order in each process
-    told = json.dumps(
-        peft_config.to_dict(), default=lambda x: sorted(x) if isinstance(x, set) else str(x)
+    return json.loads(
+        json.dumps(names, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
     )
-    return names | {"peft_config": json.loads(told)}
+
+
+def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    """Raises ConfigError where an optimizer that was given would train what the model no longer
+    has: rows for new think tokens, for one, make a new embedding."""
+    here = {id(p) for p in model.parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(id(p) not in here for p in held):
+        raise ConfigError(
+            f"the {type(optimizer).__name__} holds parameters that the model does not have",
+            why="they were replaced when the model was prepared, and would not be trained",
+            fix="optimizer_cls_and_kwargs=(torch.optim.AdamW, {'lr': 1e-5}): it is made later",
+        )
 
 
 def name_of(function: Callable[..., Any]) -> str:

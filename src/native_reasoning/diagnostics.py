@@ -52,6 +52,7 @@ def diagnose(
     """What the first trace of each distinct prompt of a step does for it, and another's.
 
     ``rows``: at most so many in one forward, and three at least. [] where all prompts are the same.
+    A prompt with a log-probability that is not finite has no finding.
     Every rank forwards once per micro-batch, so all of them can take part.
     """
     pairs = [pair for micro in minibatch for pair in micro.pairs if pair[0].weight]
@@ -74,10 +75,17 @@ def diagnose(
                     found.setdefault(group.prompt_ids, (group, two, score))
     if len(found) < 2:
         return []
+    finite = {prompt for prompt in prompts if _is_finite(found[prompt][2])}
     return [
         _finding(*found[prompt], own=found[others[prompt]][2], template=scorer.template)
         for prompt in prompts
+        if {prompt, others[prompt]} <= finite
     ]
+
+
+def _is_finite(scores: Scores) -> bool:
+    parts = (scores.answer, scores.trace, scores.baseline)
+    return all(bool(part.isfinite().all()) for part in parts)
 
 
 def _two(own: Traces, other: Traces) -> Traces:

@@ -1,12 +1,24 @@
-"""Evaluation while a model trains, and after it. ``Evaluating`` overrides ``evaluate`` of
-transformers' Trainer, whose loop cannot generate."""
+"""Evaluation while a model trains, and after it. ``Evaluating`` overrides ``evaluate`` and
+``predict`` of transformers' Trainer, whose loop cannot generate."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from transformers import EvalPrediction
+from transformers.trainer_utils import PredictionOutput, denumpify_detensorize
+
 from native_reasoning.config import NRTConfig
-from native_reasoning.evaluate.held_out import HeldOut, Outcome, held_out_rows, summarise
+from native_reasoning.data import DataReport
+from native_reasoning.errors import ConfigError, DataError, warn
+from native_reasoning.evaluate.held_out import (
+    HeldOut,
+    Outcome,
+    held_out_rows,
+    metric_names,
+    summarise,
+)
 from native_reasoning.groups import read_groups, require
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.steps import StepInParts
@@ -22,6 +34,8 @@ class Evaluating(StepInParts):
     layouts: tuple[str, ...]
     context: int | None
     eval_groups: Sequence[PromptGroup]
+    #: Evaluation sets by name, where several were given.
+    eval_sets: Mapping[str, Sequence[PromptGroup]]
     keep_columns: bool
 
     def evaluate(
@@ -33,17 +47,32 @@ class Evaluating(StepInParts):
         """Accuracy with and without thinking, answer log-likelihood and uplift, with intervals.
 
         At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed:
-        shares from 0 to 1, nats per token, tokens. ``eval_dataset`` replaces the run's own.
-        Of the run's own the traces are recorded too; metrics of another are logged with
-        ``eval_other_data``, so that nobody takes them for the run's. Raises DataError where there
-        is none, or it cannot be read.
+        shares from 0 to 1, nats per token, tokens; then those of ``compute_metrics``, which take
+        the place of ours of the same name. ``eval_dataset`` replaces the run's own. Sets in a dict
+        are evaluated one by one, with keys ``eval_NAME_accuracy``.
+        Of the run's own the traces are recorded too, unless there are several; metrics of another
+        are logged with ``eval_other_data``, so that nobody takes them for the run's. Raises
+        DataError where there is none, or it cannot be read, ConfigError where ``compute_metrics``
+        returns no dict.
         """
         own = eval_dataset is None
-        groups = self.eval_groups if own else self._read(eval_dataset, self.args)[0]
+        groups, sets = self.eval_groups, self.eval_sets
+        if not own:
+            groups, _, sets = self._read_held_out(eval_dataset, self.args)
+        if not sets:
+            return self._evaluate_one(groups, metric_key_prefix, own)
+        found: dict[str, float] = {}
+        for name, some in sets.items():
+            found |= self._evaluate_one(some, f"{metric_key_prefix}_{name}", own)
+        return found
+
+    def _evaluate_one(
+        self, groups: Sequence[PromptGroup], metric_key_prefix: str, own: bool
+    ) -> dict[str, float]:
         require(groups, "eval_dataset")
         began = time.perf_counter()
         outcomes = self.outcomes(groups[: self.args.eval_samples])
-        metrics = {f"{metric_key_prefix}_{name}": x for name, x in summarise(outcomes).items()}
+        metrics = self._measured_as(outcomes, metric_key_prefix)
         seconds = {f"{metric_key_prefix}_seconds": time.perf_counter() - began}
         self.runlog.records.append_timings(self.state.global_step, seconds)
         if self.args.record_traces and own and metric_key_prefix == "eval":
@@ -54,6 +83,67 @@ class Evaluating(StepInParts):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def predict(
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        """Traces and answers to all rows of ``test_dataset``, which is what ``eval_dataset`` may be
+        but one set. Nothing is logged.
+
+        ``predictions`` are the rows' ``Outcome``s (``traces``, ``answers``, ``answer_no_think``,
+        and how the reference scored), ``label_ids`` their references as text, ``metrics`` those of
+        ``evaluate`` under this prefix. Rows that are left out have no outcome: stderr says which.
+        Raises DataError as ``evaluate`` does.
+        """
+        groups, report = self._read(test_dataset, self.args)
+        require(groups, "test_dataset")
+        if report is not None and report.dropped and self.is_world_process_zero():
+            warn("\n".join(report.lines()))
+        outcomes = self.outcomes(groups)
+        metrics = self._measured_as(outcomes, metric_key_prefix)
+        self.control = self.callback_handler.on_predict(
+            self.args, self.state, self.control, metrics
+        )
+        references: Any = [outcome.reference for outcome in outcomes]
+        predictions: Any = outcomes
+        return PredictionOutput(predictions, references, metrics)
+
+    def _measured_as(self, outcomes: Sequence[Outcome], prefix: str) -> dict[str, float]:
+        """The metrics of outcomes, ours and those of ``compute_metrics``, under a prefix."""
+        found = summarise(outcomes)
+        if self.compute_metrics is not None:
+            pairs = [(a, o.reference, o.question) for o in outcomes for a in o.answers]
+            columns: list[Any] = [
+                np.array(column, dtype=object) for column in zip(*pairs, strict=True)
+            ]
+            own: Any = self.compute_metrics(EvalPrediction(*columns))
+            if not isinstance(own, Mapping):
+                raise ConfigError(
+                    f"compute_metrics returned a {type(own).__name__}",
+                    why="what it returns is added to the metrics of an evaluation",
+                    fix="return a dict of numbers by name",
+                )
+            own = {str(name).removeprefix(f"{prefix}_"): x for name, x in own.items()}
+            theirs = {name + end for name in own for end in ("", "_low", "_high")}
+            found = {name: x for name, x in found.items() if name not in theirs}
+            plain: Any = denumpify_detensorize(own)
+            found |= plain
+        return {f"{prefix}_{name}": value for name, value in found.items()}
+
+    def metric_names(self) -> set[str]:
+        """The metrics of an evaluation on the run's own questions, without ``eval_``."""
+        count, traces = self.args.eval_samples, self.args.eval_num_generations
+        return {
+            prefix + name
+            for prefix, groups in (
+                [(f"{name}_", some) for name, some in self.eval_sets.items()]
+                or [("", self.eval_groups)]
+            )
+            for name in metric_names((g.example.answer for g in groups[:count]), traces)
+        }
 
     def outcomes(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         """What the policy answers to each question now; the ranks share the work."""
@@ -68,5 +158,22 @@ class Evaluating(StepInParts):
             )
             return held_out.run(groups)
 
-    def _read(self, source: Any, args: NRTConfig) -> Any:
+    def _read(
+        self, source: Any, args: NRTConfig
+    ) -> tuple[Sequence[PromptGroup], DataReport | None]:
         return read_groups(source, self.template, args, self.context, self.keep_columns)
+
+    def _read_held_out(
+        self, source: Any, args: NRTConfig
+    ) -> tuple[Sequence[PromptGroup], DataReport | None, dict[str, Sequence[PromptGroup]]]:
+        """One set with its report, or those of a dict by name. Raises DataError."""
+        if not isinstance(source, Mapping):
+            return (*self._read(source, args), {})
+        if "train" in source and type(source) is not dict:  # a DatasetDict, handed over whole
+            others = [str(name) for name in source if name != "train"] or ["test"]
+            raise DataError(
+                f"eval_dataset has a split train beside {', '.join(others)}",
+                why="its questions are those of training, or nobody said which they are",
+                fix=f"eval_dataset=data[{others[0]!r}], or a plain dict of the sets to ask",
+            )
+        return (), None, {str(name): self._read(some, args)[0] for name, some in source.items()}

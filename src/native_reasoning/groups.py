@@ -50,6 +50,8 @@ def read_groups(
             strict=config.strict,
             keep_columns=keep_columns,
         )
+        if source.report.source.endswith("]") and config.process_index == 0:
+            warn(f"the rows are those of {source.report.source}")  # a split that nobody named
     groups, report = make_groups(source, template, config, context)
     if config.process_index == 0 and (lost := report.warning()):
         warn(f"warning: {lost}")

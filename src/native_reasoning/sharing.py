@@ -1,11 +1,14 @@
-"""Whether a prompt can be forwarded once for all its rows, tried out on this architecture."""
+"""Whether a prompt can be forwarded once for all its rows, tried out on this architecture; and what
+samples from a model outside training."""
 
 from transformers import PreTrainedModel
 
 from native_reasoning.inputs import trial_length, tried
 from native_reasoning.layouts import LAYOUTS
 from native_reasoning.packing import pack
-from native_reasoning.scoring import rounding_of
+from native_reasoning.rollout.decoders import shares_prompts
+from native_reasoning.rollout.hf import HFEngine, check_decoding
+from native_reasoning.scoring import install_scoring, rounding_of
 from native_reasoning.template import Template
 from native_reasoning.types import Example, PromptGroup, Traces
 
@@ -45,3 +48,23 @@ def can_share_prompts(model: PreTrainedModel, template: Template, layout: str = 
         return bool((one - plain).abs().mean() <= tolerance * plain.abs().mean())
 
     return tried(model, trial)
+
+
+def engine_for(
+    model: PreTrainedModel, template: Template, batch_size: int | None = None
+) -> HFEngine:
+    """What samples traces from a model that is not trained, as training would on this architecture.
+
+    Raises PolicyError where it cannot be sampled from a cache.
+    """
+    install_scoring(model)
+    check_decoding(model, template.vocabulary)
+    repeat = can_share_prompts(model, template)
+    return HFEngine(
+        model,
+        template.stop_trace,
+        template.vocabulary,
+        repeat_cache=repeat,
+        batch_size=batch_size,
+        share=repeat and shares_prompts(model, template.vocabulary),
+    )

@@ -1,9 +1,10 @@
 """``NRTTrainer``: transformers' Trainer, with a rollout before each optimiser step.
 
 Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
-loop), ``get_batch_samples`` (rolls out) and ``log`` (adds the step's means). Evaluation is in
-evaluating.py, what a saved model says of itself in publishing.py, the loss of a micro-batch in
-steps.py, what makes checkpoints appear whole in checkpoints.py, the mathematics in objective.py.
+loop), ``get_batch_samples`` (rolls out), ``log`` (adds the step's means) and
+``hyperparameter_search`` (refuses). Evaluation is in evaluating.py, what a saved model says of
+itself in publishing.py, the loss of a micro-batch in steps.py, what makes checkpoints appear whole
+in checkpoints.py, the mathematics in objective.py.
 """
 
 import math
@@ -20,12 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
-from native_reasoning.checks import check_sampling
+from native_reasoning.checks import check_call, check_metric, check_sampling
 from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.collapse import CollapseGuard
 from native_reasoning.config import NRTConfig, model_dtype
-from native_reasoning.custom import RewardFunctions, find_custom, given_names
-from native_reasoning.errors import warn
+from native_reasoning.custom import RewardFunctions, check_optimizer, find_custom, given_names
+from native_reasoning.errors import ConfigError, warn
 from native_reasoning.gathered import stand_in
 from native_reasoning.groups import Schedule, data_hash, make_schedule, require
 from native_reasoning.judges import Judges
@@ -55,12 +56,17 @@ class NRTTrainer(Publishing):
     """Trains ``model`` to reason from question–answer pairs.
 
     ``model`` is a hub id, a folder or a causal language model. ``train_dataset`` and
-    ``eval_dataset`` are anything that ``load_examples`` reads (a path, a datasets.Dataset, a list
-    of dicts) or ``Examples``. ``objective`` replaces the preset's rewards and advantages: any
+    ``eval_dataset`` are anything that ``load_examples`` reads (a path, a datasets.Dataset, a pandas
+    frame, a list of dicts) or ``Examples``; ``eval_dataset`` may be a dict of such sets, each of
+    which is evaluated. ``objective`` replaces the preset's rewards and advantages: any
     callable Scores -> Signal. ``reward_funcs`` have TRL's signature and are added to the reward.
     ``peft_config``, peft's LoraConfig, replaces what ``use_peft`` and ``lora_…`` say.
     ``processing_class`` is the tokenizer, that of the model's folder if it is None; ``callbacks``
-    are transformers'.
+    are transformers', as are ``optimizers`` and ``optimizer_cls_and_kwargs``.
+    ``compute_metrics`` gets an ``EvalPrediction`` of NumPy arrays of text, with an item for each
+    sampled trace of each question: ``predictions`` are the answers after it, ``label_ids`` the
+    references, ``inputs`` the questions. The dict of numbers that it returns is added to the
+    metrics of an evaluation.
 
     Raises ConfigError, DataError, TemplateError or PolicyError before training starts, RunError at
     ``train()`` if the run folder is taken.
@@ -73,8 +79,8 @@ class NRTTrainer(Publishing):
 
     def __init__(
         self,
-        model: str | Path | PreTrainedModel,
-        args: NRTConfig,
+        model: str | Path | PreTrainedModel | None = None,
+        args: NRTConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -82,9 +88,13 @@ class NRTTrainer(Publishing):
         reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
         callbacks: list[TrainerCallback] | None = None,
         peft_config: Any = None,
+        **others: Any,
     ) -> None:
+        theirs = check_call(model, args, eval_dataset, others)
+        assert model is not None and args is not None
         self.settings = args.resolved_objective()
-        self.given = given_names(objective, reward_funcs, peft_config)
+        made = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
+        self.given = given_names(objective, reward_funcs, peft_config, made)
         objective, rewards = find_custom(args, objective, reward_funcs)
         if objective is None:
             check_sampling(args, self.settings, judged=bool(rewards))
@@ -92,7 +102,7 @@ class NRTTrainer(Publishing):
         policy = load_policy(model, args, processing_class, peft_config)
         self.template, self.context = policy.template, policy.context
         self.train_groups, self.train_report = self._read(train_dataset, args)
-        self.eval_groups, self.eval_report = self._read(eval_dataset, args)
+        self.eval_groups, self.eval_report, self.eval_sets = self._read_held_out(eval_dataset, args)
         warmup = warmup_warning(self.template, args) if self.train_groups else None
         if warmup and args.process_index == 0:
             warn(f"warning: {warmup}")
@@ -108,10 +118,15 @@ class NRTTrainer(Publishing):
             model=policy.model,
             args=args,
             train_dataset=self.train_groups or None,
-            eval_dataset=self.eval_groups or None,
+            eval_dataset=self.eval_sets or self.eval_groups or None,
             processing_class=policy.tokenizer,
             callbacks=[*own, *(callbacks or []), self._tables(args)],
+            **theirs,
         )
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer, policy.model)
+        if args.metric_for_best_model is not None and self.compute_metrics is None:
+            check_metric(args.metric_for_best_model, self.metric_names())
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         self.engine = self._make_engine(policy.model)
         self.limits = Limits(args, self.engine)
@@ -266,6 +281,15 @@ class NRTTrainer(Publishing):
         """Only paces the loop: the rows of a step are a function of the step (groups.py)."""
         count = self.schedule.steps_per_epoch * self.args.gradient_accumulation_steps
         return DataLoader(range(count), batch_size=1)  # type: ignore[arg-type]
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: this trainer trains one model."""
+        raise ConfigError(
+            "NRTTrainer has no hyperparameter_search",
+            why="a trial needs a model, a run folder and a trainer of its own",
+            fix="in Python, a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) anew "
+            "for each value; then nrt report RUN RUN ... sets the runs beside each other",
+        )
 
     # -- Rollout -----------------------------------------------------------------------------------
 

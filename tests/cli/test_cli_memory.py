@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cli_helpers import LENGTHS
 from native_reasoning import head
@@ -203,3 +203,49 @@ def test_check_warns_where_memory_is_short(model, data, nrt, monkeypatch):
     assert "--rows-per-forward" in text
     monkeypatch.setattr(needs, "memory_there", lambda cpu: 1000)
     assert "take a smaller model" in nrt(*arguments)[1]
+
+
+#: Kinds whose configuration lacks a field that most have, or has one for each layer.
+COUNTED = {
+    "bloom": {"n_layer": 2, "hidden_size": 32, "n_head": 4},
+    "mpt": {"n_layers": 2, "d_model": 32, "n_heads": 4},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+}
+NOT_COUNTED = {
+    "mamba": {"num_hidden_layers": 2, "hidden_size": 32},
+    "mamba2": {"num_hidden_layers": 2, "hidden_size": 32, "num_heads": 4, "head_dim": 16},
+    "falcon_mamba": {"num_hidden_layers": 2, "hidden_size": 32},
+    "rwkv": {"num_hidden_layers": 2, "hidden_size": 32},
+    "xlstm": {"num_hidden_layers": 2, "hidden_size": 32, "num_heads": 4},
+    "gemma3n_text": {},
+    "gemma4_unified": {},
+    "dots3_note": {},
+}
+
+
+@pytest.mark.parametrize("kind", [*COUNTED, *NOT_COUNTED])
+def test_check_reads_any_configuration(kind, data, tmp_path, nrt):
+    shape = AutoConfig.for_model(kind, **{**COUNTED, **NOT_COUNTED}[kind])
+    shape.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    arguments = ["check", data, "--model", str(tmp_path / "model"), *LENGTHS]
+    code, text, _ = nrt(*arguments)
+    assert code == 0
+    assert ("not predicted for this kind of model" in text) == (kind in NOT_COUNTED)
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(shape)
+    found = json.loads(nrt(*arguments, "--json")[1])
+    assert found["parameters"] == plain.num_parameters()
+    assert (found["memory"] is None) == (kind in NOT_COUNTED)
+    if kind in COUNTED:
+        assert found["memory"]["weights"] == 4 * plain.num_parameters()
+        assert found["context"]["limit"] is None  # such positions have no end
+
+
+def test_a_configuration_that_lacks_a_field_of_its_kind_says_so(data, tmp_path, refuses):
+    shape = AutoConfig.for_model("hunyuan_v1_dense", head_dim=None)  # transformers divides by it
+    shape.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    what, _, _ = refuses("check", data, "--model", str(tmp_path / "model"))
+    assert "no configuration could be loaded" in what
+    assert "TypeError" in what

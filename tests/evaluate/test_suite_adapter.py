@@ -134,6 +134,16 @@ def test_answers_do_not_depend_on_the_batch(model):
     assert len(set(apart)) == 3
 
 
+def test_a_cache_that_cannot_be_cut_is_left_whole():
+    hybrid = tiny_model("lfm2").eval()  # finished rows cannot leave its convolutions' state
+    requests = generating(CONTEXT, "Question: what?\nAnswer:", "2 + 2 =", tokens=4)
+    together, alone = (adapter(hybrid, tokens=150, batch_size=n) for n in (3, 1))
+    answers = together.generate_until(requests, disable_tqdm=True)
+    assert answers == alone.generate_until(requests, disable_tqdm=True)
+    assert together.thoughts == alone.thoughts
+    assert len({thought.length for thought in together.thoughts.values()}) > 1
+
+
 def test_an_answer_ends_at_a_stop_sequence(model):
     lm = adapter(model)
     (whole,) = lm.generate_until(generating(CONTEXT, until=("zzz",)))

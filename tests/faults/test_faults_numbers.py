@@ -78,6 +78,16 @@ def test_a_loss_that_is_not_a_number_is_skipped_whatever_its_gradient_is(tmp_pat
     assert {row["step"] for row in quarantined(tmp_path / "run")} == {1}
 
 
+def test_a_step_that_is_diagnosed_is_skipped_too(tmp_path):
+    trainer = make(tmp_path / "run", diagnostics_steps=1)
+    *others, last = (set(group.answer_ids) for group in trainer.train_groups)
+    with torch.no_grad():  # of the tokens that stand in one answer alone
+        trainer.model.get_input_embeddings().weight[[*last.difference(*others)]] = torch.nan
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert QA[-1]["answer"] in {row["answer"] for row in quarantined(tmp_path / "run")}
+
+
 def test_too_many_in_a_row_stop_the_run_and_say_what_to_try(tmp_path):
     trainer = make(tmp_path / "run", spoiled={0, 2, 3, 4, 5}, max_skipped_updates=3)
     with pytest.raises(RunError, match="3 updates in a row were not finite, the last at step 5"):

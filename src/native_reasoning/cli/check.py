@@ -110,7 +110,7 @@ def early_warnings(data: Examples, config: NRTConfig) -> list[str]:
 def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[str, Any]:
     """What tokenizer and configuration of a model add; its weights are not loaded. ``cpu``: it will
     be trained there even if there is a GPU."""
-    from native_reasoning.policy import start_warning, warmup_warning
+    from native_reasoning.policy import context_of, start_warning, warmup_warning
     from native_reasoning.prepared import prepare
 
     folder, _ = model_folder(name)
@@ -124,13 +124,13 @@ def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[
     fits = shown & short
     fitting = prepared.groups(fits.nonzero()[0])
     first = int((fits if fits.any() else shown).argmax())
-    boundary, shape = template.boundary, model.config.get_text_config()
+    boundary = template.boundary
     longest = int((prompts + answers)[fits].max(initial=0)) + config.max_trace_length
     told = (start_warning(template), warmup_warning(template, config))
     return {
         "model": name,
         "about_model": [line for line in told if line],
-        "context": {"longest_row": longest, "limit": shape.max_position_embeddings},
+        "context": {"longest_row": longest, "limit": context_of(model)},
         "parameters": sum(p.numel() for p in model.parameters()),
         "boundary": {
             "mode": boundary.mode,
@@ -173,7 +173,7 @@ def _about_rows(found: Mapping[str, Any]) -> list[str]:
                     f"--max-{what}-length {tokens[what]['max']} keeps them"
                 )
     context = found.get("context")
-    if context and context["longest_row"] > context["limit"]:
+    if context and context["limit"] and context["longest_row"] > context["limit"]:
         lines.append(
             f"a row with a full trace has up to {context['longest_row']} tokens, and the model was "
             f"built for {context['limit']}: lower --max-trace-length or --max-prompt-length"
@@ -270,8 +270,8 @@ def _model_rows(found: Mapping[str, Any]) -> list[list[str]]:
         ["model", f"{found['model']} ({found['parameters']:,} parameters)"],
         ["boundary", f"{boundary['mode']}: {boundary['open']!r} {boundary['close']!r}, {how}"],
     ]
-    if memory:
-        rows.append(["memory to train", f"about {memory_text(memory)}"])
+    if found["tokens"]["fitting"]:
+        rows.append(["memory to train", memory_text(memory)])
     return rows
 
 

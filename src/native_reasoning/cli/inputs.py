@@ -30,6 +30,8 @@ _TRAINING_ONLY = (
     "deepspeed",
     "fsdp",
     "fsdp_config",
+    "peft_config",
+    "optimizers",
 )
 
 

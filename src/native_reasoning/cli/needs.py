@@ -14,23 +14,33 @@ from native_reasoning.cli.memory import Load, Shape, predict
 SAFE = 0.85
 
 
-def shape_of(model: Any) -> Shape:
-    """The widths of a causal language model."""
+def shape_of(model: Any) -> Shape | None:
+    """The widths of a causal language model. None where it has no attention heads, or where its
+    layers are of several widths: what it keeps cannot be counted."""
     c = model.config.get_text_config()
-    heads = c.num_attention_heads
-    each = getattr(c, "head_dim", None) or c.hidden_size // heads
+    names = ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")
+    try:
+        widths: list[Any] = [getattr(c, name, None) for name in names]
+        heads, hidden, layers, vocabulary = widths
+        each = getattr(c, "head_dim", None) or hidden // heads
+        mlp = getattr(c, "intermediate_size", None) or 4 * hidden
+        keys = (getattr(c, "num_key_value_heads", None) or heads) * each
+    except (RuntimeError, TypeError):  # transformers' for a width of each layer; None or a list
+        return None
+    if not all(isinstance(x, int) for x in (*widths, each, mlp, keys)):
+        return None
     width = next(model.parameters()).element_size()
     return Shape(
         parameters=sum(p.numel() * p.element_size() for p in model.parameters()) // width,
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         width=width,
-        vocabulary=c.vocab_size,
-        hidden=c.hidden_size,
-        layers=c.num_hidden_layers,
-        mlp=getattr(c, "intermediate_size", None) or 4 * c.hidden_size,
+        vocabulary=vocabulary,
+        hidden=hidden,
+        layers=layers,
+        mlp=mlp,
         heads=heads,
         attention=heads * each,
-        keys=(getattr(c, "num_key_value_heads", None) or heads) * each,
+        keys=keys,
         fixed_head=not any(p.requires_grad for p in model.get_output_embeddings().parameters()),
     )
 
@@ -61,14 +71,21 @@ def load_of(config: Any, groups: Sequence[Any], cpu: bool) -> Load:
     )
 
 
-def training_memory(model: Any, config: Any, groups: Sequence[Any], cpu: bool) -> dict[str, int]:
-    """``Memory`` by name, and its ``total``."""
-    found = predict(shape_of(model), load_of(config, groups, cpu))
+def training_memory(
+    model: Any, config: Any, groups: Sequence[Any], cpu: bool
+) -> dict[str, int] | None:
+    """``Memory`` by name, and its ``total``; None where it cannot be predicted."""
+    shape = shape_of(model)
+    if shape is None:
+        return None
+    found = predict(shape, load_of(config, groups, cpu))
     return {**asdict(found), "total": found.total}
 
 
-def memory_text(memory: Mapping[str, int]) -> str:
+def memory_text(memory: Mapping[str, int] | None) -> str:
     """The total and its parts in a line."""
+    if memory is None:
+        return "not predicted for this kind of model"
 
     def parts(*names: str) -> str:
         return ", ".join(f"{name} {bytes_text(memory[name])}" for name in names if memory[name])
@@ -77,7 +94,7 @@ def memory_text(memory: Mapping[str, int]) -> str:
     training = f"training {bytes_text(memory['training'])}"
     training += f" ({parts('gradients', 'activations', 'head')})"
     then = f"{training} or sampling {bytes_text(memory['sampling'])}"
-    return f"{bytes_text(memory['total'])}: {always}; then {then}"
+    return f"about {bytes_text(memory['total'])}: {always}; then {then}"
 
 
 # -- What to lower --------------------------------------------------------------------------------
@@ -136,14 +153,16 @@ def memory_there(cpu: bool) -> int | None:
 
 
 def memory_report(model: Any, config: Any, groups: Sequence[Any], cpu: bool) -> dict[str, Any]:
-    """``memory`` to train on this machine, what is there (``memory_there``), and what to lower
-    (``memory_lower``), None where that is enough. ``cpu``: a GPU is left alone."""
+    """``memory`` to train on this machine (None where it cannot be predicted), what is there
+    (``memory_there``), and what to lower (``memory_lower``), None where that is enough. ``cpu``: a
+    GPU is left alone."""
     import torch
 
     cpu = cpu or not torch.cuda.is_available()
-    shape, load = shape_of(model), load_of(config, groups, cpu)
-    found, there = predict(shape, load), memory_there(cpu)
-    lower = None
+    shape, load, there = shape_of(model), load_of(config, groups, cpu), memory_there(cpu)
+    if shape is None:
+        return {"memory": None, "memory_there": there, "memory_lower": None}
+    found, lower = predict(shape, load), None
     if there is not None and found.total > SAFE * there:
         lower = suggestions(shape, load, int(SAFE * there))
     return {

@@ -154,7 +154,7 @@ def show_plan(outlook: Mapping[str, Any]) -> None:
         ["prompts per step", str(outlook["prompts_per_step"])],
         ["steps", str(outlook["steps"])],
         ["boundary", f"{outlook['boundary']}: {' '.join(map(repr, outlook['think']))}"],
-        ["memory", f"about {memory_text(memory)}"],
+        ["memory", memory_text(memory)],
         ["run folder", outlook["run"]],
     ]
     show_table(["", ""], rows)

@@ -29,8 +29,9 @@ def load_examples(
 ) -> Examples:
     r"""Read a ``source`` into examples; bad rows are counted in the report.
 
-    ``source`` is a file (.jsonl, .json, .csv, .tsv, .parquet), a folder, a hub id, a Dataset or a
-    list of dicts; ``split`` picks a split where there are several (``load_rows`` has the rules).
+    ``source`` is a file (.jsonl, .json, .csv, .tsv, .parquet), a folder, a hub id, a Dataset, a
+    pandas frame or a list of dicts; ``split`` picks a split where there are several (``load_rows``
+    has the rules).
 
     ``prompt_column`` and ``answer_column`` override the shapes of ``shapes.py``: a column, a path
     into one (``instances.0.output``), for the prompt several (``Body+Question``). A prompt column

@@ -56,7 +56,7 @@ def load_rows(source: object, *, split: str | None = None) -> Rows:
 
     ``source`` is a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), a folder of such files or
     one written by ``save_to_disk``, a hub id (``owner/name`` or ``owner/name:config``), a
-    ``datasets.Dataset`` or ``DatasetDict``, or a list of dicts.
+    ``datasets.Dataset`` or ``DatasetDict``, a pandas ``DataFrame``, or a list of dicts.
 
     ``split`` picks one split of a hub id, a DatasetDict, or a folder whose file names say their
     split (``train.jsonl``, ``test-00000-of-00001.parquet``). Without it a source with several
@@ -193,7 +193,7 @@ def _pick_split(split: str | None, names: Sequence[str], source: str) -> str:
         raise DataError(
             f"{source} has several splits and none is train: {', '.join(names)}",
             why="rows for training and for testing must not be mixed",
-            fix=f"name the split: {names[0]}",
+            fix=f"name the split: {names[0]}; of a DatasetDict, give data[{names[0]!r}]",
         )
     for name in names:
         if split == name or _same_split(split) == _same_split(name):
@@ -248,9 +248,14 @@ def _hub_rows(source: str, split: str | None) -> Rows:
 
 
 def _dataset_rows(data: object, name: str, split: str | None) -> Rows:
-    """Rows of a ``datasets.Dataset``, or of one split of a ``DatasetDict``."""
+    """Rows of a ``datasets.Dataset``, of one split of a ``DatasetDict``, or of a frame."""
     import datasets
+    import pandas as pd
 
+    if isinstance(data, pd.DataFrame):
+        _refuse_split(split, name)
+        values = data.astype(object).where(data.notna(), None).to_dict("records")
+        return Rows(name, "row", _numbered(values))
     if isinstance(data, datasets.DatasetDict):
         picked = _pick_split(split, [str(key) for key in data], name)
         return _dataset_rows(data[picked], f"{name} [{picked}]", None)
@@ -258,8 +263,9 @@ def _dataset_rows(data: object, name: str, split: str | None) -> Rows:
         raise DataError(
             f"{type(data).__name__} cannot be read as rows",
             why="rows are counted and numbered, so their number must be known",
-            fix="give a path, a hub id, a datasets.Dataset or a list of dicts; "
-            "of a stream, list(stream.take(1000))",
+            fix="give a path, a hub id, a datasets.Dataset, a pandas frame or a list of dicts; "
+            "of a stream, list(stream.take(1000)); of a torch Dataset whose items are dicts, "
+            "[data[i] for i in range(len(data))]",
         )
     _refuse_split(split, name)
     return Rows(name, "row", _numbered(data.with_format(None)))

@@ -5,7 +5,7 @@ training temperature: the policy itself) and greedily. The reference answer is s
 sampled traces and after none; *uplift* is the difference, in nats per token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -48,9 +48,13 @@ BOUNDS = {
 class Outcome:
     """One question: what was answered, in text, and how the reference scored.
 
-    ``answers`` and ``traces`` are the sampled ones (k of each). ``answer_logps`` (k, T) is l, the
-    log-probability of each reference token after each of these traces, ``baseline_logps`` (T) is b,
-    that after none, in nats; ``answer_tokens`` (T) are the same tokens as text.
+    ``question`` and ``reference`` are the row's, ``row_id`` its number among the rows that were
+    kept. ``answers`` and ``traces`` are the sampled ones (k of each), ``trace_lengths`` their
+    tokens and ``closed`` whether the model closed them itself; ``answer_greedy`` follows the most
+    likely trace, ``answer_no_think`` and ``answer_no_think_greedy`` no trace. ``answer_logps``
+    (k, T) is l, the log-probability of each reference token after each of these traces,
+    ``baseline_logps`` (T) is b, that after none, in nats; ``answer_tokens`` (T) are the same tokens
+    as text.
     """
 
     row_id: int
@@ -248,3 +252,24 @@ def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> d
         found[name] = interval.mean
         found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
     return found
+
+
+def metric_names(references: Iterable[str], samples: int) -> set[str]:
+    """What ``summarise`` names of questions with these references and ``samples`` traces each."""
+    known = next((text for text in references if numeric_match("", text) is not None), "")
+    made = Outcome(
+        row_id=0,
+        question="",
+        reference=known,
+        traces=("",) * samples,
+        trace_lengths=(0,) * samples,
+        closed=(True,) * samples,
+        answers=("",) * samples,
+        answer_greedy="",
+        answer_no_think="",
+        answer_no_think_greedy="",
+        answer_logps=((0.0,),) * samples,
+        baseline_logps=(0.0,),
+        answer_tokens=("",),
+    )
+    return set(summarise([made]))
