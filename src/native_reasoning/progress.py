@@ -56,7 +56,7 @@ class ProgressCallback(TrainerCallback):
         self._step = self._logged = 0
         self._course = Course()
         self._numbers: list[tuple[int, str]] = []
-        self._evaluating = ""
+        self._doing = ""
         self._evaluations = 0  # that are still to come
         self._shown = self._counted = 0.0
 
@@ -92,12 +92,12 @@ class ProgressCallback(TrainerCallback):
             return
         now = time.perf_counter()
         if answered == questions:
-            self._evaluating = ""
+            self._doing = ""
             self.pace.evaluation_ended(now)
             if not self._steps:
                 self.close()
             return
-        if not self._evaluating:
+        if not self._doing:
             self.pace.evaluation_began(now)
             self._print(
                 f"evaluating {questions} questions, answers up to {max_answer_length} tokens"
@@ -108,7 +108,7 @@ class ProgressCallback(TrainerCallback):
         elif self._live is None and now - self._counted >= _QUIET:
             self._print(f"evaluated {answered} of {questions} questions")
             self._counted = now
-        self._evaluating = f"evaluating {answered}/{questions}"
+        self._doing = f"evaluating {answered}/{questions}"
 
     def on_log(
         self,
@@ -137,8 +137,9 @@ class ProgressCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._steps = 0
+        self._doing = "ended"
         self.close()
+        self._steps, self._doing = 0, ""
 
     def close(self) -> None:
         """Ends the live line, also after an error."""
@@ -168,7 +169,7 @@ class ProgressCallback(TrainerCallback):
     def line(self, width: int) -> str:
         """The live line as it is now."""
         elapsed, left = self._times()
-        phase = self._evaluating or _PHASES.get(self.clock.running or "", "training")
+        phase = self._doing or _PHASES.get(self.clock.running or "", "training")
         if not self._steps:
             return f"{phase}  {elapsed}"
         done = 10 * self._step // self._steps
