@@ -76,7 +76,7 @@ class NRTOptions:
     max_answer_length: int = option(
         512,
         "longest answer in tokens: longer rows are dropped, sampled answers are cut; left at the "
-        "default, an evaluation cuts at twice its longest reference, or at 16",
+        "default, an evaluation cuts at twice its longest reference, 16 at least",
     )
     temperature: float = option(1.0, "sampling temperature of traces, also used to score them")
     top_p: float = option(1.0, "nucleus of the sampling distribution; below 1 biases the gradient")

@@ -93,8 +93,8 @@ def test_after_the_best_model_was_loaded_its_own_evaluation_counts(
         "--learning-rate", "1e-2", "--warmup-steps", "0", "--json",
     )  # fmt: skip
     assert code == 0, err
-    lines = {row["step"]: row for row in read_metrics(out) if "eval_uplift" in row}
-    assert [*lines] == [0, 1, 2]
+    lines = [row for row in read_metrics(out) if "eval_uplift" in row]
+    assert [row["step"] for row in lines] == [0, 1, 2]
     assert lines[1]["eval_answer_logp"] != lines[2]["eval_answer_logp"]
     assert json.loads(text)["after"]["answer_logp"] == lines[1]["eval_answer_logp"]
 
