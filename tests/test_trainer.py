@@ -389,20 +389,17 @@ def test_answers_of_an_evaluation_are_cut_by_their_references(tmp_path):
     rows = [{"question": "2 + 2?", "answer": "4"}, {"question": "Count!", "answer": words}]
     long = 2 * (len(byte_tokenizer().encode(words)) + 1)  # with its end of turn
     unset = {"max_answer_length": NRTConfig.max_answer_length}
-    for asked, cut in ((rows, long), (rows[:1], 16)):
-        trainers = [
-            make(tmp_path / "run", held_out=asked, **settings)
-            for settings in (unset, {"max_answer_length": cut})
-        ]
-        found, given = (trainer.outcomes(trainer.eval_groups) for trainer in trainers)
-        assert found == given
-        assert trainers[0].evaluate()["eval_max_answer_length"] == cut
-        whole = make(tmp_path / "run", held_out=asked, max_answer_length=200)
-        for one, other in zip(found, whole.outcomes(whole.eval_groups), strict=True):
-            assert other.answer_greedy.startswith(one.answer_greedy.rstrip("\ufffd"))
-            assert one.traces == other.traces
-        few = make(tmp_path / "run", held_out=rows, eval_samples=len(asked), **unset)
-        assert few.evaluate()["eval_max_answer_length"] == cut  # of the questions that are asked
+    given = make(tmp_path / "run", held_out=rows, max_answer_length=long)
+    found = make(tmp_path / "run", held_out=rows, **unset)
+    outcomes = found.outcomes(found.eval_groups)
+    assert outcomes == given.outcomes(given.eval_groups)
+    longer = make(tmp_path / "run", held_out=rows, max_answer_length=2 * long)
+    for one, other in zip(outcomes, longer.outcomes(longer.eval_groups), strict=True):
+        assert other.answer_greedy.startswith(one.answer_greedy.rstrip("\ufffd"))
+        assert one.traces == other.traces
+    assert found.evaluate()["eval_max_answer_length"] == long
+    found.args.eval_samples = 1  # of the questions that are asked
+    assert found.evaluate()["eval_max_answer_length"] == 16
 
 
 def test_callbacks_hear_how_far_an_evaluation_is(tmp_path):
