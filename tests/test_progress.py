@@ -1,11 +1,25 @@
 """What is told while a run goes on."""
 
 import io
+import time
 from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_callback import DefaultFlowCallback
 
-from native_reasoning.progress import Course, ProgressCallback, live_text, sparkline, trace_line
+from native_reasoning import progress
+from native_reasoning.clock import Clock
+from native_reasoning.progress import (
+    Course,
+    Pace,
+    ProgressCallback,
+    evaluations_left,
+    fitted,
+    live_numbers,
+    sparkline,
+    trace_line,
+)
 from native_reasoning.tables import TraceRow
 
 LOGS = {
@@ -17,7 +31,11 @@ LOGS = {
     "closed": 0.8,
 }
 ARGS = SimpleNamespace(
-    per_device_train_batch_size=2, gradient_accumulation_steps=1, world_size=1, num_generations=4
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=1,
+    world_size=1,
+    num_generations=4,
+    eval_strategy="no",
 )
 
 
@@ -27,13 +45,16 @@ class Terminal(io.StringIO):
 
 
 def _run(stream: io.StringIO, main: bool = True) -> str:
-    callback = ProgressCallback(stream)
+    callback = ProgressCallback(Clock(), stream=stream)
     state = SimpleNamespace(global_step=0, max_steps=2, is_world_process_zero=main)
     callback.on_train_begin(ARGS, state, None)
     for step in (1, 2):
         state.global_step = step
         callback.on_step_end(ARGS, state, None)
         callback.on_log(ARGS, state, None, logs=LOGS)
+    for answered in (0, 8, 16, 20):
+        told = {"questions": 20, "answered": answered, "max_answer_length": 16}
+        callback.on_prediction_step(ARGS, state, None, **told)
     evaluation = {"eval_accuracy": 0.25, "eval_accuracy_no_think": 0.2, "eval_uplift": 0.051}
     callback.on_log(ARGS, state, None, logs=evaluation)
     callback.on_log(ARGS, state, None, logs={"train_runtime": 3.0})
@@ -47,9 +68,10 @@ def test_one_plain_line_per_logged_step():
     told = "reward 0.31 (base 0.22)  uplift +0.050  length 31  closed 80 %  "
     assert lines[0].startswith(f"step 1/2  {told}")
     assert lines[1].startswith(f"step 2/2  {told}")
-    assert lines[0].endswith(" tokens/s")
+    assert " tokens/s  elapsed 0:00  left 0:00" in lines[0]
     assert lines[2:] == [
-        "evaluation at step 2: accuracy 25.0 % with thinking, 20.0 % without; uplift +0.051"
+        "evaluating 20 questions, answers up to 16 tokens",
+        "evaluation at step 2: accuracy 25.0 % with thinking, 20.0 % without; uplift +0.051",
     ]
 
 
@@ -57,10 +79,62 @@ def test_a_live_line_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
     text = _run(Terminal())
-    assert "2/2" in text
-    assert "reward 0.31  uplift +0.050 ▁▁  length 31  loss 1.23" in text
-    assert "tokens/s" in text
+    assert "step 2/2  ━━━━━━━━━━  ended " in text
+    assert "reward 0.31  uplift +0.050  ▁▁  length 31  loss 1.23" in text
+    assert "tokens/s  0:00 left 0:00" in text
+    assert "evaluating 20 questions, answers up to 16 tokens" in text
     assert "evaluation at step 2" in text
+
+
+def test_the_live_line_moves_on_while_a_step_runs(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    clock, stream = Clock(), Terminal()
+    callback = ProgressCallback(clock, stream=stream)
+    state = SimpleNamespace(global_step=0, max_steps=2, is_world_process_zero=True)
+    callback.on_train_begin(ARGS, state, None)
+    with clock.stage("sampling"):
+        until = time.perf_counter() + 10
+        while "sampling" not in stream.getvalue() and time.perf_counter() < until:
+            time.sleep(0.05)
+    callback.close()
+    assert "step 0/2  ╌╌╌╌╌╌╌╌╌╌  sampling  0:0" in stream.getvalue()
+
+
+def test_the_phase_is_the_clocks_stage_or_the_evaluation():
+    clock = Clock()
+    callback = ProgressCallback(clock, stream=io.StringIO())
+    state = SimpleNamespace(global_step=0, max_steps=4, is_world_process_zero=True)
+    callback.on_train_begin(ARGS, state, None)
+
+    def phase() -> str:
+        return callback.line(100).split("  ")[2].strip()
+
+    assert phase() == "training"
+    with clock.stage("backward"):
+        assert phase() == "training"
+        with clock.stage("sampling"):
+            assert phase() == "sampling"
+        with clock.stage("records"):
+            assert phase() == "saving"
+    asked = {"questions": 20, "max_answer_length": 16}
+    callback.on_prediction_step(ARGS, state, None, answered=0, **asked)
+    assert phase() == "evaluating 0/20"
+    callback.on_prediction_step(ARGS, state, None, answered=8, **asked)
+    assert phase() == "evaluating 8/20"
+    callback.on_prediction_step(ARGS, state, None, answered=20, **asked)
+    assert phase() == "training"
+
+
+@pytest.mark.parametrize(("quiet", "lines"), [(1000.0, 1), (0.0, 3)])
+def test_a_long_evaluation_is_counted_in_plain_lines(quiet, lines, monkeypatch):
+    monkeypatch.setattr(progress, "_QUIET", quiet)
+    callback = ProgressCallback(Clock(), stream=(stream := io.StringIO()))
+    state = SimpleNamespace(global_step=0, max_steps=0, is_world_process_zero=True)
+    for answered in (0, 8, 16, 20):
+        callback.on_prediction_step(ARGS, state, None, questions=20, answered=answered)
+    told = stream.getvalue().splitlines()
+    assert len(told) == lines
+    assert told[1:] == ["evaluated 8 of 20 questions", "evaluated 16 of 20 questions"][: lines - 1]
 
 
 def test_other_ranks_are_silent():
@@ -77,8 +151,8 @@ ROW = TraceRow(
 
 def test_a_fresh_trace_every_so_often():
     def shown(seconds: float, latest) -> int:
-        callback = ProgressCallback(stream := io.StringIO(), trace_seconds=seconds)
-        callback.latest = latest
+        stream = io.StringIO()
+        callback = ProgressCallback(Clock(), latest, stream, trace_seconds=seconds)
         state = SimpleNamespace(global_step=0, max_steps=9, is_world_process_zero=True)
         callback.on_train_begin(ARGS, state, None)
         for step in range(1, 5):
@@ -128,5 +202,73 @@ def test_the_course_is_that_of_the_whole_run():
     assert len(course.means()) <= 4
 
 
-def test_a_narrow_terminal_keeps_the_first_numbers():
-    assert live_text(LOGS, 1.0, 60, [0.1, 0.2]) == "reward 0.31"
+def test_a_narrow_terminal_loses_the_loss_first_and_the_rate_last():
+    numbers = live_numbers(LOGS, [0.1, 0.2])
+    parts = [(0, "step 3/12"), (6, "━━╌"), *numbers, (1, "25 tokens/s"), (0, "3:12 left 8:40")]
+    whole = "  ".join(text for _, text in parts)
+    assert fitted(parts, len(whole)) == whole
+    assert fitted(parts, len(whole) - 1) == whole.replace("  loss 1.23", "")
+    at_80 = "step 3/12  reward 0.31  uplift +0.050  length 31  25 tokens/s  3:12 left 8:40"
+    assert fitted(parts, 80) == at_80
+    assert fitted(parts, 40) == "step 3/12  25 tokens/s  3:12 left 8:40"
+    assert fitted(parts, 10) == "step 3/12  3:12 left 8:40"
+
+
+# -- Time left -------------------------------------------------------------------------------------
+
+
+def test_time_left_is_that_of_slow_steps_too():
+    """rich's own estimate forgets what is older than half a minute."""
+    pace = Pace(100.0)
+    assert pace.left(120.0, 12, 1) is None  # before the first step
+    pace.step_ended(146.0)
+    assert pace.left(146.0, 11, 0) == 11 * 46
+    assert pace.left(156.0, 11, 0) == 11 * 46 - 10  # it runs while a step does
+    assert pace.left(199.0, 11, 0) == 10 * 46  # a step that is late is still to end
+    pace.step_ended(200.0)
+    assert pace.left(200.0, 10, 0) == 10 * 50
+    assert pace.left(300.0, 0, 0) == 0
+
+
+def test_evaluations_are_counted_apart():
+    pace = Pace(0.5)
+    pace.evaluation_began(0.5)
+    pace.evaluation_ended(300.5)
+    pace.step_ended(310.5)
+    assert pace.seconds() == 10
+    assert pace.left(310.5, 3, 2) == 3 * 10 + 2 * 300
+    pace.evaluation_began(312.5)
+    assert pace.left(322.5, 3, 1) == 3 * 10 - 2 + 290 + 300
+    pace.evaluation_ended(412.5)  # 100 s this time
+    assert pace.left(412.5, 3, 1) == 3 * 10 - 2 + 100
+    pace.step_ended(420.5)
+    assert pace.seconds() == 10
+
+
+def test_only_recent_steps_count():
+    pace = Pace(1.0)
+    for step in range(1, 101):
+        pace.step_ended(1.0 + step)
+    for step in range(1, 21):
+        pace.step_ended(101.0 + 3 * step)
+    assert pace.seconds() == 3
+    assert pace.left(161.0, 10, 0) == 30
+
+
+@pytest.mark.parametrize(("strategy", "every"), [("steps", 5), ("steps", 4), ("epoch", 5)])
+def test_evaluations_left_are_those_that_transformers_makes(strategy, every):
+    args = SimpleNamespace(
+        eval_strategy=strategy, eval_delay=0, logging_first_step=False, logging_strategy="no",
+        save_strategy="no",
+    )  # fmt: skip
+    state, flow, evaluated = TrainerState(max_steps=12, eval_steps=every), DefaultFlowCallback(), []
+    for step in range(1, 13):
+        state.global_step, control = step, TrainerControl()
+        state.epoch = step / every
+        flow.on_step_end(args, state, control)
+        if step % every == 0 or step == 12:
+            flow.on_epoch_end(args, state, control)
+        evaluated += [step] if control.should_evaluate else []
+    for step in range(1, 14):
+        state.global_step, state.epoch = step, step / every
+        assert evaluations_left(args, state, step) == sum(s >= step for s in evaluated), step

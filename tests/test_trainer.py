@@ -21,7 +21,9 @@ from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Gradients
 
 
-def make(folder, model=None, callbacks=None, objective=None, rows=QA, **settings) -> NRTTrainer:
+def make(
+    folder, model=None, callbacks=None, objective=None, rows=QA, held_out=QA[:4], **settings
+) -> NRTTrainer:
     values = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -38,7 +40,7 @@ def make(folder, model=None, callbacks=None, objective=None, rows=QA, **settings
         model or tiny_model(),
         NRTConfig(output_dir=str(folder), **values),
         rows,
-        QA[:4],
+        held_out,
         byte_tokenizer(),
         objective=objective,
         callbacks=callbacks,
@@ -362,6 +364,70 @@ def test_evaluation_does_not_depend_on_its_batch_size(tmp_path):
             [(o.traces, o.answers, o.answer_greedy) for o in trainer.outcomes(trainer.eval_groups)]
         )
     assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_where_the_context_ends_does_not_depend_on_the_batch(tmp_path):
+    """A question with little room for its answer must not cut those beside it."""
+    rows = [*QA[:3], {"question": "a b c " * 20, "answer": "x"}]
+    model = tiny_model()
+    long = make(tmp_path / "plain", model, held_out=rows).eval_groups[3]
+    room = 4
+    model.config.max_position_embeddings = len(long.prompt_ids) + 6 + 1 + room
+    answers = []
+    for size in (1, 4):
+        settings = {"max_answer_length": 40, "per_device_eval_batch_size": size}
+        trainer = make(tmp_path / str(size), model, held_out=rows, **settings)
+        asked = trainer.outcomes(trainer.eval_groups)
+        answers.append([(o.answers, o.answer_greedy, o.answer_no_think) for o in asked])
+    assert answers[0] == answers[1]
+    tokens = [len(byte_tokenizer().encode(few[1])) for few in answers[0]]
+    assert max(tokens[:3]) > 2 * room >= tokens[3]
+
+
+def test_answers_of_an_evaluation_are_cut_by_their_references(tmp_path):
+    words = "one two three four five six seven"
+    rows = [{"question": "2 + 2?", "answer": "4"}, {"question": "Count!", "answer": words}]
+    long = 2 * (len(byte_tokenizer().encode(words)) + 1)  # with its end of turn
+    unset = {"max_answer_length": NRTConfig.max_answer_length}
+    given = make(tmp_path / "run", held_out=rows, max_answer_length=long)
+    found = make(tmp_path / "run", held_out=rows, **unset)
+    outcomes = found.outcomes(found.eval_groups)
+    assert outcomes == given.outcomes(given.eval_groups)
+    longer = make(tmp_path / "run", held_out=rows, max_answer_length=2 * long)
+    for one, other in zip(outcomes, longer.outcomes(longer.eval_groups), strict=True):
+        assert other.answer_greedy.startswith(one.answer_greedy.rstrip("\ufffd"))
+        assert one.traces == other.traces
+    assert found.evaluate()["eval_max_answer_length"] == long
+    found.args.eval_samples = 1  # of the questions that are asked
+    assert found.evaluate()["eval_max_answer_length"] == 16
+
+
+def test_callbacks_hear_how_far_an_evaluation_is(tmp_path):
+    heard = []
+
+    class Counting(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **told):
+            heard.append((told["answered"], told["questions"], told["max_answer_length"]))
+
+    trainer = make(tmp_path / "run", callbacks=[Counting()], per_device_eval_batch_size=3)
+    trainer.evaluate()
+    assert heard == [(0, 4, 12), (3, 4, 12), (4, 4, 12)]
+
+
+def test_a_checkpoints_time_is_that_of_records(tmp_path):
+    heard = []
+
+    class Part:
+        def save(self, folder):
+            heard.append(trainer.clock.running)
+
+        def load(self, folder): ...
+
+    trainer = make(tmp_path / "run", save_strategy="steps", save_steps=1)
+    trainer.kept = (*trainer.kept, Part())
+    trainer.train()
+    assert heard == ["records", "records"]
+    assert trainer.clock.running is None
 
 
 def test_metrics_are_json_that_a_stranger_can_read(tmp_path):

@@ -15,6 +15,7 @@ from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.adapters import has_adapter, load_adapter, merged, save_adapter
 from native_reasoning.callbacks import BestCheckpoint
+from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
 from native_reasoning.disk import CHECKSUMS, damage, put_aside, seal, sync, writing
 from native_reasoning.errors import warn
@@ -66,6 +67,7 @@ class WholeCheckpoints(Trainer):
     #: What a checkpoint holds besides transformers' own.
     kept: Sequence[Kept] = ()
     args: NRTConfig
+    clock: Clock
     #: What stands in for a model that is cut among ranks, wherever no gradient is needed.
     whole_copy: WholeCopy | None = None
     #: The step of the best checkpoint, while the model has its weights in place of the last ones.
@@ -229,7 +231,7 @@ class WholeCheckpoints(Trainer):
         """
         final = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         staged = final.parent / STAGING / final.name
-        with self._staged(staged):
+        with self.clock.stage("records"), self._staged(staged):
             self._write_checkpoint(model, trial, final, staged)
 
     @contextmanager

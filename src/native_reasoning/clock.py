@@ -57,6 +57,11 @@ class Clock:
         finally:
             self.end(name)
 
+    @property
+    def running(self) -> str | None:
+        """The stage that time belongs to now; another thread may ask."""
+        return next((name for name, _ in self._open[-1:]), None)
+
     def take(self) -> dict[str, float]:
         """Seconds by stage since this was asked last."""
         taken, self._seconds = self._seconds, _nothing()

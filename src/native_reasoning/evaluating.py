@@ -6,20 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput, denumpify_detensorize
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.data import DataReport
-from native_reasoning.errors import ConfigError, DataError, warn
+from native_reasoning.errors import ConfigError, DataError, RunError, warn
 from native_reasoning.evaluate.held_out import (
+    RECORDED,
     HeldOut,
     Outcome,
+    answer_length,
     held_out_rows,
     metric_names,
     summarise,
 )
 from native_reasoning.groups import read_groups, require
+from native_reasoning.ranks import from_first_rank
+from native_reasoning.records import read_held_out, read_metrics
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.steps import StepInParts
 from native_reasoning.template import Template
@@ -37,6 +42,8 @@ class Evaluating(StepInParts):
     #: Evaluation sets by name, where several were given.
     eval_sets: Mapping[str, Sequence[PromptGroup]]
     keep_columns: bool
+    #: The last evaluation of the run's own questions by this process, and the step of its weights.
+    _evaluated: tuple[int, Mapping[str, Any]] | None = None
 
     def evaluate(
         self,
@@ -47,9 +54,10 @@ class Evaluating(StepInParts):
         """Accuracy with and without thinking, answer log-likelihood and uplift, with intervals.
 
         At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed:
-        shares from 0 to 1, nats per token, tokens; then those of ``compute_metrics``, which take
-        the place of ours of the same name. ``eval_dataset`` replaces the run's own. Sets in a dict
-        are evaluated one by one, with keys ``eval_NAME_accuracy``.
+        shares from 0 to 1, nats per token, tokens, and ``max_answer_length``, where answers were
+        cut; then those of ``compute_metrics``, which take the place of ours of the same name.
+        ``eval_dataset`` replaces the run's own. Sets in a dict are evaluated one by one, with keys
+        ``eval_NAME_accuracy``.
         Of the run's own the traces are recorded too, unless there are several; metrics of another
         are logged with ``eval_other_data``, so that nobody takes them for the run's. Raises
         DataError where there is none, or it cannot be read, ConfigError where ``compute_metrics``
@@ -70,14 +78,18 @@ class Evaluating(StepInParts):
         self, groups: Sequence[PromptGroup], metric_key_prefix: str, own: bool
     ) -> dict[str, float]:
         require(groups, "eval_dataset")
+        groups = groups[: self.args.eval_samples]
         began = time.perf_counter()
-        outcomes = self.outcomes(groups[: self.args.eval_samples])
-        metrics = self._measured_as(outcomes, metric_key_prefix)
+        outcomes = self.outcomes(groups)
+        metrics = self._measured_as(outcomes, groups, metric_key_prefix)
         seconds = {f"{metric_key_prefix}_seconds": time.perf_counter() - began}
         self.runlog.records.append_timings(self.state.global_step, seconds)
-        if self.args.record_traces and own and metric_key_prefix == "eval":
-            with self.clock.stage("records"):
-                self.runlog.records.write_held_out(held_out_rows(self.step_of_weights, outcomes))
+        if own and metric_key_prefix == "eval":
+            self._evaluated = (self.step_of_weights, metrics)
+            if self.args.record_traces:
+                rows = held_out_rows(self.step_of_weights, outcomes)
+                with self.clock.stage("records"):
+                    self.runlog.records.write_held_out(rows)
         self.log(metrics | ({} if own else {f"{metric_key_prefix}_other_data": 1.0}))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -103,7 +115,7 @@ class Evaluating(StepInParts):
         if report is not None and report.dropped and self.is_world_process_zero():
             warn("\n".join(report.lines()))
         outcomes = self.outcomes(groups)
-        metrics = self._measured_as(outcomes, metric_key_prefix)
+        metrics = self._measured_as(outcomes, groups, metric_key_prefix)
         self.control = self.callback_handler.on_predict(
             self.args, self.state, self.control, metrics
         )
@@ -111,9 +123,12 @@ class Evaluating(StepInParts):
         predictions: Any = outcomes
         return PredictionOutput(predictions, references, metrics)
 
-    def _measured_as(self, outcomes: Sequence[Outcome], prefix: str) -> dict[str, float]:
+    def _measured_as(
+        self, outcomes: Sequence[Outcome], groups: Sequence[PromptGroup], prefix: str
+    ) -> dict[str, Any]:
         """The metrics of outcomes, ours and those of ``compute_metrics``, under a prefix."""
-        found = summarise(outcomes)
+        length = answer_length(groups, self.args)
+        found = {**summarise(outcomes), "max_answer_length": length}
         if self.compute_metrics is not None:
             pairs = [(a, o.reference, o.question) for o in outcomes for a in o.answers]
             columns: list[Any] = [
@@ -145,18 +160,71 @@ class Evaluating(StepInParts):
             for name in metric_names((g.example.answer for g in groups[:count]), traces)
         }
 
+    def evaluation_made(self) -> Mapping[str, Any] | None:
+        """What ``evaluate`` would find, where the run has found it already: of these weights and of
+        the same questions, in this process or in one whose run goes on. On all ranks."""
+        if self._evaluated is not None and self._evaluated[0] == self.step_of_weights:
+            return self._evaluated[1]
+        return from_first_rank(self._evaluation_recorded)
+
+    def _evaluation_recorded(self) -> Mapping[str, Any] | None:
+        """The last line of metrics.jsonl at the step of the weights, if the recorded questions say
+        that it is about what would be asked now."""
+        step, folder = self.step_of_weights, self.runlog.records.path
+        groups = self.eval_groups[: self.args.eval_samples]
+        asked = {
+            "eval_questions": len(groups),
+            "eval_max_answer_length": answer_length(groups, self.args),
+        }
+        expected = [
+            {"row_id": e.row_id, "k": k, "prompt": e.question, "answer": e.answer}
+            for e in (group.example for group in groups[:RECORDED])
+            for k in range(self.args.eval_num_generations)
+        ]
+        try:
+            rows = read_held_out(folder).filter(pc.field("step") == step)
+            if rows.select(["row_id", "k", "prompt", "answer"]).to_pylist() != expected:
+                return None
+            lines = [x for x in read_metrics(folder) if x["step"] == step]
+        except RunError:  # of a damaged file
+            return None
+        whole = [x for x in lines if not {"eval_other_data", "non_finite"} & set(x)]
+        made = [x for x in whole if asked.items() <= x.items()]
+        return made[-1] if made else None
+
     def outcomes(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
-        """What the policy answers to each question now; the ranks share the work."""
-        with self.whole_model() as model:
-            held_out = HeldOut(
-                self.accelerator.unwrap_model(model),
-                self.engine,
-                self.template,
+        """What the policy answers to each question now; the ranks share the work.
+
+        Callbacks hear how far it is as ``on_prediction_step``, with ``questions``, ``answered`` of
+        them, and ``max_answer_length``.
+        """
+        length = answer_length(groups, self.args)
+
+        def tell(answered: int) -> None:
+            self.callback_handler.call_event(
+                "on_prediction_step",
                 self.args,
-                layouts=self.layouts,
-                context=self.context,
+                self.state,
+                self.control,
+                questions=len(groups),
+                answered=answered,
+                max_answer_length=length,
             )
-            return held_out.run(groups)
+
+        try:
+            with self.whole_model() as model:
+                held_out = HeldOut(
+                    self.accelerator.unwrap_model(model),
+                    self.engine,
+                    self.template,
+                    self.args,
+                    length,
+                    layouts=self.layouts,
+                    context=self.context,
+                )
+                return held_out.run(groups, tell)
+        finally:
+            tell(len(groups))
 
     def _read(
         self, source: Any, args: NRTConfig

@@ -74,7 +74,9 @@ class NRTOptions:
     max_prompt_length: int = option(1024, "longest prompt in tokens; longer rows are dropped")
     max_trace_length: int = option(512, "longest trace in tokens; the closing tag is spliced in")
     max_answer_length: int = option(
-        512, "longest answer in tokens: longer rows are dropped, sampled answers are cut"
+        512,
+        "longest answer in tokens: longer rows are dropped, sampled answers are cut; left at the "
+        "default, an evaluation cuts at twice its longest reference, 16 at least",
     )
     temperature: float = option(1.0, "sampling temperature of traces, also used to score them")
     top_p: float = option(1.0, "nucleus of the sampling distribution; below 1 biases the gradient")

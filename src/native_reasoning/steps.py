@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from native_reasoning.callbacks import FiniteGuard
 from native_reasoning.checkpoints import WholeCheckpoints
-from native_reasoning.clock import Clock
 from native_reasoning.config import NRTConfig
 from native_reasoning.diagnostics import diagnose
 from native_reasoning.groups import PlannedStep
@@ -40,7 +39,6 @@ class StepInParts(WholeCheckpoints):
     limits: Limits
     finite_guard: FiniteGuard
     runlog: RunLog
-    clock: Clock
     plan: PlannedStep
     window: Window | None
     mean_tokens: float

@@ -367,9 +367,8 @@ class NRTTrainer(Publishing):
 
     def before_checkpoint(self) -> None:
         """Traces and metrics up to here are on the disk before the checkpoint is."""
-        with self.clock.stage("records"):
-            self.runlog.write_traces(self.state.global_step)
-            self.runlog.records.sync()
+        self.runlog.write_traces(self.state.global_step)
+        self.runlog.records.sync()
 
     def add_to_checkpoint(self, folder: Path) -> None:
         """The open window, if the next step goes on with it."""

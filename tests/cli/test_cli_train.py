@@ -53,6 +53,52 @@ def test_json_is_the_last_line_of_stdout(model, data, held_out, tmp_path, nrt):
     assert read_held_out(out)["step"].to_pylist() == [0, 0, 2, 2]
 
 
+def test_the_last_evaluation_is_made_once(model, data, held_out, tmp_path, nrt):
+    out = tmp_path / "run"
+
+    def after(*flags: str) -> tuple[dict, list[int]]:
+        code, text, err = nrt("train", "--out", out, *flags, "--json")
+        assert code == 0, err
+        evaluated = [row["step"] for row in read_metrics(out) if "eval_uplift" in row]
+        assert err.count("evaluating 2 questions, answers up to 24 tokens") == err.count(" at step")
+        return json.loads(text)["after"], evaluated
+
+    command = ["--model", model, "--data", data, "--eval-data", held_out, *SMALL]
+    found, steps = after(*command, "--eval-strategy", "steps", "--eval-steps", "1")
+    assert steps == [0, 1, 2]
+    lines = [row for row in read_metrics(out) if "eval_uplift" in row]
+    assert found == {k.removeprefix("eval_"): v for k, v in lines[-1].items() if "eval_" in k}
+    again, steps = after("--resume")
+    assert (again, steps) == (found, [0, 1, 2])
+    other = write_rows(tmp_path / "other.jsonl", sums(7, 8))
+    changed, steps = after("--resume", "--eval-data", other)
+    assert steps == [0, 1, 2, 2]
+    assert changed["uplift"] != found["uplift"]
+    again, steps = after("--resume")  # the recorded answers are those to the other questions
+    assert (again, steps) == (found, [0, 1, 2, 2, 2])
+    two, steps = after("--resume", "--eval-num-generations", "2")
+    assert steps == [0, 1, 2, 2, 2, 2]
+    assert "accuracy_maj" in two
+
+
+def test_after_the_best_model_was_loaded_its_own_evaluation_counts(
+    model, data, held_out, tmp_path, nrt
+):
+    out = tmp_path / "run"
+    best = ["--load-best-model-at-end", "--metric-for-best-model", "eval_answer_logp"]
+    best += ["--greater-is-better", "false"]  # learning makes answers likelier: the first one
+    code, text, err = nrt(
+        "train", "--model", model, "--data", data, "--eval-data", held_out, "--out", out, *SMALL,
+        *best, "--eval-strategy", "steps", "--eval-steps", "1", "--save-steps", "1",
+        "--learning-rate", "1e-2", "--warmup-steps", "0", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    lines = [row for row in read_metrics(out) if "eval_uplift" in row]
+    assert [row["step"] for row in lines] == [0, 1, 2]
+    assert lines[1]["eval_answer_logp"] != lines[2]["eval_answer_logp"]
+    assert json.loads(text)["after"]["answer_logp"] == lines[1]["eval_answer_logp"]
+
+
 def test_without_held_out_questions_the_table_says_so(model, data, tmp_path, nrt):
     out = tmp_path / "run"
     code, text, _ = nrt("train", "--model", model, "--data", data, "--out", out, *SMALL)

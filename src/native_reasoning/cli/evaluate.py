@@ -81,7 +81,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Any]]:
     """The measures, and each question's outcome. ``folder`` is for what transformers may write."""
     from native_reasoning.cli.inputs import load_data, refused_by_libraries
-    from native_reasoning.evaluate.held_out import summarise
+    from native_reasoning.evaluate.held_out import answer_length, summarise
+    from native_reasoning.progress import ProgressCallback
     from native_reasoning.recipe import make_config
     from native_reasoning.trainer import NRTTrainer
 
@@ -93,14 +94,15 @@ def evaluate(
         say(line)
     say_loading(model)
     trainer = NRTTrainer(model, config, eval_dataset=examples)
+    trainer.add_callback(ProgressCallback(trainer.clock))
     assert trainer.eval_report is not None
     for line in trainer.eval_report.lines():
         if line not in examples.report.lines():
             say(line)
     groups = trainer.eval_groups[: config.eval_samples]
-    say(f"evaluating on {len(groups)} questions")
     outcomes = trainer.outcomes(groups)
-    return summarise(outcomes), outcomes
+    length = answer_length(groups, config)
+    return {**summarise(outcomes), "max_answer_length": length}, outcomes
 
 
 def _told(outcome: Any) -> dict[str, Any]:

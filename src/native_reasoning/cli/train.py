@@ -63,11 +63,9 @@ def build(plan: Plan, folder: str) -> Any:
         say(f"warning: {warning}")
     say_loading(plan.model)
     with refused_by_libraries():
-        progress = ProgressCallback()
-        watching: list[Any] = [progress]
-        watching += [ProfileCallback(plan.profile)] if plan.profile else []
-        trainer = NRTTrainer(plan.model, config, data, held_out, callbacks=watching)
-    progress.latest = lambda: trainer.runlog.latest
+        profiling: list[Any] = [ProfileCallback(plan.profile)] if plan.profile else []
+        trainer = NRTTrainer(plan.model, config, data, held_out, callbacks=profiling)
+    trainer.add_callback(ProgressCallback(trainer.clock, lambda: trainer.runlog.latest))
     trainer.recipe = {"model": plan.model, "data": plan.data, "eval_data": plan.eval_data}
     for report in (trainer.train_report, trainer.eval_report):
         for line in report.lines() if report else ():
@@ -173,10 +171,8 @@ def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
     after: Mapping[str, float] | None = None
     with _trackers():
         if trainer.eval_groups and stopped is None:
-            count = min(len(trainer.eval_groups), trainer.args.eval_samples)
-            say(f"evaluating on {count} questions")
             try:
-                after = trainer.evaluate()
+                after = trainer.evaluation_made() or trainer.evaluate()
             except KeyboardInterrupt:
                 say(f"trained and saved; to evaluate: nrt train --out {plan.out} --resume")
                 raise

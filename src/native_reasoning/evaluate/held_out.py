@@ -5,7 +5,7 @@ training temperature: the policy itself) and greedily. The reference answer is s
 sampled traces and after none; *uplift* is the difference, in nats per token.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,7 @@ from native_reasoning.evaluate.metrics import (
     token_f1,
 )
 from native_reasoning.inputs import inference
+from native_reasoning.options import NRTOptions
 from native_reasoning.packing import pack
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine
@@ -42,6 +43,17 @@ BOUNDS = {
     **dict.fromkeys(("exact_match", "numeric_match", "token_f1", "closed"), (0.0, 1.0)),
     "accuracy_gain": (-1.0, 1.0),
 }
+#: Fewest tokens at which an evaluation cuts answers by itself.
+SHORTEST = 16
+
+
+def answer_length(groups: Sequence[PromptGroup], args: NRTConfig) -> int:
+    """Tokens at which answers to these questions are cut: ``max_answer_length`` where it was set,
+    at its default twice the longest reference (with its end of turn), or ``SHORTEST``."""
+    if args.max_answer_length != NRTOptions.max_answer_length:
+        return args.max_answer_length
+    longest = max((len(group.answer_ids) for group in groups), default=0)
+    return min(args.max_answer_length, max(SHORTEST, 2 * longest))
 
 
 @dataclass(frozen=True)
@@ -85,9 +97,10 @@ class Outcome:
 class HeldOut:
     """Evaluates groups on a model that ``install_scoring`` has prepared.
 
-    ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has
-    lengths, temperature, seed and how many traces to sample; ``layouts`` are those that are right
-    for the model (layouts.py). An answer is cut at the model's ``context``.
+    ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has the
+    length of traces, temperature, seed and how many traces to sample; ``layouts`` are those that
+    are right for the model (layouts.py). An answer is cut at ``length`` tokens (``answer_length``)
+    and at the model's ``context``.
     """
 
     def __init__(
@@ -96,20 +109,26 @@ class HeldOut:
         engine: HFEngine,
         template: Template,
         args: NRTConfig,
+        length: int,
         *,
         layouts: tuple[str, ...] = ("shared",),
         context: int | None = None,
     ) -> None:
         self.model, self.engine, self.template = model, engine, template
-        self.args, self.layouts, self.context = args, layouts, context
+        self.args, self.length, self.layouts, self.context = args, length, layouts, context
 
-    def run(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
-        """One outcome per group, by row; the ranks share the work and all have the whole."""
-        size = self.args.per_device_eval_batch_size
-        mine = groups[self.args.process_index :: self.args.world_size]
-        chunks = (self._chunk(mine[i : i + size]) for i in range(0, len(mine), size))
-        found = gather_object([outcome for chunk in chunks for outcome in chunk])
-        return sorted(found, key=lambda outcome: outcome.row_id)
+    def run(self, groups: Sequence[PromptGroup], tell: Callable[[int], None]) -> list[Outcome]:
+        """One outcome per group, by row; the ranks share the work and all have the whole.
+
+        ``tell`` hears how many questions are answered, of all ranks as if they were equally fast.
+        """
+        size, ranks = self.args.per_device_eval_batch_size, self.args.world_size
+        mine = groups[self.args.process_index :: ranks]
+        outcomes: list[Outcome] = []
+        for i in range(0, len(mine), size):
+            tell(min(i * ranks, len(groups)))
+            outcomes += self._chunk(mine[i : i + size])
+        return sorted(gather_object(outcomes), key=lambda outcome: outcome.row_id)
 
     def _chunk(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         s = self.args
@@ -159,25 +178,44 @@ class HeldOut:
         self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, draw: int
     ) -> list[tuple[str, ...]]:
         """An answer after each trace, as text. ``draw`` keeps its random numbers apart."""
-        rows = [group.example.row_id for group in groups]
         columns = []
         for k in range(len(traces[0].ids)):
             prompts = [
                 self.template.answer_prompt(group.prompt_ids, t.ids[k], t.closed[k])
                 for group, t in zip(groups, traces, strict=True)
             ]
-            room = self.args.max_answer_length
-            if self.context is not None:
-                room = min(room, self.context - max(map(len, prompts)))
-            sampling = Sampling(1, room, temperature, self.args.top_p)
             # the answers to a question's k traces differ in the step of the random key
             key = NoiseKey(self.args.seed, 1 + 8 * k + draw, EVALUATION)
-            samples = self.engine.sample(prompts, rows, sampling, key, self.template.stop_answer)
-            columns.append([self._text(sample) for (sample,) in samples])
+            samples = self._sample(groups, prompts, temperature, key)
+            columns.append([self.template.text(sample.ids).strip() for sample in samples])
         return list(zip(*columns, strict=True))
 
-    def _text(self, sample: Sample) -> str:
-        return self.template.text(sample.ids).strip()
+    def _sample(
+        self,
+        groups: Sequence[PromptGroup],
+        prompts: Sequence[list[int]],
+        temperature: float,
+        key: NoiseKey,
+    ) -> list[Sample]:
+        """An answer to each prompt. One that reaches the model's context is cut there, whatever
+        it is sampled together with: prompts with less room are sampled apart."""
+        context = self.context
+        rooms = [
+            self.length if context is None else min(self.length, context - len(prompt))
+            for prompt in prompts
+        ]
+        found: dict[int, Sample] = {}
+        for room in sorted({*rooms}):
+            places = [i for i, other in enumerate(rooms) if other == room]
+            samples = self.engine.sample(
+                [prompts[i] for i in places],
+                [groups[i].example.row_id for i in places],
+                Sampling(1, room, temperature, self.args.top_p),
+                key,
+                self.template.stop_answer,
+            )
+            found |= {i: sample for i, (sample,) in zip(places, samples, strict=True)}
+        return [found[i] for i in range(len(prompts))]
 
 
 def held_out_rows(
