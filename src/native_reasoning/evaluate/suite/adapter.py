@@ -27,10 +27,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from native_reasoning.capabilities import capabilities_of
 from native_reasoning.errors import ConfigError
 from native_reasoning.inputs import left_pad
 from native_reasoning.rollout.engine import NoiseKey, Sampling
-from native_reasoning.rollout.hf import HFEngine, check_decoding
+from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import BENCHMARKS
 from native_reasoning.template import Template
 
@@ -74,9 +75,12 @@ class ThinkingLM(_HFLM):
         self.thoughts: dict[str, Thought] = {}
         self._engine = None
         if sampling is not None:
-            check_decoding(model, template.vocabulary)
             self._engine = HFEngine(
-                model, template.stop_trace, template.vocabulary, batch_size=batch_size
+                model,
+                template.stop_trace,
+                template.vocabulary,
+                batch_size=batch_size,
+                **capabilities_of(model, template).sampling,
             )
 
     # -- lm-eval's requests ------------------------------------------------------------------------
