@@ -9,7 +9,7 @@ refused, and the refusal says what was off or what was raised.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,14 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4}
 COARSE, GROWTH = 0.1, 2
 
 
+class SamplingWays(TypedDict):
+    """Arguments of ``HFEngine``."""
+
+    share: bool
+    repeat_cache: bool
+    padding: bool
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """``layouts`` of a scoring forward that are right (layouts.py). While sampling, ``share`` keeps
@@ -54,7 +62,7 @@ class Capabilities:
     left_out: tuple[str, ...] = ()
 
     @property
-    def sampling(self) -> dict[str, bool]:
+    def sampling(self) -> SamplingWays:
         """What ``HFEngine`` has to know."""
         return {
             "share": self.share,
@@ -234,17 +242,18 @@ class _Trials:
             with in_mode(self.model, training=False), self.arithmetic():
                 for first in [0] if padding else range(len(self.prompts)):
                     after = len(self.prompts) if padding else first + 1
-                    decoder = self._decoder(share, repeat)
-                    decoder.start(self.prompts[first:after], copies)
+                    decoder = self._decoder(share, repeat, self.prompts[first:after], copies)
                     found += self._decoded(decoder, self.rows[first * copies : after * copies])
             return torch.cat(found), torch.cat([*self.expected] * (2 if share else 1))
 
         return self._agrees(way, trial)
 
-    def _decoder(self, share: bool, repeat: bool) -> Decoder:
+    def _decoder(
+        self, share: bool, repeat: bool, prompts: Sequence[Sequence[int]], copies: int
+    ) -> Decoder:
         if share:
-            return SharedDecoder(self.model, decoding_head(self.model))
-        return RepeatDecoder(self.model, repeat)
+            return SharedDecoder(self.model, decoding_head(self.model)).start(prompts, copies)
+        return RepeatDecoder(self.model, repeat).start(prompts, copies)
 
     def _decoded(self, decoder: Decoder, rows: Sequence[list[int]]) -> list[Tensor]:
         """log π of the tokens of each row, which leaves the batch at its end; a shared prompt is
@@ -260,9 +269,8 @@ class _Trials:
         active = list(range(len(rows)))
         for t in range(max(map(len, rows))):
             tokens = [rows[r][min(t, len(rows[r]) - 1)] for r in active]
-            found |= zip(
-                [(r, t) for r in active], self._chosen(decoder.logits, tokens), strict=True
-            )
+            logps = self._chosen(decoder.logits, tokens)
+            found |= {(r, t): logp for r, logp in zip(active, logps, strict=True)}
             alive = [i for i, r in enumerate(active) if t + 1 < len(rows[r])]
             if not alive:
                 break
@@ -270,10 +278,8 @@ class _Trials:
             if kept is not None:
                 active, tokens = [active[i] for i in kept], [tokens[i] for i in kept]
             decoder.advance(torch.tensor(tokens, device=decoder.logits.device))
-        stepped = [
-            torch.stack([found[r, t] for t in range(len(row))]) for r, row in enumerate(rows)
-        ]
-        return [*stepped, *at_once]
+        places = [(r, t) for r, row in enumerate(rows) for t in range(len(row))]
+        return [torch.stack([found[place] for place in places]), *at_once]
 
 
 def trial_length(model: PreTrainedModel) -> int:

@@ -125,7 +125,7 @@ class NRTTrainer(Publishing):
             model,
             self.template,
             training=True,
-            arithmetic=self.accelerator.autocast,
+            arithmetic=lambda: self.accelerator.autocast(),
             dtype=self._dtype(model),
         )
         #: Layouts of a forward that are right here. Activation checkpointing drops caches, and

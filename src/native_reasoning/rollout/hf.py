@@ -57,9 +57,9 @@ class HFEngine:
     ``model`` is the unwrapped module. ``stop`` ends a trace: it returns "closed" after the closing
     tag and "ended" after an end-of-turn token. ``vocabulary`` is the template's: ids from there on
     are padding of the embedding table and are never sampled. ``share`` False keeps a cache for each
-    row, ``repeat_cache`` False prefills each of the K copies, ``padding`` False decodes only prompts
-    of one length together: capabilities.py says what the architecture can do. ``autocast`` gives
-    the context to compute in.
+    row, ``repeat_cache`` False prefills each of the K copies, ``padding`` False decodes prompts of
+    one length together: capabilities.py says what the architecture can do. ``autocast`` gives the
+    context to compute in.
     """
 
     def __init__(
