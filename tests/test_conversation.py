@@ -6,11 +6,13 @@ from statistics import fmean
 import pytest
 import torch
 
+import tiny
 from native_reasoning.config import NRTConfig
 from native_reasoning.conversation import Conversation
 from native_reasoning.errors import DataError
 from native_reasoning.evaluate.suite.asked import load_asked
 from native_reasoning.lab import base_path
+from native_reasoning.policy import load_policy
 from native_reasoning.types import Example
 
 QUESTION = "tell 1 2 3 4 5"
@@ -148,3 +150,14 @@ def test_a_conversation_that_is_too_long_says_so(talk):
     with pytest.raises(DataError, match="the model has 24 positions"):
         talk.ask(" ".join("123456789" * 4))
     assert talk.turns == []
+
+
+def test_a_hybrid_whose_caches_cannot_be_repeated_is_talked_with(tmp_path):
+    config = NRTConfig(
+        output_dir=str(tmp_path), use_cpu=True, max_trace_length=6, max_answer_length=4
+    )
+    policy = load_policy(tiny.tiny_model("lfm2"), config, tiny.byte_tokenizer())
+    two = Conversation(policy.model, policy.template, config).ask("why?", traces=2)
+    (one,) = Conversation(policy.model, policy.template, config).ask("why?")
+    assert two[0] == one
+    assert two[1] != one

@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import FalconConfig, FalconForCausalLM
 
 import tiny
 from native_reasoning import head
 from native_reasoning.capabilities import capabilities_of
+from native_reasoning.errors import PolicyError
 from native_reasoning.head import chosen_logps, direct_head
 from native_reasoning.layouts import LAYOUTS, cheapest
 from native_reasoning.packing import pack
+from native_reasoning.policy import disable_dropout
 from native_reasoning.scoring import install_scoring, unpack
 from native_reasoning.template import make_template
 from native_reasoning.types import Example, PromptGroup, Scores, Traces
@@ -347,6 +350,37 @@ def test_model_whose_shared_prompt_is_wrong_does_not_share():
         model.model.__class__ = Forgetful
         install_scoring(model.to(dtype))
         assert "shared" not in capabilities_of(model, TEMPLATE).layouts
+
+
+def test_a_model_that_checkpoints_activations_already_is_scored_with_its_prompts():
+    model, plain = models("llama")
+    disable_dropout(model)
+    model.activation_checkpointing_enable()  # by the caller: no setting of ours says so
+    able = capabilities_of(model, TEMPLATE, training=True)
+    assert able.layouts == ("packed", "rows")
+    assert any("layout shared in train mode" in line for line in able.left_out)
+    for layout in able.layouts:
+        scores = run(model.train(), layouts=(layout,))
+        check(plain, scores)
+
+
+def test_noise_that_reaches_the_scores_in_train_mode_is_refused():
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "vocab_size": 352}
+    torch.manual_seed(0)
+    model = FalconForCausalLM(FalconConfig(**shape, hidden_dropout=0.5))
+    disable_dropout(model)
+    assert "rows" in capabilities_of(model, TEMPLATE, training=True).layouts
+    model.activation_checkpointing_enable()  # its layers read the configuration in train mode
+    with pytest.raises(PolicyError, match=r"cannot be scored: layout right in train mode: .* nats"):
+        capabilities_of(model, TEMPLATE, training=True)
+    assert capabilities_of(model, TEMPLATE).repeat_cache  # without training there is no noise
+
+
+def test_a_refusal_names_what_the_model_raised():
+    model = tiny.tiny_model("llama")
+    model.model.layers[1].mlp.double()
+    with pytest.raises(PolicyError, match=r"cannot be forwarded: .* RuntimeError: .*dtype"):
+        capabilities_of(model, TEMPLATE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -138,10 +138,14 @@ class _Trials:
 
     def refuse(self, what: str, why: str) -> None:
         """Raises PolicyError with what the last trial, the plainest, found."""
+        cause = self.failures[-1]
+        fix = "a model of another kind, or another attn_implementation in model_init_kwargs"
+        if "train mode" in cause:
+            fix = (
+                "dropout and noise of 0 in the model's config.json, or no activation checkpointing"
+            )
         raise PolicyError(
-            f"{type(self.model).__name__} cannot be {what}: {self.failures[-1]}",
-            why=why,
-            fix="a model of another kind, or another attn_implementation in model_init_kwargs",
+            f"{type(self.model).__name__} cannot be {what}: {cause}", why=why, fix=fix
         )
 
     def _packed(self, layout: str) -> Packed:
