@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 import tiny
 from native_reasoning import head
@@ -194,4 +195,24 @@ def test_models_that_look_up_more_than_embeddings_are_given_ids():
         return found
 
     model.model.forward = forward
+    assert not takes_embeddings(model)
+
+
+def test_models_that_search_their_table_for_the_ids_of_embeddings_are_given_ids():
+    torch.manual_seed(0)
+    model = Gemma4ForCausalLM(
+        Gemma4TextConfig(
+            vocab_size=352,
+            vocab_size_per_layer_input=352,
+            hidden_size=32,
+            hidden_size_per_layer_input=8,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            layer_types=["sliding_attention", "full_attention"],
+            per_layer_config={},
+        )
+    )
     assert not takes_embeddings(model)

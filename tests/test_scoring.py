@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import FalconConfig, FalconForCausalLM
 
 import tiny
 from native_reasoning import head
+from native_reasoning.capabilities import capabilities_of
+from native_reasoning.errors import PolicyError
 from native_reasoning.head import chosen_logps, direct_head
 from native_reasoning.layouts import LAYOUTS, cheapest
 from native_reasoning.packing import pack
+from native_reasoning.policy import disable_dropout
 from native_reasoning.scoring import install_scoring, unpack
-from native_reasoning.sharing import can_share_prompts
 from native_reasoning.template import make_template
 from native_reasoning.types import Example, PromptGroup, Scores, Traces
 
@@ -285,14 +288,18 @@ def test_activation_checkpointing_in_train_mode_gives_the_same_gradient(kind, la
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_architectures_whose_cache_can_be_repeated_share_prompts(kind):
-    assert can_share_prompts(models(kind)[0].train(), TEMPLATE)
-    assert can_share_prompts(models(kind)[0].train(), TEMPLATE, "packed")
+    model = models(kind)[0].train()
+    able = capabilities_of(model, TEMPLATE)
+    assert able.layouts == ("shared", "packed", "rows")
+    assert able.share
+    assert able.left_out == ()
+    assert model.training
 
 
 def test_layers_of_several_kinds_are_not_packed_under_one_mask():
-    model, _ = models("gemma2")
-    assert can_share_prompts(model, TEMPLATE)
-    assert not can_share_prompts(model, TEMPLATE, "packed")
+    able = capabilities_of(models("gemma2")[0], TEMPLATE)
+    assert able.layouts == ("shared", "rows")
+    assert able.left_out == ("layout packed: NotImplementedError: layers of several kinds",)
 
 
 def test_the_layout_with_the_least_work_is_taken():
@@ -310,27 +317,22 @@ def test_the_layout_with_the_least_work_is_taken():
 def test_window_that_is_too_long_to_try_is_tried_with_a_short_prompt():
     model, _ = models("mistral", sliding_window=4096)
     seen = []
-    hook = model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    hook = model.lm_head.register_forward_pre_hook(
+        lambda module, args: seen.append(len(args[0][0]))
     )
-    assert can_share_prompts(model, TEMPLATE)
+    assert "shared" in capabilities_of(model, TEMPLATE).layouts
     hook.remove()
     assert max(seen) < 64
 
 
 def test_architecture_whose_cache_cannot_be_repeated_scores_the_plain_way():
     model, plain = models("lfm2")
-    model.train()
-    assert not can_share_prompts(model, TEMPLATE)
-    assert model.training
-    # its convolutions run over padding on the left, so prompts of one length
-    with torch.no_grad():
-        check(
-            plain,
-            run(model.eval(), GROUPS[:1], TRACES[:1], layouts=("rows",)),
-            GROUPS[:1],
-            TRACES[:1],
-        )
+    able = capabilities_of(model, TEMPLATE)
+    assert able.layouts == ("rows",)
+    assert not able.repeat_cache
+    for layout in ("rows", "right"):
+        with torch.no_grad():
+            check(plain, run(model, layouts=(layout,)))
 
 
 def test_model_whose_shared_prompt_is_wrong_does_not_share():
@@ -347,13 +349,46 @@ def test_model_whose_shared_prompt_is_wrong_does_not_share():
         model = tiny.tiny_model("llama")
         model.model.__class__ = Forgetful
         install_scoring(model.to(dtype))
-        assert not can_share_prompts(model, TEMPLATE)
+        assert "shared" not in capabilities_of(model, TEMPLATE).layouts
+
+
+def test_a_model_that_checkpoints_activations_already_is_scored_with_its_prompts():
+    model, plain = models("llama")
+    disable_dropout(model)
+    model.activation_checkpointing_enable()  # by the caller: no setting of ours says so
+    able = capabilities_of(model, TEMPLATE, training=True)
+    assert able.layouts == ("packed", "rows")
+    assert any("layout shared in train mode" in line for line in able.left_out)
+    for layout in able.layouts:
+        scores = run(model.train(), layouts=(layout,))
+        check(plain, scores)
+
+
+def test_noise_that_reaches_the_scores_in_train_mode_is_refused():
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "vocab_size": 352}
+    torch.manual_seed(0)
+    model = FalconForCausalLM(FalconConfig(**shape, hidden_dropout=0.5))
+    disable_dropout(model)
+    assert "rows" in capabilities_of(model, TEMPLATE, training=True).layouts
+    model.activation_checkpointing_enable()  # its layers read the configuration in train mode
+    with pytest.raises(PolicyError, match=r"cannot be scored: layout right in train mode: .* nats"):
+        capabilities_of(model, TEMPLATE, training=True)
+    assert capabilities_of(model, TEMPLATE).repeat_cache  # without training there is no noise
+
+
+def test_a_refusal_names_what_the_model_raised():
+    model = tiny.tiny_model("llama")
+    model.model.layers[1].mlp.double()
+    with pytest.raises(PolicyError, match=r"cannot be forwarded: .* RuntimeError: .*dtype"):
+        capabilities_of(model, TEMPLATE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_rounding_alone_does_not_forbid_sharing(kind):
     model, _ = models(kind)
-    assert can_share_prompts(model.to(torch.bfloat16), TEMPLATE)
+    able = capabilities_of(model.to(torch.bfloat16), TEMPLATE)
+    assert able.layouts == ("shared", "packed", "rows")
+    assert able.share
 
 
 # -- Invariance ------------------------------------------------------------------------------------

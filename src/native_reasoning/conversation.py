@@ -12,14 +12,15 @@ from statistics import fmean
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel
 
+from native_reasoning.capabilities import capabilities_of
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import DataError
 from native_reasoning.inputs import inference
 from native_reasoning.policy import context_of
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
+from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import ANSWERS, CONVERSATION
 from native_reasoning.scoring import Scorer
-from native_reasoning.sharing import engine_for
 from native_reasoning.template import Template
 from native_reasoning.types import Example, PromptGroup, Traces
 
@@ -54,9 +55,11 @@ class Conversation:
     """
 
     def __init__(self, model: PreTrainedModel, template: Template, config: NRTConfig) -> None:
+        able = capabilities_of(model, template)
         self.model, self.template, self.config = model, template, config
         self.context = context_of(model)
-        self.engine = engine_for(model, template)
+        stop, vocabulary = template.stop_trace, template.vocabulary
+        self.engine = HFEngine(model, stop, vocabulary, **able.sampling)
         self.turns: list[tuple[str, str]] = []
 
     def forget(self) -> None:

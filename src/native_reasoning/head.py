@@ -110,9 +110,15 @@ def takes_embeddings(model: PreTrainedModel) -> bool:
         embed = model.get_input_embeddings()
         table = embed.weight
         assert isinstance(table, Tensor)
-        ids = torch.arange(3, 9, device=model.device)[None] % len(table)
-        whole = model.base_model(input_ids=ids, use_cache=False)[0]
-        return _near(whole, model.base_model(inputs_embeds=embed(ids), use_cache=False)[0])
+        ids = torch.arange(3, 5, device=model.device)[None] % len(table)
+        # embeddings that are no rows of the table: some models search it for their ids
+        hook = embed.register_forward_hook(lambda module, args, out: out.mul(1.5))
+        try:
+            whole = model.base_model(input_ids=ids, use_cache=False)[0]
+            again = model.base_model(inputs_embeds=embed(ids), use_cache=False)[0]
+        finally:
+            hook.remove()
+        return _near(whole, again)
 
     return tried(model, trial)
 

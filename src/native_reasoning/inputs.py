@@ -1,25 +1,27 @@
-"""What every forward of ours needs: padding, positions, a model that does not train, and a way to
-try out what an architecture can do."""
+"""What every forward of ours needs: padding, positions, and a mode of the model."""
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 
 @contextmanager
-def inference(model: nn.Module) -> Generator[None]:
-    """Eval mode and no gradients, restored afterwards: in train mode, activation checkpointing
-    would drop the cache."""
-    training = model.training
-    model.eval()
+def in_mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    """Train mode with gradients, or eval mode without; the mode is restored afterwards."""
+    before = model.training
+    model.train(training)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(training):
             yield
     finally:
-        model.train(training)
+        model.train(before)
+
+
+def inference(model: nn.Module) -> AbstractContextManager[None]:
+    """Eval mode and no gradients: in train mode, activation checkpointing would drop the cache."""
+    return in_mode(model, training=False)
 
 
 def tried(model: nn.Module, trial: Callable[[], bool]) -> bool:
@@ -40,13 +42,6 @@ def tried(model: nn.Module, trial: Callable[[], bool]) -> bool:
             raise
         except refusals:
             return False
-
-
-def trial_length(model: PreTrainedModel) -> int:
-    """Tokens of a trial prompt: more than a sliding window of up to 2,048 tokens (4,096 on an
-    accelerator), because a window is where things go wrong; for a wider window it is short."""
-    window = getattr(model.config.get_text_config(), "sliding_window", None) or 0
-    return window + 8 if window <= (2048 if model.device.type == "cpu" else 4096) else 16
 
 
 def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

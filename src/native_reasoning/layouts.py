@@ -1,10 +1,11 @@
-"""Three ways to lay the rows of a prompt out in a forward, and which costs least.
+"""Four ways to lay the rows of a prompt out in a forward, and which costs least.
 
 ``shared``: the prompt once, its cache for each row, rows padded to the longest.
 ``packed``: prompt and rows one after the other in one long row, under a mask that lets each row see
 the prompt and itself. Nothing is padded, no cache is needed (activation checkpointing forbids one),
 but attention looks at the square of the whole.
-``rows``: prompt and row, for each row. Right on every architecture.
+``rows``: prompt and row, for each row; prompts are padded on the left.
+``right``: the same with all padding at the end, where a causal model cannot see it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LAYOUTS = ("shared", "packed", "rows")
+LAYOUTS = ("shared", "packed", "rows", "right")
 
 #: How much longer attention is taken to be under a mask of its own than without; what the choices
 #: that follow from it cost is measured by benchmarks/layouts/run.py.
@@ -92,4 +93,5 @@ def cheapest(
         "packed": (groups * long, MASKED * groups * long**2),
         "rows": (count * (prompt + suffix), count * (prompt + suffix) ** 2 / 2),
     }  # fmt: skip
+    work["right"] = work["rows"]
     return min(allowed, key=lambda name: 12 * hidden * work[name][0] + 2 * work[name][1])

@@ -1,5 +1,6 @@
 """The model and its tokenizer: loading, think tokens, and saving as an ordinary folder."""
 
+import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,15 @@ class Policy:
 
 
 def context_of(model: PreTrainedModel) -> int | None:
-    """See ``Policy.context``."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """See ``Policy.context``. With longrope these are the positions before its factors change: that
+    change comes for all rows of a forward when one of them is longer."""
+    config = model.config.get_text_config()
+    made_for = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):
+        if isinstance(part, dict) and part.get("rope_type") == "longrope":
+            made_for = part.get("original_max_position_embeddings", made_for)
+    return made_for
 
 
 def load_policy(
@@ -332,10 +340,21 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> tuple[int, int
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout probability of the modules to 0; the saved config keeps its own values."""
+    """Keeps what is random in train mode off for good: every module stays in eval mode but those
+    that checkpoint activations, which do so in train mode alone, and all dropout probabilities
+    become 0. The saved config keeps its own values."""
+    model.train = types.MethodType(_train_quietly, model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def _train_quietly(model: nn.Module, mode: bool = True) -> nn.Module:
+    type(model).train(model, False)
+    for module in model.modules():
+        module.training = mode and bool(getattr(module, "gradient_checkpointing", False))
+    model.training = mode
+    return model

@@ -126,10 +126,27 @@ def _inputs(
         inputs |= {name: suffix, "past_key_values": cache}
     else:
         inputs[name] = torch.cat([prefix[batch.group_of_row], suffix], dim=1)
+    if batch.layout == "right":
+        return _padded_right(inputs, name, batch)
     width = inputs[name].shape[1]
     inputs["position_ids"] = positions(mask)[:, mask.shape[1] - width :]
     skipped = width - batch.suffix.shape[1]
     return inputs, lambda hidden: hidden[:, skipped:-1][chosen]
+
+
+def _padded_right(
+    inputs: dict[str, Any], name: str, batch: Batch
+) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
+    """The same rows with the padding of their prompts moved to their end."""
+    mask = inputs["attention_mask"]
+    left = (batch.prefix_mask == 0).sum(1)[batch.group_of_row, None]  # (R, 1)
+    order = (torch.arange(mask.shape[1], device=mask.device) + left) % mask.shape[1]
+    row = torch.arange(len(mask), device=mask.device)[:, None]
+    mask = mask[row, order]
+    moved = {name: inputs[name][row, order], "attention_mask": mask, "use_cache": False}
+    r, at = batch.scored[:, :-1].nonzero(as_tuple=True)
+    at = at + batch.prefix.shape[1] - left[r, 0]
+    return moved | {"position_ids": positions(mask)}, lambda hidden: hidden[r, at]
 
 
 def _window(model: PreTrainedModel) -> int | None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
+from native_reasoning.capabilities import capabilities_of
 from native_reasoning.checks import check_call, check_metric, check_sampling
 from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.collapse import CollapseGuard
@@ -37,12 +38,10 @@ from native_reasoning.publishing import Publishing
 from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import RunFolder
 from native_reasoning.resume import alone, checkpoint_step, find_checkpoint, machine, open_run
-from native_reasoning.rollout.decoders import shares_prompts
 from native_reasoning.rollout.generators import training_engine
-from native_reasoning.rollout.hf import HFEngine, check_decoding
+from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.runlog import RunLog
 from native_reasoning.scoring import Scorer, install_scoring, rounding_of
-from native_reasoning.sharing import usable_layouts
 from native_reasoning.state import ObjectiveState
 from native_reasoning.trackers import TraceTables
 from native_reasoning.types import Scores, Signal
@@ -141,21 +140,29 @@ class NRTTrainer(Publishing):
         """What samples, on a stand-in for a model that will be cut; and the ways to forward it."""
         lagging = self.settings.needs_ema
         self.whole_copy = stand_in(model, self.accelerator, lagging=lagging)
-        check_decoding(model, self.template.vocabulary)
-        ways = usable_layouts(model, self.template)
+        able = capabilities_of(
+            model,
+            self.template,
+            training=True,
+            arithmetic=lambda: self.accelerator.autocast(),
+            dtype=self._dtype(model),
+        )
         #: Layouts of a forward that are right here. Activation checkpointing drops caches, and
         #: hooks that make weights whole for one layer's forward do not expect another one.
         once = self.args.activation_checkpointing or self.whole_copy is not None
-        self.layouts = tuple(w for w in ways if w != "shared" or not once)
+        self.layouts = tuple(w for w in able.layouts if w != "shared" or not once)
         return HFEngine(
             model if self.whole_copy is None else self.whole_copy.model,
             self.template.stop_trace,
             self.template.vocabulary,
-            repeat_cache="shared" in ways,
             batch_size=self.args.rollout_batch_size,
-            share="shared" in ways and shares_prompts(model, self.template.vocabulary),
             autocast=lambda: self.accelerator.autocast(),
+            **able.sampling,
         )
+
+    def _dtype(self, model: PreTrainedModel) -> torch.dtype:
+        """Of the products: autocast's, or that of the weights."""
+        return model_dtype(self.args) if self.args.bf16 or self.args.fp16 else model.dtype
 
     def _make_maker(
         self,
@@ -165,13 +172,12 @@ class NRTTrainer(Publishing):
     ) -> WindowMaker:
         """What samples and scores; copies of the policy are made of ``model`` as it is now."""
         args, settings = self.args, self.settings
-        dtype = model_dtype(args) if args.bf16 or args.fp16 else model.dtype
         scorer = Scorer(
             self.template,
             args.device,
             args.temperature,
             self.layouts,
-            rounding_of(dtype),
+            rounding_of(self._dtype(model)),
             model.config.get_text_config().hidden_size,
         )
         if settings.needs_frozen or settings.needs_ema:

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 import tiny
+from native_reasoning.capabilities import capabilities_of
 from native_reasoning.inputs import inference, left_pad, positions
 from native_reasoning.rollout.decoders import (
     RepeatDecoder,
     SharedDecoder,
     decoding_head,
-    shares_prompts,
 )
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import uniforms
+from native_reasoning.template import make_template
 from native_reasoning.types import Example, PromptGroup
 
 KINDS = ["llama", "gpt2", "mistral", "qwen3", "gemma2"]
@@ -149,12 +150,31 @@ def test_a_branch_goes_on_from_some_rows_and_leaves_the_others_alone(kind):
 
 
 def test_architectures_that_can_keep_a_prompt_once_are_recognised():
-    for kind in KINDS:
-        assert shares_prompts(tiny.tiny_model(kind), VOCABULARY)
-    assert shares_prompts(tiny.tiny_model("mistral").train(), VOCABULARY)
-    assert not shares_prompts(tiny.tiny_model("lfm2"), VOCABULARY)
-    assert not shares_prompts(tiny.tiny_model("gemma2", attn_logit_softcapping=2.0), VOCABULARY)
-    assert not shares_prompts(tiny.tiny_model("gemma2", final_logit_softcapping=2.0), VOCABULARY)
+    template = make_template(tiny.byte_tokenizer())
+
+    def shares(kind, **config):
+        return capabilities_of(tiny.tiny_model(kind, **config), template).share
+
+    assert all(shares(kind) for kind in KINDS)
+    assert not shares("lfm2")
+    assert not shares("gemma2", attn_logit_softcapping=2.0)
+    assert not shares("gemma2", final_logit_softcapping=2.0)
+
+
+def test_prompts_of_different_lengths_are_decoded_apart_where_padding_is_wrong():
+    model, seen = tiny.tiny_model("llama").eval(), []
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["attention_mask"].min().item()),
+        with_kwargs=True,
+    )
+    prompts = [*PROMPTS, PROMPTS[1][::-1]]
+    rows = [*ROWS, 8]
+    out = engine(model, padding=False, batch_size=4).sample(prompts, rows, SAMPLING, KEY, often)
+    hook.remove()
+    assert set(seen) == {1}  # no padding anywhere
+    for got, prompt, row in zip(out, prompts, rows, strict=True):
+        for k, sample in enumerate(got):
+            assert same_up_to_rounding(sample, naive(model, prompt, row, k, SAMPLING, KEY, often))
 
 
 def test_attention_is_as_before_after_a_rollout_even_one_that_failed():

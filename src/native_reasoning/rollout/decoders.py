@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.adapters import linear_parts
-from native_reasoning.head import direct_head
-from native_reasoning.inputs import left_pad, positions, trial_length, tried
+from native_reasoning.inputs import left_pad, positions
 from native_reasoning.rollout.shared import SharedCache, attending
 
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
@@ -173,29 +172,3 @@ def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     except (AttributeError, NotImplementedError, RuntimeError):
         return head
     return lambda hidden: multiply(hidden.contiguous(), packed, bias, "none", [], "")
-
-
-# -- Trials on this architecture -------------------------------------------------------------------
-
-
-def shares_prompts(model: PreTrainedModel, vocabulary: int) -> bool:
-    """Whether ``SharedDecoder`` gives the hidden states of whole forwards on this architecture,
-    tried on two prompts, one of ``trial_length``."""
-    if not direct_head(model):
-        return False
-    long = trial_length(model)
-    ids = [(7 * i + 5) % vocabulary for i in range(long + 6)]
-    prompts, further = (ids[:long], ids[4 : 4 + long // 2]), ids[long:]
-    tokens = torch.tensor([further, further[::-1]] * 2, device=model.device)
-
-    def trial() -> bool:
-        decoder = SharedDecoder(model, lambda hidden: hidden).start(prompts, 2)
-        found = [decoder.forward(tokens[:, :1]), decoder.forward(tokens[:, 1:])]
-        for row, (got, continued) in enumerate(zip(torch.cat(found, dim=1), tokens, strict=True)):
-            whole = torch.tensor([[*prompts[row // 2], *continued]], device=model.device)
-            expected = model.base_model(input_ids=whole, use_cache=False)[0][0, -6:]
-            if not (got - expected).abs().mean() <= 0.02 * expected.abs().mean():
-                return False  # also where it is not a number
-        return True
-
-    return tried(model, trial)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from native_reasoning.config import NRTConfig, model_dtype
 from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.policy import context_of
 from native_reasoning.rollout.engine import RolloutEngine
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Generator, Reply, Request, VLLMEngine
@@ -252,7 +253,7 @@ def longest(args: NRTConfig, model: PreTrainedModel) -> int:
     """Tokens of the longest row that the settings allow, within what the model was made for."""
     answers = args.resolved_objective().samples_answers
     room = args.max_trace_length + (args.max_answer_length if answers else 0)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model)
     # the gap after the tag is a few tokens
     return min(args.max_prompt_length + room + 8, context or 10**9)
 

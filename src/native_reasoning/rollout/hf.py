@@ -12,49 +12,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from native_reasoning.errors import PolicyError
-from native_reasoning.inputs import inference, positions, tried
+from native_reasoning.inputs import inference
 from native_reasoning.rollout.decoders import (
     Decoder,
     RepeatDecoder,
     SharedDecoder,
     decoding_head,
-    shares_prompts,
 )
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.rollout.pick import pick
 from native_reasoning.types import PromptGroup, Traces
-
-
-def check_decoding(model: PreTrainedModel, vocabulary: int) -> None:
-    """Raises PolicyError unless a step on the cache gives the logits of the whole sequence.
-
-    State-space models, for one, take another kind of cache and would sample without memory.
-    """
-    ids = (torch.arange(7, 19, device=model.device) % vocabulary)[None]
-    mask = torch.ones_like(ids)
-    options = {"past_key_values": DynamicCache(config=model.config), "use_cache": True}
-    at = positions(mask)
-
-    def trial() -> bool:
-        whole = model(input_ids=ids, attention_mask=mask, position_ids=at).logits[0, -1]
-        model(
-            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=at[:, :-1], **options
-        )
-        step = model(
-            input_ids=ids[:, -1:], attention_mask=mask, position_ids=at[:, -1:], **options
-        ).logits[0, -1]
-        return bool((step - whole).abs().mean() <= 0.02 * whole.abs().mean())
-
-    if not tried(model, trial):
-        raise PolicyError(
-            f"{type(model).__name__} does not continue from a key-value cache",
-            why="sampled traces would not come from the model's own probabilities",
-            fix="use an attention model; state-space models are not supported yet",
-        )
 
 
 class Watcher(Protocol):
@@ -87,8 +57,9 @@ class HFEngine:
     ``model`` is the unwrapped module. ``stop`` ends a trace: it returns "closed" after the closing
     tag and "ended" after an end-of-turn token. ``vocabulary`` is the template's: ids from there on
     are padding of the embedding table and are never sampled. ``share`` False keeps a cache for each
-    row (None: tried out on this architecture), ``repeat_cache`` False prefills each of the K
-    copies, for caches that cannot be repeated. ``autocast`` gives the context to compute in.
+    row, ``repeat_cache`` False prefills each of the K copies, ``padding`` False decodes prompts of
+    one length together: capabilities.py says what the architecture can do. ``autocast`` gives the
+    context to compute in.
     """
 
     def __init__(
@@ -97,15 +68,15 @@ class HFEngine:
         stop: Stop,
         vocabulary: int,
         *,
+        share: bool = True,
         repeat_cache: bool = True,
+        padding: bool = True,
         batch_size: int | None = None,
-        share: bool | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
         self.repeat_cache, self.batch_size, self.autocast = repeat_cache, batch_size, autocast
-        unknown = repeat_cache and share is None
-        self.share = shares_prompts(model, vocabulary) if unknown else bool(share)
+        self.share, self.padding = share and repeat_cache and padding, padding
 
     def ready(self) -> AbstractContextManager[None]:
         """See ``RolloutEngine``: the weights are the policy's own."""
@@ -149,18 +120,26 @@ class HFEngine:
         stop: Stop,
         watch: Callable[[int, int], Watcher] | None = None,
     ) -> list[list[Sample]]:
-        size = self.batch_size or max(len(prompts), 1)
-        out: list[list[Sample]] = []
+        out: list[list[Sample]] = [[] for _ in prompts]
         with inference(self.model), self.autocast():
             head = decoding_head(self.model) if self.share else None
-            for i in range(0, len(prompts), size):
-                noise = _noise(key, streams[i : i + size], sampling)
-                watcher = watch(i, i + size) if watch is not None else None
-                decoder = self._decoder(prompts[i : i + size], sampling.num_generations, head)
-                flat = self._decode(decoder, sampling, noise, stop, watcher)
+            for batch in self._batches(prompts):
+                noise = _noise(key, [streams[i] for i in batch], sampling)
+                watcher = watch(batch[0], batch[-1] + 1) if watch is not None else None
                 k = sampling.num_generations
-                out += [flat[j : j + k] for j in range(0, len(flat), k)]
+                decoder = self._decoder([prompts[i] for i in batch], k, head)
+                flat = self._decode(decoder, sampling, noise, stop, watcher)
+                for j, i in enumerate(batch):
+                    out[i] = flat[j * k : (j + 1) * k]
         return out
+
+    def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Which prompts are decoded together."""
+        size = self.batch_size or max(len(prompts), 1)
+        alike: dict[int, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            alike.setdefault(0 if self.padding else len(prompt), []).append(i)
+        return [some[i : i + size] for some in alike.values() for i in range(0, len(some), size)]
 
     def _decoder(
         self,

@@ -9,7 +9,7 @@ the same sums)::
 
 Rows stand in a grid: ``copies`` rows for each of the cache's prompts, one prompt after the other.
 It goes through transformers' attention interface, so any model whose layers use that interface
-works; ``decoders.can_share`` tries it out.
+works; capabilities.py tries it out.
 """
 
 from collections.abc import Generator, Sequence

@@ -27,11 +27,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from native_reasoning.capabilities import capabilities_of
 from native_reasoning.errors import ConfigError
 from native_reasoning.inputs import left_pad
 from native_reasoning.rollout.engine import NoiseKey, Sampling
+from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import BENCHMARKS
-from native_reasoning.sharing import engine_for
 from native_reasoning.template import Template
 
 _HFLM: Any = HFLM  # whose decorator hides its type
@@ -74,7 +75,13 @@ class ThinkingLM(_HFLM):
         self.thoughts: dict[str, Thought] = {}
         self._engine = None
         if sampling is not None:
-            self._engine = engine_for(model, template, batch_size)
+            self._engine = HFEngine(
+                model,
+                template.stop_trace,
+                template.vocabulary,
+                batch_size=batch_size,
+                **capabilities_of(model, template).sampling,
+            )
 
     # -- lm-eval's requests ------------------------------------------------------------------------
 
