@@ -6,6 +6,7 @@ of the run. A way that is off, or that raises, is not used. Where no way is left
 refused, and the refusal says what was off or what was raised.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -148,9 +149,9 @@ class _Trials:
             f"{type(self.model).__name__} cannot be {what}: {cause}", why=why, fix=fix
         )
 
-    def _packed(self, layout: str) -> Packed:
-        device = self.model.device
-        return pack(self.groups, self.traces, self.template, device, layouts=(layout,))
+    def _packed(self, layout: str, first: int = 0) -> Packed:
+        groups, traces, device = self.groups[first:], self.traces[first:], self.model.device
+        return pack(groups, traces, self.template, device, layouts=(layout,))
 
     def _agrees(self, way: str, trial: Callable[[], tuple[Tensor, Tensor]]) -> bool:
         """Whether a trial gives the log-probabilities that it returns beside its own."""
@@ -191,11 +192,13 @@ class _Trials:
 
     def _alone(self) -> list[Tensor]:
         """log π of each token of ``rows`` from a forward of that row alone."""
-        found = []
+        found, known = [], inspect.signature(type(self.model).forward).parameters
         for row, g in zip(self.rows, self.packed.batch.group_of_row.tolist(), strict=True):
             ids = torch.tensor([[*self.prompts[g], *row]], device=self.model.device)
+            keep = {"logits_to_keep": len(row) + 1} if "logits_to_keep" in known else {}
             with in_mode(self.model, training=False), self.arithmetic():
-                logits = self.model(input_ids=ids, use_cache=False).logits[0, -1 - len(row) : -1]
+                out = self.model(input_ids=ids, use_cache=False, **keep)
+            logits = out.logits[0, -1 - len(row) : -1]
             found.append(self._chosen(logits, row))
         return found
 
@@ -213,16 +216,16 @@ class _Trials:
         if layout == "packed" and kernel not in ("eager", "sdpa"):
             self.failures.append(f"layout packed: {kernel} takes no mask of four dimensions")
             return False
-        batch = self._packed(layout).batch
-        width = batch.suffix.shape[1] - 1
-        scored = batch.scored[:, :-1]
-        expected = torch.zeros(scored.shape, dtype=torch.double, device=scored.device)
-        for r, logps in enumerate(self.expected):
-            expected[r, : len(logps)] = logps
 
         def trial(mode: bool) -> tuple[Tensor, Tensor]:
+            first = 1 if mode else 0  # gradients of the short prompt's rows alone: they need memory
+            batch = self._packed(layout, first).batch
             with in_mode(self.model, training=mode), self.arithmetic():
-                found = self.model(score=batch)[:, :width].detach()
+                found = self.model(score=batch)[:, : batch.suffix.shape[1] - 1].detach()
+            scored = batch.scored[:, :-1]
+            expected = torch.zeros_like(scored, dtype=torch.double)
+            for r, logps in enumerate(self.expected[-len(scored) :]):
+                expected[r, : len(logps)] = logps
             return found[scored], expected[scored]
 
         right = self._agrees(f"layout {layout}", lambda: trial(False))

@@ -43,7 +43,8 @@ SMALL = {
     "linear_num_key_heads decoder_layers swa_num_key_value_heads zero_expert_num o_groups hc_mult",
     1: "n_shared_experts n_group topk_group first_k_dense_replace n_groups mamba_n_groups "
     "mamba_ngroups num_dense_layers",
-    0: "bos_token_id eos_token_id pad_token_id",
+    3: "pad_token_id",  # its row is zero: ours pads with 0, whose row is not
+    0: "bos_token_id eos_token_id",
 }
 FIELDS = {name: value for value, names in SMALL.items() for name in names.split()}
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -149,7 +150,7 @@ def small_model(kind):
         for name, value in FIELDS.items()
         if name in fields
         and not isinstance(fields[name], list | dict)
-        and (fields[name] is not None or name in ("head_dim", *SMALL[0].split()))
+        and (fields[name] is not None or name in ("head_dim", "pad_token_id", *SMALL[0].split()))
     }
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(type(default)(**{**own, **OWN.get(kind, {})}))
