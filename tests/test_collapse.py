@@ -10,7 +10,7 @@ from native_reasoning.collapse import KNOWN, LOWERED, SILENT, WINDOW, CollapseGu
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import RunError
 from native_reasoning.names import COLLAPSE, STATES
-from native_reasoning.progress import live_text, step_line
+from native_reasoning.progress import live_numbers, step_line
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import checkpoints
 from native_reasoning.trainer import NRTTrainer
@@ -108,7 +108,7 @@ def test_the_progress_line_shows_it():
     logs = {**GOOD, "reward": 1.0, "reward_baseline": 0.5, "uplift": 0.1, "trace_length": 5.0}
     assert step_line(1, 2, {**logs, COLLAPSE: 1.0}, 1.0).endswith("drifting")
     assert not step_line(1, 2, {**logs, COLLAPSE: 0.0}, 1.0).endswith("healthy")
-    assert live_text({**logs, COLLAPSE: 2.0}, 1.0, 200).startswith("collapsed")
+    assert live_numbers({**logs, COLLAPSE: 2.0})[0] == (0, "collapsed")
 
 
 class Rates(TrainerCallback):

@@ -135,7 +135,8 @@ class Template:
         """The token that the tokenizer puts before every text, where prompts do not begin with it
         because the chat template does not write it."""
         first = first_id(self.tokenizer)
-        prompt = self.prompt_ids(Example((("user", "?"),), "", row_id=0, line=0))
+        text = self.prompt_text(Example((("user", "?"),), "", row_id=0, line=0))
+        prompt = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return None if first is None or prompt[0] == first else decode(self.tokenizer, [first])
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:

@@ -151,6 +151,7 @@ class NRTTrainer(Publishing):
         #: hooks that make weights whole for one layer's forward do not expect another one.
         once = self.args.activation_checkpointing or self.whole_copy is not None
         self.layouts = tuple(w for w in able.layouts if w != "shared" or not once)
+        self.left_out = able.left_out
         return HFEngine(
             model if self.whole_copy is None else self.whole_copy.model,
             self.template.stop_trace,
@@ -262,6 +263,7 @@ class NRTTrainer(Publishing):
                 "data_report": list(report),
                 "boundary": asdict(self.template.boundary),
                 "layouts": list(self.layouts),
+                "left_out": list(self.left_out),
                 "machine": machine(self.args.world_size, self.memory.first_policy),
             },
             data_hash=data_hash(self.train_groups),

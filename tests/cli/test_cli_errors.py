@@ -73,7 +73,8 @@ def test_rows_that_do_not_fit_are_a_warning_with_what_keeps_them(model, tmp_path
     limit = ["--max-prompt-length", "60", "--format-warmup-steps", "1"]
     code, _, err = nrt(*command, "--out", tmp_path / "run", *SMALL, *limit)
     assert code == 0
-    (warning,) = (line for line in err.splitlines() if line.startswith("warning: "))
+    (warning,) = (line for line in err.splitlines() if "are not used" in line)
+    assert warning.startswith("warning: ")
     assert "4 of 8 rows of " in warning
     assert "qa.jsonl are not used; 4 of them because" in warning
     assert "a prompt that is too long: raise --max-prompt-length" in warning
