@@ -269,6 +269,12 @@ def test_of_a_dataset_dict_the_split_that_is_taken_is_told(tmp_path, capsys):
     assert [*make(tmp_path, held_out=two).eval_sets] == ["dev", "test"]
 
 
+def test_no_set_at_all_is_refused(tmp_path):
+    with pytest.raises(DataError, match="eval_dataset is an empty dict") as caught:
+        make(tmp_path, held_out={}, eval_strategy="steps")
+    three_lines(caught.value)
+
+
 def test_sets_by_name_are_evaluated_one_by_one(tmp_path):
     sets = {"small": QA[:2], "frame": pd.DataFrame(QA[4:7])}
     trainer = make(

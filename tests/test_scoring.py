@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import FalconConfig, FalconForCausalLM
+from transformers.utils.import_utils import enable_tf32
 
 import tiny
 from native_reasoning import head
-from native_reasoning.capabilities import capabilities_of
+from native_reasoning.capabilities import capabilities_of, trial_length
+from native_reasoning.config import NRTConfig
 from native_reasoning.errors import PolicyError
 from native_reasoning.head import chosen_logps, direct_head
 from native_reasoning.layouts import LAYOUTS, cheapest
@@ -16,6 +18,7 @@ from native_reasoning.packing import pack
 from native_reasoning.policy import disable_dropout
 from native_reasoning.scoring import install_scoring, unpack
 from native_reasoning.template import make_template
+from native_reasoning.trainer import NRTTrainer
 from native_reasoning.types import Example, PromptGroup, Scores, Traces
 
 KINDS = ["llama", "gpt2", "mistral", "qwen3"]
@@ -374,6 +377,37 @@ def test_noise_that_reaches_the_scores_in_train_mode_is_refused():
     with pytest.raises(PolicyError, match=r"cannot be scored: layout right in train mode: .* nats"):
         capabilities_of(model, TEMPLATE, training=True)
     assert capabilities_of(model, TEMPLATE).repeat_cache  # without training there is no noise
+
+
+def test_a_run_that_checkpoints_activations_is_tried_so(tmp_path):
+    """transformers switches it on when training begins, after the trial."""
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "vocab_size": 352}
+    for noise in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = FalconForCausalLM(FalconConfig(**shape, hidden_dropout=noise))
+        args = NRTConfig(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=True)
+        if noise:
+            with pytest.raises(PolicyError, match=r"in train mode: .* nats(.*\n)*.*checkpointing"):
+                NRTTrainer(model, args, tiny.QA, None, tiny.byte_tokenizer())
+        else:
+            trainer = NRTTrainer(model, args, tiny.QA, None, tiny.byte_tokenizer())
+            assert "shared" not in trainer.layouts
+        assert not model.is_activation_checkpointing  # it is left as it was
+
+
+def test_a_model_is_tried_after_tf32_was_switched_on():
+    before = torch.backends.fp32_precision
+    enable_tf32(True)
+    try:
+        assert "rows" in capabilities_of(tiny.tiny_model(), TEMPLATE).layouts
+    finally:
+        torch.backends.fp32_precision = before
+
+
+def test_a_window_that_no_row_reaches_makes_no_long_trial():
+    model = tiny.tiny_model("mistral", sliding_window=256)
+    assert trial_length(model) == trial_length(model, longest=300) == 264
+    assert trial_length(model, longest=200) == 16
 
 
 def test_a_refusal_names_what_the_model_raised():

@@ -388,15 +388,17 @@ def test_answers_of_an_evaluation_are_cut_by_their_references(tmp_path):
     words = "one two three four five six seven"
     rows = [{"question": "2 + 2?", "answer": "4"}, {"question": "Count!", "answer": words}]
     long = 2 * (len(byte_tokenizer().encode(words)) + 1)  # with its end of turn
-    unset = {"max_answer_length": NRTConfig.max_answer_length}
-    given = make(tmp_path / "run", held_out=rows, max_answer_length=long)
-    found = make(tmp_path / "run", held_out=rows, **unset)
+    most = {"max_answer_length": 512}
+    given = make(tmp_path / "run", held_out=rows, eval_max_answer_length=long, **most)
+    found = make(tmp_path / "run", held_out=rows, **most)
     outcomes = found.outcomes(found.eval_groups)
     assert outcomes == given.outcomes(given.eval_groups)
-    longer = make(tmp_path / "run", held_out=rows, max_answer_length=2 * long)
+    longer = make(tmp_path / "run", held_out=rows, eval_max_answer_length=2 * long, **most)
     for one, other in zip(outcomes, longer.outcomes(longer.eval_groups), strict=True):
         assert other.answer_greedy.startswith(one.answer_greedy.rstrip("\ufffd"))
         assert one.traces == other.traces
+        tokens = len(byte_tokenizer().encode(one.answer_no_think))
+        assert one.cut_no_think == (tokens >= long)
     assert found.evaluate()["eval_max_answer_length"] == long
     found.args.eval_samples = 1  # of the questions that are asked
     assert found.evaluate()["eval_max_answer_length"] == 16

@@ -7,14 +7,14 @@ refused, and the refusal says what was off or what was raised.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from native_reasoning.errors import PolicyError
 from native_reasoning.head import direct_head
@@ -35,9 +35,9 @@ from native_reasoning.types import Example, PromptGroup, Traces
 #: How far the log-probability of a token may be off in a trial, in nats: the mean over all tokens.
 #: Measured on 130 kinds, float32 rounds by up to 2e-5, and what is wrong is off by 2e-3 or more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4}
-#: The same where products are rounded to fewer bits, as bfloat16's: a shallow model is off by up to
-#: 0.06. Depth makes more of it, but less than ``GROWTH`` times what one rounding of the embeddings
-#: does.
+#: The same where products are rounded to fewer bits, as bfloat16's. A shallow model is off by up to
+#: 0.06. A deep one is off by more, but by less than ``GROWTH`` times what changes when its
+#: embeddings are rounded once more.
 COARSE, GROWTH = 0.1, 2
 
 
@@ -76,30 +76,49 @@ def capabilities_of(
     model: PreTrainedModel,
     template: Template,
     *,
+    layouts: Sequence[str] = LAYOUTS,
     training: bool = False,
     arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext,
     dtype: torch.dtype | None = None,
+    longest: int | None = None,
 ) -> Capabilities:
-    """Tries out what ``model`` can do; ``training``: in train mode with gradients too.
-    ``arithmetic`` gives the context that a run computes in, and ``dtype`` the type of its products;
-    None means that of the weights.
+    """Tries out what ``model`` can do. ``layouts`` are those that may be used: none of them where
+    nothing is scored. ``training``: in train mode with gradients too. ``arithmetic`` gives the
+    context that a run computes in, and ``dtype`` the type of its products; None means that of the
+    weights. No row of the run has more than ``longest`` tokens.
 
     Raises PolicyError where the model cannot be forwarded, scored or sampled.
     """
     install_scoring(model)
-    trials = _Trials(model, template, arithmetic, dtype or model.dtype)
-    layouts: list[str] = []
-    for way in LAYOUTS:
-        if not (way == "right" and "rows" in layouts) and trials.scores(way, training):
-            layouts.append(way)
-    if not layouts:
+    trials = _Trials(model, template, arithmetic, dtype or model.dtype, longest)
+    right: list[str] = []
+    for way in layouts:
+        if not (way == "right" and "rows" in right) and trials.scores(way, training):
+            right.append(way)
+    if layouts and not right:
         trials.refuse("scored", "rewards would not be the model's own log-probabilities")
     for share, repeat, padding in _SAMPLING:
         if trials.samples(share, repeat, padding):
             left_out = tuple(trials.failures)
-            return Capabilities(tuple(layouts), share, repeat, padding, left_out)
+            return Capabilities(tuple(right), share, repeat, padding, left_out)
     trials.refuse("sampled", "traces would not come from the model's own probabilities")
     raise AssertionError
+
+
+@contextmanager
+def checkpointing(model: PreTrainedModel, args: TrainingArguments) -> Generator[None]:
+    """Inside, the model checkpoints activations if ``args`` say that it will while it trains."""
+    if not args.activation_checkpointing or model.is_activation_checkpointing:
+        yield
+        return
+    given: Any = args.activation_checkpointing_kwargs or {}
+    of_trainer = ("every_n_layers", "offload")  # the rest is for torch.utils.checkpoint
+    kwargs = {name: given[name] for name in given if name not in of_trainer}
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs or None)
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
 
 
 #: Ways to sample as (share, repeat_cache, padding), the cheapest first.
@@ -122,10 +141,11 @@ class _Trials:
         template: Template,
         arithmetic: Callable[[], AbstractContextManager[Any]],
         dtype: torch.dtype,
+        longest: int | None,
     ) -> None:
         self.model, self.template, self.arithmetic = model, template, arithmetic
         self.failures: list[str] = []
-        self.groups, self.traces = _continuations(template, trial_length(model))
+        self.groups, self.traces = _continuations(template, trial_length(model, longest))
         self.packed = self._packed("rows")
         batch = self.packed.batch
         lengths = batch.suffix_mask.sum(1).tolist()
@@ -173,8 +193,7 @@ class _Trials:
         """Fills in ``expected``, log π of each token of ``rows``, and the tolerance."""
         self.expected = self._alone()
         whole = torch.cat(self.expected)
-        fine = torch.get_float32_matmul_precision() == "highest" or self.model.device.type == "cpu"
-        if fine and dtype in TOLERANCE:
+        if dtype in TOLERANCE and not _may_round_products(self.model.device):
             self.tolerance = TOLERANCE[dtype]
             return whole, whole
 
@@ -289,11 +308,23 @@ class _Trials:
         return [torch.stack([found[place] for place in places]), *at_once]
 
 
-def trial_length(model: PreTrainedModel) -> int:
+def _may_round_products(device: torch.device) -> bool:
+    """Whether products of float32 may be computed in TF32."""
+    if device.type == "cpu":
+        return False
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # torch does not say once the newer setting was used, as by tf32=True
+        return True
+
+
+def trial_length(model: PreTrainedModel, longest: int | None = None) -> int:
     """Tokens of a trial prompt: more than a window or chunk of up to 2,048 tokens (4,096 on an
-    accelerator), because that is where things go wrong; where all are longer it is short."""
+    accelerator) that rows of ``longest`` tokens can reach, because that is where things go wrong;
+    where there is none it is short."""
     config, limit = model.config.get_text_config(), 2048 if model.device.type == "cpu" else 4096
     limit = min(limit, (context_of(model) or limit) - 32)  # the rest of a row follows
+    limit = limit if longest is None else min(limit, longest)
     found = [getattr(config, name, None) for name in _WINDOWS]
     return max([8, *(n for n in found if isinstance(n, int) and n <= limit)]) + 8
 

@@ -25,6 +25,7 @@ RANGES = (
     ("temperature", 1e-3, 100),
     ("top_p", 1e-3, 1),
     ("eval_samples", 1, 1e9),
+    ("eval_max_answer_length", 1, 1e7),
     ("eval_num_generations", 1, 1e6),
     ("format_warmup_steps", 0, 1e9),
     ("rollout_batch_size", 1, 1e9),

@@ -55,7 +55,7 @@ class Conversation:
     """
 
     def __init__(self, model: PreTrainedModel, template: Template, config: NRTConfig) -> None:
-        able = capabilities_of(model, template)
+        able = capabilities_of(model, template, layouts=())  # one prompt at a time is scored
         self.model, self.template, self.config = model, template, config
         self.context = context_of(model)
         stop, vocabulary = template.stop_trace, template.vocabulary

@@ -102,8 +102,8 @@ class Evaluating(StepInParts):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
-        """Traces and answers to all rows of ``test_dataset``, which is what ``eval_dataset`` may be
-        but one set. Nothing is logged.
+        """Traces and answers to all rows of ``test_dataset``, one set of rows in any form that is
+        read. Nothing is logged.
 
         ``predictions`` are the rows' ``Outcome``s (``traces``, ``answers``, ``answer_no_think``,
         and how the reference scored), ``label_ids`` their references as text, ``metrics`` those of
@@ -237,6 +237,12 @@ class Evaluating(StepInParts):
         """One set with its report, or those of a dict by name. Raises DataError."""
         if not isinstance(source, Mapping):
             return (*self._read(source, args), {})
+        if not source:
+            raise DataError(
+                "eval_dataset is an empty dict",
+                why="there are no held-out questions to ask",
+                fix="give a set for each name, or leave eval_dataset out",
+            )
         if "train" in source and type(source) is not dict:  # a DatasetDict, handed over whole
             others = [str(name) for name in source if name != "train"] or ["test"]
             raise DataError(

@@ -79,7 +79,8 @@ class Meter:
         apart = whole - whole.mean()
         for name, where in zip(KINDS, (end, space), strict=True):
             part = (rewards * where).sum(-1)
-            self.add(f"reward_share_{name}", part.sum(), float(whole.sum()))
+            if whole.any():
+                self.add(f"reward_share_{name}", part.sum(), float(whole.sum()))
             if apart.any():
                 share = (part * apart).sum() / apart.square().sum()
                 self.add(f"spread_share_{name}", share, 1)

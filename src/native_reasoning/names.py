@@ -31,18 +31,18 @@ STATES = ("healthy", "drifting", "collapsed")
 COLLAPSE = "collapse_state"
 
 
-def one_kind(metrics: Mapping[str, float]) -> list[str]:
+def one_kind(metrics: Mapping[str, float]) -> dict[str, str]:
     """A sentence for each of ``KINDS`` that has more than half of the reward, or of its spread
-    within groups: ``reward_share_…`` and ``spread_share_…`` of ``metrics``."""
-    found = []
+    within groups: ``reward_share_…`` and ``spread_share_…`` of ``metrics``, where they are there.
+    """
+    parts = {"reward": "the reward", "spread": "its spread within groups"}
+    found = {}
     for kind, (name, cure) in KINDS.items():
-        shares = {
-            "the reward": metrics.get(f"reward_share_{kind}", 0.0),
-            "its spread within groups": metrics.get(f"spread_share_{kind}", 0.0),
-        }
-        if max(shares.values()) > 0.5:
-            told = " and ".join(f"{100 * share:.0f} % of {what}" for what, share in shares.items())
-            found.append(
+        shares = {part: metrics.get(f"{part}_share_{kind}") for part in parts}
+        known = {part: share for part, share in shares.items() if share is not None}
+        if max(known.values(), default=0.0) > 0.5:
+            told = " and ".join(f"{100 * x:.0f} % of {parts[part]}" for part, x in known.items())
+            found[kind] = (
                 f"{name} has {told}: traces are judged by their format, not by the answer; {cure}"
             )
     return found

@@ -75,8 +75,7 @@ class NRTOptions:
     max_trace_length: int = option(512, "longest trace in tokens; the closing tag is spliced in")
     max_answer_length: int = option(
         512,
-        "longest answer in tokens: longer rows are dropped, sampled answers are cut; left at the "
-        "default, an evaluation cuts at twice its longest reference, 16 at least",
+        "longest answer in tokens: longer rows are dropped, sampled answers are cut",
     )
     temperature: float = option(1.0, "sampling temperature of traces, also used to score them")
     top_p: float = option(1.0, "nucleus of the sampling distribution; below 1 biases the gradient")
@@ -166,6 +165,11 @@ class NRTOptions:
     )
     trust_remote_code: bool = option(False, "run code that comes with the model")
     eval_samples: int = option(100, "held-out questions per evaluation")
+    eval_max_answer_length: int | None = option(
+        None,
+        "tokens at which evaluations cut answers; default: twice the longest reference, 16 at "
+        "least, max_answer_length at most",
+    )
     eval_num_generations: int = option(1, "sampled traces per question in an evaluation (maj@k)")
     max_skipped_updates: int = option(
         10, "updates in a row that are not finite before the run stops; each is skipped"

@@ -96,12 +96,13 @@ def load_policy(
     name = model if isinstance(model, (str, Path)) else model.config.name_or_path
     if tokenizer is None:
         tokenizer = load_tokenizer(str(name), config.trust_remote_code)
+    given = not isinstance(model, (str, Path))
     if isinstance(model, (str, Path)):
         model = load_merged(str(model), config, len(tokenizer))
-    else:
-        check_given(model, config)
     check_plain(model)
-    tell_tying(model)
+    if given:
+        check_given(model, config)
+        tell_tying(model)
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
@@ -340,9 +341,9 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> tuple[int, int
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Keeps what is random in train mode off for good: every module stays in eval mode but those
-    that checkpoint activations, which do so in train mode alone, and all dropout probabilities
-    become 0. The saved config keeps its own values."""
+    """Keeps what is random in train mode off for good. In train mode only the modules that
+    checkpoint activations are in train mode; all others stay in eval mode. All dropout
+    probabilities become 0. The saved config keeps its own values."""
     model.train = types.MethodType(_train_quietly, model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -185,7 +185,8 @@ class ProgressCallback(TrainerCallback):
     def _times(self) -> tuple[str, str]:
         now = time.perf_counter()
         left = self.pace.left(now, self._steps - self._step, self._evaluations)
-        return clock_text(now - self.pace.began), "-:--" if left is None else clock_text(left)
+        began = self.pace.began if self._steps else self.pace.asked or now
+        return clock_text(now - began), "-:--" if left is None else clock_text(left)
 
     def _show_trace(self) -> None:
         if time.perf_counter() - self._shown < self.trace_seconds:
@@ -204,12 +205,13 @@ class ProgressCallback(TrainerCallback):
 
 class Pace:
     """How fast this process goes, by its last steps; evaluations are counted apart. Times are
-    seconds of one clock, ``began`` is its first."""
+    seconds of one clock: ``began`` is its first, ``asked`` the beginning of an evaluation that
+    runs."""
 
     def __init__(self, began: float) -> None:
         self.began = self._since = began
         self._steps: deque[float] = deque(maxlen=_RECENT)
-        self._asked: float | None = None
+        self.asked: float | None = None
         self._evaluation = 0.0
 
     def step_ended(self, now: float) -> None:
@@ -219,14 +221,14 @@ class Pace:
 
     def evaluation_began(self, now: float) -> None:
         """No step's time until it ends."""
-        self._asked = now
+        self.asked = now
 
     def evaluation_ended(self, now: float) -> None:
         """The next one is expected to take as long."""
-        if self._asked is not None:
-            self._evaluation = now - self._asked
+        if self.asked is not None:
+            self._evaluation = now - self.asked
             self._since += self._evaluation
-            self._asked = None
+            self.asked = None
 
     def seconds(self, steps: int = _RECENT) -> float | None:
         """Mean of the last steps, None before the first."""
@@ -239,7 +241,7 @@ class Pace:
         each = self.seconds()
         if each is None:
             return None
-        asked = self._asked or now  # a step stands still meanwhile; another thread may reset it
+        asked = self.asked or now  # a step stands still meanwhile; another thread may reset it
         training = max(0.0, steps * each - min(asked - self._since, each))
         running = max(0.0, self._evaluation - (now - asked)) if asked < now else 0.0
         return training + running + evaluations * self._evaluation

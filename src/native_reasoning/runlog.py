@@ -146,13 +146,13 @@ class RunLog:
 
     def _warn_of_kinds(self, values: dict[str, float]) -> None:
         """Of a reward that is one kind of token's from the start."""
-        if len(self._first) == FIRST or "reward_share_end" not in values:
+        if len(self._first) == FIRST or "spread_share_end" not in values:
             return
         self._first.append(values)
         names = [name for name in values if "_share_" in name]
         so_far = {name: fmean(step.get(name, 0.0) for step in self._first) for name in names}
-        for told in one_kind(so_far):
-            self._tell("kinds", told)
+        for kind, told in one_kind(so_far).items():
+            self._tell(kind, told)
 
     def _tell(self, what: str, text: str) -> None:
         """A warning, once a run."""

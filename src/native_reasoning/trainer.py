@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.callbacks import FiniteGuard, SignalCallback
-from native_reasoning.capabilities import capabilities_of
+from native_reasoning.capabilities import capabilities_of, checkpointing
 from native_reasoning.checks import check_call, check_metric, check_sampling
 from native_reasoning.clock import Clock, ClockCallback
 from native_reasoning.collapse import CollapseGuard
@@ -31,6 +31,7 @@ from native_reasoning.errors import ConfigError, warn
 from native_reasoning.gathered import stand_in
 from native_reasoning.groups import Schedule, data_hash, make_schedule, require
 from native_reasoning.judges import Judges
+from native_reasoning.layouts import LAYOUTS
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
 from native_reasoning.policy import load_policy, warmup_warning
@@ -38,7 +39,7 @@ from native_reasoning.publishing import Publishing
 from native_reasoning.ranks import from_first_rank
 from native_reasoning.records import RunFolder
 from native_reasoning.resume import alone, checkpoint_step, find_checkpoint, machine, open_run
-from native_reasoning.rollout.generators import training_engine
+from native_reasoning.rollout.generators import longest, training_engine
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.runlog import RunLog
 from native_reasoning.scoring import Scorer, install_scoring, rounding_of
@@ -140,18 +141,20 @@ class NRTTrainer(Publishing):
         """What samples, on a stand-in for a model that will be cut; and the ways to forward it."""
         lagging = self.settings.needs_ema
         self.whole_copy = stand_in(model, self.accelerator, lagging=lagging)
-        able = capabilities_of(
-            model,
-            self.template,
-            training=True,
-            arithmetic=lambda: self.accelerator.autocast(),
-            dtype=self._dtype(model),
-        )
-        #: Layouts of a forward that are right here. Activation checkpointing drops caches, and
-        #: hooks that make weights whole for one layer's forward do not expect another one.
+        #: Activation checkpointing drops caches, and hooks that make weights whole for one layer's
+        #: forward do not expect another one.
         once = self.args.activation_checkpointing or self.whole_copy is not None
-        self.layouts = tuple(w for w in able.layouts if w != "shared" or not once)
-        self.left_out = able.left_out
+        with checkpointing(model, self.args):
+            able = capabilities_of(
+                model,
+                self.template,
+                layouts=[way for way in LAYOUTS if way != "shared" or not once],
+                training=True,
+                arithmetic=lambda: self.accelerator.autocast(),
+                dtype=self._dtype(model),
+                longest=longest(self.args, model),
+            )
+        self.layouts, self.left_out = able.layouts, able.left_out
         return HFEngine(
             model if self.whole_copy is None else self.whole_copy.model,
             self.template.stop_trace,

@@ -230,6 +230,17 @@ def test_specificity_of_the_last_exchange_that_has_an_error(tmp_path):
     assert notes(tmp_path / "2", "specificity", metrics={"specificity": 0.5}) == []
 
 
+@pytest.mark.parametrize(("plain", "said"), [(0.35, True), (0.25, False)])
+def test_answers_that_were_cut_without_thinking_alone(tmp_path, plain, said):
+    right = {"accuracy": 0.5, "accuracy_no_think": 0.2, "accuracy_gain": (0.3, 0.2, 0.4)}
+    found = evaluation(**right, cut=0.2, cut_no_think=plain, max_answer_length=16)
+    told = notes(tmp_path, "were cut", evaluations={20: found})
+    assert len(told) == said
+    if said:
+        assert told[0].startswith("Answers were cut at 16 tokens: 35.0 % of those without thinking")
+        assert "20.0 % of those after it" in told[0]
+
+
 def test_a_reward_that_is_the_end_of_turns(tmp_path):
     half = {"reward_share_end": 0.5, "spread_share_end": 0.4, "reward_share_space": 0.1}
     assert notes(tmp_path / "half", "Over the last", metrics=half) == []

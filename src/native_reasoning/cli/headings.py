@@ -73,6 +73,7 @@ OPTION_GROUPS = {
         "model_init_kwargs",
         "trust_remote_code",
         "eval_samples",
+        "eval_max_answer_length",
         "eval_num_generations",
         "diagnostics_steps",
         "on_collapse",

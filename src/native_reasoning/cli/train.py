@@ -89,7 +89,8 @@ def _train(plan: Plan, as_json: bool) -> int:
     from native_reasoning.resume import alone
 
     with _no_saving_yet():
-        trainer = build(plan, plan.out)
+        with _out_of_memory():
+            trainer = build(plan, plan.out)
         with alone(Path(plan.out)):
             verb = "going on with" if plan.resume else "training into"
             say(f"{verb} {plan.out}, to step {trainer.total_steps}")
@@ -144,18 +145,26 @@ def _tracker_of(error: Exception) -> str | None:
     return next((name for name in packages if name in TRACKERS), None)
 
 
-def _fit(trainer: Any, plan: Plan) -> None:
-    out_of_memory = _out_of_memory_error()
+@contextmanager
+def _out_of_memory() -> Generator[None]:
+    """Makes a RunError of it, also where the model is loaded and tried out."""
+    import torch
+
     try:
-        with _trackers():
-            trainer.train(resume_from_checkpoint=plan.resume)
-    except out_of_memory as error:
+        yield
+    except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory: {str(error).splitlines()[0]}",
             why="the model, its gradients and the traces of a step do not fit together",
             fix="--activation-checkpointing, a smaller --per-device-train-batch-size with more "
             "--gradient-accumulation-steps, or shorter --max-trace-length",
         ) from None
+
+
+def _fit(trainer: Any, plan: Plan) -> None:
+    try:
+        with _trackers(), _out_of_memory():
+            trainer.train(resume_from_checkpoint=plan.resume)
     finally:
         _end_live_line(trainer)
 
@@ -207,16 +216,11 @@ def _end_live_line(trainer: Any) -> None:
             callback.close()
 
 
-def _out_of_memory_error() -> type[Exception]:
-    import torch
-
-    return torch.OutOfMemoryError
-
-
 def _dry_run(plan: Plan, nowhere: str, as_json: bool) -> int:
     from native_reasoning.cli.summary import plan_of, show_plan
 
-    trainer = build(plan, nowhere)
+    with _out_of_memory():
+        trainer = build(plan, nowhere)
     outlook = plan_of(trainer, plan.out, trainer.total_steps)
     if as_json:
         show_json(outlook)

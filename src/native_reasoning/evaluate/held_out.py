@@ -24,7 +24,6 @@ from native_reasoning.evaluate.metrics import (
     token_f1,
 )
 from native_reasoning.inputs import inference
-from native_reasoning.options import NRTOptions
 from native_reasoning.packing import pack
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine
@@ -41,6 +40,7 @@ BOUNDS = {
     **dict.fromkeys(("accuracy", "accuracy_greedy", "accuracy_maj"), (0.0, 1.0)),
     **dict.fromkeys(("accuracy_no_think", "accuracy_no_think_greedy"), (0.0, 1.0)),
     **dict.fromkeys(("exact_match", "numeric_match", "token_f1", "closed"), (0.0, 1.0)),
+    **dict.fromkeys(("cut", "cut_no_think"), (0.0, 1.0)),
     "accuracy_gain": (-1.0, 1.0),
 }
 #: Fewest tokens at which an evaluation cuts answers by itself.
@@ -48,10 +48,11 @@ SHORTEST = 16
 
 
 def answer_length(groups: Sequence[PromptGroup], args: NRTConfig) -> int:
-    """Tokens at which answers to these questions are cut: ``max_answer_length`` where it was set,
-    at its default twice the longest reference (with its end of turn), or ``SHORTEST``."""
-    if args.max_answer_length != NRTOptions.max_answer_length:
-        return args.max_answer_length
+    """Tokens at which answers to these questions are cut: ``eval_max_answer_length``, else twice
+    the longest reference with its end of turn, at least ``SHORTEST``, at most
+    ``max_answer_length``."""
+    if args.eval_max_answer_length is not None:
+        return args.eval_max_answer_length
     longest = max((len(group.answer_ids) for group in groups), default=0)
     return min(args.max_answer_length, max(SHORTEST, 2 * longest))
 
@@ -66,7 +67,7 @@ class Outcome:
     likely trace, ``answer_no_think`` and ``answer_no_think_greedy`` no trace. ``answer_logps``
     (k, T) is l, the log-probability of each reference token after each of these traces,
     ``baseline_logps`` (T) is b, that after none, in nats; ``answer_tokens`` (T) are the same tokens
-    as text.
+    as text. ``cut`` (k) and ``cut_no_think`` say which sampled answers ran into the limit.
     """
 
     row_id: int
@@ -82,6 +83,8 @@ class Outcome:
     answer_logps: tuple[tuple[float, ...], ...]
     baseline_logps: tuple[float, ...]
     answer_tokens: tuple[str, ...]
+    cut: tuple[bool, ...]
+    cut_no_think: bool
 
     @property
     def logps(self) -> tuple[float, ...]:
@@ -163,21 +166,23 @@ class HeldOut:
                     traces=tuple(self.template.text(ids) for ids in traces[i].ids),
                     trace_lengths=traces[i].lengths,
                     closed=traces[i].closed,
-                    answers=after[i],
-                    answer_greedy=after_greedy[i][0],
-                    answer_no_think=none[i][0],
-                    answer_no_think_greedy=none_greedy[i][0],
+                    answers=tuple(map(self._text, after[i])),
+                    answer_greedy=self._text(after_greedy[i][0]),
+                    answer_no_think=self._text(none[i][0]),
+                    answer_no_think_greedy=self._text(none_greedy[i][0]),
                     answer_logps=tuple(map(tuple, scores.answer.tolist())),
                     baseline_logps=tuple(scores.baseline.tolist()),
                     answer_tokens=self.template.token_texts(groups[i].answer_ids),
+                    cut=tuple(sample.stopped == "limit" for sample in after[i]),
+                    cut_no_think=none[i][0].stopped == "limit",
                 )
             )
         return outcomes
 
     def _answers(
         self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, draw: int
-    ) -> list[tuple[str, ...]]:
-        """An answer after each trace, as text. ``draw`` keeps its random numbers apart."""
+    ) -> list[tuple[Sample, ...]]:
+        """An answer after each trace. ``draw`` keeps its random numbers apart."""
         columns = []
         for k in range(len(traces[0].ids)):
             prompts = [
@@ -186,9 +191,11 @@ class HeldOut:
             ]
             # the answers to a question's k traces differ in the step of the random key
             key = NoiseKey(self.args.seed, 1 + 8 * k + draw, EVALUATION)
-            samples = self._sample(groups, prompts, temperature, key)
-            columns.append([self.template.text(sample.ids).strip() for sample in samples])
+            columns.append(self._sample(groups, prompts, temperature, key))
         return list(zip(*columns, strict=True))
+
+    def _text(self, sample: Sample) -> str:
+        return self.template.text(sample.ids).strip()
 
     def _sample(
         self,
@@ -268,6 +275,8 @@ def scores(o: Outcome, correct: Correctness = accuracy) -> dict[str, float]:
         "uplift": sum(o.logps) / k - o.logp_no_think,
         "trace_length": sum(o.trace_lengths) / k,
         "closed": sum(o.closed) / k,
+        "cut": sum(o.cut) / k,
+        "cut_no_think": float(o.cut_no_think),
     }
     if k > 1:
         found["accuracy_maj"] = correct(majority(o.answers), o.reference)
@@ -309,5 +318,7 @@ def metric_names(references: Iterable[str], samples: int) -> set[str]:
         answer_logps=((0.0,),) * samples,
         baseline_logps=(0.0,),
         answer_tokens=("",),
+        cut=(False,) * samples,
+        cut_no_think=False,
     )
     return set(summarise([made]))

@@ -13,6 +13,8 @@ from native_reasoning.runs import LATE, Run, numbers
 FEW = 30
 #: Under this share of right answers, with and without thinking, accuracy measures nothing.
 LEAST_ACCURACY = 0.02
+#: Difference of the shares of answers that were cut, with and without thinking, that is told.
+CUT_APART = 0.1
 #: Nats per token by which answers without thinking may get less likely before it is said.
 WORSE = 0.05
 HEADLINES = {
@@ -90,6 +92,7 @@ def verdict(run: Run) -> Verdict:
     notes = [
         *again,
         *_accuracy(run, last, asked),
+        *_cut(last),
         *_other(state, unit, last),
         *_change(run, unit),
         *_about(run),
@@ -156,6 +159,18 @@ def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
             f"{_percent(first['eval_accuracy_no_think'])}."
         )
     return [told]
+
+
+def _cut(last: pd.Series) -> list[str]:
+    """Whether answers without thinking were cut more often, so that thinking only seems better."""
+    cut, plain = (float(last.get(f"eval_{name}", 0.0)) for name in ("cut", "cut_no_think"))
+    if abs(plain - cut) < CUT_APART:
+        return []
+    length = int(last.get("eval_max_answer_length", 0))
+    return [
+        f"Answers were cut at {length} tokens: {_percent(plain)} of those without thinking, "
+        f"{_percent(cut)} of those after it. A larger --eval-max-answer-length compares fairly."
+    ]
 
 
 def _other(state: str, unit: str, last: pd.Series) -> list[str]:
@@ -227,13 +242,11 @@ def _baseline(run: Run) -> list[str]:
 
 def _kinds(run: Run) -> list[str]:
     """Whether the reward of the last steps is one kind of token's."""
-    late = {
-        name: float(run.column(name).iloc[-LATE:].mean())
-        for name in run.metrics.columns
-        if "_share_" in str(name) and not run.column(name).empty
-    }
-    steps = min(LATE, len(run.column("spread_share_end")))
-    return [f"Over the last {steps} steps {sentence}." for sentence in one_kind(late)]
+    names = [str(name) for name in run.metrics.columns if "_share_" in str(name)]
+    late = {name: run.column(name).iloc[-LATE:] for name in names if len(run.column(name))}
+    told = one_kind({name: float(values.mean()) for name, values in late.items()})
+    steps = max(map(len, late.values()), default=0)
+    return [f"Over the last {steps} steps {sentence}." for sentence in told.values()]
 
 
 def _guard(run: Run) -> list[str]:

@@ -80,7 +80,7 @@ class ThinkingLM(_HFLM):
                 template.stop_trace,
                 template.vocabulary,
                 batch_size=batch_size,
-                **capabilities_of(model, template).sampling,
+                **capabilities_of(model, template, layouts=()).sampling,
             )
 
     # -- lm-eval's requests ------------------------------------------------------------------------
