@@ -10,15 +10,18 @@ SEED ?= 0
 # the runs of several processes are not beside each other.
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test bare coverage check lint types docs links release audit deepspeed-check verl-check
+.PHONY: demo test bare quantised coverage check lint types docs links release audit deepspeed-check verl-check
 .PHONY: vllm-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
 
-test: .venv/test .qlora/ready bare  ## every test
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py
+test: .venv/test .qlora/ready  ## every test
+	$(MAKE) --no-print-directory --jobs 2 bare quantised  # one process each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BY_FILE)
+
+quantised: .venv/test .qlora/ready  ## the tests of weights in 4 bits
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py
 
 bare:  ## the mistakes of a newcomer, in an environment with the runtime dependencies alone
 	PYTHON=$(PYTHON) .ci/try . mistakes
