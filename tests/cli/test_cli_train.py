@@ -60,7 +60,7 @@ def test_the_last_evaluation_is_made_once(model, data, held_out, tmp_path, nrt):
         code, text, err = nrt("train", "--out", out, *flags, "--json")
         assert code == 0, err
         evaluated = [row["step"] for row in read_metrics(out) if "eval_uplift" in row]
-        assert err.count("evaluating 2 questions, answers up to 24 tokens") == err.count(" at step")
+        assert err.count("evaluating 2 questions, answers up to 16 tokens") == err.count(" at step")
         return json.loads(text)["after"], evaluated
 
     command = ["--model", model, "--data", data, "--eval-data", held_out, *SMALL]

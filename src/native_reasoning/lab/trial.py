@@ -65,6 +65,7 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
     began, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         args = NRTConfig(output_dir=folder + "/run", **_settings(run))
+        args.eval_max_answer_length = args.max_answer_length  # as in all lines so far
         objective = watched(args.resolved_objective(), families[0].hard, run.control)
         trainer = NRTTrainer(
             model=str(base_folder(out, base_of(run))),
@@ -115,10 +116,12 @@ def fingerprint(run: Run, out: Path, held_out: int) -> str:
 
 
 def _resolved(run: Run) -> dict[str, Any]:
-    """All settings; those of an adapter, or of vLLM, only where there is one, so that lines written
-    before there were any still count."""
+    """All settings but the length of evaluated answers, which is ``max_answer_length`` here; those
+    of an adapter, or of vLLM, only where there is one, so that lines written before there were any
+    still count."""
     config = NRTConfig(output_dir="run", **_settings(run))
-    off = () if config.use_peft else ("use_peft", *OF_ADAPTERS)
+    off = ("eval_max_answer_length",)
+    off += () if config.use_peft else ("use_peft", *OF_ADAPTERS)
     off += () if config.use_vllm else ("use_vllm", *OF_VLLM)
     return {name: value for name, value in config.resolved().items() if name not in off}
 
