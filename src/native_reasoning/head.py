@@ -8,7 +8,7 @@ again. With n positions that is up to a quarter more work in the head than keepi
 for 16,000 positions of a 150,000-token vocabulary would be 10 GB, three times over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, zip_longest
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from native_reasoning.adapters import linear_parts
-from native_reasoning.inputs import tried
+from native_reasoning.inputs import inference
 
 #: Bytes of logits that exist at a time, by kind of device: on a CPU what its caches hold.
 PIECE = {"cpu": 2**22, "other": 2**29}
@@ -99,7 +99,7 @@ def direct_head(model: PreTrainedModel) -> bool:
             hook.remove()
         return _near(logits, again)
 
-    return tried(model, trial)
+    return _tried(model, trial)
 
 
 def takes_embeddings(model: PreTrainedModel) -> bool:
@@ -120,7 +120,27 @@ def takes_embeddings(model: PreTrainedModel) -> bool:
             hook.remove()
         return _near(whole, again)
 
-    return tried(model, trial)
+    return _tried(model, trial)
+
+
+def _tried(model: nn.Module, trial: Callable[[], bool]) -> bool:
+    """What ``trial`` says of the model in eval mode; False where its code refuses. Out of memory is
+    no refusal."""
+    refusals = (
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    )
+    with inference(model):
+        try:
+            return trial()
+        except torch.OutOfMemoryError:
+            raise
+        except refusals:
+            return False
 
 
 def _near(one: Tensor, other: Tensor) -> bool:

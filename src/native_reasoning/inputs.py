@@ -1,6 +1,6 @@
 """What every forward of ours needs: padding, positions, and a mode of the model."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -22,26 +22,6 @@ def in_mode(model: nn.Module, *, training: bool) -> Generator[None]:
 def inference(model: nn.Module) -> AbstractContextManager[None]:
     """Eval mode and no gradients: in train mode, activation checkpointing would drop the cache."""
     return in_mode(model, training=False)
-
-
-def tried(model: nn.Module, trial: Callable[[], bool]) -> bool:
-    """What ``trial`` says of the model in eval mode; False where its code refuses. Out of memory is
-    no refusal."""
-    refusals = (
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    )
-    with inference(model):
-        try:
-            return trial()
-        except torch.OutOfMemoryError:
-            raise
-        except refusals:
-            return False
 
 
 def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
