@@ -33,7 +33,7 @@ from native_reasoning.template import Template
 from native_reasoning.types import Example, PromptGroup, Traces
 
 #: How far the log-probability of a token may be off in a trial, in nats: the mean over all tokens.
-#: Measured on 130 kinds, float32 rounds by up to 2e-5, and what is wrong is off by 2e-3 or more.
+#: Measured on 130 kinds, float32 rounds by up to 2e-5, and what is wrong is off by 1e-3 or more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4}
 #: The same where products are rounded to fewer bits, as bfloat16's. A shallow model is off by up to
 #: 0.06. A deep one is off by more, but by less than ``GROWTH`` times what changes when its
