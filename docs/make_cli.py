@@ -1,20 +1,11 @@
-"""Writes docs/cli.md from the verbs and flags of ``nrt``: ``python docs/make_cli.py``.
-
-A test compares the page with what this would write.
-"""
+"""The verbs and flags of ``nrt`` for docs/cli.md, where the site is built (conf.py)."""
 
 from dataclasses import fields
-from pathlib import Path
 
 from native_reasoning.cli.headings import OPTION_GROUPS
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
 from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
 
-FILE = Path(__file__).parent / "cli.md"
-NOTE = "<!-- written by docs/make_cli.py -->"
-INTRODUCTION = """`nrt VERB --help` prints the same. stdout is the result, stderr the progress;
-`--json` puts one object on the last line of stdout. Underscores may stand for hyphens, and
-`--key=value` for `--key value`."""
 EXAMPLES = "<!-- not run: examples of the help, with models of the hub -->"
 EXIT_CODES = """| exit code | |
 | --- | --- |
@@ -91,11 +82,11 @@ PRESET_DETAILS = OPTION_GROUPS["objective, in detail"]
 
 
 def page() -> str:
-    """The whole page."""
+    """All of it, in Markdown."""
     verbs = table(
         ["verb", "what"], [[f"[`{v.name}`](#{verb_anchor(v)})", v.summary] for v in VERBS.values()]
     )
-    parts = [NOTE, "# Commands", INTRODUCTION, verbs, EXIT_CODES]
+    parts = [verbs, EXIT_CODES]
     parts += [verb_text(verb) for verb in VERBS.values()]
     parts += ["## Settings", SETTINGS]
     for title, names in OPTION_GROUPS.items():
@@ -114,7 +105,3 @@ def page() -> str:
 def verb_anchor(verb: Verb) -> str:
     """The anchor of a verb's heading."""
     return anchor(f"nrt {verb.name}" + (f" {verb.positional[0]}" if verb.positional else ""))
-
-
-if __name__ == "__main__":
-    FILE.write_text(page(), encoding="utf-8")

@@ -9,8 +9,8 @@ import torch
 
 import tiny
 from native_reasoning.losses import LossTerms
-from native_reasoning.meter import Meter, means, trace_rows
 from native_reasoning.names import one_kind
+from native_reasoning.runlog import Meter, means, trace_rows
 from native_reasoning.template import make_template
 from native_reasoning.types import Example, PromptGroup, Scores, Signal, Traces
 

@@ -11,7 +11,6 @@ from transformers.trainer_callback import DefaultFlowCallback
 from native_reasoning import progress
 from native_reasoning.clock import Clock
 from native_reasoning.progress import (
-    Course,
     Pace,
     ProgressCallback,
     evaluations_left,
@@ -65,13 +64,14 @@ def _run(stream: io.StringIO, main: bool = True) -> str:
 
 def test_one_plain_line_per_logged_step():
     lines = _run(io.StringIO()).splitlines()
-    told = "reward 0.31 (base 0.22)  uplift +0.050  length 31  closed 80 %  "
+    told = "reward 0.31  reward baseline 0.22  uplift +0.050  "
+    told += "trace length 31.2  closed 80.0 %  "
     assert lines[0].startswith(f"step 1/2  {told}")
     assert lines[1].startswith(f"step 2/2  {told}")
-    assert " tokens/s  elapsed 0:00  left 0:00" in lines[0]
+    assert " tokens/s  elapsed 0:00:00  left 0:00:00" in lines[0]
     assert lines[2:] == [
         "evaluating 20 questions, answers up to 16 tokens",
-        "evaluation at step 2: accuracy 25.0 % with thinking, 20.0 % without; uplift +0.051",
+        "evaluation at step 2: accuracy 25.0 %, accuracy without thinking 20.0 %, uplift +0.051",
     ]
 
 
@@ -80,8 +80,8 @@ def test_a_live_line_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     text = _run(Terminal())
     assert "step 2/2  ━━━━━━━━━━  ended " in text
-    assert "reward 0.31  uplift +0.050  ▁▁  length 31  loss 1.23" in text
-    assert "tokens/s  0:00 left 0:00" in text
+    assert "reward 0.31  uplift +0.050  ▁▁  trace length 31.2  loss 1.23" in text
+    assert "tokens/s  0:00:00 left 0:00:00" in text
     assert "evaluating 20 questions, answers up to 16 tokens" in text
     assert "evaluation at step 2" in text
 
@@ -188,18 +188,10 @@ def test_sparklines(values, drawn):
 
 
 def test_the_course_is_that_of_the_whole_run():
-    course = Course(most=4)
-    for value in (1.0, 3.0, 5.0, float("nan"), 7.0):
-        course.add(value)
-    assert course.means() == [1, 3, 5, 7]
-    course.add(9.0)
-    assert course.means() == [2, 6, 9]  # two steps each from now on
-    for value in (11.0, 13.0, 15.0, 17.0):
-        course.add(value)
-    assert course.means() == [4, 12, 17]
-    for value in range(1000):
-        course.add(float(value))
-    assert len(course.means()) <= 4
+    """Means over equally many steps; what is no number is left out."""
+    assert sparkline([1.0, 3.0, 5.0, float("nan"), 7.0], 2) == "▁█"
+    assert sparkline([0.0, 0.0, 2.0, 4.0, 7.0, 7.0], 3) == sparkline([0.0, 3.0, 7.0]) == "▁▄█"
+    assert len(sparkline([float(value) for value in range(1000)])) == 12
 
 
 def test_a_narrow_terminal_loses_the_loss_first_and_the_rate_last():
@@ -208,8 +200,8 @@ def test_a_narrow_terminal_loses_the_loss_first_and_the_rate_last():
     whole = "  ".join(text for _, text in parts)
     assert fitted(parts, len(whole)) == whole
     assert fitted(parts, len(whole) - 1) == whole.replace("  loss 1.23", "")
-    at_80 = "step 3/12  reward 0.31  uplift +0.050  length 31  25 tokens/s  3:12 left 8:40"
-    assert fitted(parts, 80) == at_80
+    at_88 = "step 3/12  reward 0.31  uplift +0.050  trace length 31.2  25 tokens/s  3:12 left 8:40"
+    assert fitted(parts, 88) == at_88
     assert fitted(parts, 40) == "step 3/12  25 tokens/s  3:12 left 8:40"
     assert fitted(parts, 10) == "step 3/12  3:12 left 8:40"
 

@@ -17,7 +17,7 @@ from native_reasoning.bases import NAME, OURS, Base, is_name, is_ours
 from native_reasoning.boundary import Boundary
 from native_reasoning.disk import write_atomically
 from native_reasoning.errors import printable
-from native_reasoning.names import STATES
+from native_reasoning.names import STATES, evaluation_rows
 from native_reasoning.presets import Preset
 
 _EXAMPLE = """\
@@ -27,11 +27,6 @@ generator = pipeline("text-generation", model="PATH")
 turns = [{"role": "user", "content": "..."}]
 message = generator(turns, max_new_tokens=2048)[0]["generated_text"][-1]
 print(message.get("reasoning_content"), message["content"], sep="\\n---\\n")"""
-_MEASURES = (
-    ("accuracy", "accuracy", 100, " %"),
-    ("accuracy_greedy", "accuracy, greedy", 100, " %"),
-    ("answer_logp", "log-probability of the reference (nats per token)", 1, ""),
-)
 
 
 @dataclass(frozen=True)
@@ -190,36 +185,15 @@ def _evaluation(facts: Facts) -> str:
     found = facts.evaluation
     if found is None:
         return "None was made."
-    rows = [
-        (label, _interval(found, name, scale, unit), _interval(found, f"{name}_off", scale, unit))
-        for name, label, scale, unit in _MEASURES
-    ]
-    rows.append(("trace (tokens)", _interval(found, "trace_length"), "0"))
     return "\n\n".join(
         [
             f"{found.get('questions', '?')} held-out questions at step {facts.evaluated_at}, with "
             "95 % intervals over questions. An answer is right if it is the reference, "
             "or ends with its number where it is one. Traces and answers were sampled as in "
             "training, or taken greedily.",
-            _table(("", "thinking", "not thinking"), rows),
+            _table(("", ""), evaluation_rows(found)),
         ]
     )
-
-
-_OFF = {
-    "accuracy_off": "accuracy_no_think",
-    "accuracy_greedy_off": "accuracy_no_think_greedy",
-    "answer_logp_off": "answer_logp_no_think",
-}
-
-
-def _interval(found: Mapping[str, Any], name: str, scale: float = 1, unit: str = "") -> str:
-    name = _OFF.get(name, name)
-    values = [found.get(key) for key in (name, f"{name}_low", f"{name}_high")]
-    if any(value is None for value in values):
-        return "–"
-    mean, low, high = (f"{scale * float(value):.4g}" for value in values)  # type: ignore[arg-type]
-    return f"{mean}{unit} ({low} to {high}{unit})"
 
 
 def _limits(facts: Facts) -> str:

@@ -18,6 +18,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from native_reasoning.errors import printable
+from native_reasoning.names import uplift
 from native_reasoning.runlog import RunLog
 from native_reasoning.tables import TraceRow
 
@@ -119,7 +120,8 @@ def table(groups: Sequence[Sequence[TraceRow]]) -> list[list[Any]]:
 
 
 def _cells(row: TraceRow) -> list[Any]:
-    gains = [a - b for a, b in zip(row.answer_logps, row.baseline_logps, strict=True)]
+    pairs = zip(row.answer_logps, row.baseline_logps, strict=True)
+    gains = [uplift(after, without) for after, without in pairs]
     return [
         row.step,
         cell_text(row.prompt),

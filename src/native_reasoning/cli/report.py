@@ -15,7 +15,7 @@ def run(parsed: Parsed) -> int:
     _check(parsed)
     paths = run_folders(parsed.positionals)
     if parsed.own["watch"]:
-        from native_reasoning.report.serve import serve
+        from native_reasoning.report.watch import serve
 
         serve(paths, number(parsed.own, "port") or 0, _serving)
         return 0

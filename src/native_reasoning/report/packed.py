@@ -39,7 +39,7 @@ MANY_TEXT, SAMPLE = 5_000_000, 0.05
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Sorted:
     """A table of traces. ``order`` sorts it by step, row and k; ``new`` is true where, in this
     order, a group begins. ``size`` is the bytes of what each trace brings along."""
 
@@ -84,7 +84,9 @@ def compressed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
 
 
-def _packed(names: Sequence[str], rows: Sequence[Sequence[_Rows]], share: float) -> tuple[str, int]:
+def _packed(
+    names: Sequence[str], rows: Sequence[Sequence[_Sorted]], share: float
+) -> tuple[str, int]:
     """A share of the groups of all runs, compressed, and how many traces there are in it."""
     chosen = [[(one, *_chosen(one, share)) for one in tables] for tables in rows]
     sets = [[_set(*one) for one in tables if len(one[2])] for tables in chosen]
@@ -93,17 +95,17 @@ def _packed(names: Sequence[str], rows: Sequence[Sequence[_Rows]], share: float)
     return blob, sum(len(one["traces"]) for found in sets for one in found)
 
 
-def _rows(label: str, table: pa.Table) -> _Rows:
+def _rows(label: str, table: pa.Table) -> _Sorted:
     step, row, k = (table[name].to_numpy() for name in ("step", "row_id", "k"))
     order = np.lexsort((k, row, step))
     step, row = step[order], row[order]
     new = np.ones(len(order), bool)
     new[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
     size = sum(table[name].nbytes for name in ("trace", "sampled_answer", "answer_logps"))
-    return _Rows(label, table, order, new, size)
+    return _Sorted(label, table, order, new, size)
 
 
-def _chosen(rows: _Rows, share: float) -> tuple[pa.Table, np.ndarray]:
+def _chosen(rows: _Sorted, share: float) -> tuple[pa.Table, np.ndarray]:
     """The rows of a share of the groups, sorted, and where each group starts."""
     group = np.cumsum(rows.new) - 1
     count = int(rows.new.sum())
@@ -113,7 +115,7 @@ def _chosen(rows: _Rows, share: float) -> tuple[pa.Table, np.ndarray]:
     return rows.table.take(rows.order[mask]), np.flatnonzero(rows.new[mask])
 
 
-def _set(rows: _Rows, table: pa.Table, starts: np.ndarray) -> dict[str, Any]:
+def _set(rows: _Sorted, table: pa.Table, starts: np.ndarray) -> dict[str, Any]:
     once = table.select(["step", "row_id", "prompt", "answer", "answer_tokens"]).take(starts)
     counts = np.diff([*starts, table.num_rows]).tolist()
     questions: dict[tuple[Any, ...], int] = {}
