@@ -55,7 +55,6 @@ class ProgressCallback(TrainerCallback):
         self._course: list[float] = []  # every uplift so far
         self._numbers: list[tuple[int, str]] = []
         self._doing = ""
-        self._evaluations = 0  # that are still to come
         self._shown = self._counted = 0.0
 
     def on_train_begin(
@@ -74,7 +73,6 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         self.pace.step_ended(time.perf_counter())
         self._step = state.global_step
-        self._evaluations = evaluations_left(args, state, self._step)
 
     def on_prediction_step(
         self,
@@ -96,12 +94,11 @@ class ProgressCallback(TrainerCallback):
                 self.close()
             return
         if not self._doing:
-            self.pace.evaluation_began(now)
+            self.pace.asked = now
             self._print(
                 f"evaluating {questions} questions, answers up to {max_answer_length} tokens"
             )
             self._counted = now
-            self._evaluations = evaluations_left(args, state, self._step + 1)
             self._open()
         elif self._live is None and now - self._counted >= _QUIET:
             self._print(f"evaluated {answered} of {questions} questions")
@@ -182,7 +179,7 @@ class ProgressCallback(TrainerCallback):
 
     def _times(self) -> tuple[str, str]:
         now = time.perf_counter()
-        left = self.pace.left(now, self._steps - self._step, self._evaluations)
+        left = self.pace.left(now, self._steps - self._step)
         began = self.pace.began if self._steps else self.pace.asked or now
         return clock_text(now - began), "-:--" if left is None else clock_text(left)
 
@@ -202,57 +199,34 @@ class ProgressCallback(TrainerCallback):
 
 
 class Pace:
-    """How fast this process goes, by its last steps; evaluations are counted apart. Times are
-    seconds of one clock: ``began`` is its first, ``asked`` the beginning of an evaluation that
-    runs."""
+    """How fast this process goes, by its last steps; evaluations are left out. Times are seconds of
+    one clock: ``began`` is its first, ``asked`` the beginning of an evaluation that runs."""
 
     def __init__(self, began: float) -> None:
         self.began = self._since = began
         self._steps: deque[float] = deque(maxlen=_RECENT)
         self.asked: float | None = None
-        self._evaluation = 0.0
 
     def step_ended(self, now: float) -> None:
         """A step, and what was written since the one before."""
         self._steps.append(now - self._since)
         self._since = now
 
-    def evaluation_began(self, now: float) -> None:
-        """No step's time until it ends."""
-        self.asked = now
-
     def evaluation_ended(self, now: float) -> None:
-        """The next one is expected to take as long."""
-        if self.asked is not None:
-            self._evaluation = now - self.asked
-            self._since += self._evaluation
-            self.asked = None
+        """Its time is no step's."""
+        self._since += now - (self.asked or now)
+        self.asked = None
 
     def seconds(self, steps: int = _RECENT) -> float | None:
         """Mean of the last steps, None before the first."""
         last = list(self._steps)[-max(steps, 1) :]
         return sum(last) / len(last) if last else None
 
-    def left(self, now: float, steps: int, evaluations: int) -> float | None:
-        """Seconds until these many steps and evaluations are over, beside the evaluation that goes
-        on; None before the first step."""
+    def left(self, now: float, steps: int) -> float | None:
+        """Seconds until these many steps are over; None before the first step."""
         each = self.seconds()
-        if each is None:
-            return None
-        asked = self.asked or now  # a step stands still meanwhile; another thread may reset it
-        training = max(0.0, steps * each - min(asked - self._since, each))
-        running = max(0.0, self._evaluation - (now - asked)) if asked < now else 0.0
-        return training + running + evaluations * self._evaluation
-
-
-def evaluations_left(args: Any, state: TrainerState, first: int) -> int:
-    """Evaluations from after step ``first`` on, the one at the end included."""
-    every = last = state.max_steps
-    if args.eval_strategy == "steps":
-        every = state.eval_steps
-    elif args.eval_strategy == "epoch" and state.epoch:
-        every = max(1, round(state.global_step / state.epoch))
-    return 0 if first > last else math.ceil(last / every) - math.ceil(max(first, 1) / every) + 1
+        gone = (self.asked or now) - self._since  # a step stands still during an evaluation
+        return None if each is None else max(0.0, steps * each - min(gone, each))
 
 
 def clock_text(seconds: float) -> str:

@@ -33,9 +33,7 @@ import pyarrow as pa
 from native_reasoning.runs import Run, run_names
 
 #: Traces, and bytes of their text and numbers, above which groups are left out at once.
-MOST_TRACES, MOST_TEXT = 100_000, 200_000_000
-#: From so many bytes on, a thin sample says first what share of the groups may fit.
-MANY_TEXT, SAMPLE = 5_000_000, 0.05
+MOST_TRACES, MOST_TEXT = 100_000, 100_000_000
 
 
 @dataclass(frozen=True)
@@ -57,25 +55,12 @@ def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
     there = sum(run.traces.num_rows + run.held_out.num_rows for run in runs)
     rows = [[_rows("training", run.traces), _rows("held-out", run.held_out)] for run in runs]
     size = sum(one.size for tables in rows for one in tables)
-    most = min(1.0, MOST_TRACES / max(there, 1), MOST_TEXT / max(size, 1))
-    names, share = run_names(runs), most
-    if most * size > MANY_TEXT:
-        share = min(most, SAMPLE * 0.95 * limit / len(_packed(names, rows, SAMPLE)[0]))
-    fits = None
+    share = min(1.0, MOST_TRACES / max(there, 1), MOST_TEXT / max(size, 1))
     while True:
-        blob, kept = _packed(names, rows, share)
-        if len(blob) > limit and kept:
-            if fits:
-                return *fits, there
-            share *= 0.95 * limit / len(blob)
-            continue
-        whole = len(blob) * most / share if share else 0  # bytes of all that may be shown, about
-        if not kept or fits or share == most:
+        blob, kept = _packed(run_names(runs), rows, share)
+        if len(blob) <= limit or not kept:
             return blob, kept, there
-        if 1.1 * limit < whole and 0.85 * limit < len(blob):
-            return blob, kept, there
-        fits = blob, kept
-        share = most if whole < 1.1 * limit else 0.95 * limit / len(blob) * share
+        share *= 0.95 * max(limit, 0) / len(blob)
 
 
 def compressed(value: Any) -> str:
@@ -157,16 +142,9 @@ def _column(table: pa.Table, name: str) -> list[Any]:
 
 def _thousandths(lists: pa.ChunkedArray) -> list[list[int | None]]:
     """Nats as whole thousandths; None for what is not finite."""
-    nothing = [np.empty(0)]
-    values = np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks] or nothing)
-    values = values.astype(float)
-    known = np.isfinite(values)
-    flat: list[int | None] = np.rint(1000 * np.where(known, values, 0)).astype(int).tolist()
-    for place in np.flatnonzero(~known):
-        flat[place] = None
-    counts = [chunk.value_lengths().to_numpy() for chunk in lists.chunks] or nothing
-    ends = np.cumsum(np.concatenate(counts)).astype(int).tolist()
-    return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [
+        [round(1000 * x) if math.isfinite(x) else None for x in row] for row in lists.to_pylist()
+    ]
 
 
 def _short(value: float | None) -> float | None:
