@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from native_reasoning.cli.headings import OPTION_GROUPS
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 
 EXAMPLES = "<!-- not run: examples of the help, with models of the hub -->"
 EXIT_CODES = """| exit code | |

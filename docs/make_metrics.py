@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from native_reasoning.names import ASKED, EXCHANGE, MEASURED, STEP, TIMES, Metric
+from native_reasoning.records.metrics import ASKED, EXCHANGE, MEASURED, STEP, TIMES, Metric
 
 PARTS = {
     "Every step": STEP,

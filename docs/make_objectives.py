@@ -2,8 +2,8 @@
 each method with all of its forms."""
 
 from native_reasoning.cli.presets import COLUMNS, command, setting_rows, table_row
-from native_reasoning.methods import METHODS, differences
-from native_reasoning.presets import PRESETS, Preset
+from native_reasoning.config.methods import METHODS, differences
+from native_reasoning.config.papers import PRESETS, Preset
 
 NOT_RUN = "<!-- not run: a model of your choice, at the authors' sizes -->"
 FORMS = {

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from native_reasoning import progress
-from native_reasoning.clock import Clock
-from native_reasoning.progress import (
+from native_reasoning.records import progress
+from native_reasoning.records.clock import Clock
+from native_reasoning.records.progress import (
     Pace,
     ProgressCallback,
     fitted,
@@ -17,7 +17,7 @@ from native_reasoning.progress import (
     sparkline,
     trace_line,
 )
-from native_reasoning.tables import TraceRow
+from native_reasoning.records.tables import TraceRow
 
 LOGS = {
     "loss": 1.234,

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from native_reasoning.records import RunFolder, read_metrics
+from native_reasoning.records.folder import RunFolder, read_metrics
 from native_reasoning.report import write_report
 from native_reasoning.report.watch import server
 from report_runs import HOSTILE, evaluation, held_out_row, made_run, trace_row

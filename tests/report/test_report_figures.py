@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import pytest
 
 from native_reasoning import load_run
-from native_reasoning.errors import ConfigError
-from native_reasoning.names import STATES
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.records.metrics import STATES
 from native_reasoning.report import FIGURES, figure
 from native_reasoning.report.figures import COLOURS, CURVES, MOST_POINTS, colour, metric_of, thinned
 from report_runs import evaluation, made_run, trace_row

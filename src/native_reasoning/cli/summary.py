@@ -6,8 +6,8 @@ from typing import Any
 from native_reasoning.cli.doctor import rendered
 from native_reasoning.cli.needs import memory_text, training_memory
 from native_reasoning.cli.output import indented, show, show_table
-from native_reasoning.names import METRICS, evaluation_rows
-from native_reasoning.records import read_metrics
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.records.metrics import METRICS, evaluation_rows
 
 #: Of the first and the last steps, for people.
 _TRAINED = ("reward", "reward_baseline", "uplift", "trace_length", "closed")

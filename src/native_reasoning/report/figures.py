@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from native_reasoning.errors import ConfigError, did_you_mean
-from native_reasoning.names import COLLAPSE, METRICS, STAGES, STATES, Metric
+from native_reasoning.config.errors import ConfigError, did_you_mean
+from native_reasoning.records.metrics import COLLAPSE, METRICS, STAGES, STATES, Metric
 from native_reasoning.report.gains import TENTHS, by_place
-from native_reasoning.runs import Run, run_names
+from native_reasoning.report.runs import Run, run_names
 
 
 @dataclass(frozen=True)

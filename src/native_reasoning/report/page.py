@@ -23,8 +23,8 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from native_reasoning import __version__
-from native_reasoning.errors import printable
-from native_reasoning.records import QUARANTINE
+from native_reasoning.config.errors import printable
+from native_reasoning.records.folder import QUARANTINE
 from native_reasoning.report.figures import (
     CURVES,
     FIGURES,
@@ -35,9 +35,9 @@ from native_reasoning.report.figures import (
 )
 from native_reasoning.report.gains import by_difficulty, by_token
 from native_reasoning.report.packed import compressed, packed
+from native_reasoning.report.runs import NO_TRACES, Run, run_names
 from native_reasoning.report.verdict import answers_alone, nought, verdict
 from native_reasoning.report.wording import changed_words
-from native_reasoning.runs import NO_TRACES, Run, run_names
 
 GENERATOR = "native-reasoning"
 #: By this a page is known again, near its beginning (page.html).

@@ -8,10 +8,10 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from native_reasoning.errors import ConfigError, NativeReasoningError
-from native_reasoning.records import EVALUATIONS, TRACES
+from native_reasoning.config.errors import ConfigError, NativeReasoningError
+from native_reasoning.records.folder import EVALUATIONS, TRACES
 from native_reasoning.report.page import build
-from native_reasoning.runs import load_run
+from native_reasoning.report.runs import load_run
 
 HOST = "127.0.0.1"
 #: A page is made anew at the earliest after this many times as long as the last took to make.
