@@ -10,7 +10,7 @@ trace::
 
 ``gather`` reads l, b and log π(z) off the rows as ``Scores``, ``credit`` asks an ``Objective`` what
 they are worth and lays A and w out as one weight per token, and ``spliced_loss`` is the loss of
-these weights. The mathematics is that of objective.py and losses.py.
+these weights. The mathematics is that of credit.py and losses.py.
 
 The decision to end the turn in place of closing the trace was sampled too, but the tag stands where
 it stood: in rows like these it has no log-probability, and gets no policy gradient.
@@ -22,11 +22,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from native_reasoning.losses import RATIOS, token_shares
-from native_reasoning.objective import Objective
-from native_reasoning.settings import ObjectiveSettings
-from native_reasoning.template import Template
-from native_reasoning.types import Judgement, PromptGroup, Scores, Signal, Traces
+from native_reasoning.config.settings import ObjectiveSettings
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.template import Template
+from native_reasoning.objective.credit import Objective
+from native_reasoning.objective.losses import RATIOS, token_shares
+from native_reasoning.objective.types import Judgement, Scores, Signal
 
 # -- One row ---------------------------------------------------------------------------------------
 
