@@ -16,10 +16,10 @@ from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config
 from native_reasoning.config.settings import SETTINGS
 from native_reasoning.records.folder import read_metrics, read_timings
-from native_reasoning.records.metrics import BINS, MEASURED, METRICS
+from native_reasoning.records.metrics import MEASURED, METRICS
 from native_reasoning.records.runlog import Mismatch, mismatch_means
 from native_reasoning.rollout.schedule import make_schedule
-from native_reasoning.scoring.diagnostics import Finding, summary
+from native_reasoning.scoring.diagnostics import BINS, Finding, summary
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 

@@ -7,7 +7,7 @@ from typing import Any
 from native_reasoning.demo.tasks import Family, digit_strings, running_sums
 from native_reasoning.evaluation.grading import exact_match
 from native_reasoning.evaluation.held_out import Outcome
-from native_reasoning.records.metrics import uplift
+from native_reasoning.objective.types import uplift
 
 #: Accuracy, or probability of the hard tokens, from which a run counts as having learnt.
 LEARNT = 0.9

@@ -26,7 +26,8 @@ from native_reasoning.evaluation.grading import (
     token_f1,
 )
 from native_reasoning.model.forward import inference
-from native_reasoning.records.metrics import BOUNDS, MEASURED, METRICS, uplift
+from native_reasoning.objective.types import uplift
+from native_reasoning.records.metrics import BOUNDS, MEASURED, METRICS
 from native_reasoning.records.tables import HeldOutRow
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine

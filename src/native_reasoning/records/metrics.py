@@ -5,12 +5,9 @@ timings.jsonl, all others in metrics.jsonl. l is the log-probability of a refere
 trace, b the one after an empty trace, lᵒ the one after another question's trace.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 #: Where the time of a step goes (clock.py): ``<stage>_seconds`` in timings.jsonl.
 STAGES = {
@@ -23,8 +20,6 @@ STAGES = {
     "records": "Writing metrics, traces and checkpoints",
     "waiting": "Waiting for other processes",
 }
-#: Difficulty of an answer token by exp(b), its probability after no trace: upper edges.
-BINS = {"hard": 0.1, "middle": 0.5, "easy": math.inf}
 #: Kinds of answer tokens that can take a reward over: how they are called, and what to set then.
 KINDS = {
     "end": ("the end-of-turn token", "--reward-span answer leaves that token out of the reward"),
@@ -193,12 +188,6 @@ SHOWN = (
 )
 #: Nats per token below which a trace makes no difference worth the name.
 LEAST = METRICS["specificity"].low or 0.0
-
-
-def uplift(after: T, without: Any) -> T:
-    """l − b, nats: what a trace does to the log-probability of a reference token. Both are tensors,
-    arrays or numbers; (K, T) and (T,) go together."""
-    return after - without  # type: ignore[operator]
 
 
 def interval_text(values: Mapping[str, Any], metric: Metric) -> str:

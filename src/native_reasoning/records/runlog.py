@@ -15,9 +15,9 @@ from torch import Tensor
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.objective.losses import LossTerms, kl_k3
-from native_reasoning.objective.types import Scores, Signal
+from native_reasoning.objective.types import Scores, Signal, uplift
 from native_reasoning.records.folder import RunFolder
-from native_reasoning.records.metrics import KINDS, one_kind, uplift
+from native_reasoning.records.metrics import KINDS, one_kind
 from native_reasoning.records.tables import TraceRow
 from native_reasoning.scoring.diagnostics import Finding, summary
 

@@ -18,7 +18,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from native_reasoning.config.errors import printable
-from native_reasoning.records.metrics import uplift
+from native_reasoning.objective.types import uplift
 from native_reasoning.records.runlog import RunLog
 from native_reasoning.records.tables import TraceRow
 

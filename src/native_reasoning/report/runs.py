@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from native_reasoning.config.errors import RunError
 from native_reasoning.evaluation.grading import Interval, bootstrap_interval
+from native_reasoning.objective.types import uplift
 from native_reasoning.records.folder import (
     CONFIG,
     METRICS,
@@ -27,7 +28,6 @@ from native_reasoning.records.folder import (
     read_config,
     trace_files,
 )
-from native_reasoning.records.metrics import uplift
 from native_reasoning.records.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table, storable
 
 T = TypeVar("T")
