@@ -73,7 +73,7 @@ class Metric:
     @property
     def healthy(self) -> str:
         """The healthy range in words, "" where there is none."""
-        unit, factor = (" %", 100) if self.unit == "share" else ("", 1)
+        unit, factor = ("\u00a0%", 100) if self.unit == "share" else ("", 1)
         ends = (self.low, self.high)
         low, high = (None if end is None else f"{factor * end:g}{unit}" for end in ends)
         if low == high:
@@ -102,9 +102,9 @@ STEP = (
     Metric("distinct", "share", "Different traces in a group; at least 1/K."),
     Metric("flat_groups", "share", "Groups of equal rewards, from which nothing is learned."),
     Metric("reward_share_end", "share", "What the end of the turn has of the reward.", high=0.5),
+    Metric("spread_share_end", "share", "The same of the variance in a group.", high=0.5),
     Metric("reward_share_space", "share", "What white space has of the reward.", high=0.5),
-    Metric("spread_share_end", "share", "The first, of the variance in a group.", high=0.5),
-    Metric("spread_share_space", "share", "The second, of the variance in a group.", high=0.5),
+    Metric("spread_share_space", "share", "The same of the variance in a group.", high=0.5),
     Metric("sampled_correct", "share", "Right ones among the answers sampled in training."),
     Metric("sampled_complete", "share", "Answers sampled in training in the right format."),
     Metric("sampled_answer_length", "tokens", "Tokens of an answer sampled in training."),
