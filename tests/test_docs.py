@@ -209,3 +209,11 @@ def test_every_metric_is_explained(tmp_path):
     } <= seen
     known = set(re.findall(r"`(\w+)`", text)) | {"step", "non_finite"}
     assert seen - known == set()
+
+
+def test_decisions_stay_few_and_short():
+    text = (DOCS / "decisions.md").read_text("utf-8")
+    found = re.split(r"^### .*\n", re.sub(r"^## .*\n", "", text, flags=re.MULTILINE), flags=re.M)
+    assert len(found) <= 1 + 30
+    for decision in found[1:]:
+        assert len(decision.split()) <= 120, decision[:60]
