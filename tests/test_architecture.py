@@ -34,7 +34,7 @@ ROOMS = (
 PLACE = {room: place for place, room in enumerate(ROOMS)}
 #: What is not yet as it shall be.
 NAMES = 12
-CROWDED = {"data": 22, "rollout": 13, "records": 16, "cli": 23}
+CROWDED = {"data": 22, "rollout": 13, "records": 16, "cli": 18, "training": 13}
 BACKWARD = {
     ("config.checks", "objective.credit"),
     ("config.checks", "objective.rewards"),
