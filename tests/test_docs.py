@@ -1,5 +1,6 @@
 """Pages that are written from the package's tables say what the package does."""
 
+import ast
 import importlib.util
 import math
 import re
@@ -21,6 +22,7 @@ from native_reasoning.records.runlog import Mismatch, mismatch_means
 from native_reasoning.rollout.schedule import make_schedule
 from native_reasoning.scoring.diagnostics import BINS, Finding, summary
 from native_reasoning.training.trainer import NRTTrainer
+from test_architecture import ROOMS
 from tiny import QA, byte_tokenizer, tiny_model
 
 #: Prompts per optimiser step and updates per rollout of the authors' runs, of one device.
@@ -207,3 +209,22 @@ def test_every_number_that_a_run_writes_is_in_the_table_and_nothing_else(tmp_pat
     intervals = {f"{metric.name}{end}" for metric in MEASURED for end in ("_low", "_high")}
     assert intervals <= seen
     assert seen - intervals == {*METRICS}
+
+
+def test_decisions_stay_few_and_short():
+    text = (DOCS / "decisions.md").read_text("utf-8")
+    found = re.split(r"^### .*\n", re.sub(r"^## .*\n", "", text, flags=re.MULTILINE), flags=re.M)
+    assert len(found) <= 1 + 30
+    for decision in found[1:]:
+        assert len(decision.split()) <= 120, decision[:60]
+
+
+def test_the_map_has_the_sentence_of_each_room():
+    page = (DOCS / "map.md").read_text("utf-8")
+    source = ROOT / "src" / "native_reasoning"
+    doors = {room: ast.parse((source / room / "__init__.py").read_text("utf-8")) for room in ROOMS}
+    said = {room: ast.get_docstring(tree).splitlines()[0] for room, tree in doors.items()}
+    rows = [f"| `{room}/` | {text} |".replace("``", "`") for room, text in said.items()]
+    assert "\n".join(rows) in page
+    for path in re.findall(r"`(\w+/\w+\.py)`", page):
+        assert any((root / path).exists() for root in (source, ROOT)), path
