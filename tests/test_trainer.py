@@ -17,7 +17,7 @@ from native_reasoning.objective import Objective
 from native_reasoning.records import read_config, read_metrics, read_timings, read_traces
 from native_reasoning.trainer import NRTTrainer
 from native_reasoning.types import Signal
-from tiny import QA, byte_tokenizer, tiny_model
+from tiny import QA, byte_tokenizer, folded, tiny_model
 from watchers import Gradients
 
 
@@ -38,7 +38,7 @@ def make(
     }
     return NRTTrainer(
         model or tiny_model(),
-        NRTConfig(output_dir=str(folder), **values),
+        NRTConfig(output_dir=str(folder), **folded(values)),
         rows,
         held_out,
         byte_tokenizer(),

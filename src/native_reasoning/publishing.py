@@ -173,8 +173,8 @@ class Publishing(Evaluating):
 
     def _facts(self) -> Facts:
         evaluation, at, collapse = self._measured()
-        custom = [self.given.get("objective"), *self.given.get("reward_funcs", ())]
-        custom += [self.args.objective, *(self.args.reward_funcs or ())]
+        custom = [self.given.get("objective_func"), *self.given.get("reward_funcs", ())]
+        custom += [self.args.objective_func, *(self.args.reward_funcs or ())]
         return Facts(
             name=self.folder.resolve().name,
             base=self._base,

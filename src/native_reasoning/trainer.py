@@ -34,6 +34,7 @@ from native_reasoning.judges import Judges
 from native_reasoning.layouts import LAYOUTS
 from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
+from native_reasoning.objective import objective_of
 from native_reasoning.policy import load_policy, warmup_warning
 from native_reasoning.publishing import Publishing
 from native_reasoning.ranks import from_first_rank
@@ -92,7 +93,7 @@ class NRTTrainer(Publishing):
     ) -> None:
         theirs = check_call(model, args, eval_dataset, others)
         assert model is not None and args is not None
-        self.settings = args.resolved_objective()
+        self.settings = objective_of(args.resolved_objective())
         made = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
         self.given = given_names(objective, reward_funcs, peft_config, made)
         objective, rewards = find_custom(args, objective, reward_funcs)
@@ -107,9 +108,7 @@ class NRTTrainer(Publishing):
         if warmup and args.process_index == 0:
             warn(f"warning: {warmup}")
         install_scoring(policy.model)
-        self.finite_guard = FiniteGuard(
-            args.max_skipped_updates, self._quarantine, scaled=args.fp16
-        )
+        self.finite_guard = FiniteGuard(self._quarantine, scaled=args.fp16)
         self.signals, self.guard = SignalCallback(), CollapseGuard(args.on_collapse)
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()

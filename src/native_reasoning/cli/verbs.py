@@ -5,15 +5,15 @@ Nothing here imports torch or transformers: help answers at once.
 
 from dataclasses import dataclass
 
-from native_reasoning.cli.headings import OPTION_GROUPS
+from native_reasoning.options import GROUPS
 
 
 @dataclass(frozen=True)
 class Flag:
     """One flag of a verb's own.
 
-    ``kind``: "value" takes one; "switch" takes none; "bool" is bare or true/false; "maybe" takes a
-    value or none.
+    ``kind``: "value" takes one; "switch" takes none; "maybe" takes one or none; "bool" is bare or
+    true/false.
     """
 
     name: str
@@ -148,7 +148,7 @@ VERBS = {
                 ),
                 _JSON,
             ),
-            tuple(OPTION_GROUPS),
+            tuple(GROUPS),
             (
                 "nrt train --model HuggingFaceTB/SmolLM2-135M --data qa.jsonl --eval-data "
                 "test.jsonl",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from native_reasoning.objective import Objective, preset_objective
+from native_reasoning.settings import ObjectiveSettings
 from native_reasoning.types import Scores, Signal
 
 #: What the oracle is: A from the probability of the hard tokens alone, nothing clipped.
@@ -46,7 +47,7 @@ class Watched(Objective):
         return [replace(signal, advantages=a) for signal, a in pairs]
 
 
-def watched(settings: Objective, hard: tuple[int, ...], control: str = "") -> Watched:
+def watched(settings: ObjectiveSettings, hard: tuple[int, ...], control: str = "") -> Watched:
     """The same settings, watched."""
     return Watched(**asdict(settings), hard=hard, control=control)
 

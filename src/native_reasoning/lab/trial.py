@@ -5,7 +5,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -20,9 +20,10 @@ from native_reasoning.lab.families import EXPERIMENTAL, kind_of
 from native_reasoning.lab.measure import POINT, measure
 from native_reasoning.lab.tasks import DIGITS, Family, make_rows
 from native_reasoning.names import COLLAPSE, STATES
-from native_reasoning.options import OF_ADAPTERS, OF_VLLM
+from native_reasoning.options import NRTOptions
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import machine
+from native_reasoning.settings import SETTINGS as OF_OBJECTIVE
 from native_reasoning.trainer import NRTTrainer
 
 #: The seed of the held-out problems, the same for every run.
@@ -116,14 +117,11 @@ def fingerprint(run: Run, out: Path, held_out: int) -> str:
 
 
 def _resolved(run: Run) -> dict[str, Any]:
-    """All settings but the length of evaluated answers, which is ``max_answer_length`` here; those
-    of an adapter, or of vLLM, only where there is one, so that lines written before there were any
-    still count."""
-    config = NRTConfig(output_dir="run", **_settings(run))
-    off = ("eval_max_answer_length",)
-    off += () if config.use_peft else ("use_peft", *OF_ADAPTERS)
-    off += () if config.use_vllm else ("use_vllm", *OF_VLLM)
-    return {name: value for name, value in config.resolved().items() if name not in off}
+    """The objective as resolved, training arguments, and of our own settings those that the lab
+    chooses: a setting that is added later changes nothing."""
+    config, chosen = NRTConfig(output_dir="run", **_settings(run)), _settings(run)
+    others = {f.name for f in fields(NRTOptions)} - chosen.keys()
+    return {name: value for name, value in config.resolved().items() if name not in others}
 
 
 @cache
@@ -187,7 +185,9 @@ def _settings(run: Run) -> dict[str, Any]:
     settings = {**SETTINGS, **(OF_THREE_SUMS if kind == "three_sums" else {})}
     settings |= {"preset": run.preset, "seed": run.seed, "max_steps": run.steps}
     settings |= {"per_device_eval_batch_size": 1_000, "eval_samples": 10_000}
-    return {**settings, **dict(run.changes)}
+    changes = dict(run.changes)
+    objective = {name: changes.pop(name) for name in list(changes) if name in OF_OBJECTIVE}
+    return {**settings, **changes, "objective": objective}
 
 
 def _training_rows(run: Run, families: Sequence[Family], prompts: int) -> list[dict[str, str]]:
