@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from native_reasoning.demo.race import trainer_of
 from native_reasoning.evaluate.held_out import summarise
-from native_reasoning.lab.demo import trainer_of
 from native_reasoning.manifest import versions
 from native_reasoning.names import COLLAPSE, STATES
 from native_reasoning.records import read_metrics, read_timings

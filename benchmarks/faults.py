@@ -93,7 +93,7 @@ def start(*arguments: Any, cwd: Path) -> subprocess.Popen:
 
 def train(work: Path, out: Path, kind: str, steps: int = STEPS) -> subprocess.Popen:
     """A new run."""
-    from native_reasoning.lab import base_path
+    from native_reasoning.demo import base_path
 
     about = ["--model", base_path(), "--data", work / "rows.jsonl", "--out", out]
     return start("train", *about, "--max-steps", steps, *COMMON, *KINDS[kind], cwd=work)
@@ -143,7 +143,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def prepare(work: Path) -> Bench:
     """Rows, and one run of each kind that nobody disturbs."""
-    from native_reasoning.lab import make_rows
+    from native_reasoning.demo import make_rows
 
     rows = make_rows("style_shift", "train", 64, seed=0)
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from native_reasoning.lab import base_path
+from native_reasoning.demo import base_path
 from native_reasoning.objective import preset_objective
 from native_reasoning.types import Scores
 

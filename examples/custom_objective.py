@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from native_reasoning import NRTConfig, NRTTrainer, Scores, Signal
-from native_reasoning.lab import base_path, make_rows
+from native_reasoning.demo import base_path, make_rows
 
 
 def hardest_token(scores: Scores) -> Signal:

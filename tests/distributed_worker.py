@@ -11,8 +11,8 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from native_reasoning.config import NRTConfig
+from native_reasoning.demo import base_path, make_rows
 from native_reasoning.gathered import whole
-from native_reasoning.lab import base_path, make_rows
 from native_reasoning.trainer import NRTTrainer
 from pretended import SamplingLLM, install
 from tiny import QA, byte_tokenizer, tiny_model

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from native_reasoning.config import NRTConfig
-from native_reasoning.lab import base_path, make_rows
+from native_reasoning.demo import base_path, make_rows
 from native_reasoning.trainer import NRTTrainer
 from tiny import folded
 

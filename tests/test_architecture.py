@@ -64,7 +64,7 @@ LINE = (
     ("trainer",),
     ("integrations",),
     ("report",),
-    ("lab",),
+    ("demo",),
     ("cli",),
 )
 PLACE = {name: place for place, names in enumerate(LINE) for name in names}

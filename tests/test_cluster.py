@@ -17,8 +17,8 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from cli_helpers import LENGTHS, SOURCE, write_rows
 from launch import TESTS, free_port
+from native_reasoning.demo import base_path, make_rows
 from native_reasoning.disk import damage
-from native_reasoning.lab import base_path, make_rows
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import checkpoints
 

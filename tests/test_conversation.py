@@ -8,9 +8,9 @@ import torch
 
 from native_reasoning.config import NRTConfig
 from native_reasoning.conversation import Conversation
+from native_reasoning.demo import base_path
 from native_reasoning.errors import DataError
 from native_reasoning.evaluate.suite.asked import load_asked
-from native_reasoning.lab import base_path
 from native_reasoning.template import make_template
 from native_reasoning.types import Example
 from tiny import byte_tokenizer, tiny_model

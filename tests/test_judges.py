@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import tiny
 from lab_run import lab_trainer
+from native_reasoning.demo import base_path
 from native_reasoning.judges import EMA, Judges
-from native_reasoning.lab import base_path
 from native_reasoning.objective import preset_objective
 from native_reasoning.scoring import Scorer, install_scoring
 from native_reasoning.template import make_template

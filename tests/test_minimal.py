@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from native_reasoning.config import NRTConfig
-from native_reasoning.lab import base_path, make_rows
+from native_reasoning.demo import base_path, make_rows
 from native_reasoning.losses import group_loss
 from native_reasoning.objective import preset_objective
 from native_reasoning.policy import load_policy

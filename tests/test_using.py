@@ -13,7 +13,7 @@ import pytest
 from transformers import pipeline
 
 from native_reasoning.config import NRTConfig
-from native_reasoning.lab import base_path
+from native_reasoning.demo import base_path
 from native_reasoning.policy import load_policy, load_tokenizer
 from native_reasoning.types import Example
 

@@ -7,6 +7,7 @@ would, one after the other in one process. Updates per rollout and whether rho c
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import torch
 
 from native_reasoning import losses
-from native_reasoning.lab.experiments import Run
-from native_reasoning.lab.trial import do
 from native_reasoning.maker import WindowMaker
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.experiments import Run
+from lab.trial import do
 
 RESULTS = Path(__file__).with_name("stale.json")
 STEPS, HELD_OUT = 96, 500

@@ -1,9 +1,9 @@
 """Every method on the demo's task: ``python benchmarks/demo/methods.py [SEED ...]`` (0 1 2).
 
-The demo's base, rows, steps, traces and learning rate (lab/demo.py) for each preset, one thread. It
-shows that each recipe runs and what it does here at one setting; it is no comparison: nothing was
-tuned for any method, and the task favours none of them fairly (docs/results.md). About 17 seconds a
-run. methods.json beside has every number.
+The demo's base, rows, steps, traces and learning rate (demo/race.py) for each preset, one thread.
+It shows that each recipe runs and what it does here at one setting; it is no comparison: nothing
+was tuned for any method, and the task favours none of them fairly (docs/results.md). About 17
+seconds a run. methods.json beside has every number.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from native_reasoning.lab.demo import _row, trainer_of
+from native_reasoning.demo.race import _row, trainer_of
 from native_reasoning.presets import PRESETS
 from native_reasoning.resume import machine
 

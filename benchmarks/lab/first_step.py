@@ -12,6 +12,7 @@ and the largest.
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -21,9 +22,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from native_reasoning import rewards
-from native_reasoning.lab.experiments import BASES
-from native_reasoning.lab.families import KINDS
-from native_reasoning.lab.tasks import (
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.experiments import BASES
+from lab.families import KINDS
+from lab.tasks import (
     CLOSE,
     END,
     OPEN,
@@ -32,7 +35,7 @@ from native_reasoning.lab.tasks import (
     make_rows,
     running_sums,
 )
-from native_reasoning.lab.trial import base_folder
+from lab.trial import base_folder
 
 HERE = Path(__file__).parent
 N, SEED = 500, 2_000_003

@@ -1,6 +1,6 @@
 """What share of a step is the objective itself: ``python benchmarks/objective/run.py``.
 
-The demo's model and settings (16 prompts x 8 traces a step, lab/demo.py), one thread, CPU time of
+The demo's model and settings (16 prompts x 8 traces a step, demo/race.py), one thread, CPU time of
 the process. *signal* is the objective, from scores to advantages and weights; *loss* the loss terms
 from these. Three runs of each preset, interleaved; the median is reported, results.json has it.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from native_reasoning import trainer as trainer_module
-from native_reasoning.lab.demo import FAMILY, QUESTIONS, _trainer
+from native_reasoning.demo.race import FAMILY, QUESTIONS, _trainer
 from native_reasoning.resume import machine
 
 PRESETS = ("nrt-ws", "verifree", "jepo", "latro", "rlpr", "nover", "dro", "rlvr")

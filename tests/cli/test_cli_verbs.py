@@ -181,14 +181,14 @@ def test_a_preset_is_explained_setting_by_setting(name, nrt):
 
 
 def test_demo_is_wired(nrt, monkeypatch):
-    module = types.ModuleType("native_reasoning.lab.demo")
+    module = types.ModuleType("native_reasoning.demo.race")
 
     def run_demo(seed, out, say):
         say("training")
         return {"seed": seed, "out": out}
 
     module.run_demo, module.render = run_demo, lambda result: f"seed {result['seed']}"
-    monkeypatch.setitem(sys.modules, "native_reasoning.lab.demo", module)
+    monkeypatch.setitem(sys.modules, "native_reasoning.demo.race", module)
     assert nrt("demo") == (0, "seed 0\n", "training\n")
     assert json.loads(nrt("demo", "--seed", "3", "--out", "x", "--json")[1]) == {
         "seed": 3,

@@ -322,7 +322,7 @@ def test_a_recipe_writes_into_the_working_folder_only(tmp_path, monkeypatch, cap
     ],
 )
 def test_values_that_only_show_when_training_begins(text, tmp_path, capsys, monkeypatch):
-    from native_reasoning.lab import base_path
+    from native_reasoning.demo import base_path
 
     monkeypatch.chdir(tmp_path)
     os.mkfifo("fifo")

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from launch import start
 from native_reasoning import ranks
+from native_reasoning.demo import base_path, make_rows
 from native_reasoning.disk import damage
 from native_reasoning.errors import DataError, RunError
-from native_reasoning.lab import base_path, make_rows
 from native_reasoning.records import QUARANTINE, read_metrics
 from native_reasoning.resume import checkpoints
 

@@ -5,10 +5,10 @@ from native_reasoning.cli.output import quiet_libraries, say, show, show_json
 
 
 def run(parsed: Parsed) -> int:
-    """Runs the demonstration of the lab and prints its table."""
+    """Runs the demo and prints its table."""
     seed = number(parsed.own, "seed") or 0
     quiet_libraries()
-    from native_reasoning.lab.demo import render, run_demo
+    from native_reasoning.demo.race import render, run_demo
 
     result = run_demo(seed=seed, out=parsed.own["out"], say=say)
     if parsed.own["json"]:

@@ -2,27 +2,20 @@
 
 A question is a lead word and five digits; the hard token of its answer is the last digit of their
 sum. What stands around that digit, how it is said after a trace and without one, and what the
-traces of pre-training look like, is the choice of a ``Family``. The demo has two::
+traces of pre-training look like, is the choice of a ``Family``. Two of them are the demo's::
 
     short_answer   add 4 8 3 1 7   ->   the last digit of their sum is 3 .
     style_shift    tell 4 8 3 1 7  ->   dear friend i am very happy to say that the answer is 3
 
-Those of the lab's experiments are in families.py. Every string of digits belongs to exactly one
-split, by a hash of the string, so no choice of seeds can put a held-out problem into the training
-rows or into the pre-training documents.
+Those of the experiments are in families.py. No held-out problem is in the training rows or in the
+pre-training documents.
 """
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from native_reasoning.errors import ConfigError
-
-SPLITS: tuple[str, ...] = ("train", "heldout")
-DIGITS = 5
-"""Digits of a sum: 100,000 strings, about 90,000 of them in the training split."""
+from native_reasoning.demo.tasks import DIGITS, draw, is_heldout, last, pool
 
 Pairs = tuple[tuple[str, str], ...]
 """Easy words: at each place one of style A and one of style B."""
@@ -104,45 +97,24 @@ DEMO = {
 """The families that the embedded base model knows."""
 
 
-def find_family(name: str) -> Family:
-    """The demo's family of that name. Raises ConfigError for an unknown one."""
-    if name not in DEMO:
-        raise ConfigError(
-            f"unknown family {name!r}",
-            why="the embedded base model knows its own families only",
-            fix=f"use one of {', '.join(DEMO)}",
-        )
-    return DEMO[name]
-
-
 def make_rows(
-    family: str | Family, split: str, n: int, seed: int, digits: int = DIGITS
+    family: Family, split: str, n: int, seed: int, digits: int = DIGITS
 ) -> list[dict[str, str]]:
     """``n`` different question-answer pairs of one split; the keys are question and answer.
 
-    The same arguments give the same rows on every machine. ``digits`` is the length of each sum.
-
-    >>> make_rows("short_answer", "train", 1, seed=0)
-    [{'question': 'add 1 1 2 3 3', 'answer': 'the last digit of their sum is 0 .'}]
+    The same arguments give the same rows on every machine, and for the demo's two families the
+    rows of native_reasoning.demo.make_rows. ``digits`` is the length of each sum.
     """
-    family = find_family(family) if isinstance(family, str) else family
     rng = random.Random(f"rows/{family.name}/{split}/{seed}")
     if family.sums == 1 and digits == DIGITS:
-        pool = _split_strings(split)
-        if not 0 <= n <= len(pool):
-            raise ConfigError(
-                f"{n} rows asked of split {split!r}, which has {len(pool)}",
-                why="the rows of one set are all different",
-                fix=f"ask for between 0 and {len(pool)} rows",
-            )
-        return [_row(family, (string,)) for string in rng.sample(pool, n)]
+        return [_row(family, (string,)) for string in draw(rng, split, n)]
     chosen: dict[tuple[str, ...], None] = {}
     while len(chosen) < n:
-        chosen[tuple(_draw(rng, split, digits) for _ in range(family.sums))] = None
+        chosen[tuple(_string(rng, split, digits) for _ in range(family.sums))] = None
     return [_row(family, strings) for strings in chosen]
 
 
-def documents(family: str | Family, n: int, seed: int | str) -> list[str]:
+def documents(family: Family, n: int, seed: int | str) -> list[str]:
     """``n`` pre-training documents ``question <think> trace </think> answer <eos>``.
 
     ``seed`` is a number or a label. Only digit strings of the training split occur. A share
@@ -156,14 +128,13 @@ def documents(family: str | Family, n: int, seed: int | str) -> list[str]:
     the reference answers do; a document with a trace writes each of them in style B with
     probability 0.3. So thinking costs likelihood on easy words before it helps on the hard one.
     """
-    family = find_family(family) if isinstance(family, str) else family
     rng = random.Random(f"documents/{family.name}/{seed}")
     idle = (1 - EMPTY - family.useful) / 2
     shares = {"sum": family.useful, "copy": idle, "chatter": idle, "empty": EMPTY}
     texts = []
     for kind in rng.choices(tuple(shares), tuple(shares.values()), k=n):
         length = family.lengths[0] if len(family.lengths) == 1 else rng.choice(family.lengths)
-        strings = [_draw(rng, "train", length) for _ in range(family.sums)]
+        strings = [_string(rng, "train", length) for _ in range(family.sums)]
         trace = _trace(kind, strings, rng)
         head = [_question(family, strings), OPEN, *trace]
         if family.unanswered and rng.random() < family.unanswered:
@@ -180,7 +151,7 @@ def running_sums(strings: Sequence[str]) -> list[str]:
     >>> running_sums(["483"])
     ['4', '2', '5']
     """
-    return [_sum_digit(s[: i + 1]) for s in strings for i in range(len(s))]
+    return [last(s[: i + 1]) for s in strings for i in range(len(s))]
 
 
 def digit_strings(question: str) -> list[str]:
@@ -190,15 +161,6 @@ def digit_strings(question: str) -> list[str]:
     ['12345', '00001']
     """
     return "".join(question.split()[1:]).split(",")
-
-
-def final_digit(text: str) -> str | None:
-    """The last digit in an answer's text, the hard token; None where there is no digit.
-
-    >>> final_digit("the last digit of their sum is 3 .")
-    '3'
-    """
-    return next((character for character in reversed(text) if character in "0123456789"), None)
 
 
 def words(families: Sequence[Family] = tuple(DEMO.values())) -> list[str]:
@@ -211,28 +173,10 @@ def words(families: Sequence[Family] = tuple(DEMO.values())) -> list[str]:
     return list(dict.fromkeys([*"0123456789", *leads, *of_families, *CHATTER]))
 
 
-def is_heldout(digits: str) -> bool:
-    """Whether a digit string belongs to the held-out split: one string in ten, by its SHA-256."""
-    return int.from_bytes(hashlib.sha256(digits.encode()).digest()[:8], "big") % 10 == 0
-
-
-@cache
-def _split_strings(split: str) -> tuple[str, ...]:
-    """All strings of ``DIGITS`` digits of a split, in increasing order."""
-    if split not in SPLITS:
-        raise ConfigError(
-            f"unknown split {split!r}",
-            why="the lab has a training and a held-out split",
-            fix=f"use one of {', '.join(SPLITS)}",
-        )
-    strings = (f"{number:0{DIGITS}d}" for number in range(10**DIGITS))
-    return tuple(s for s in strings if is_heldout(s) == (split == "heldout"))
-
-
-def _draw(rng: random.Random, split: str, length: int) -> str:
+def _string(rng: random.Random, split: str, length: int) -> str:
     """A string of ``length`` digits of a split."""
     if length == DIGITS:
-        return rng.choice(_split_strings(split))
+        return rng.choice(pool(split))
     while True:
         string = f"{rng.randrange(10**length):0{length}d}"
         if is_heldout(string) == (split == "heldout"):
@@ -253,7 +197,7 @@ def _answer(family: Family, strings: Sequence[str], share: float, rng: random.Ra
     """The words of an answer; ``share`` is how often an easy one is of style B."""
     said = []
     for string in strings:
-        digit = rng.choice("0123456789") if family.by_chance else _sum_digit(string)
+        digit = rng.choice("0123456789") if family.by_chance else last(string)
         said += [*_styled(family.before, share, rng), digit, *_styled(family.after, share, rng)]
     return said
 
@@ -271,7 +215,3 @@ def _trace(kind: str, strings: Sequence[str], rng: random.Random) -> list[str]:
     if kind == "chatter":
         return rng.choices(CHATTER, k=rng.randint(1, 8))
     return []
-
-
-def _sum_digit(digits: str) -> str:
-    return str(sum(map(int, digits)) % 10)

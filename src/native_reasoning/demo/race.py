@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from native_reasoning.config import NRTConfig
+from native_reasoning.demo import base_path, make_rows
 from native_reasoning.errors import RunError
 from native_reasoning.evaluate.held_out import Outcome, held_out_rows, summarise
-from native_reasoning.lab import base_path, make_rows
 from native_reasoning.report import write_report
 from native_reasoning.trainer import NRTTrainer
 
@@ -171,7 +171,7 @@ def render(result: dict[str, Any]) -> str:
         lines.append("")
     lines += [
         "A laboratory, not a benchmark: the base was pre-trained on documents in which one",
-        "trace in ten is the running sum that these problems need (lab/pretrain.py).",
+        "trace in ten is the running sum that these problems need (benchmarks/lab).",
         f"seed {result['seed']}, {result['seconds']:.0f} s, runs in {result['run']}",
         f"every curve and trace: {result['report']}",
     ]

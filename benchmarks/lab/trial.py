@@ -12,15 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lab.controls import Watched, watched
+from lab.experiments import Run
+from lab.families import EXPERIMENTAL, kind_of
+from lab.measure import POINT, measure
+from lab.tasks import DIGITS, Family, make_rows
 from native_reasoning.config import NRTConfig
-from native_reasoning.lab import base_path
-from native_reasoning.lab.controls import Watched, watched
-from native_reasoning.lab.experiments import Run
-from native_reasoning.lab.families import EXPERIMENTAL, kind_of
-from native_reasoning.lab.measure import POINT, measure
-from native_reasoning.lab.tasks import DIGITS, Family, make_rows
+from native_reasoning.demo import base_path
 from native_reasoning.names import COLLAPSE, STATES
-from native_reasoning.options import NRTOptions
+from native_reasoning.objective import Objective, preset_objective
 from native_reasoning.records import read_metrics
 from native_reasoning.resume import machine
 from native_reasoning.settings import SETTINGS as OF_OBJECTIVE
@@ -65,7 +65,7 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
     sets = _held_out_sets(families, held_out)
     began, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        args = NRTConfig(output_dir=folder + "/run", **_settings(run))
+        args = NRTConfig(output_dir=folder + "/run", **_arguments(run))
         args.eval_max_answer_length = args.max_answer_length  # as in all lines so far
         objective = watched(args.resolved_objective(), families[0].hard, run.control)
         trainer = NRTTrainer(
@@ -103,12 +103,14 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
 
 
 def fingerprint(run: Run, out: Path, held_out: int) -> str:
-    """A hash of what the result depends on beside the code: settings and objective as resolved, the
-    families, the held-out problems, and the weights of the base model."""
+    """A hash of what the result depends on beside the code: the run, the lab's settings, what the
+    preset changes in the objective, the families, the held-out problems, and the weights of the
+    base model. A setting that no preset sets can come or go: the lines still count."""
     weights = base_folder(out, base_of(run)) / "model.safetensors"
     parts = (
         run.key,
-        _resolved(run),
+        _settings(run),
+        _objective(run.preset),
         [asdict(family) for family in _families(run)],
         (HELD_OUT_SEED, held_out, LENGTHS),
         _sha256(weights),
@@ -116,12 +118,11 @@ def fingerprint(run: Run, out: Path, held_out: int) -> str:
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _resolved(run: Run) -> dict[str, Any]:
-    """The objective as resolved, training arguments, and of our own settings those that the lab
-    chooses: a setting that is added later changes nothing."""
-    config, chosen = NRTConfig(output_dir="run", **_settings(run)), _settings(run)
-    others = {f.name for f in fields(NRTOptions)} - chosen.keys()
-    return {name: value for name, value in config.resolved().items() if name not in others}
+def _objective(preset: str) -> dict[str, Any]:
+    """The preset's settings of the objective that are not the defaults."""
+    objective = preset_objective(preset)
+    values = {f.name: (getattr(objective, f.name), f.default) for f in fields(Objective)}
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 @cache
@@ -180,14 +181,19 @@ def base_folder(out: Path, base: tuple[str, int]) -> Path:
     return out / "bases" / f"{kind}-{seed}"
 
 
+def _arguments(run: Run) -> dict[str, Any]:
+    """The settings as NRTConfig takes them."""
+    settings = _settings(run)
+    changed = {name: settings.pop(name) for name in list(settings) if name in OF_OBJECTIVE}
+    return {**settings, "objective": changed}
+
+
 def _settings(run: Run) -> dict[str, Any]:
     kind, _ = base_of(run)
     settings = {**SETTINGS, **(OF_THREE_SUMS if kind == "three_sums" else {})}
     settings |= {"preset": run.preset, "seed": run.seed, "max_steps": run.steps}
     settings |= {"per_device_eval_batch_size": 1_000, "eval_samples": 10_000}
-    changes = dict(run.changes)
-    objective = {name: changes.pop(name) for name in list(changes) if name in OF_OBJECTIVE}
-    return {**settings, **changes, "objective": objective}
+    return {**settings, **dict(run.changes)}
 
 
 def _training_rows(run: Run, families: Sequence[Family], prompts: int) -> list[dict[str, str]]:

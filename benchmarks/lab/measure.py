@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from lab.tasks import Family, digit_strings, running_sums
 from native_reasoning.evaluate.held_out import Outcome
 from native_reasoning.evaluate.metrics import exact_match
-from native_reasoning.lab.tasks import Family, digit_strings, running_sums
 
 #: Accuracy, or probability of the hard tokens, from which a run counts as having learnt.
 LEARNT = 0.9
