@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "objectives"
 NOTE = "<!-- written by docs/make_objectives.py -->"
 INTRODUCTION = """Every preset is a choice of settings of one computation
 ([settings.py](../../src/native_reasoning/settings.py)); any of them can be changed by itself:
-`nrt train --preset verifree --beta 0.001`. A rival has two forms: its own recipe, and `@shared`,
+`nrt train --preset verifree --objective.beta 0.001`. A rival has two forms: its own recipe, and `@shared`,
 which takes only f and the answer weight from it and all else from `nrt-ws`. `-paper` has the
 exact answer weights, `-released` no clip."""
 LEGEND = """f: what a trace is worth. R_base: the empty trace's worth, and with whose weights.

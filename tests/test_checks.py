@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from native_reasoning.checks import CHANGEABLE, LOG_PROBABILITIES, RANGES, UNREAD, check_sampling
+from native_reasoning.checks import CHANGEABLE, LOG_PROBABILITIES, RANGES, check_sampling
+from native_reasoning.checks import REFUSED as REFUSED_ARGUMENTS
 from native_reasoning.config import NRTConfig
 from native_reasoning.errors import ConfigError
 from native_reasoning.options import NRTOptions
@@ -120,13 +121,15 @@ def test_every_setting_that_a_fix_names_helps(settings, tmp_path):
         config(tmp_path, **{**settings, **way})
 
 
-#: Arguments of transformers that change nothing here.
-UNREAD_VALUES = {
+#: Values of arguments of transformers that are refused.
+REFUSED_VALUES = {
     "label_smoothing_factor": 0.1,
     "neftune_noise_alpha": 5.0,
     "dataloader_drop_last": True,
     "train_sampling_strategy": "group_by_length",
     "include_num_input_tokens_seen": True,
+    "push_to_hub": True,
+    "enable_jit_checkpoint": True,
     "bf16_full_eval": True,
     "fp16_full_eval": True,
     "auto_find_batch_size": True,
@@ -136,10 +139,10 @@ UNREAD_VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", UNREAD)
-def test_what_nothing_would_read_is_refused(name, tmp_path):
+@pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
+def test_arguments_that_change_nothing_or_do_harm_are_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"^{name} is ") as caught:
-        config(tmp_path, **{name: UNREAD_VALUES[name]})
+        config(tmp_path, **{name: REFUSED_VALUES[name]})
     assert len(str(caught.value).splitlines()) == 3
 
 

@@ -35,68 +35,39 @@ NEEDS: dict[str, tuple[Callable[[ObjectiveSettings], bool], str]] = {
 }
 #: Settings of an objective that may be changed: what is sampled is a preset's own.
 CHANGEABLE = tuple(name for name in SETTINGS if name != "traces")
-_NO_LABELS = "there is no loss of labels here: the loss is that of the objective"
-_NO_LOOP = "evaluation samples answers, and the loop of transformers that reads it does not run"
-#: Arguments of transformers that nothing here would read, or that would do harm, with the reason
-#: and what to do.
-UNREAD = {
-    "label_smoothing_factor": (_NO_LABELS, "leave it out"),
-    "neftune_noise_alpha": (
-        "its noise in the embeddings would be in the rewards too, which come from the same forward",
-        "leave it out",
-    ),
-    "dataloader_drop_last": (
-        "every row has its turn: the last step of an epoch is filled up with rows of weight 0",
-        "leave it out",
-    ),
-    "train_sampling_strategy": (
-        "the rows of each step are a function of seed and step, so that a run can be resumed",
-        "leave it out",
-    ),
-    "include_num_input_tokens_seen": (
-        "rows are sampled here, and transformers would count none of their tokens",
-        "leave it out: metrics.jsonl has the lengths of traces",
+_NOT_READ = ("nothing here reads it: rows are sampled, and the loss is the objective's",)
+#: Arguments of transformers that change nothing here, or do harm, with the reason and what to do.
+REFUSED = {
+    "label_smoothing_factor": (*_NOT_READ, "leave it out"),
+    "include_num_input_tokens_seen": (*_NOT_READ, "leave it out: metrics.jsonl has lengths"),
+    "prediction_loss_only": (*_NOT_READ, "leave it out"),
+    "batch_eval_metrics": (*_NOT_READ, "leave it out: compute_metrics gets all answers at once"),
+    "include_for_metrics": (*_NOT_READ, "leave it out: compute_metrics gets the questions"),
+    "bf16_full_eval": (*_NOT_READ, "bf16 true"),
+    "fp16_full_eval": (*_NOT_READ, "fp16 true"),
+    "dataloader_drop_last": ("every row has its turn, in an order of the seed", "leave it out"),
+    "train_sampling_strategy": ("every row has its turn, in an order of the seed", "leave it out"),
+    "neftune_noise_alpha": ("its noise would be in the rewards too", "leave it out"),
+    "auto_find_batch_size": ("the rows of a step are planned beforehand", "rows_per_forward 8"),
+    "enable_jit_checkpoint": (
+        "it may save inside an optimiser step, which cannot be resumed exactly",
+        "leave it off: SIGTERM already saves at the end of the step",
     ),
     "push_to_hub": (
         "transformers uploads the run folder, with every prompt, answer and trace, and writes the "
         "hub's token into it",
         "leave it out; after the run: hf upload OWNER/NAME RUN/final",
     ),
-    "enable_jit_checkpoint": (
-        "it may save inside an optimiser step, which cannot be resumed exactly",
-        "leave it off: SIGTERM already saves at the end of the step",
-    ),
-    "bf16_full_eval": ("evaluation samples in the arithmetic of training", "bf16 true"),
-    "fp16_full_eval": ("evaluation samples in the arithmetic of training", "fp16 true"),
-    "auto_find_batch_size": (
-        "the rows of a step are planned beforehand, and another batch size would change them",
-        "leave it out, and set rows_per_forward: the gradient is the same",
-    ),
-    "prediction_loss_only": (_NO_LOOP, "leave it out"),
-    "batch_eval_metrics": (_NO_LOOP, "leave it out: compute_metrics gets all answers at once"),
-    "include_for_metrics": (_NO_LOOP, "leave it out: compute_metrics gets the questions as inputs"),
 }
 #: Keywords of transformers' Trainer that NRTTrainer hands on.
 HANDED_ON = ("optimizers", "optimizer_cls_and_kwargs", "compute_metrics")
-#: Its other keywords, with the reason and what to do.
+#: What to do in place of its other keywords.
 INSTEAD = {
-    "tokenizer": ("transformers calls it processing_class", "processing_class=tokenizer"),
-    "model_init": (
-        "a trainer trains one model",
-        "model='owner/name' or a folder: each new NRTTrainer loads it anew",
-    ),
-    "data_collator": (
-        "rows are encoded here, between the pieces of the chat template",
-        "leave it out; chat_template_path changes how prompts are written",
-    ),
-    "compute_loss_func": (
-        "the loss is that of an objective",
-        "objective=, a callable Scores -> Signal, or reward_funcs=",
-    ),
-    "preprocess_logits_for_metrics": (
-        "answers are sampled, and there are no logits of labels",
-        "compute_metrics=, which gets the answers as text",
-    ),
+    "tokenizer": "processing_class=tokenizer",
+    "model_init": "model='owner/name' or a folder: each new NRTTrainer loads it anew",
+    "data_collator": "leave it out; chat_template_path changes how prompts are written",
+    "compute_loss_func": "objective=, a callable Scores -> Signal, or reward_funcs=",
+    "preprocess_logits_for_metrics": "compute_metrics=, which gets the answers as text",
 }
 #: What the trackers that a test has seen are made of: one of the packages is enough.
 TRACKERS = {
@@ -301,12 +272,15 @@ def check_call(
     """What NRTTrainer was called with, before anything is loaded. Returns those of the ``others``
     that transformers' Trainer gets. Raises ConfigError."""
     for name, value in others.items():
-        why, fix = INSTEAD.get(name, ("nothing would read it", "leave it out"))
         if name not in HANDED_ON and not (name in INSTEAD and value is None):
             known = (*HANDED_ON, "model", "args", "train_dataset", "eval_dataset", "objective")
             known += ("processing_class", "reward_funcs", "callbacks", "peft_config")
             near = "" if name in INSTEAD else did_you_mean(name, known)
-            raise ConfigError(f"NRTTrainer takes no {name}{near}", why=why, fix=fix)
+            raise ConfigError(
+                f"NRTTrainer takes no {name}{near}",
+                why="nothing would read it",
+                fix=INSTEAD.get(name, "leave it out"),
+            )
     if model is None:
         raise ConfigError(
             "NRTTrainer has no model",
@@ -343,9 +317,9 @@ def check_metric(name: str, known: Iterable[str]) -> None:
         )
 
 
-def check_read(arguments: object) -> None:
-    """Raises ConfigError for an argument of transformers that is in ``UNREAD``."""
-    for name, (why, fix) in UNREAD.items():
+def check_arguments(arguments: object) -> None:
+    """Raises ConfigError for an argument of transformers that is in ``REFUSED``."""
+    for name, (why, fix) in REFUSED.items():
         value = getattr(arguments, name)
         if value not in (None, False, 0, "no", "random", []):
             raise ConfigError(f"{name} is {value!r}", why=why, fix=fix)

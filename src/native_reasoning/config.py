@@ -11,8 +11,8 @@ import torch
 from transformers import TrainingArguments
 
 from native_reasoning.checks import (
+    check_arguments,
     check_options,
-    check_read,
     check_trackers,
     objective_values,
 )
@@ -113,7 +113,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="transformers would use DataParallel, which gives wrong gradients here",
                 fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
             )
-        check_read(self)
+        check_arguments(self)
         self._check_sharded()
         if "trust_remote_code" in (self.model_init_kwargs or {}):
             raise ConfigError(
@@ -127,15 +127,11 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="a run that was stopped could not go on from where it was",
                 fix="save_strategy steps with load_best_model_at_end",
             )
-        if (
-            self.num_iterations < 1
-            or self.steps_per_rollout() < 1
-            or (self.steps_per_generation or 0) % self.gradient_accumulation_steps
-        ):
+        each = self.gradient_accumulation_steps
+        if self.steps_per_rollout() < 1 or (self.steps_per_generation or 0) % each:
             raise ConfigError(
-                f"steps_per_generation {self.steps_per_generation}, num_iterations "
-                f"{self.num_iterations}, gradient_accumulation_steps "
-                f"{self.gradient_accumulation_steps}",
+                f"steps_per_generation {self.steps_per_generation}, gradient_accumulation_steps "
+                f"{each}",
                 why="a rollout covers a whole number of optimiser steps",
                 fix="make steps_per_generation a multiple of gradient_accumulation_steps",
             )
