@@ -69,12 +69,11 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text(verb), end="")
         return None
-    prog = f"nrt {verb.name}"
-    parser: Any = _Parser(prog=prog, allow_abbrev=False, add_help=False)
+    parser: Any = _Parser(prog=f"nrt {verb.name}", allow_abbrev=False, add_help=False)
     if verb.takes_settings:
         from native_reasoning.recipe import SettingsParser
 
-        parser = SettingsParser(prog=prog, conflict_handler="resolve")
+        parser = SettingsParser(prog=f"nrt {verb.name}", conflict_handler="resolve")
     for flag in verb.flags:
         about = {"switch": {"action": "store_true"}, "maybe": {"nargs": "?", "const": "true"}}
         parser.add_argument(*_spellings(flag.name), **about.get(flag.kind, {}))
@@ -113,10 +112,8 @@ def _unknown(verb: Verb, rest: Sequence[str]) -> ConfigError:
     text = next((text for text in rest if text.startswith("-")), None)
     if text is None:
         return usage_error(f"nrt {verb.name}", f"unrecognized arguments: {' '.join(rest)}")
-    name, own = (
-        _name("--" + text.partition("=")[0].lstrip("-")),
-        [_name(f.name) for f in verb.flags],
-    )
+    name = text.partition("=")[0].lstrip("-").replace("-", "_")
+    own = [_name(flag.name) for flag in verb.flags]
     if verb.takes_settings:
         from native_reasoning.recipe import meant
 
