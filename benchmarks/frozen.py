@@ -16,7 +16,7 @@ import torch
 
 from native_reasoning import NRTConfig, NRTTrainer
 from native_reasoning.demo import base_path, make_rows
-from native_reasoning.judges import Judges
+from native_reasoning.scoring.judges import Judges
 
 RESULTS = Path(__file__).with_suffix(".json")
 LAB = {

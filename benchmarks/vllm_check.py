@@ -99,7 +99,7 @@ def part(name: str) -> dict[str, Any]:
 
 def trained(trainer: Any) -> dict[str, Any]:
     """Both engines compared before and after training."""
-    from native_reasoning.records import read_metrics
+    from native_reasoning.records.folder import read_metrics
 
     with trainer.whole_model():
         old = compared(trainer)

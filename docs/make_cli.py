@@ -7,7 +7,7 @@ from pathlib import Path
 
 from native_reasoning.cli.flags import common_flags, setting_flags
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.options import GROUPS
+from native_reasoning.config.options import GROUPS
 
 FILE = Path(__file__).parent / "cli.md"
 NOTE = "<!-- written by docs/make_cli.py -->"

@@ -8,14 +8,14 @@ from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from markdown_it import MarkdownIt
 
-from native_reasoning.bases import NAME, OURS, Base, find_base
-from native_reasoning.card import Facts, body, plain, write_card
-from native_reasoning.config import NRTConfig
-from native_reasoning.disk import damage, seal
-from native_reasoning.presets import PRESETS, find_preset
-from native_reasoning.records import read_config
-from native_reasoning.template import make_template
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.papers import PRESETS, find_preset
+from native_reasoning.data.template import make_template
+from native_reasoning.records.bases import NAME, OURS, Base, find_base
+from native_reasoning.records.card import Facts, body, plain, write_card
+from native_reasoning.records.disk import damage, seal
+from native_reasoning.records.folder import read_config
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 NASTY = "<img src=x onerror=alert(1)> | [x](javascript:y) ``` {{ 7*7 }} \x1b[31m\n# head"
@@ -194,7 +194,7 @@ def test_a_hub_id_that_cannot_be_asked_is_kept(monkeypatch):
     def no_network(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("native_reasoning.bases.hf_hub_download", no_network)
+    monkeypatch.setattr("native_reasoning.records.bases.hf_hub_download", no_network)
     assert find_base("owner/name") == Base("owner/name", "owner/name")
 
 
@@ -212,8 +212,8 @@ def test_the_hub_is_asked_once_after_the_cache_and_never_offline(offline, times,
         raise ConnectionError("no network")
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr("native_reasoning.bases.hf_hub_download", cached)
-    monkeypatch.setattr("native_reasoning.bases.get_hf_file_metadata", no_network)
+    monkeypatch.setattr("native_reasoning.records.bases.hf_hub_download", cached)
+    monkeypatch.setattr("native_reasoning.records.bases.get_hf_file_metadata", no_network)
     assert find_base("owner/name") == Base("owner/name", "owner/name")
     assert len(asked) == times
     assert all(seconds <= 5 for seconds in asked)
@@ -222,8 +222,8 @@ def test_the_hub_is_asked_once_after_the_cache_and_never_offline(offline, times,
 def test_a_card_in_the_cache_is_read_without_asking_the_hub(tmp_path, monkeypatch):
     card = Path(readme(tmp_path / "cache", "license: mit"), NAME)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("native_reasoning.bases.hf_hub_download", lambda *a, **k: str(card))
-    monkeypatch.setattr("native_reasoning.bases.get_hf_file_metadata", None)
+    monkeypatch.setattr("native_reasoning.records.bases.hf_hub_download", lambda *a, **k: str(card))
+    monkeypatch.setattr("native_reasoning.records.bases.get_hf_file_metadata", None)
     assert find_base("owner/name").licence == "mit"
 
 

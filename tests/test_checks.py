@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import pytest
 
-from native_reasoning.checks import CHANGEABLE, LOG_PROBABILITIES, RANGES, check_sampling
-from native_reasoning.checks import REFUSED as REFUSED_ARGUMENTS
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError
-from native_reasoning.options import NRTOptions
-from native_reasoning.presets import PRESETS
-from native_reasoning.recipe import make_config
-from native_reasoning.settings import SETTINGS
+from native_reasoning.config.checks import CHANGEABLE, LOG_PROBABILITIES, RANGES, check_sampling
+from native_reasoning.config.checks import REFUSED as REFUSED_ARGUMENTS
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.options import NRTOptions
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.config.recipe import make_config
+from native_reasoning.config.settings import SETTINGS
 from tiny import folded
 
 REFUSED = [

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from native_reasoning.manifest import HIDDEN, is_secret, manifest, versions
+from native_reasoning.records.manifest import HIDDEN, is_secret, manifest, versions
 
 
 def told(config, command=(), extra=None) -> dict:

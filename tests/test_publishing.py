@@ -10,9 +10,9 @@ import pytest
 from hatchling.builders.sdist import SdistBuilder
 from huggingface_hub import ModelCard, metadata_load
 
-import native_reasoning.publishing as publishing
-from native_reasoning.bases import NAME, OURS
-from native_reasoning.card import body
+import native_reasoning.training.publishing as publishing
+from native_reasoning.records.bases import NAME, OURS
+from native_reasoning.records.card import body
 from test_card import trainer
 from tiny import QA
 
@@ -203,6 +203,6 @@ def test_what_is_still_being_sent_is_there_until_it_is(made, hub):
 
 def test_the_sdist_has_no_tests_that_would_miss_their_files():
     held = {file.distribution_path for file in SdistBuilder(str(ROOT)).recurse_included_files()}
-    assert {"README.md", "LICENSE", "src/native_reasoning/card.py"} <= held
+    assert {"README.md", "LICENSE", "src/native_reasoning/records/card.py"} <= held
     assert not [path for path in held if path.startswith("tests/")]
     assert sum((ROOT / path).stat().st_size for path in held) < 6_000_000

@@ -21,7 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from native_reasoning.checks import CHANGEABLE
+from native_reasoning.config.checks import CHANGEABLE
 
 torch.set_num_threads(1)  # tiny matrices are slower on several
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from native_reasoning import losses
-from native_reasoning.maker import WindowMaker
+from native_reasoning.objective import losses
+from native_reasoning.training.collector import WindowMaker
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lab.experiments import Run

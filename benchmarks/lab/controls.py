@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.settings import ObjectiveSettings
-from native_reasoning.types import Scores, Signal
+from native_reasoning.config.settings import ObjectiveSettings
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.objective.types import Scores, Signal
 
 #: What the oracle is: A from the probability of the hard tokens alone, nothing clipped.
 _ORACLE = preset_objective("nrt-am-released")

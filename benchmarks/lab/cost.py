@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from native_reasoning.resume import machine
+from native_reasoning.training.resume import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lab.experiments import Run

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from native_reasoning import rewards
+from native_reasoning.objective import rewards
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lab.experiments import BASES

@@ -5,8 +5,8 @@ from statistics import fmean
 from typing import Any
 
 from lab.tasks import Family, digit_strings, running_sums
-from native_reasoning.evaluate.held_out import Outcome
-from native_reasoning.evaluate.metrics import exact_match
+from native_reasoning.evaluation.grading import exact_match
+from native_reasoning.evaluation.held_out import Outcome
 
 #: Accuracy, or probability of the hard tokens, from which a run counts as having learnt.
 LEARNT = 0.9

@@ -21,7 +21,7 @@ from lab.experiments import EXPERIMENTS, Run
 from lab.families import KINDS
 from lab.pretrain import Recipe, pretrain
 from lab.trial import base_folder, base_of, do, fingerprint, told
-from native_reasoning.errors import RunError
+from native_reasoning.config.errors import RunError
 
 
 @dataclass(frozen=True)

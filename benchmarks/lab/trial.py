@@ -17,14 +17,14 @@ from lab.experiments import Run
 from lab.families import EXPERIMENTAL, kind_of
 from lab.measure import POINT, measure
 from lab.tasks import DIGITS, Family, make_rows
-from native_reasoning.config import NRTConfig
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.settings import SETTINGS as OF_OBJECTIVE
 from native_reasoning.demo import base_path
-from native_reasoning.names import COLLAPSE, STATES
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.records import read_metrics
-from native_reasoning.resume import machine
-from native_reasoning.settings import SETTINGS as OF_OBJECTIVE
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.records.metrics import COLLAPSE, STATES
+from native_reasoning.training.resume import machine
+from native_reasoning.training.trainer import NRTTrainer
 
 #: The seed of the held-out problems, the same for every run.
 HELD_OUT_SEED = 2_000_003

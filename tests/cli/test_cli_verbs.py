@@ -9,8 +9,8 @@ import pytest
 from cli_helpers import LENGTHS, SMALL, sums, write_rows
 from native_reasoning.cli import doctor
 from native_reasoning.cli.presets import fitted
-from native_reasoning.presets import PRESETS
-from native_reasoning.types import Example
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.data.rows import Example
 
 # -- eval --------------------------------------------------------------------------------------
 

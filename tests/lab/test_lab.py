@@ -17,8 +17,8 @@ from scipy.stats import binomtest
 
 from groups_of_scores import full_scores
 from lab import runner, trial
-from native_reasoning.errors import RunError
-from native_reasoning.objective import preset_objective
+from native_reasoning.config.errors import RunError
+from native_reasoning.objective.credit import preset_objective
 
 LAB = Path(__file__).parents[2] / "benchmarks" / "lab"
 

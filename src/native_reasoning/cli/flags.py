@@ -12,9 +12,9 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, NoReturn
 
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.errors import ConfigError, did_you_mean, nearest, usage_error
-from native_reasoning.options import COMMON_ARGUMENTS, GROUPS, NRTOptions
-from native_reasoning.settings import SETTINGS
+from native_reasoning.config.errors import ConfigError, did_you_mean, nearest, usage_error
+from native_reasoning.config.options import COMMON_ARGUMENTS, GROUPS, NRTOptions
+from native_reasoning.config.settings import SETTINGS
 
 _TRUTH = ("true", "false", "yes", "no", "1", "0")
 _SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")
@@ -71,7 +71,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
         return None
     parser: Any = _Parser(prog=f"nrt {verb.name}", allow_abbrev=False, add_help=False)
     if verb.takes_settings:
-        from native_reasoning.recipe import SettingsParser
+        from native_reasoning.config.recipe import SettingsParser
 
         parser = SettingsParser(prog=f"nrt {verb.name}", conflict_handler="resolve")
     for flag in verb.flags:
@@ -115,7 +115,7 @@ def _unknown(verb: Verb, rest: Sequence[str]) -> ConfigError:
     name = text.partition("=")[0].lstrip("-").replace("-", "_")
     own = [_name(flag.name) for flag in verb.flags]
     if verb.takes_settings:
-        from native_reasoning.recipe import meant
+        from native_reasoning.config.recipe import meant
 
         near = meant(name, own)
     else:

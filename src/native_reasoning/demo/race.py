@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from native_reasoning.config import NRTConfig
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.demo import base_path, make_rows
-from native_reasoning.errors import RunError
-from native_reasoning.evaluate.held_out import Outcome, held_out_rows, summarise
+from native_reasoning.evaluation.held_out import Outcome, held_out_rows, summarise
 from native_reasoning.report import write_report
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.training.trainer import NRTTrainer
 
 PRESETS = ("sft", "nrt-am-released", "nrt-logp-released", "nrt-ws")
 FAMILY, STEPS, QUESTIONS = "style_shift", 120, 500

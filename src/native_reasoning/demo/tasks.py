@@ -15,7 +15,7 @@ import hashlib
 import random
 from functools import cache
 
-from native_reasoning.errors import ConfigError
+from native_reasoning.config.errors import ConfigError
 
 SPLITS: tuple[str, ...] = ("train", "heldout")
 DIGITS = 5

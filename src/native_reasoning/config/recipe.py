@@ -1,0 +1,181 @@
+"""Recipes and flags: named settings, perhaps still text, to an ``NRTConfig``."""
+
+import argparse
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from native_reasoning.config.checks import CHANGEABLE
+from native_reasoning.config.errors import ConfigError, nearest, usage_error
+from native_reasoning.config.guards import VOUCHER, check_recipe
+from native_reasoning.config.nrt_config import NRTConfig
+
+#: What a recipe may hold besides the fields of NRTConfig.
+RECIPE_KEYS = ("model", "data", "eval_data")
+#: How the name of a setting of the objective begins, as a flag and among settings.
+_PART = "objective."
+#: Characters of a recipe, and opening brackets: reading takes the square of their depth.
+_LONGEST, _BRACKETS = 100_000, 1_000
+
+
+def read_recipe(
+    path: str | Path, given: Container[str] = (), *, going_on: bool = False
+) -> dict[str, Any]:
+    """A YAML recipe as a dictionary, with underscores in its names.
+
+    ``given`` are settings that the user has named beside it; ``going_on``: it is the config.yaml of
+    a run that the user has named.
+
+    Raises ConfigError if it is absent, not a mapping, or asks for what its user has to ask for.
+    """
+    try:
+        values = _yaml(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"recipe {path} does not exist", why="it holds the settings", fix="check the path"
+        ) from None
+    except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"recipe {path} cannot be read: {' '.join(str(error).split())[:300]}",
+            why="a recipe is a YAML file of `setting: value` lines",
+            fix="mend it, or start from one in recipes/",
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"recipe {path} holds {type(values).__name__}, not settings",
+            why="a recipe is a YAML file of `setting: value` lines",
+            fix="start from one in recipes/",
+        )
+    of_run = isinstance(values.get("config"), dict)  # the config.yaml of a run is a recipe too
+    named = _by_name(values["config"] if of_run else values, path)
+    dropped = ("resolved_objective", VOUCHER) if of_run else ()
+    named = {key: value for key, value in named.items() if key not in dropped}
+    for key, value in named.items():
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(
+                f"{key} in recipe {path} is {value!r}",
+                why="a null character is in no path and no name",
+                fix=f"mend {key}",
+            )
+    check_recipe(named, Path(path), given, going_on=going_on)
+    return named
+
+
+def _yaml(text: str) -> Any:
+    """What a YAML text says. Raises ValueError where a few lines would become a giant: a value that
+    is named once and repeated (``*name``) can double with every line."""
+    brackets = text.count("[") + text.count("{")
+    if len(text) > _LONGEST or brackets > _BRACKETS:
+        raise ValueError(f"{len(text):,} characters, {brackets:,} brackets: no list of settings")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it repeats a value by name (*name); write it out")
+    return yaml.safe_load(text)
+
+
+def _by_name(values: Mapping[Any, Any], path: str | Path) -> dict[str, Any]:
+    """The values by their names with underscores. Raises ConfigError where one comes twice."""
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(named) < len(values):
+        raise ConfigError(
+            f"recipe {path} names a setting twice, with - and with _",
+            why="it is not clear which of the two is meant",
+            fix="keep one of them",
+        )
+    return named
+
+
+class SettingsParser(HfArgumentParser):
+    """transformers' parser of every field of NRTConfig, and of ``--objective.NAME``, whose result
+    has what was given and no defaults. Its errors are ConfigErrors."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.bare: set[str] = set()
+        super().__init__(NRTConfig, allow_abbrev=False, add_help=False, **kwargs)
+        for name in CHANGEABLE:
+            flags = dict.fromkeys((f"{_PART}{name}", f"{_PART}{name.replace('_', '-')}"))
+            self.add_argument(*(f"--{flag}" for flag in flags), dest=f"{_PART}{name}")
+
+    def add_argument(self, *flags: Any, **about: Any) -> argparse.Action:
+        """As argparse's, without a default, and without choices: NRTConfig says more of a wrong
+        value. ``bare`` are the flags of truth values, which may stand alone."""
+        if about.get("type") is string_to_bool:
+            self.bare.update(flags)
+        known = {k: v for k, v in about.items() if k not in ("choices", "within", "needs")}
+        return super().add_argument(*flags, **{**known, "default": argparse.SUPPRESS})
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise usage_error(self.prog, message)
+
+
+def meant(name: str, others: Iterable[str] = ()) -> str:
+    """The setting, or one of the ``others``, that a misspelt name is nearest to; "" for none."""
+    if name.replace("-", "_") in CHANGEABLE:
+        return _PART + name.replace("-", "_")
+    known = [*_kinds(), *RECIPE_KEYS, *(_PART + part for part in CHANGEABLE), *others]
+    return nearest(name, known)
+
+
+def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
+    """An NRTConfig from named settings whose values may still be text ("2e-6", "true");
+    ``objective.clip`` is a setting of ``objective``.
+
+    Raises ConfigError for an unknown name, with the nearest known one, and for a value of the wrong
+    type.
+    """
+    named = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    parts = {name: named.pop(name) for name in list(named) if name.startswith(_PART)}
+    values = {name: _typed(name, value) for name, value in named.items()}
+    given = values.get("objective")
+    if parts and not isinstance(given, str):
+        parts = {name.removeprefix(_PART): value for name, value in parts.items()}
+        values["objective"] = {**(given or {}), **parts}
+    try:
+        return NRTConfig(**{**values, **fixed})
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            " ".join(str(error).split()), why="transformers refuses the setting", fix="change it"
+        ) from error
+
+
+@cache
+def _kinds() -> dict[str, tuple[Any, ...]]:
+    """The types that each setting may have."""
+    hints = get_type_hints(NRTConfig)
+    return {
+        f.name: get_args(hints[f.name]) or (hints[f.name],) for f in fields(NRTConfig) if f.init
+    }
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value as the setting has it; what is no list and no mapping is read as a flag's text is,
+    because YAML takes 2e-6 for a text. Raises ConfigError."""
+    if name not in _kinds():
+        near = meant(name)
+        raise ConfigError(
+            f"unknown setting {name!r}" + (f" (did you mean {near!r}?)" if near else ""),
+            why="a setting that nothing reads would change nothing",
+            fix="nrt train --help lists ours; the others are transformers' TrainingArguments",
+        )
+    kinds = _kinds()[name]
+    if value is None or isinstance(value, dict | list):
+        if type(value) in {get_origin(kind) or kind for kind in kinds}:
+            return value
+    else:
+        with suppress(ConfigError):
+            return getattr(_parser().parse_args([f"--{name}={value}"]), name)
+    told = {int: "a whole number", float: "a number", bool: "true or false"}
+    words = [told.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds]
+    raise ConfigError(f"{name} is {value!r}", why=f"it is {words[0]}", fix=f"change {name}")
+
+
+_parser = cache(SettingsParser)
