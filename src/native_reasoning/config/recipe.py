@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -21,6 +22,7 @@ from native_reasoning.config.nrt_config import NRTConfig
 RECIPE_KEYS = ("model", "data", "eval_data")
 #: How the name of a setting of the objective begins, as a flag and among settings.
 _PART = "objective."
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
 #: Characters of a recipe, and opening brackets: reading takes the square of their depth.
 _LONGEST, _BRACKETS = 100_000, 1_000
 
@@ -151,9 +153,9 @@ def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
 def _kinds() -> dict[str, tuple[Any, ...]]:
     """The types that each setting may have."""
     hints = get_type_hints(NRTConfig)
-    return {
-        f.name: get_args(hints[f.name]) or (hints[f.name],) for f in fields(NRTConfig) if f.init
-    }
+    unions = {n: get_origin(hint) in (Union, UnionType) for n, hint in hints.items()}
+    kinds = {n: get_args(hint) if unions[n] else (hint,) for n, hint in hints.items()}
+    return {f.name: kinds[f.name] for f in fields(NRTConfig) if f.init}
 
 
 def _typed(name: str, value: Any) -> Any:
@@ -173,9 +175,10 @@ def _typed(name: str, value: Any) -> Any:
     else:
         with suppress(ConfigError):
             return getattr(_parser().parse_args([f"--{name}={value}"]), name)
-    told = {int: "a whole number", float: "a number", bool: "true or false"}
-    words = [told.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds]
-    raise ConfigError(f"{name} is {value!r}", why=f"it is {words[0]}", fix=f"change {name}")
+    kind = get_origin(kinds[0]) or kinds[0]
+    raise ConfigError(
+        f"{name} is {value!r}", why=f"it is {_WORDS.get(kind, 'text')}", fix=f"change {name}"
+    )
 
 
 _parser = cache(SettingsParser)
