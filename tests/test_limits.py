@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from lab_run import lab_trainer
-from native_reasoning import maker
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import RunError
-from native_reasoning.limits import Limits, out_of_memory
-from native_reasoning.records import read_metrics, read_traces
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.folder import read_metrics, read_traces
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.scoring import Scorer
+from native_reasoning.scoring.scorer import Scorer
+from native_reasoning.training import collector as maker
+from native_reasoning.training.limits import Limits, out_of_memory
 from watchers import Gradients, Killed, KillIn
 
 #: three micro-batches of one prompt, so that the one that fails has others before it

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import tiny
-from native_reasoning.rating import Rater
+from native_reasoning.data.rows import Example, PromptGroup
+from native_reasoning.data.template import make_template
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.scoring import Scorer, install_scoring
-from native_reasoning.template import make_template
-from native_reasoning.types import Example, PromptGroup
+from native_reasoning.scoring.rating import Rater
+from native_reasoning.scoring.scorer import Scorer, install_scoring
 
 KINDS = ["llama", "gpt2", "mistral", "qwen3"]
 

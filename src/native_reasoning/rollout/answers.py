@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.template import Template
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
 from native_reasoning.rollout.noise import ANSWERS
-from native_reasoning.template import Template
-from native_reasoning.types import PromptGroup, Traces
 
 
 def sample_answers(
