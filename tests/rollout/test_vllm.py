@@ -13,7 +13,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
 from native_reasoning.objective.types import Scores
 from native_reasoning.records.folder import read_metrics
-from native_reasoning.records.meter import Mismatch, mismatch, mismatch_means
+from native_reasoning.records.runlog import Mismatch, mismatch, mismatch_means
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Reply, VLLMEngine

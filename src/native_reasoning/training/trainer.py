@@ -3,8 +3,8 @@
 Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
 loop), ``get_batch_samples`` (rolls out), ``log`` (adds the step's means) and
 ``hyperparameter_search`` (refuses). Evaluation is in evaluating.py, what a saved model says of
-itself in publishing.py, the loss of a micro-batch in steps.py, what makes checkpoints appear whole
-in checkpoints.py, the mathematics in objective.py.
+itself in publishing.py, the loss of a micro-batch in step.py, what makes checkpoints appear whole
+in checkpoints.py, the mathematics in objective/.
 """
 
 import math
@@ -303,7 +303,7 @@ class NRTTrainer(Publishing):
         return make_schedule(len(self.train_groups), self.args)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Only paces the loop: the rows of a step are a function of the step (groups.py)."""
+        """Only paces the loop: the rows of a step are a function of the step (schedule.py)."""
         count = self.schedule.steps_per_epoch * self.args.gradient_accumulation_steps
         return DataLoader(range(count), batch_size=1)  # type: ignore[arg-type]
 
