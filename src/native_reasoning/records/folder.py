@@ -195,7 +195,7 @@ class RunFolder:
 
 
 def read_config(folder: PathLike) -> dict[str, Any]:
-    """config.yaml as written (manifest.py). Raises RunError where it cannot be read."""
+    """config.yaml as it was written. Raises RunError where it cannot be read."""
     path = Path(folder) / CONFIG
     kinds = {"config": dict, "machine": dict, "changed_on_resume": list}
     try:
