@@ -109,7 +109,6 @@ def _f(s: ObjectiveSettings) -> str:
     added = {
         "format": s.format_reward,
         "efficiency": s.efficiency_reward,
-        "length": s.length_reward,
         "repetition": -s.repetition_penalty,
     }
     first = s.reward if s.reward_coef == 1 else f"{s.reward_coef:g} {s.reward}"
@@ -157,4 +156,4 @@ def _explain(name: str, preset: Preset) -> None:
     show("* not as in nrt-ws\n")
     if method.published:
         show(f"with the settings of the authors' runs:\n  {command(name, preset)}")
-    show(f"nrt train --preset {name} ...; --reward, --clip and so on change one setting of it")
+    show(f"nrt train --preset {name} ...; --objective.clip and so on change one setting of it")

@@ -5,15 +5,15 @@ Nothing here imports torch or transformers: help answers at once.
 
 from dataclasses import dataclass
 
-from native_reasoning.cli.headings import OPTION_GROUPS
+from native_reasoning.config.options import GROUPS
 
 
 @dataclass(frozen=True)
 class Flag:
     """One flag of a verb's own.
 
-    ``kind``: "value" takes one; "switch" takes none; "bool" is bare or true/false; "maybe" takes a
-    value or none.
+    ``kind``: "value" takes one; "switch" takes none; "maybe" takes one or none; "bool" is bare or
+    true/false.
     """
 
     name: str
@@ -81,23 +81,6 @@ VERBS = {
             ("nrt demo", "nrt demo --seed 1 --out runs/demo", "nrt demo --json"),
         ),
         Verb(
-            "lab",
-            "controlled comparisons of all objectives on tiny models, offline",
-            "Pre-trains tiny base models and trains each objective from them, several seeds each, "
-            "on tasks whose\nanswers hide a hard token. What --out holds already is not run again.",
-            "lab",
-            ("EXPERIMENT", "?", "one of them; without it all, about two hours on two cores"),
-            (
-                Flag("--out", "folder of base models and results (runs/lab)", "DIR"),
-                Flag("--workers", "runs at once, one thread each (2)", "N"),
-                Flag("--full", "every column of the tables", kind="switch"),
-                Flag("--smoke", "two steps of one run of each: does it work?", kind="switch"),
-                _JSON,
-            ),
-            (),
-            ("nrt lab style", "nrt lab --out benchmarks/lab", "nrt lab short --smoke"),
-        ),
-        Verb(
             "check",
             "look at a data file before training: shape, example, lengths, leaks",
             "Says what would be read from a data file and what would not, and warns of what goes "
@@ -144,7 +127,7 @@ VERBS = {
                 ),
                 _JSON,
             ),
-            tuple(OPTION_GROUPS),
+            tuple(GROUPS),
             (
                 "nrt train --model HuggingFaceTB/SmolLM2-135M --data qa.jsonl --eval-data "
                 "test.jsonl",

@@ -26,6 +26,7 @@ from native_reasoning.config.nrt_config import NRTConfig, model_dtype
 from native_reasoning.model.gathered import stand_in
 from native_reasoning.model.policy import load_policy, warmup_warning
 from native_reasoning.model.ranks import from_first_rank
+from native_reasoning.objective.credit import objective_of
 from native_reasoning.objective.custom import (
     RewardFunctions,
     check_optimizer,
@@ -103,7 +104,7 @@ class NRTTrainer(Publishing):
     ) -> None:
         theirs = check_call(model, args, eval_dataset, others)
         assert model is not None and args is not None
-        self.settings = args.resolved_objective()
+        self.settings = objective_of(args.resolved_objective())
         made = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
         self.given = given_names(objective, reward_funcs, peft_config, made)
         objective, rewards = find_custom(args, objective, reward_funcs)
@@ -118,9 +119,7 @@ class NRTTrainer(Publishing):
         if warmup and args.process_index == 0:
             warn(f"warning: {warmup}")
         install_scoring(policy.model)
-        self.finite_guard = FiniteGuard(
-            args.max_skipped_updates, self._quarantine, scaled=args.fp16
-        )
+        self.finite_guard = FiniteGuard(self._quarantine, scaled=args.fp16)
         self.signals, self.guard = SignalCallback(), CollapseGuard(args.on_collapse)
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
