@@ -83,7 +83,7 @@ def card(run: Path, step: int) -> str:
         licence=base["head"].get("license", "unknown"),
         preset_name=config["preset"],
         preset=preset,
-        custom=[*_listed(config, "objective"), *_listed(config, "reward_funcs")],
+        custom=[*_listed(config, "objective_func"), *_listed(config, "reward_funcs")],
         adapter=bool(config.get("use_peft") or config.get("peft_config")),
         boundary=page["boundary"],
         system_prompt=config.get("system_prompt"),
