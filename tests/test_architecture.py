@@ -40,7 +40,7 @@ ROOMS = (
 PLACE = {room: place for place, room in enumerate(ROOMS)}
 #: What is not yet as it shall be.
 NAMES = 12
-CROWDED = {"data": 22, "rollout": 13, "demo": 13, "cli": 15, "training": 13}
+CROWDED = {"data": 22, "rollout": 13, "cli": 15, "training": 13}
 BACKWARD = {
     ("config.checks", "objective.credit"),
     ("config.checks", "objective.rewards"),
@@ -48,7 +48,7 @@ BACKWARD = {
 }
 LONG = {"trainer.py": 410}
 CIRCLES = {("cli.suite", "cli.evaluate")}
-TWICE = {"suite", "needs", "tables", "answers"}
+TWICE = {"suite", "needs", "answers"}
 
 
 def of(path: Path) -> str:
