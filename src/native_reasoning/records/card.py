@@ -67,11 +67,12 @@ def card(run: Path, step: int) -> str:
     config: dict[str, Any] = page["config"]
     base = base_of(str(config.get("model") or ""))
     preset = find_preset(config["preset"])
+    licence: Any = {"license": "unknown", **base["head"]}
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["reasoning", "native-reasoning", config["preset"]],
-        **{"license": "unknown", **base["head"]},
+        **licence,
     )
     made = ModelCard.from_template(
         head,

@@ -48,6 +48,7 @@ from native_reasoning.scoring.judges import Judges
 from native_reasoning.scoring.layouts import LAYOUTS
 from native_reasoning.scoring.scorer import Scorer, install_scoring, rounding_of
 from native_reasoning.training.callbacks import FiniteGuard, SignalCallback
+from native_reasoning.training.checkpoints import Kept
 from native_reasoning.training.collector import WindowMaker
 from native_reasoning.training.limits import Limits
 from native_reasoning.training.publishing import Publishing
@@ -140,7 +141,7 @@ class NRTTrainer(Publishing):
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         self.engine = self._make_engine(policy.model)
         self.limits = Limits(args, self.engine)
-        self.kept = {"limits": self.limits, "skipped_updates": self.finite_guard}
+        self.kept: dict[str, Kept] = {"limits": self.limits, "skipped_updates": self.finite_guard}
         self.kept["collapse"] = self.guard
         if self.memory.filter is not None:
             self.kept["filter"] = self.memory.filter
