@@ -6,7 +6,7 @@ pages with what this would write.
 
 from pathlib import Path
 
-from native_reasoning.cli.presets import COLUMNS, command, setting_rows, table_row
+from native_reasoning.cli.show import COLUMNS, command, setting_rows, table_row
 from native_reasoning.config.methods import METHODS, differences
 from native_reasoning.config.papers import PRESETS, Preset
 

@@ -232,20 +232,20 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, nrt):
 
 
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch, nrt):
-    import native_reasoning.cli.presets as presets
+    from native_reasoning.cli import show
 
-    monkeypatch.setattr(presets, "run", lambda parsed: 1 // 0)
+    monkeypatch.setattr(show, "presets", lambda parsed: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         nrt("presets")
 
 
 def test_ctrl_c_and_closed_pipes(monkeypatch, nrt, tmp_path):
-    import native_reasoning.cli.presets as presets
+    from native_reasoning.cli import show
 
     def interrupt(parsed):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(presets, "run", interrupt)
+    monkeypatch.setattr(show, "presets", interrupt)
     assert nrt("presets")[0] == 130
     with start("presets", cwd=tmp_path) as process:
         process.stdout.close()

@@ -87,7 +87,8 @@ def _run(arguments: list[str]) -> int:
     parsed = parse(verb, arguments[1:])
     if parsed is None:
         return 0
-    module = import_module(f"native_reasoning.cli.{verb.module}")
-    code = module.run(parsed)
+    module, _, function = verb.module.partition(":")
+    run = getattr(import_module(f"native_reasoning.cli.{module}"), function or "run")
+    code = run(parsed)
     sys.stdout.flush()
     return code

@@ -107,7 +107,8 @@ def _number(name: str, kind: Any, value: Any) -> float | None:
     if value in (None, "none", "null") and kind not in (int, float):
         return None
     try:
-        found = (int if kind is int else float)(value)
+        read: Any = int if kind is int else float
+        found = read(value)
         if not isinstance(value, bool) and (isinstance(value, str) or found == value):
             return found
     except (TypeError, ValueError, OverflowError):

@@ -99,7 +99,8 @@ class SettingsParser(HfArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         self.bare: set[str] = set()
-        super().__init__(NRTConfig, allow_abbrev=False, add_help=False, **kwargs)
+        kind: Any = NRTConfig
+        super().__init__(kind, allow_abbrev=False, add_help=False, **kwargs)
         for name in CHANGEABLE:
             flags = dict.fromkeys((f"{_PART}{name}", f"{_PART}{name.replace('_', '-')}"))
             self.add_argument(*(f"--{flag}" for flag in flags), dest=f"{_PART}{name}")
@@ -109,8 +110,11 @@ class SettingsParser(HfArgumentParser):
         value. ``bare`` are the flags of truth values, which may stand alone."""
         if about.get("type") is string_to_bool:
             self.bare.update(flags)
-        known = {k: v for k, v in about.items() if k not in ("choices", "within", "needs")}
-        return super().add_argument(*flags, **{**known, "default": argparse.SUPPRESS})
+        known: dict[str, Any] = {
+            k: v for k, v in about.items() if k not in ("choices", "within", "needs")
+        }
+        known["default"] = argparse.SUPPRESS
+        return super().add_argument(*flags, **known)
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""

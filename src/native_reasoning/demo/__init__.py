@@ -1,7 +1,7 @@
-"""The embedded base model and its two tasks, so that everything runs offline.
+"""The embedded base model, its two tasks, and four methods on them (``nrt demo``), offline.
 
-:mod:`.tasks` makes questions and answers; ``base/`` is a Llama of 0.14 million parameters, which
-``benchmarks/lab/pretrain.py`` made. Importing this package imports no torch.
+``make_rows`` (tasks) makes questions and answers, ``run_demo`` (race) trains. ``base/`` is a
+Llama of 0.14 M parameters from benchmarks/lab/pretrain.py. Importing this package imports no torch.
 """
 
 from pathlib import Path
