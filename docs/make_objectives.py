@@ -1,7 +1,7 @@
 """Every objective for docs/objectives.md, where the site is built (conf.py): the whole table, then
 each method with all of its forms."""
 
-from native_reasoning.cli.presets import COLUMNS, command, setting_rows, table_row
+from native_reasoning.cli.show import COLUMNS, command, setting_rows, table_row
 from native_reasoning.config.methods import METHODS, differences
 from native_reasoning.config.papers import PRESETS, Preset
 

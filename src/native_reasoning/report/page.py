@@ -9,7 +9,6 @@ import base64
 import gzip
 import hashlib
 import json
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -151,7 +150,6 @@ def run_part(run: Run, name: str) -> dict[str, Any]:
         "verdict": verdict(run),
         "problems": [one for one in (*run.problems, *_skipped(run)) if one != known],
         "facts": _facts(run),
-        "command": shlex.join(_listed(run.config.get("command"))),
         "config": yaml.safe_dump(run.config, allow_unicode=True, width=100) if run.config else "",
         "data_report": _listed(run.config.get("data_report")),
         "difficulty": by_difficulty(run, tokens).to_dict("records"),
