@@ -11,7 +11,15 @@ from native_reasoning import load_run
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.records.metrics import STATES
 from native_reasoning.report import FIGURES, figure
-from native_reasoning.report.figures import COLOURS, CURVES, MOST_POINTS, colour, metric_of, thinned
+from native_reasoning.report.figures import (
+    COLOURS,
+    CURVES,
+    MOST_POINTS,
+    colour,
+    label_of,
+    metric_of,
+    thinned,
+)
 from report_runs import evaluation, made_run, trace_row
 
 #: Metrics of every curve, times among them.
@@ -66,7 +74,7 @@ def test_every_figure_of_one_run_of_two_and_of_none(name, full, of):
 @pytest.mark.parametrize("name", CURVES)
 def test_curves_are_the_metrics(name, full):
     drawn, columns = figure(name, full), CURVES[name].columns
-    assert [line.name for line in drawn.data] == [metric_of(column).label for column in columns]
+    assert [line.name for line in drawn.data] == [label_of(column) for column in columns]
     for line, column in zip(drawn.data, columns, strict=True):
         table = full.evaluations if column.startswith("eval_") else full.metrics
         table = full.timings if column.endswith("_seconds") else table

@@ -18,7 +18,7 @@ Nats = TypeVar("Nats")
 def uplift(after: Nats, without: Any) -> Nats:
     """l − b: what a trace does to the log-probability of a reference token. Both are tensors,
     arrays or numbers; (K, T) and (T,) go together."""
-    return after - without  # type: ignore[operator]
+    return after - without
 
 
 @dataclass(frozen=True, eq=False)

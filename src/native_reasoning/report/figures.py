@@ -6,7 +6,7 @@
 import colorsys
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -132,9 +132,13 @@ DASHES = (
 
 def metric_of(column: str) -> Metric:
     """What a column of a run is. ``answer_logp_no_think`` is written of evaluations alone."""
-    metric = METRICS.get(column) or METRICS[f"eval_{column}"]
+    return METRICS.get(column) or METRICS[f"eval_{column}"]
+
+
+def label_of(column: str) -> str:
+    """A metric's label, that of an evaluation apart from the same of training."""
     of_both = column.startswith("eval_") and column.removeprefix("eval_") in METRICS
-    return replace(metric, label=f"{metric.label}, held-out") if of_both else metric
+    return metric_of(column).label + (", held-out" if of_both else "")
 
 
 def figure(name: str, *runs: Run) -> go.Figure:
@@ -189,7 +193,7 @@ def _lines(curves: Curves, runs: Sequence[Run]) -> go.Figure:
     drawn, alone = go.Figure(), len(runs) == 1
     for i, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
         for column, values in shown_columns(curves, run):
-            j, label = curves.columns.index(column), metric_of(column).label
+            j, label = curves.columns.index(column), label_of(column)
             whole = _shown(name) if len(curves.columns) == 1 else f"{_shown(name)}: {label}"
             drawn.add_trace(
                 go.Scatter(

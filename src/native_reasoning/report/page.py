@@ -130,10 +130,11 @@ def _numbers(name: str, runs: Sequence[Run]) -> list[tuple[str, ...]]:
     rows = []
     for run, run_name in zip(runs, run_names(runs), strict=True):
         for column, values in shown_columns(CURVES[name], run):
-            metric = metric_of(column)
-            label = metric.label if len(runs) == 1 else f"{run_name}: {metric.label}"
+            label = label_of(column)
+            named = label if len(runs) == 1 else f"{run_name}: {label}"
             ends = (values.iloc[0], values.iloc[-1], values.min(), values.max())
-            rows.append((label, *(f"{value:.4g}" for value in ends), metric.healthy))
+            numbers = (f"{value:.4g}" for value in ends)
+            rows.append((named, *numbers, metric_of(column).healthy))
     return rows
 
 
