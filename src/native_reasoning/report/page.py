@@ -29,6 +29,7 @@ from native_reasoning.report.figures import (
     FIGURES,
     colour,
     figure,
+    label_of,
     metric_of,
     shown_columns,
 )
