@@ -220,7 +220,6 @@ class Evaluating(StepInParts):
                     self.args,
                     length,
                     layouts=self.layouts,
-                    context=self.context,
                 )
                 return held_out.run(groups, tell)
         finally:

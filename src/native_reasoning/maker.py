@@ -1,5 +1,6 @@
 """Makes windows: samples traces, judges their text, and scores them where that comes beforehand."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,31 +14,24 @@ from native_reasoning.config import NRTConfig
 from native_reasoning.custom import RewardFunctions, check_signal, name_of
 from native_reasoning.groups import PlannedStep, Rows, Schedule, rank_share
 from native_reasoning.inputs import inference
-from native_reasoning.limits import Limits, out_of_memory
 from native_reasoning.objective import Objective
-from native_reasoning.parts import cut, cut_scores, join, pieces
+from native_reasoning.parts import fewer_rows, fitting, join, pieces, some
 from native_reasoning.ranks import sum_of_ranks
-from native_reasoning.rating import Rater
 from native_reasoning.rollout.answers import sample_answers
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
-from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.rollout.noise import ANSWERS
 from native_reasoning.scoring import Scorer
 from native_reasoning.state import ObjectiveState
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces, Verdict
 from native_reasoning.verdicts import judge
 from native_reasoning.window import Cell, MicroBatch, Recall, Window, in_batches, micro_batch
 
-#: Scores of the sampler's own caches are those of the training forward up to this rounding; coarser
-#: arithmetic rounds differently in other shapes, and then the forward of training scores.
-_FINEST = 1e-5
-
 
 class WindowMaker:
     """Samples and scores windows of one run, this rank's share of them.
 
-    ``engine`` samples; where it is the model itself, scores can be taken on the way. ``scorer``
-    scores, ``objective`` makes signals, ``rewards`` are the user's functions, ``state`` has what
-    the objective remembers.
+    ``engine`` samples, ``scorer`` scores, ``objective`` makes signals, ``rewards`` are the user's
+    functions, ``state`` has what the objective remembers.
     """
 
     def __init__(
@@ -49,12 +43,11 @@ class WindowMaker:
         objective: Callable[[Scores], Signal],
         rewards: RewardFunctions,
         state: ObjectiveState,
-        limits: Limits,
     ) -> None:
         self.args, self.groups, self.template = args, groups, scorer.template
         self.engine, self.scorer = engine, scorer
         self.objective, self.rewards, self.state = objective, rewards, state
-        self.limits, self.settings = limits, args.resolved_objective()
+        self.settings = args.resolved_objective()
         self.samples = self.settings.traces == "sampled"
         self.clock = Clock()
 
@@ -63,32 +56,26 @@ class WindowMaker:
         schedule: Schedule,
         plan: PlannedStep,
         model: nn.Module,
-        *,
-        beforehand: bool = False,
         **context: Any,
     ) -> Window:
-        """Rolls out ``plan.rollout``. With several updates, or where it is asked for, it is scored
-        ``beforehand`` under ``model``. ``context`` is handed to the reward functions."""
+        """Rolls out ``plan.rollout``. With several updates, or in parts, it is scored beforehand
+        under ``model``. ``context`` is handed to the reward functions."""
         shares = self._shares(schedule, plan)
         rows = [r for s in shares for batch in s for r in batch]
         groups = [self._filler() if r is None else self.groups[r] for r in rows]
         real = [group for group in groups if group.weight]
         several = len(shares) * self.args.num_iterations > 1
         with self.clock.stage("sampling"), self.engine.ready():
-            rated = self._sampled(real, plan.rollout, several or beforehand)
-        sampled = iter(rated)
-        found = [next(sampled) if group.weight else (self._empty(), None) for group in groups]
-        verdicts = self._verdicts(groups, [traces for traces, _ in found], context)
-        cells = iter([Cell(g, *f, v) for g, f, v in zip(groups, found, verdicts, strict=True)])
+            sampled = iter(self._sample(real, plan.rollout))
+        traces = [next(sampled) if group.weight else self._empty() for group in groups]
+        verdicts = self._verdicts(groups, traces, context)
+        cells = iter([*map(Cell, groups, traces, verdicts)])
         micros: list[list[MicroBatch]] = []
         for share in shares:
             batches = in_batches([next(cells) for batch in share for _ in batch], share)
             micros.append([micro_batch(batch) for batch in batches])
-            if several or beforehand:
-                micros[-1] = [
-                    self._remember(micro, plan, model, several, [cell.scores for cell in batch])
-                    for micro, batch in zip(micros[-1], batches, strict=True)
-                ]
+            if several or self._in_parts:
+                micros[-1] = [self._remember(micro, plan, model, several) for micro in micros[-1]]
         return Window(plan.rollout, tuple(map(tuple, micros)))
 
     def reopen(self, checkpoint: Path, schedule: Schedule, plan: PlannedStep) -> Window:
@@ -97,6 +84,12 @@ class WindowMaker:
         rank, shares = self.args.process_index, self._shares(schedule, plan)
         return Window.load(checkpoint, rank, shares, self.groups, self._filler(), self.args.device)
 
+    @property
+    def _in_parts(self) -> bool:
+        """Whether a micro-batch has more rows than are forwarded at once."""
+        a, each = self.args, self.args.num_generations if self.samples else 1
+        return (a.rows_per_forward or math.inf) < a.per_device_train_batch_size * each
+
     def _shares(self, schedule: Schedule, plan: PlannedStep) -> list[list[Rows]]:
         """The row ids of this rank's micro-batches, for each mini-batch of the rollout."""
         a = self.args
@@ -104,14 +97,6 @@ class WindowMaker:
             rank_share(rows, a.process_index, a.world_size, a.per_device_train_batch_size)
             for rows in schedule.rollout(plan.rollout)
         ]
-
-    def score(self, window: Window, plan: PlannedStep, model: nn.Module) -> Window:
-        """The window of one optimiser step with its scores taken beforehand after all."""
-        scored = [
-            [self._remember(m, plan, model, False, [None] * len(m.groups)) for m in minibatch]
-            for minibatch in window.minibatches
-        ]
-        return replace(window, minibatches=tuple(map(tuple, scored)))
 
     def scores(self, micro: MicroBatch, model: nn.Module) -> list[Scores]:
         """Scores of a micro-batch under ``model``, with gradients if they are on."""
@@ -184,101 +169,58 @@ class WindowMaker:
     # -- scores taken beforehand -------------------------------------------------------------------
 
     def _remember(
-        self,
-        micro: MicroBatch,
-        plan: PlannedStep,
-        model: nn.Module,
-        several: bool,
-        known: Sequence[Scores | None],
+        self, micro: MicroBatch, plan: PlannedStep, model: nn.Module, several: bool
     ) -> MicroBatch:
-        """The micro-batch with what is remembered of it. The scores that are not ``known`` are
-        computed."""
+        """The micro-batch with what is remembered of it."""
         with self.clock.stage("scoring"), inference(model):
-            scores = [self._scored(micro, g, model, found) for g, found in enumerate(known)]
-        recalls = []
-        for s, signal in zip(scores, self.signals(micro, scores, plan), strict=True):
-            recalls.append(Recall(signal, s.detach(), fresh=not several))
+            scores = [self._scored(micro, g, model) for g in range(len(micro.groups))]
+        recalls = [
+            Recall(signal, s.detach(), fresh=not several)
+            for s, signal in zip(scores, self.signals(micro, scores, plan), strict=True)
+        ]
         return replace(micro, recalls=tuple(recalls))
 
-    def _scored(self, micro: MicroBatch, g: int, model: nn.Module, known: Scores | None) -> Scores:
-        """The scores of one group, as many rows at once as fit."""
+    def _scored(self, micro: MicroBatch, g: int, model: nn.Module) -> Scores:
+        """The scores of one group, ``rows_per_forward`` of its traces at once."""
         count = len(micro.traces[g].ids)
-        while True:
-            cuts = pieces(micro.traces[g], self.limits.rows or count)
-            try:
-                found: list[Scores] = []
-                for ks in cuts:
-                    part = cut(micro, g, ks)
-                    base = [found[0].baseline] if found else None  # of the empty trace, once
-                    one = (
-                        [cut_scores(known, ks)]
-                        if known
-                        else self.scorer(model, part.groups, part.traces, base)
-                    )
-                    found += self._attach(part, one)
-                return join(found, cuts)
-            except RuntimeError as error:
-                failed = out_of_memory(error)
-            self.limits.fewer_rows(count, self.args.world_size, failed)
-
-    def _sampled(
-        self, groups: list[PromptGroup], step: int, beforehand: bool
-    ) -> list[tuple[Traces, Scores | None]]:
-        """Traces, with their scores where these can be had; with fewer prompts at once where
-        memory runs out."""
-        while True:
-            try:
-                rated = self._rate(groups, step) if beforehand else None
-                if rated is not None:
-                    return [*rated]
-                return [(traces, None) for traces in self._sample(groups, step)]
-            except RuntimeError as error:
-                failed = out_of_memory(error)  # as text: the error would keep the tensors
-                if not isinstance(self.engine, HFEngine):
-                    raise  # vLLM has memory of its own (vllm_gpu_memory_utilization)
-            self.limits.fewer_prompts(len(groups), failed)
-
-    def _rate(self, groups: list[PromptGroup], step: int) -> list[tuple[Traces, Scores]] | None:
-        """Traces with their scores, taken while they are sampled; None where that cannot be."""
-        engine = self.engine
-        if not isinstance(engine, HFEngine):
-            return None
-        able = self.samples and engine.share and self.scorer.rounding <= _FINEST
-        able = able and not self.args.tf32
-        if not able or self.settings.samples_answers or not groups:
-            return None
-        raters: list[tuple[int, int, Rater]] = []
-        a = self.args
-
-        def watch(first: int, after: int) -> Rater:
-            part = groups[first:after]
-            rater = Rater(
-                part, a.num_generations, self.template, a.temperature, self.scorer.rounding
-            )
-            raters.append((first, after, rater))
-            return rater
-
-        traces = engine.rollout(groups, *self._drawn(step), watch)
-        rated = [s for first, after, rater in raters for s in rater.scores(traces[first:after])]
-        return list(zip(traces, rated, strict=True))
+        cuts = pieces(micro.traces[g], self.args.rows_per_forward or count)
+        found: list[Scores] = []
+        for ks in cuts:
+            part = some(micro, [(g, ks)])
+            base = [found[0].baseline] if found else None  # of the empty trace, once
+            with fitting(*fewer_rows(part.rows)):
+                one = self.scorer(model, part.groups, part.traces, base)
+                found += self._attach(part, one)
+        return join(found, cuts)
 
     # -- sampling ----------------------------------------------------------------------------------
 
-    def _drawn(self, step: int) -> tuple[Sampling, NoiseKey]:
-        a = self.args
-        sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
-        return sampling, NoiseKey(a.seed, step)
-
     def _sample(self, groups: list[PromptGroup], step: int) -> list[Traces]:
+        """Traces, with answers where the objective samples them."""
+        a, key = self.args, NoiseKey(self.args.seed, step)
         if not self.samples:
             return [self._empty() for _ in groups]
-        a = self.args
-        traces = self.engine.rollout(groups, *self._drawn(step))
-        if not self.settings.samples_answers:
-            return traces
-        sampling = Sampling(1, a.max_answer_length, a.temperature, a.top_p)
-        key = NoiseKey(a.seed, step)
-        return sample_answers(self.engine, self.template, groups, traces, sampling, key)
+        sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
+        with fitting(*self._fewer_prompts(len(groups))):
+            traces = self.engine.rollout(groups, sampling, key)
+            if not self.settings.samples_answers:
+                return traces
+            sampling = replace(sampling, max_tokens=a.max_answer_length)
+            key = replace(key, domain=ANSWERS)
+            answers = sample_answers(
+                self.engine, self.template, groups, traces, sampling, key, only_closed=True
+            )
+        return [
+            replace(t, answers=tuple(sample.ids for sample in after))
+            for t, after in zip(traces, answers, strict=True)
+        ]
+
+    def _fewer_prompts(self, prompts: int) -> tuple[str, str]:
+        """What ``fitting`` says of so many prompts."""
+        at_once = min(self.args.rollout_batch_size or prompts, prompts)
+        fewer = f"--rollout-batch-size {at_once // 2}, " if at_once > 1 else ""
+        fix = f"{fewer}a smaller --max-trace-length or --num-generations"
+        return f"{at_once} prompts of {self.args.num_generations} traces sampled at once", fix
 
     def _verdicts(
         self, groups: list[PromptGroup], traces: list[Traces], context: dict[str, Any]

@@ -91,12 +91,6 @@ class Meter:
             term = getattr(terms, name).detach()
             self.add(f"loss_{name}", term * weight, 0)
 
-    def copy(self) -> "Meter":
-        """One that goes on from here by itself."""
-        made = Meter()
-        made._sums.update({name: list(cell) for name, cell in self._sums.items()})
-        return made
-
     def sums(self) -> dict[str, list[float]]:
         """Name -> [sum, count] so far, and a fresh start."""
         taken, self._sums = dict(self._sums), defaultdict(lambda: [0.0, 0.0])

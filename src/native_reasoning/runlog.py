@@ -43,7 +43,6 @@ class RunLog:
         self.latest: TraceRow | None = None
         self._newest: dict[int, list[TraceRow]] = {}  # by question
         self._told: set[str] = set()
-        self._marked = (Meter(), 0, 0)
         self._first: list[dict[str, float]] = []  # metrics of the first steps that judged traces
 
     def note(
@@ -65,17 +64,6 @@ class RunLog:
     def note_loss(self, terms: LossTerms, weight: float) -> None:
         """Loss terms of a group or of a part of it; ``weight`` divides them by N."""
         self.meter.add_loss(terms, weight)
-
-    def mark(self) -> None:
-        """A step begins: ``rewind`` goes back to here."""
-        self._marked = (self.meter.copy(), len(self._pending), len(self._mismatches))
-
-    def rewind(self) -> None:
-        """Forgets what was noted since ``mark``."""
-        meter, pending, mismatches = self._marked
-        self.meter = meter.copy()
-        del self._pending[pending:]
-        del self._mismatches[mismatches:]
 
     def note_traces(
         self, step: int, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal

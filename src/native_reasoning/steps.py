@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from native_reasoning.callbacks import FiniteGuard
@@ -17,11 +16,10 @@ from native_reasoning.checkpoints import WholeCheckpoints
 from native_reasoning.config import NRTConfig
 from native_reasoning.diagnostics import diagnose
 from native_reasoning.groups import PlannedStep
-from native_reasoning.limits import Limits, out_of_memory
 from native_reasoning.losses import group_loss
 from native_reasoning.maker import WindowMaker
 from native_reasoning.objective import Objective
-from native_reasoning.parts import split
+from native_reasoning.parts import fewer_rows, fitting, split
 from native_reasoning.runlog import RunLog
 from native_reasoning.state import ObjectiveState
 from native_reasoning.types import Scores, Signal
@@ -36,7 +34,6 @@ class StepInParts(WholeCheckpoints):
     settings: Objective
     maker: WindowMaker
     memory: ObjectiveState
-    limits: Limits
     finite_guard: FiniteGuard
     runlog: RunLog
     plan: PlannedStep
@@ -87,7 +84,9 @@ class StepInParts(WholeCheckpoints):
         if every and self.maker.samples and self.state.global_step % every == 0:
             with self.clock.stage("diagnostics"):
                 with self.whole_model() as model:
-                    found = diagnose(minibatch, self.maker.scorer, model, self.limits.rows)
+                    found = diagnose(
+                        minibatch, self.maker.scorer, model, self.args.rows_per_forward
+                    )
                 self.runlog.note_findings(found)
 
     def _note(self, micro: MicroBatch, found: Sequence[Scores], signals: Sequence[Signal]) -> None:
@@ -101,52 +100,23 @@ class StepInParts(WholeCheckpoints):
                     self.runlog.note_traces(self.state.global_step + 1, *about)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:  # type: ignore[override]
-        """Forward and backward of a micro-batch, in parts where it has more rows than fit.
-
-        Out of memory, the whole optimiser step is begun again from zero gradients with half the
-        rows at once and the same traces: a backward that failed has already added to them.
-        """
-        done = inputs["place"]  # micro-batches whose gradients are there
-        while True:
-            assert self.window is not None
-            micros = self.window.minibatches[self.plan.minibatch][: inputs["place"] + 1]
-            try:
-                loss = [self._train(model, micro, *args) for micro in micros[done:]][-1]
-                if inputs["last"]:
-                    self.clock.begin("optimiser")
-                return loss
-            except RuntimeError as error:
-                failed = out_of_memory(error)  # as text: the error would keep the tensors
-            self.limits.fewer_rows(max(m.rows for m in micros), self.args.world_size, failed)
-            self._begin_again()
-            done = 0
-
-    def _train(self, model: nn.Module, micro: MicroBatch, *args: Any) -> Tensor:
-        """The loss for the log: one that is not a number would stay in transformers' running sum.
+        """Forward and backward of a micro-batch, in parts of ``rows_per_forward`` rows; returns the
+        loss for the log: one that is not a number would stay in transformers' running sum.
 
         Its gradient is not a number either, and ``FiniteGuard`` drops it on all ranks.
         """
+        assert self.window is not None
+        micro = self.window.minibatches[self.plan.minibatch][inputs["place"]]
+        rows, losses = self.args.rows_per_forward or micro.rows, []
         if micro.recalls is not None:
             known = [recall.scores for recall in micro.recalls]
             self._note(micro, known, [recall.signal for recall in micro.recalls])
-        parts = [micro] if micro.recalls is None else split(micro, self.limits.rows or micro.rows)
-        losses = []
+        parts = [micro] if micro.recalls is None else split(micro, rows)
         for part in parts:
-            last = part is parts[-1]
-            sync = nullcontext() if last else self.accelerator.no_sync(model)
-            with sync, self.clock.stage("backward"):
+            sync = nullcontext() if part is parts[-1] else self.accelerator.no_sync(model)
+            with sync, self.clock.stage("backward"), fitting(*fewer_rows(part.rows)):
                 losses.append(super().training_step(model, {"micro": part}, *args))
             self.finite_guard.saw_loss(losses[-1])
+        if inputs["last"]:
+            self.clock.begin("optimiser")
         return torch.stack(losses).sum().nan_to_num(0.0, 0.0, 0.0)
-
-    def _begin_again(self) -> None:
-        """As the optimiser step was before its first micro-batch, its traces scored beforehand."""
-        assert self.window is not None
-        self.model.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        clear_device_cache()
-        self.runlog.rewind()
-        if self.window.minibatches[0][0].recalls is None:
-            if self.memory.filter is not None:
-                self.memory.filter.forget()
-            with self.whole_model() as model:
-                self.window = self.maker.score(self.window, self.plan, model)

@@ -32,7 +32,6 @@ from native_reasoning.gathered import stand_in
 from native_reasoning.groups import Schedule, data_hash, make_schedule, require
 from native_reasoning.judges import Judges
 from native_reasoning.layouts import LAYOUTS
-from native_reasoning.limits import Limits
 from native_reasoning.maker import WindowMaker
 from native_reasoning.policy import load_policy, warmup_warning
 from native_reasoning.publishing import Publishing
@@ -129,8 +128,7 @@ class NRTTrainer(Publishing):
             check_metric(args.metric_for_best_model, self.metric_names())
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         self.engine = self._make_engine(policy.model)
-        self.limits = Limits(args, self.engine)
-        self.kept = (self.memory, self.limits, self.finite_guard, self.guard)
+        self.kept = (self.memory, self.finite_guard, self.guard)
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
         #: More of config.yaml; the command line puts the data paths here.
@@ -197,7 +195,6 @@ class NRTTrainer(Publishing):
             objective,
             rewards,
             self.memory,
-            self.limits,
         )
         maker.clock = self.clock
         return maker
@@ -321,7 +318,6 @@ class NRTTrainer(Publishing):
                         self.schedule,
                         self.plan,
                         model,
-                        beforehand=self.limits.splits(self.args.per_device_train_batch_size),
                         trainer_state=self.state,
                     )
         self.memory.rollout = self.window.rollout
@@ -330,7 +326,6 @@ class NRTTrainer(Publishing):
             self.mean_tokens = self.maker.mean_tokens(minibatch, self.traces_per_step)
         self.diagnose(minibatch)
         self._clock["rollout"] = time.perf_counter() - self._clock["began"]
-        self.runlog.mark()
         last = len(minibatch) - 1
         return [{"place": i, "last": i == last} for i in range(last + 1)], None
 

@@ -64,7 +64,7 @@ def flip(path: Path) -> None:
 def test_every_file_is_watched(harm, run, capsys):
     files = sorted(p.name for p in (run / "checkpoint-4").iterdir())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {*files}
-    assert {"trainer_state.json", "limits.json", "skipped.json", CHECKSUMS} <= {*files}
+    assert {"trainer_state.json", "skipped.json", CHECKSUMS} <= {*files}
     assert "training_args.bin" not in files
     for name in files:
         keep = run.parent / "keep"

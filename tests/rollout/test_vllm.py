@@ -260,19 +260,6 @@ def test_a_resumed_run_wakes_vllm_with_the_weights_of_the_checkpoint(tmp_path, s
     assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
 
 
-def test_rows_of_a_step_that_is_begun_again_are_counted_once(tmp_path):
-    trainer, _ = trained(tmp_path, max_steps=1)
-    log, micro = trainer.runlog, trainer.window.minibatches[0][0]
-    scores = trainer.maker.scores(micro, trainer.model)
-    signals = trainer.maker.signals(micro, scores, trainer.plan)
-    log.mark()
-    for _ in range(2):
-        log.rewind()
-        for about in zip(micro.groups, micro.traces, scores, signals, strict=True):
-            log.note(*about)
-    assert len(log._mismatches) == len(micro.groups)
-
-
 def test_the_models_own_sampler_logs_no_mismatch(tmp_path):
     args = NRTConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, max_trace_length=6)
     NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer()).train()

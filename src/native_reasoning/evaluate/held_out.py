@@ -25,6 +25,7 @@ from native_reasoning.evaluate.metrics import (
 )
 from native_reasoning.inputs import inference
 from native_reasoning.packing import pack
+from native_reasoning.rollout.answers import sample_answers
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import EVALUATION
@@ -102,8 +103,7 @@ class HeldOut:
 
     ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has the
     length of traces, temperature, seed and how many traces to sample; ``layouts`` are those that
-    are right for the model (layouts.py). An answer is cut at ``length`` tokens (``answer_length``)
-    and at the model's ``context``.
+    are right for the model (layouts.py). An answer is cut at ``length`` tokens (``answer_length``).
     """
 
     def __init__(
@@ -115,10 +115,9 @@ class HeldOut:
         length: int,
         *,
         layouts: tuple[str, ...] = ("shared",),
-        context: int | None = None,
     ) -> None:
         self.model, self.engine, self.template = model, engine, template
-        self.args, self.length, self.layouts, self.context = args, length, layouts, context
+        self.args, self.length, self.layouts = args, length, layouts
 
     def run(self, groups: Sequence[PromptGroup], tell: Callable[[int], None]) -> list[Outcome]:
         """One outcome per group, by row; the ranks share the work and all have the whole.
@@ -141,10 +140,10 @@ class HeldOut:
         traces = self.engine.rollout(groups, sampled, key)
         greedy_traces = self.engine.rollout(groups, greedy, key)
         empty = [Traces((self.template.empty_trace(),), (True,)) for _ in groups]
-        after = self._answers(groups, traces, s.temperature, 1)
-        after_greedy = self._answers(groups, greedy_traces, 0.0, 2)
-        none = self._answers(groups, empty, s.temperature, 3)
-        none_greedy = self._answers(groups, empty, 0.0, 4)
+        after = self._answers(groups, traces, s.temperature, 2)
+        after_greedy = self._answers(groups, greedy_traces, 0.0, 3)
+        none = self._answers(groups, empty, s.temperature, 4)
+        none_greedy = self._answers(groups, empty, 0.0, 5)
         packed = pack(
             groups,
             traces,
@@ -180,49 +179,15 @@ class HeldOut:
         return outcomes
 
     def _answers(
-        self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, draw: int
+        self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, step: int
     ) -> list[tuple[Sample, ...]]:
-        """An answer after each trace. ``draw`` keeps its random numbers apart."""
-        columns = []
-        for k in range(len(traces[0].ids)):
-            prompts = [
-                self.template.answer_prompt(group.prompt_ids, t.ids[k], t.closed[k])
-                for group, t in zip(groups, traces, strict=True)
-            ]
-            # the answers to a question's k traces differ in the step of the random key
-            key = NoiseKey(self.args.seed, 1 + 8 * k + draw, EVALUATION)
-            columns.append(self._sample(groups, prompts, temperature, key))
-        return list(zip(*columns, strict=True))
+        """An answer after each trace. ``step`` keeps its random numbers apart."""
+        sampling = Sampling(1, self.length, temperature, self.args.top_p)
+        key = NoiseKey(self.args.seed, step, EVALUATION)
+        return sample_answers(self.engine, self.template, groups, traces, sampling, key)
 
     def _text(self, sample: Sample) -> str:
         return self.template.text(sample.ids).strip()
-
-    def _sample(
-        self,
-        groups: Sequence[PromptGroup],
-        prompts: Sequence[list[int]],
-        temperature: float,
-        key: NoiseKey,
-    ) -> list[Sample]:
-        """An answer to each prompt. One that reaches the model's context is cut there, whatever
-        it is sampled together with: prompts with less room are sampled apart."""
-        context = self.context
-        rooms = [
-            self.length if context is None else min(self.length, context - len(prompt))
-            for prompt in prompts
-        ]
-        found: dict[int, Sample] = {}
-        for room in sorted({*rooms}):
-            places = [i for i, other in enumerate(rooms) if other == room]
-            samples = self.engine.sample(
-                [prompts[i] for i in places],
-                [groups[i].example.row_id for i in places],
-                Sampling(1, room, temperature, self.args.top_p),
-                key,
-                self.template.stop_answer,
-            )
-            found |= {i: sample for i, (sample,) in zip(places, samples, strict=True)}
-        return [found[i] for i in range(len(prompts))]
 
 
 def held_out_rows(
