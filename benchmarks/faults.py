@@ -41,7 +41,7 @@ RESULTS = Path(__file__).with_suffix(".json")
 STEPS, SAVE_STEPS = 30, 3
 PAGE = 4096
 #: Files of a checkpoint that are ours, written last.
-OURS = ("skipped.json", "checksums.json")
+OURS = ("kept.json", "checksums.json")
 #: How often a kill that came too late is tried again.
 TRIES = 10
 #: Seconds before a command has loaded what it needs.
@@ -63,7 +63,7 @@ KINDS = {
 FILES = (
     "traces/*", ".saving/*/config.json", ".saving/*/model.safetensors",
     ".saving/*/tokenizer.json", ".saving/*/optimizer.pt", ".saving/*/scheduler.pt",
-    ".saving/*/rng_state.pth", ".saving/*/trainer_state.json", ".saving/*/skipped.json",
+    ".saving/*/rng_state.pth", ".saving/*/trainer_state.json", ".saving/*/kept.json",
     ".saving/*/checksums.json",
 )
 # fmt: on

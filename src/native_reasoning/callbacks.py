@@ -26,7 +26,6 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _SAVING: int | None = getattr(signal, "SIGUSR1", None)
 #: In the order of what wins where ranks hear different ones.
 _RANKED = (None, _SAVING, *_STOPPING)
-SKIPPED = "skipped.json"
 
 
 class SignalCallback(TrainerCallback):
@@ -170,10 +169,10 @@ class FiniteGuard(TrainerCallback):
                 "--bf16 or full precision in place of --fp16",
             )
 
-    def save(self, folder: Path) -> None:
-        """Into an unfinished checkpoint."""
-        (folder / SKIPPED).write_text(json.dumps({"in_a_row": self.in_a_row}), encoding="utf-8")
+    def state(self) -> dict[str, int]:
+        """What a checkpoint holds."""
+        return {"in_a_row": self.in_a_row}
 
-    def load(self, folder: Path) -> None:
-        """From a checkpoint."""
-        self.in_a_row = json.loads((folder / SKIPPED).read_text(encoding="utf-8"))["in_a_row"]
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes on from ``state``."""
+        self.in_a_row = state["in_a_row"]

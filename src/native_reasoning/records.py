@@ -1,6 +1,6 @@
 """The run folder: what a run leaves behind, readable by people and by programs::
 
-    config.yaml                 settings, versions, data hash, seed, command; never a secret
+    config.yaml                 settings, versions, data hash, seed; never a secret
     metrics.jsonl               one object a line, "step" first; no times: runs can be compared
     timings.jsonl               the same with times, which never repeat
     quarantine.jsonl            the rows of each update that was skipped (callbacks.FiniteGuard)
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,17 +96,12 @@ class RunFolder:
         *,
         data_hash: str | None,
         seed: int,
-        command: Sequence[str] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """config.yaml: the settings under ``config``; ``command`` is sys.argv unless given.
-
-        ``extra`` has further entries, say the machine. Secrets are left out (manifest.py).
-        """
-        if not self.writes:
-            return
-        text = manifest(config, data_hash, seed, command or sys.argv, extra or {})
-        write_atomically(self.path / CONFIG, text.encode("utf-8", "replace"))
+        """config.yaml: the settings under ``config``, and ``extra`` entries, say the machine.
+        Secrets are left out (manifest.py)."""
+        if self.writes:
+            write_atomically(self.path / CONFIG, manifest(config, data_hash, seed, extra or {}))
 
     def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl. Values are numbers, strings or None; no times.

@@ -169,8 +169,7 @@ def open_run(
         told = "; ".join(changed)
         warn(f"resuming, not as an uninterrupted run: {told}")
         extra = {**extra, "changed_on_resume": [*before.get("changed_on_resume", []), *changed]}
-        command = before.get("command")  # the first: what changed since is said beside it
-        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra, command=command)
+        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
     return records
 
 

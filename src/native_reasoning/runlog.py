@@ -9,9 +9,14 @@ from accelerate.utils import gather_object
 
 from native_reasoning.diagnostics import Finding, summary
 from native_reasoning.losses import LossTerms
-from native_reasoning.meter import Meter, means, trace_rows
-from native_reasoning.mismatch import Mismatch, mismatch
-from native_reasoning.mismatch import summary as mismatch_summary
+from native_reasoning.meter import (
+    Meter,
+    Mismatch,
+    means,
+    mismatch,
+    mismatch_means,
+    trace_rows,
+)
 from native_reasoning.names import one_kind
 from native_reasoning.records import RunFolder
 from native_reasoning.tables import TraceRow
@@ -107,7 +112,7 @@ class RunLog:
         """The means since they were asked for last, over all ranks."""
         values = means(gather_object([self.meter.sums()]))
         values |= summary(gather_object(self._findings))
-        values |= mismatch_summary(gather_object(self._mismatches))
+        values |= mismatch_means(gather_object(self._mismatches))
         self._findings, self._mismatches = [], []
         if not self.rewarded:
             values = {name: value for name, value in values.items() if name not in _OF_REWARDS}

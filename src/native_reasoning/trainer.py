@@ -128,7 +128,9 @@ class NRTTrainer(Publishing):
             check_metric(args.metric_for_best_model, self.metric_names())
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         self.engine = self._make_engine(policy.model)
-        self.kept = (self.memory, self.finite_guard, self.guard)
+        self.kept = {"skipped_updates": self.finite_guard, "collapse": self.guard}
+        if self.memory.filter is not None:
+            self.kept["filter"] = self.memory.filter
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
         #: More of config.yaml; the command line puts the data paths here.
@@ -376,8 +378,16 @@ class NRTTrainer(Publishing):
         self.runlog.write_traces(self.state.global_step)
         self.runlog.records.sync()
 
+    def load_kept(self, checkpoint: Path) -> None:
+        """With the lagging copy, if the objective asks one."""
+        super().load_kept(checkpoint)
+        if self.memory.judges is not None:
+            self.memory.judges.load(checkpoint)
+
     def add_to_checkpoint(self, folder: Path) -> None:
-        """The open window, if the next step goes on with it."""
+        """The lagging copy; the open window, if the next step goes on with it."""
+        if self.memory.judges is not None and self.args.should_save:
+            self.memory.judges.save(folder)
         if self._window_is_open():
             assert self.window is not None
             self.window.save(folder, self.args.process_index)

@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from native_reasoning.checkpoints import STAGING, publish
+from native_reasoning.checkpoints import KEPT, STAGING, publish
 from native_reasoning.config import NRTConfig
 from native_reasoning.disk import CHECKSUMS, damage, seal
 from native_reasoning.errors import RunError
@@ -64,7 +64,7 @@ def flip(path: Path) -> None:
 def test_every_file_is_watched(harm, run, capsys):
     files = sorted(p.name for p in (run / "checkpoint-4").iterdir())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {*files}
-    assert {"trainer_state.json", "skipped.json", CHECKSUMS} <= {*files}
+    assert {"trainer_state.json", KEPT, CHECKSUMS} <= {*files}
     assert "training_args.bin" not in files
     for name in files:
         keep = run.parent / "keep"
