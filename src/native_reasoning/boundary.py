@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from native_reasoning.chat import render, unwrap, wrap
-from native_reasoning.errors import TemplateError
+from native_reasoning.errors import TemplateError, warn
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class Boundary:
     def closes_by_text(self) -> bool:
         """Whether a trace closes when its text, not its last token, is the tag."""
         return self.mode == "text"
+
+    def warn_of_servers(self) -> None:
+        """Says what servers cannot do with a boundary that is text."""
+        if self.closes_by_text:
+            warn(
+                f"the boundary is the text {self.close_text!r}: pipelines and servers return "
+                "trace and answer as one text, and enable_thinking does nothing. Models for "
+                "servers: --boundary auto"
+            )
 
 
 # -- Choosing one ----------------------------------------------------------------------------------

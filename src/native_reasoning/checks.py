@@ -109,6 +109,17 @@ UNREAD = {
 #: Keywords of transformers' Trainer that NRTTrainer hands on.
 HANDED_ON = ("optimizers", "optimizer_cls_and_kwargs", "compute_metrics")
 #: Its other keywords, with the reason and what to do.
+REFUSED = {
+    "hyperparameter_search": (
+        "a trial needs a model, a run folder and a trainer of its own",
+        "in Python, a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) anew for each "
+        "value; then nrt report RUN RUN ... sets the runs beside each other",
+    ),
+    "push_to_hub": (
+        "transformers uploads the run folder, with every prompt, answer and trace",
+        "trainer.save_model(FOLDER), then: hf upload OWNER/NAME FOLDER",
+    ),
+}
 INSTEAD = {
     "tokenizer": ("transformers calls it processing_class", "processing_class=tokenizer"),
     "model_init": (
@@ -336,6 +347,12 @@ def check_call(
             fix=f"give eval_dataset (--eval-data), or leave {name} out",
         )
     return {name: value for name, value in others.items() if value is not None}
+
+
+def refused(method: str) -> ConfigError:
+    """What to raise where a method of transformers' Trainer is called that NRTTrainer has not."""
+    why, fix = REFUSED[method]
+    return ConfigError(f"NRTTrainer has no {method}", why=why, fix=fix)
 
 
 def check_metric(name: str, known: Iterable[str]) -> None:

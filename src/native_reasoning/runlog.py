@@ -1,12 +1,20 @@
-"""What a run notes of each step: means for metrics.jsonl, traces for the run folder, warnings."""
+"""What a run leaves behind of each step: means for metrics.jsonl, seconds for timings.jsonl, traces
+and skipped rows for the run folder, warnings."""
 
+import math
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
 from accelerate.utils import gather_object
+from transformers.trainer_callback import CallbackHandler
 
+from native_reasoning.callbacks import FiniteGuard
+from native_reasoning.clock import Clock, ClockCallback
+from native_reasoning.collapse import CollapseGuard
+from native_reasoning.config import NRTConfig
 from native_reasoning.diagnostics import Finding, summary
 from native_reasoning.losses import LossTerms
 from native_reasoning.meter import (
@@ -18,10 +26,13 @@ from native_reasoning.meter import (
     trace_rows,
 )
 from native_reasoning.names import one_kind
+from native_reasoning.objective import Objective
 from native_reasoning.records import RunFolder
 from native_reasoning.tables import TraceRow
 from native_reasoning.template import Template
+from native_reasoning.trackers import TraceTables
 from native_reasoning.types import PromptGroup, Scores, Signal, Traces
+from native_reasoning.window import MicroBatch
 
 #: Steps after each of which it may be said that the reward so far is one kind of token's.
 FIRST = 5
@@ -29,18 +40,29 @@ FIRST = 5
 _OF_REWARDS = ("reward", "reward_baseline", "helped")
 
 
-class RunLog:
+class Recorder:
     """Collects on every rank; what is written goes through ``records``, on rank 0 alone.
 
-    ``rewarded``: traces are told apart. ``strict``: those in a wrong format are worth nothing.
+    ``clock`` is asked where the time went. ``finite`` drops updates that are not finite, and
+    ``collapse`` says whether the run is healthy. ``rewarded``: traces are told apart.
     """
 
     def __init__(
-        self, records: RunFolder, template: Template, *, rewarded: bool, strict: bool
+        self, args: NRTConfig, template: Template, settings: Objective, *, rewarded: bool
     ) -> None:
-        self.records, self.template = records, template
-        self.rewarded, self.strict = rewarded, strict
-        self.meter = Meter()
+        self.args, self.template = args, template
+        self.rewarded, self.samples = rewarded, settings.traces == "sampled"
+        #: Traces in a wrong format are worth nothing.
+        self.strict = rewarded and settings.bad_format in ("zero", "mask")
+        self.clock = Clock()
+        self.finite = FiniteGuard(args.max_skipped_updates, self.quarantine, scaled=args.fp16)
+        self.collapse = CollapseGuard(args.on_collapse)
+        self.callbacks = [self.finite, self.collapse, ClockCallback(self.clock)]
+        self.open(RunFolder(str(args.output_dir), writes=False))
+
+    def open(self, records: RunFolder) -> None:
+        """A run begins, or goes on, that is written to ``records``."""
+        self.records, self.meter = records, Meter()
         self._pending: list[TraceRow] = []
         self._findings: list[Finding] = []
         self._mismatches: list[Mismatch] = []
@@ -49,18 +71,40 @@ class RunLog:
         self._newest: dict[int, list[TraceRow]] = {}  # by question
         self._told: set[str] = set()
         self._first: list[dict[str, float]] = []  # metrics of the first steps that judged traces
+        self._step, self._minibatch, self._began, self._rollout = 0, (), 0.0, 0.0
+        self._earlier: dict[str, float] = {}
+
+    def tables(self, handler: CallbackHandler) -> TraceTables:
+        """A callback that shows the traces to the trackers of ``handler``."""
+        every = self.args.diagnostics_steps if self.args.report_traces else 0
+        return TraceTables(every, handler, self.newest)
+
+    # -- a step ------------------------------------------------------------------------------------
+
+    def begins(self, step: int) -> None:
+        """Step ``step``, counted from 1, begins."""
+        self._step, self._began, self._earlier = step, time.perf_counter(), self.clock.take()
+
+    def collected(self, minibatch: Sequence[MicroBatch]) -> None:
+        """These are its micro-batches."""
+        self._minibatch, self._rollout = minibatch, time.perf_counter() - self._began
 
     def note(
-        self,
-        group: PromptGroup,
-        traces: Traces,
-        scores: Scores,
-        signal: Signal,
+        self, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal, *, keeps: bool
     ) -> None:
-        """One group of the step."""
-        self.meter.add_group(group, traces, scores, signal, self.template)
+        """One group of the step. ``keeps``: its traces are written."""
+        about = (group, traces, scores, signal, self.template)
+        self.meter.add_group(*about)
         if (found := mismatch(traces, scores)) is not None:
             self._mismatches.append(found)
+        if not keeps:
+            return
+        rows = trace_rows(self._step, *about)
+        self.latest = max(rows, key=lambda row: row.advantage)
+        if any(old[0].step != self._step for old in self._newest.values()):
+            self._newest = {}
+        self._newest[group.example.row_id] = rows
+        self._pending += rows
 
     def note_findings(self, findings: Iterable[Finding]) -> None:
         """What exchanging traces between the prompts of a step says (diagnostics.py)."""
@@ -69,17 +113,6 @@ class RunLog:
     def note_loss(self, terms: LossTerms, weight: float) -> None:
         """Loss terms of a group or of a part of it; ``weight`` divides them by N."""
         self.meter.add_loss(terms, weight)
-
-    def note_traces(
-        self, step: int, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal
-    ) -> None:
-        """The group's traces, to be written; ``step`` counts from 1."""
-        rows = trace_rows(step, group, traces, scores, signal, self.template)
-        self.latest = max(rows, key=lambda row: row.advantage)
-        if any(old[0].step != step for old in self._newest.values()):
-            self._newest = {}
-        self._newest[group.example.row_id] = rows
-        self._pending += rows
 
     def newest(self) -> list[list[TraceRow]]:
         """This rank's traces of the latest step that sampled any, by question."""
@@ -92,8 +125,8 @@ class RunLog:
         self.records.add_traces(gather_object(done))
         self.records.flush_traces(step)
 
-    def quarantine(self, step: int, pairs: Iterable[tuple[PromptGroup, Traces]]) -> None:
-        """The rows of an update that was skipped, of all ranks, to the records."""
+    def quarantine(self, step: int) -> None:
+        """The rows of the step, whose update is skipped, of all ranks, to the records."""
         rows = [
             {
                 "row_id": group.example.row_id,
@@ -102,11 +135,36 @@ class RunLog:
                 "answer": group.example.answer,
                 "traces": [self.template.text(ids) for ids in traces.ids],
             }
-            for group, traces in pairs
+            for micro in self._minibatch
+            for group, traces in micro.pairs
             if group.weight  # else it only fills up a rank
         ]
         for row in gather_object(rows):
             self.records.append_quarantine(step, row)
+
+    def flush(self, step: int) -> None:
+        """Traces and metrics up to ``step`` are on the disk afterwards."""
+        self.write_traces(step)
+        self.records.sync()
+
+    def close_step(self, logs: dict[str, float], step: int) -> None:
+        """Adds to ``logs`` the means since the last time, over all ranks; writes the times."""
+        with self.clock.stage("waiting"):
+            logs |= self.means()
+        logs["skipped_updates"] = skipped = self.finite.take()
+        logs["loss"] = math.nan if skipped else logs["loss"]
+        if self.samples:
+            logs |= self.collapse.look(logs, step, tell=self.args.process_index == 0)
+        self.records.append_timings(step, self._seconds())
+
+    def _seconds(self) -> dict[str, float]:
+        """Times of the step that ends now, with the records that were written before it began."""
+        stages, whole = self.clock.take(), time.perf_counter() - self._began
+        other = whole - sum(stages.values())
+        stages["records"] += self._earlier["records"]
+        named = {**stages, "other": other, "step": whole + self._earlier["records"]}
+        named["rollout"] = self._rollout
+        return {f"{name}_seconds": value for name, value in named.items()}
 
     def means(self) -> dict[str, float]:
         """The means since they were asked for last, over all ranks."""
