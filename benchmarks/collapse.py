@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from native_reasoning.evaluate.held_out import summarise
-from native_reasoning.lab.demo import trainer_of
-from native_reasoning.manifest import versions
-from native_reasoning.names import COLLAPSE, STATES
-from native_reasoning.records import read_metrics, read_timings
-from native_reasoning.resume import machine
+from native_reasoning.demo.race import trainer_of
+from native_reasoning.evaluation.held_out import summarise
+from native_reasoning.records.folder import read_metrics, read_timings
+from native_reasoning.records.manifest import versions
+from native_reasoning.records.metrics import COLLAPSE, STATES
+from native_reasoning.training.resume import machine
 
 RESULTS = Path(__file__).with_suffix(".json")
 #: Accuracy above which a run has learned the task: chance is 10 %, the base has 17 %.

@@ -93,7 +93,7 @@ def start(*arguments: Any, cwd: Path) -> subprocess.Popen:
 
 def train(work: Path, out: Path, kind: str, steps: int = STEPS) -> subprocess.Popen:
     """A new run."""
-    from native_reasoning.lab import base_path
+    from native_reasoning.demo import base_path
 
     about = ["--model", base_path(), "--data", work / "rows.jsonl", "--out", out]
     return start("train", *about, "--max-steps", steps, *COMMON, *KINDS[kind], cwd=work)
@@ -126,7 +126,7 @@ def wait_for(process: subprocess.Popen, ready: Callable[[], bool]) -> bool:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What two finished runs do not have in common."""
-    from native_reasoning.records import read_metrics, read_traces
+    from native_reasoning.records.folder import read_metrics, read_traces
 
     out = []
     for name in ("final/model.safetensors", f"checkpoint-{STEPS}/model.safetensors"):
@@ -143,7 +143,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def prepare(work: Path) -> Bench:
     """Rows, and one run of each kind that nobody disturbs."""
-    from native_reasoning.lab import make_rows
+    from native_reasoning.demo import make_rows
 
     rows = make_rows("style_shift", "train", 64, seed=0)
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -272,8 +272,8 @@ def _pages(path: Path) -> int:
 
 
 def _fill(bench: Bench, place: Path, room: int, step: int) -> dict[str, Any]:
-    from native_reasoning.disk import damage
-    from native_reasoning.resume import checkpoints
+    from native_reasoning.records.disk import damage
+    from native_reasoning.training.resume import checkpoints
 
     out = place / "run"
     process = train(bench.work, out, "on-policy")
@@ -313,8 +313,8 @@ def _flip(path: Path) -> None:
 
 def corruption(bench: Bench) -> dict[str, Any]:
     """Every file of the newest checkpoint, in three ways; and one run resumed after it."""
-    from native_reasoning.disk import CHECKSUMS, damage
-    from native_reasoning.resume import find_checkpoint
+    from native_reasoning.records.disk import CHECKSUMS, damage
+    from native_reasoning.training.resume import find_checkpoint
 
     tried = passed = 0
     missed: list[str] = []
@@ -450,8 +450,8 @@ def main() -> int:
         found = {name: parts[name]() for name in names}
     failed = [name for name in names if not SOUND[name](found[name])]
     if given.write:
-        from native_reasoning.manifest import versions
-        from native_reasoning.resume import machine
+        from native_reasoning.records.manifest import versions
+        from native_reasoning.training.resume import machine
 
         about = {**machine(1), **versions(), "seed": given.seed}
         before = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from native_reasoning import NRTConfig, NRTTrainer
-from native_reasoning.judges import Judges
-from native_reasoning.lab import base_path
-from native_reasoning.lab.tasks import make_rows
+from native_reasoning.demo import base_path
+from native_reasoning.demo.tasks import make_rows
+from native_reasoning.scoring.judges import Judges
 
 RESULTS = Path(__file__).with_suffix(".json")
 LAB = {

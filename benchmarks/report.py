@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from playwright.sync_api import sync_playwright
 
-from native_reasoning.records import RunFolder, TraceRow
+from native_reasoning.records.folder import RunFolder, TraceRow
 
 K, STEPS, WORDS, VOCABULARY = 8, 500, 150, 4000
 #: Tokens of a reference in the results that are kept.

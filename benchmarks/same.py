@@ -23,8 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from native_reasoning.lab import base_path, make_rows
-from native_reasoning.records import read_held_out, read_metrics, read_traces
+from native_reasoning.demo import base_path, make_rows
+from native_reasoning.records.folder import read_held_out, read_metrics, read_traces
 
 RESULT = Path(__file__).with_suffix(".json")
 COMMON = (

@@ -177,8 +177,8 @@ def common(regime: Regime, steps: int, folder: str) -> dict[str, Any]:
 
 def run_ours(regime: Regime, steps: int, folder: str) -> None:
     from native_reasoning import NRTConfig, NRTTrainer
-    from native_reasoning.clock import profile_of
-    from native_reasoning.records import read_timings
+    from native_reasoning.records.clock import profile_of
+    from native_reasoning.records.folder import read_timings
 
     args = NRTConfig(
         **common(regime, steps, folder),
@@ -409,7 +409,7 @@ def main() -> None:
         sides = tuple(s for s in sides if not given.only or s in given.only)
         found[name] = compare(name, sides, given.runs, given.threads)
     if given.write:
-        from native_reasoning.resume import machine
+        from native_reasoning.training.resume import machine
 
         versions = {name: version(name) for name in ("torch", "transformers", "trl")}
         about = {**machine(1), **versions, "runs": given.runs, "threads": given.threads}

@@ -99,7 +99,7 @@ def part(name: str) -> dict[str, Any]:
 
 def trained(trainer: Any) -> dict[str, Any]:
     """Both engines compared before and after training."""
-    from native_reasoning.records import read_metrics
+    from native_reasoning.records.folder import read_metrics
 
     with trainer.whole_model():
         old = compared(trainer)
@@ -165,8 +165,8 @@ def trainer_of(name: str, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     from native_reasoning import NRTConfig, NRTTrainer
-    from native_reasoning.lab import base_path, make_rows
-    from native_reasoning.lab.demo import FAMILY
+    from native_reasoning.demo import base_path, make_rows
+    from native_reasoning.demo.race import FAMILY
 
     if name == "smollm2":
         model: Any = os.environ["NRT_SMOLLM2"]
@@ -234,8 +234,8 @@ def sampling(trainer: Any, folder: Path) -> dict[str, Any]:
 
 def split(trainer: Any, folder: Path) -> dict[str, Any]:
     """What a server makes of the model after two steps of training."""
-    from native_reasoning.lab import make_rows
-    from native_reasoning.lab.demo import FAMILY
+    from native_reasoning.demo import make_rows
+    from native_reasoning.demo.race import FAMILY
 
     trainer.train()
     trainer.save_whole_model(folder)

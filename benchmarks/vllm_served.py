@@ -70,7 +70,7 @@ def expected(folder: str, questions: Sequence[str]) -> tuple[dict[str, dict[str,
     tokens of context that takes."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from native_reasoning.template import make_template
+    from native_reasoning.data.template import make_template
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()

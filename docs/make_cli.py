@@ -8,7 +8,7 @@ from pathlib import Path
 
 from native_reasoning.cli.headings import OPTION_GROUPS
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 
 FILE = Path(__file__).parent / "cli.md"
 NOTE = "<!-- written by docs/make_cli.py -->"

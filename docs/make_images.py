@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from rich.console import Console
 from rich.text import Text
 
-from native_reasoning.lab import base_path, make_rows
+from native_reasoning.demo import base_path, make_rows
 
 IMAGES = Path(__file__).parent / "images"
 COLUMNS, LINES = 118, 14

@@ -7,13 +7,13 @@ pages with what this would write.
 from pathlib import Path
 
 from native_reasoning.cli.presets import COLUMNS, command, setting_rows, table_row
-from native_reasoning.methods import METHODS, differences
-from native_reasoning.presets import PRESETS, Preset
+from native_reasoning.config.methods import METHODS, differences
+from native_reasoning.config.papers import PRESETS, Preset
 
 FOLDER = Path(__file__).parent / "objectives"
 NOTE = "<!-- written by docs/make_objectives.py -->"
 INTRODUCTION = """Every preset is a choice of settings of one computation
-([settings.py](../../src/native_reasoning/settings.py)); any of them can be changed by itself:
+([settings.py](../../src/native_reasoning/config/settings.py)); any of them can be changed by itself:
 `nrt train --preset verifree --beta 0.001`. A rival has two forms: its own recipe, and `@shared`,
 which takes only f and the answer weight from it and all else from `nrt-ws`. `-paper` has the
 exact answer weights, `-released` no clip."""

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from native_reasoning.lab import base_path
-from native_reasoning.objective import preset_objective
-from native_reasoning.types import Scores
+from native_reasoning.demo import base_path
+from native_reasoning.objective.credit import preset_objective
+from native_reasoning.objective.types import Scores
 
 FILE = Path(__file__).parent / "images" / "how-it-works.svg"
 QUESTION = "tell 5 7 4 8 6"

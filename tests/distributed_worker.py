@@ -10,10 +10,10 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.gathered import whole
-from native_reasoning.lab import base_path, make_rows
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.demo import base_path, make_rows
+from native_reasoning.model.gathered import whole
+from native_reasoning.training.trainer import NRTTrainer
 from pretended import SamplingLLM, install
 from tiny import QA, byte_tokenizer, tiny_model
 

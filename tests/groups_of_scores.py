@@ -2,7 +2,7 @@
 
 import torch
 
-from native_reasoning.types import Judgement, Scores, Verdict
+from native_reasoning.objective.types import Judgement, Scores, Verdict
 
 
 def full_scores(k=6, t=4, length=5, *, deep=3.0, dtype=torch.float32, seed=0) -> Scores:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.lab import base_path, make_rows
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.demo import base_path, make_rows
+from native_reasoning.training.trainer import NRTTrainer
 
 ROWS = make_rows("short_answer", "train", 12, seed=5)
 

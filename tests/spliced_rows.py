@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 import tiny
+from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.data.template import Template, make_template
 from native_reasoning.integrations.spliced import Layout, Rows, Spliced, splice, splice_nothing
-from native_reasoning.packing import pack
-from native_reasoning.scoring import install_scoring, unpack
-from native_reasoning.template import Template, make_template
-from native_reasoning.types import Example, PromptGroup, Scores, Traces
+from native_reasoning.objective.types import Scores
+from native_reasoning.scoring.packing import pack
+from native_reasoning.scoring.scorer import install_scoring, unpack
 
 ROUNDING = 1e-12
 

@@ -9,7 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
-from native_reasoning.adapters import (
+from native_reasoning.config.errors import ConfigError, PolicyError, RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.evaluation.suite.asked import load_asked
+from native_reasoning.model.adapters import (
     ADAPTER_FILE,
     has_adapter,
     load_adapter,
@@ -19,14 +22,11 @@ from native_reasoning.adapters import (
     with_adapter,
     written_into,
 )
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError, PolicyError, RunError
-from native_reasoning.evaluate.suite.asked import load_asked
-from native_reasoning.inplace import token_layers
-from native_reasoning.policy import load_policy
-from native_reasoning.records import read_config, read_metrics, read_traces
+from native_reasoning.model.inplace import token_layers
+from native_reasoning.model.policy import load_policy
+from native_reasoning.records.folder import read_config, read_metrics, read_traces
 from native_reasoning.rollout.decoders import RepeatDecoder, SharedDecoder, decoding_head
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn
 

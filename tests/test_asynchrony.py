@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from native_reasoning.groups import Schedule
-from native_reasoning.losses import RATIOS
-from native_reasoning.settings import ObjectiveSettings
+from native_reasoning.config.settings import ObjectiveSettings
+from native_reasoning.objective.losses import RATIOS
+from native_reasoning.rollout.schedule import Schedule
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,10 +11,10 @@ from transformers import TrainingArguments
 
 from cli_helpers import write_rows
 from native_reasoning.cli import main
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError, DataError, NativeReasoningError
-from native_reasoning.records import read_config, read_metrics
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import ConfigError, DataError, NativeReasoningError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.folder import read_config, read_metrics
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Gradients
 

@@ -10,14 +10,15 @@ from hatchling.builders.sdist import SdistBuilder
 from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 
-from native_reasoning import card, publishing
-from native_reasoning.card import NAME, OURS, base_of, plain, write_card
-from native_reasoning.config import NRTConfig
-from native_reasoning.disk import damage, seal
-from native_reasoning.errors import ConfigError
-from native_reasoning.presets import PRESETS
-from native_reasoning.records import RunFolder, read_config
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.records import card
+from native_reasoning.records.card import NAME, OURS, base_of, plain, write_card
+from native_reasoning.records.disk import damage, seal
+from native_reasoning.records.folder import RunFolder, read_config
+from native_reasoning.training import publishing
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 ROOT = Path(__file__).parents[1]

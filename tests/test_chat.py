@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 import tiny
-from native_reasoning.chat import answered, unwrap
 from native_reasoning.data import load_examples
-from native_reasoning.template import make_template
-from native_reasoning.types import Example
+from native_reasoning.data.chat_template import answered, unwrap
+from native_reasoning.data.rows import Example
+from native_reasoning.data.template import make_template
 from shapes import SHAPES, with_template
 
 shapes = pytest.mark.parametrize("shape", SHAPES)

@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 
-from native_reasoning.checks import LOG_PROBABILITIES, RANGES, UNREAD, check_sampling
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError
-from native_reasoning.options import OF_COLOCATE, OF_SERVER, NRTOptions
-from native_reasoning.presets import PRESETS
-from native_reasoning.recipe import make_config
+from native_reasoning.config.checks import LOG_PROBABILITIES, RANGES, UNREAD, check_sampling
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.options import OF_COLOCATE, OF_SERVER, NRTOptions
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.config.recipe import make_config
 
 REFUSED = [
     ({"clip": "rellu"}, "clip is 'rellu' (did you mean 'relu'?)"),

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from lab_run import lab_trainer
-from native_reasoning.clock import PROFILE, Clock, ProfileCallback
-from native_reasoning.names import STAGES
-from native_reasoning.records import read_timings
+from native_reasoning.records.clock import PROFILE, Clock, ProfileCallback
+from native_reasoning.records.folder import read_timings
+from native_reasoning.records.metrics import STAGES
 
 
 def test_a_stage_inside_another_is_taken_off_it():

@@ -17,10 +17,10 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from cli_helpers import LENGTHS, SOURCE, write_rows
 from launch import TESTS, free_port
-from native_reasoning.disk import damage
-from native_reasoning.lab import base_path, make_rows
-from native_reasoning.records import read_metrics
-from native_reasoning.resume import checkpoints
+from native_reasoning.demo import base_path, make_rows
+from native_reasoning.records.disk import damage
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.training.resume import checkpoints
 
 CLUSTER = TESTS.parent / "recipes" / "cluster"
 NODE = (CLUSTER / "node.sh").read_text("utf-8")

@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from native_reasoning.collapse import KNOWN, LOWERED, SILENT, WINDOW, CollapseGuard
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import RunError
-from native_reasoning.names import COLLAPSE, STATES
-from native_reasoning.progress import live_numbers, step_line
-from native_reasoning.records import read_metrics
-from native_reasoning.resume import checkpoints
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.collapse import KNOWN, LOWERED, SILENT, WINDOW, CollapseGuard
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.records.metrics import COLLAPSE, STATES
+from native_reasoning.records.progress import live_numbers, step_line
+from native_reasoning.training.resume import checkpoints
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 GOOD = {"empty": 0.1, "closed": 0.9, "answer_logp": -1.0, "skipped_updates": 0.0}

@@ -6,15 +6,15 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from native_reasoning.advantages import CENTRES
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError
-from native_reasoning.losses import RATIOS
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
-from native_reasoning.presets import PRESETS
-from native_reasoning.recipe import make_config, read_recipe
-from native_reasoning.rewards import REWARDS
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.config.recipe import make_config, read_recipe
+from native_reasoning.objective.advantages import CENTRES
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.objective.losses import RATIOS
+from native_reasoning.objective.rewards import REWARDS
 
 
 def config(tmp_path, **settings) -> NRTConfig:

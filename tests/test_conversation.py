@@ -6,13 +6,13 @@ from statistics import fmean
 import pytest
 import torch
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.conversation import Conversation
-from native_reasoning.errors import DataError
-from native_reasoning.evaluate.suite.asked import load_asked
-from native_reasoning.lab import base_path
-from native_reasoning.template import make_template
-from native_reasoning.types import Example
+from native_reasoning.config.errors import DataError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import Example
+from native_reasoning.data.template import make_template
+from native_reasoning.demo import base_path
+from native_reasoning.evaluation.conversation import Conversation
+from native_reasoning.evaluation.suite.asked import load_asked
 from tiny import byte_tokenizer, tiny_model
 
 QUESTION = "tell 1 2 3 4 5"

@@ -16,18 +16,18 @@ from transformers import TrainerCallback
 
 from groups_of_scores import full_scores
 from lab_run import ROWS, lab_trainer
-from native_reasoning.custom import (
+from native_reasoning.config.errors import ConfigError, RunError
+from native_reasoning.config.recipe import make_config, read_recipe
+from native_reasoning.objective.credit import Objective
+from native_reasoning.objective.custom import (
     RewardFunctions,
     check_signal,
     find_custom,
     load_callable,
     name_of,
 )
-from native_reasoning.errors import ConfigError, RunError
-from native_reasoning.objective import Objective
-from native_reasoning.recipe import make_config, read_recipe
-from native_reasoning.records import read_config, read_metrics, read_traces
-from native_reasoning.types import Signal
+from native_reasoning.objective.types import Signal
+from native_reasoning.records.folder import read_config, read_metrics, read_traces
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from native_reasoning.errors import RunError
-from native_reasoning.lab.demo import PRESETS, STEPS, _new_folder, render
-from native_reasoning.records import read_held_out
+from native_reasoning.config.errors import RunError
+from native_reasoning.demo.race import PRESETS, STEPS, _new_folder, render
+from native_reasoning.records.folder import read_held_out
 
 ROOT = Path(__file__).parents[1]
 

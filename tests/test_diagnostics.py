@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.diagnostics import Finding, diagnose, summary, taken_over
-from native_reasoning.names import BINS
-from native_reasoning.records import read_metrics
-from native_reasoning.scoring import Scorer
-from native_reasoning.trainer import NRTTrainer
-from native_reasoning.types import Traces
-from native_reasoning.window import MicroBatch
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import Traces
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.records.metrics import BINS
+from native_reasoning.rollout.window import MicroBatch
+from native_reasoning.scoring.diagnostics import Finding, diagnose, summary, taken_over
+from native_reasoning.scoring.scorer import Scorer
+from native_reasoning.training.trainer import NRTTrainer
 from test_scoring import GROUPS, TAG, TEMPLATE, TRACES, expected, group, models
 from tiny import QA, byte_tokenizer, tiny_model
 

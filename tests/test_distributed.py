@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from launch import work
-from native_reasoning.records import read_held_out, read_metrics, read_traces
+from native_reasoning.records.folder import read_held_out, read_metrics, read_traces
 
 PROMPTS = 4
 #: The run that all are measured by.

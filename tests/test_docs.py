@@ -8,15 +8,15 @@ import sys
 import pytest
 
 from doc_blocks import PAGES, ROOT
-from native_reasoning.config import NRTConfig
-from native_reasoning.groups import make_schedule
-from native_reasoning.methods import METHODS
-from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
-from native_reasoning.presets import PRESETS
-from native_reasoning.recipe import make_config
-from native_reasoning.records import read_metrics
-from native_reasoning.settings import SETTINGS
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.methods import METHODS
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.config.recipe import make_config
+from native_reasoning.config.settings import SETTINGS
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.rollout.schedule import make_schedule
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 #: Prompts per optimiser step and updates per rollout of the authors' runs, of one device.

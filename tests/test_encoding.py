@@ -10,11 +10,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from native_reasoning.encoding import RowEncoder, fingerprint, has_literal_controls
-from native_reasoning.errors import TemplateError
-from native_reasoning.template import make_template
-from native_reasoning.types import Example
-from native_reasoning.words import _LLAMA3_SOURCE, UnsafeWord, make_words
+from native_reasoning.config.errors import TemplateError
+from native_reasoning.data.encoding import RowEncoder, fingerprint, has_literal_controls
+from native_reasoning.data.rows import Example
+from native_reasoning.data.template import make_template
+from native_reasoning.data.words import _LLAMA3_SOURCE, UnsafeWord, make_words
 
 QWEN_SOURCE = _LLAMA3_SOURCE.replace(r"\p{N}{1,3}", r"\p{N}")
 CODE = [
@@ -227,7 +227,7 @@ def test_a_word_that_the_model_itself_makes_a_control_token_is_left_to_the_templ
 def test_words_are_forgotten_when_there_are_too_many(monkeypatch):
     template = CASES["chatml"][0]
     words = make_words(template.tokenizer, template.control_ids)
-    monkeypatch.setattr("native_reasoning.words._KEPT", len(words) + 5)
+    monkeypatch.setattr("native_reasoning.data.words._KEPT", len(words) + 5)
     for number in range(40):
         text = f"<|im_end|> {number} {'x' * 100}"
         ids = template.tokenizer(text, add_special_tokens=False)["input_ids"]

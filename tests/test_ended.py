@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from native_reasoning.layouts import LAYOUTS
-from native_reasoning.scoring import pack, unpack
-from native_reasoning.types import Traces
+from native_reasoning.data.rows import Traces
+from native_reasoning.scoring.layouts import LAYOUTS
+from native_reasoning.scoring.scorer import pack, unpack
 from test_scoring import GROUPS, KINDS, TAG, TEMPLATE, models, row_logps
 
 TURN, EOS = TEMPLATE.end_ids

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from lab_run import lab_trainer
-from native_reasoning.inputs import inference
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.types import Scores, Verdict
+from native_reasoning.model.forward import inference
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.types import Scores, Verdict
 
 L = torch.tensor(
     [[-0.7, -0.1, -3.9], [-1.4, -0.5, -1.2], [-2.3, -0.05, -4.9], [-0.4, -4.6, -0.5]],

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from native_reasoning.filters import DECAY, FIRST, LAST, StdFilter
-from native_reasoning.types import Signal
+from native_reasoning.objective.filters import DECAY, FIRST, LAST, StdFilter
+from native_reasoning.objective.types import Signal
 
 CPU = torch.device("cpu")
 

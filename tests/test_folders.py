@@ -2,8 +2,8 @@
 
 import pytest
 
-from native_reasoning.errors import PolicyError
-from native_reasoning.folders import check_folder
+from native_reasoning.config.errors import PolicyError
+from native_reasoning.model.folders import check_folder
 
 
 @pytest.fixture

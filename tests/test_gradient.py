@@ -14,10 +14,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.settings import TOKEN_REWARDS
-from native_reasoning.types import Judgement, Scores, Verdict
+from native_reasoning.config.settings import TOKEN_REWARDS
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.types import Judgement, Scores, Verdict
 
 PARTS = {"first": (2,), "second": (2,), "tag": (2,), "answer": (3, 2, 4)}
 EMPTY, CLOSED, FORCED = range(3)

@@ -7,10 +7,11 @@ from itertools import product
 import pytest
 
 import tiny
-from native_reasoning.config import NRTConfig
+from native_reasoning.config.errors import DataError
+from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import load_examples
-from native_reasoning.errors import DataError
-from native_reasoning.groups import (
+from native_reasoning.data.template import make_template
+from native_reasoning.rollout.schedule import (
     PlannedStep,
     Schedule,
     make_groups,
@@ -19,7 +20,6 @@ from native_reasoning.groups import (
     read_groups,
     require,
 )
-from native_reasoning.template import make_template
 
 CASES = [
     Schedule(rows=rows, prompts=prompts, seed=3, minibatches=m, passes=n)

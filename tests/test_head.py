@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 import tiny
-from native_reasoning import head
-from native_reasoning.head import Choice, chosen_logps, direct_head, takes_embeddings
+from native_reasoning.scoring import head
+from native_reasoning.scoring.head import Choice, chosen_logps, direct_head, takes_embeddings
 
 N, H, V = 37, 8, 301
 

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 
 import tiny
 from lab_run import lab_trainer
-from native_reasoning.judges import EMA, Judges
-from native_reasoning.lab import base_path
-from native_reasoning.objective import preset_objective
-from native_reasoning.scoring import Scorer, install_scoring
-from native_reasoning.template import make_template
-from native_reasoning.types import Example, PromptGroup, Traces
+from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.data.template import make_template
+from native_reasoning.demo import base_path
+from native_reasoning.objective.credit import preset_objective
+from native_reasoning.scoring.judges import EMA, Judges
+from native_reasoning.scoring.scorer import Scorer, install_scoring
 
 TEMPLATE = make_template(tiny.byte_tokenizer())
 TAG, END = TEMPLATE.boundary.close_ids[0], TEMPLATE.end_ids[0]

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MambaConfig, MambaForCausalLM, Phi3Config, Phi3ForCausalLM
 
-from native_reasoning.capabilities import capabilities_of
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import DataError, PolicyError
-from native_reasoning.policy import context_of, load_policy
-from native_reasoning.template import make_template
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import DataError, PolicyError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.template import make_template
+from native_reasoning.model.policy import context_of, load_policy
+from native_reasoning.scoring.capabilities import capabilities_of
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 

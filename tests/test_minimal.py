@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.lab import base_path, make_rows
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import preset_objective
-from native_reasoning.policy import load_policy
-from native_reasoning.records import read_metrics
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import Example, Traces
+from native_reasoning.demo import base_path, make_rows
+from native_reasoning.model.policy import load_policy
+from native_reasoning.objective.credit import preset_objective
+from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.types import Scores
+from native_reasoning.records.folder import read_metrics
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.scoring import install_scoring, pack, unpack
-from native_reasoning.trainer import NRTTrainer
-from native_reasoning.types import Example, Scores, Traces
+from native_reasoning.scoring.scorer import install_scoring, pack, unpack
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 PATH = Path(__file__).parents[1] / "examples" / "minimal.py"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from groups_of_scores import full_scores
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.presets import PRESETS
-from native_reasoning.types import Judgement
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.types import Judgement
 
 
 def check(objective, scores):

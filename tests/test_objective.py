@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from native_reasoning.errors import ConfigError
-from native_reasoning.losses import RATIOS, group_loss
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.presets import PRESETS
-from native_reasoning.rewards import REWARDS
-from native_reasoning.settings import SETTINGS, TOKEN_REWARDS
-from native_reasoning.types import Scores, Signal
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.config.settings import SETTINGS, TOKEN_REWARDS
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.objective.losses import RATIOS, group_loss
+from native_reasoning.objective.rewards import REWARDS
+from native_reasoning.objective.types import Scores, Signal
 
 C = [[0.5, 0.9, 0.02], [0.25, 0.6, 0.3], [0.1, 0.95, 0.4], [0.7, 0.01, 0.6]]
 B = [0.2, 0.8, 0.15]

@@ -18,8 +18,8 @@ from doc_blocks import COMMAND, PAGES, ROOT, SHELL, Block, blocks_of, nrt_words
 from native_reasoning.cli import main
 from native_reasoning.cli.flags import build, parse
 from native_reasoning.cli.verbs import VERBS
-from native_reasoning.config import NRTConfig
-from native_reasoning.lab import base_path, make_rows
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.demo import base_path, make_rows
 
 HUB = re.compile(r"(Qwen/Qwen3-0\.6B-Base|HuggingFaceTB/SmolLM2-135M)\b")
 SMALL = {

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import preset_objective
-from native_reasoning.presets import PRESETS
-from native_reasoning.types import Scores
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.objective.credit import preset_objective
+from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.types import Scores
 
 #: log-probabilities of three answer tokens after four traces, and after none
 L = [[-0.7, -0.1, -3.9], [-1.4, -0.5, -1.2], [-2.3, -0.05, -4.9], [-0.4, -4.6, -0.5]]

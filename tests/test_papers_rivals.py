@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import preset_objective
-from native_reasoning.types import Judgement, Scores, Verdict
+from native_reasoning.objective.credit import preset_objective
+from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.types import Judgement, Scores, Verdict
 
 # Seven traces of one prompt: their tokens' log-probabilities, in three parts.
 Z = [  # the trace itself

@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import load_file
 
 from lab_run import lab_trainer
-from native_reasoning.errors import RunError
-from native_reasoning.parts import fitting
-from native_reasoning.records import read_metrics, read_traces
+from native_reasoning.config.errors import RunError
+from native_reasoning.records.folder import read_metrics, read_traces
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.scoring import Scorer
+from native_reasoning.scoring.scorer import Scorer
+from native_reasoning.training.parts import fitting
 from watchers import Gradients
 
 #: three micro-batches of one prompt, so that the one that fails has others before it

@@ -10,18 +10,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from transformers import PhiForCausalLM as Phi
 
 import tiny
-from native_reasoning.adapters import merged
-from native_reasoning.chat import PLAIN_CHAT_TEMPLATE
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError, PolicyError
-from native_reasoning.policy import (
+from native_reasoning.config.errors import ConfigError, PolicyError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.chat_template import PLAIN_CHAT_TEMPLATE
+from native_reasoning.data.rows import Example
+from native_reasoning.model.adapters import merged
+from native_reasoning.model.policy import (
     disable_dropout,
     load_model,
     load_policy,
     load_tokenizer,
     rows_look_trained,
 )
-from native_reasoning.types import Example
 
 EXAMPLE = Example((("user", "What is 2 + 2?"),), "four", row_id=0, line=1)
 

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 import tiny
-from native_reasoning import prepared
-from native_reasoning.config import NRTConfig
-from native_reasoning.data import load_examples, stored, workers
-from native_reasoning.errors import DataError
-from native_reasoning.groups import data_hash, make_groups
-from native_reasoning.prepared import Groups, examples_of, sizes_of
-from native_reasoning.template import make_template
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import DataError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data import load_examples, prepared, stored, workers
+from native_reasoning.data.prepared import Groups, examples_of, sizes_of
+from native_reasoning.data.template import make_template
+from native_reasoning.rollout.schedule import data_hash, make_groups
+from native_reasoning.training.trainer import NRTTrainer
 
 TEMPLATE = make_template(tiny.byte_tokenizer())
 ROWS = [

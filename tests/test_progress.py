@@ -8,9 +8,9 @@ import pytest
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback
 
-from native_reasoning import progress
-from native_reasoning.clock import Clock
-from native_reasoning.progress import (
+from native_reasoning.records import progress
+from native_reasoning.records.clock import Clock
+from native_reasoning.records.progress import (
     Course,
     Pace,
     ProgressCallback,
@@ -20,7 +20,7 @@ from native_reasoning.progress import (
     sparkline,
     trace_line,
 )
-from native_reasoning.tables import TraceRow
+from native_reasoning.records.tables import TraceRow
 
 LOGS = {
     "loss": 1.234,

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 import tiny
 from groups_of_scores import full_scores
-from native_reasoning.judges import Judges
-from native_reasoning.layouts import LAYOUTS
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import preset_objective
-from native_reasoning.presets import PRESETS
-from native_reasoning.scoring import Scorer, install_scoring
-from native_reasoning.template import make_template
-from native_reasoning.types import Example, PromptGroup, Traces
-from native_reasoning.verdicts import read
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.data.template import make_template
+from native_reasoning.objective.credit import preset_objective
+from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.verdicts import read
+from native_reasoning.scoring.judges import Judges
+from native_reasoning.scoring.layouts import LAYOUTS
+from native_reasoning.scoring.scorer import Scorer, install_scoring
 
 TEMPLATE = make_template(tiny.byte_tokenizer())
 TAG, END = TEMPLATE.boundary.close_ids[0], TEMPLATE.end_ids[0]

@@ -16,15 +16,15 @@ import pytest
 import native_reasoning
 from native_reasoning.cli.flags import build
 from native_reasoning.cli.verbs import VERBS
+from native_reasoning.config.errors import NativeReasoningError
+from native_reasoning.config.options import NRTOptions
+from native_reasoning.config.papers import Preset
 from native_reasoning.data import DataReport, Examples
-from native_reasoning.errors import NativeReasoningError
-from native_reasoning.evaluate.held_out import Outcome
-from native_reasoning.evaluate.metrics import Interval
-from native_reasoning.options import NRTOptions
-from native_reasoning.policy import Policy
-from native_reasoning.presets import Preset
-from native_reasoning.runs import Run
-from native_reasoning.types import Example
+from native_reasoning.data.rows import Example
+from native_reasoning.evaluation.grading import Interval
+from native_reasoning.evaluation.held_out import Outcome
+from native_reasoning.model.policy import Policy
+from native_reasoning.report.runs import Run
 
 ROOT = Path(__file__).parents[1]
 FROZEN = Path(__file__).parent / "public.json"

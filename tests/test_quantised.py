@@ -13,16 +13,16 @@ from transformers import (
     TrainerCallback,
 )
 
-from native_reasoning.adapters import ADAPTER_FILE
 from native_reasoning.cli.evaluate import asked_for
 from native_reasoning.cli.flags import parse
 from native_reasoning.cli.verbs import VERBS
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError, PolicyError
-from native_reasoning.policy import load_model, load_policy
-from native_reasoning.quantised import forget, layers
-from native_reasoning.records import read_metrics, read_traces
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import ConfigError, PolicyError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.model.adapters import ADAPTER_FILE
+from native_reasoning.model.policy import load_model, load_policy
+from native_reasoning.model.quantised import forget, layers
+from native_reasoning.records.folder import read_metrics, read_traces
+from native_reasoning.training.trainer import NRTTrainer
 from test_adapters import IDS, SETTINGS, logits, trained
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn

@@ -12,13 +12,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from native_reasoning.cli import main
-from native_reasoning.config import NRTConfig
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.config.recipe import make_config, read_recipe
 from native_reasoning.data import load_examples
-from native_reasoning.policy import load_policy
-from native_reasoning.presets import PRESETS
-from native_reasoning.recipe import make_config, read_recipe
-from native_reasoning.records import read_config, read_metrics
-from native_reasoning.runs import load_run
+from native_reasoning.model.policy import load_policy
+from native_reasoning.records.folder import read_config, read_metrics
+from native_reasoning.report.runs import load_run
 from tiny import STRICT, byte_tokenizer, metaspace_tokenizer, tiny_model
 
 FOLDER = Path(__file__).parents[1] / "recipes"

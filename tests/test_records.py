@@ -14,9 +14,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from native_reasoning import records
-from native_reasoning.errors import RunError
-from native_reasoning.records import (
+from native_reasoning.config.errors import RunError
+from native_reasoning.records import folder as records
+from native_reasoning.records.folder import (
     RunFolder,
     read_config,
     read_held_out,
@@ -25,7 +25,7 @@ from native_reasoning.records import (
     read_traces,
     write_atomically,
 )
-from native_reasoning.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, HeldOutRow, TraceRow
+from native_reasoning.records.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, HeldOutRow, TraceRow
 
 any_text = st.text(st.characters(exclude_categories=()))
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

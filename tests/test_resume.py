@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.records import read_metrics, read_traces
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.folder import read_metrics, read_traces
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn
 

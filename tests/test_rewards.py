@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from groups_of_scores import full_scores
-from native_reasoning.advantages import CENTRES, twice_mean
-from native_reasoning.losses import group_loss, kl_k3
-from native_reasoning.objective import Objective
-from native_reasoning.rewards import (
+from native_reasoning.config.settings import GROUP_REWARDS, TOKEN_REWARDS
+from native_reasoning.objective.advantages import CENTRES, twice_mean
+from native_reasoning.objective.credit import Objective
+from native_reasoning.objective.losses import group_loss, kl_k3
+from native_reasoning.objective.rewards import (
     REWARDS,
     Group,
     efficiency,
@@ -22,8 +23,7 @@ from native_reasoning.rewards import (
     policy_mask,
     reflection,
 )
-from native_reasoning.settings import GROUP_REWARDS, TOKEN_REWARDS
-from native_reasoning.types import Judgement, Scores, Verdict
+from native_reasoning.objective.types import Judgement, Scores, Verdict
 
 
 def tensor(values):

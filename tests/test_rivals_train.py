@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from lab_run import lab_trainer
-from native_reasoning import filters
-from native_reasoning.checkpoints import KEPT
-from native_reasoning.errors import RunError
-from native_reasoning.judges import EMA
-from native_reasoning.presets import PRESETS
-from native_reasoning.records import read_metrics, read_traces
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.objective import filters
+from native_reasoning.records.folder import read_metrics, read_traces
+from native_reasoning.scoring.judges import EMA
+from native_reasoning.training.checkpoints import KEPT
 from watchers import Gradients, Killed, KillIn
 
 RIVALS = [name for name, preset in PRESETS.items() if not name.startswith("nrt-")]

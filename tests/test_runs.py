@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from native_reasoning import load_run
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import RunError
-from native_reasoning.records import read_held_out, read_traces
-from native_reasoning.runs import NO_TRACES
-from native_reasoning.tables import HELD_OUT_SCHEMA
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.folder import read_held_out, read_traces
+from native_reasoning.records.tables import HELD_OUT_SCHEMA
+from native_reasoning.report.runs import NO_TRACES
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import RunError
-from native_reasoning.records import read_config, read_metrics, read_traces
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.folder import read_config, read_metrics, read_traces
+from native_reasoning.training.trainer import NRTTrainer
 from test_resume import Killed, KillIn, make
 from tiny import QA, byte_tokenizer, tiny_model
 

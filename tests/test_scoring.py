@@ -8,18 +8,19 @@ from transformers import FalconConfig, FalconForCausalLM
 from transformers.utils.import_utils import enable_tf32
 
 import tiny
-from native_reasoning import head
-from native_reasoning.capabilities import capabilities_of, trial_length
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import PolicyError
-from native_reasoning.head import chosen_logps, direct_head
-from native_reasoning.layouts import LAYOUTS, cheapest
-from native_reasoning.packing import pack
-from native_reasoning.policy import disable_dropout
-from native_reasoning.scoring import install_scoring, unpack
-from native_reasoning.template import make_template
-from native_reasoning.trainer import NRTTrainer
-from native_reasoning.types import Example, PromptGroup, Scores, Traces
+from native_reasoning.config.errors import PolicyError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.data.template import make_template
+from native_reasoning.model.policy import disable_dropout
+from native_reasoning.objective.types import Scores
+from native_reasoning.scoring import head
+from native_reasoning.scoring.capabilities import capabilities_of, trial_length
+from native_reasoning.scoring.head import chosen_logps, direct_head
+from native_reasoning.scoring.layouts import LAYOUTS, cheapest
+from native_reasoning.scoring.packing import pack
+from native_reasoning.scoring.scorer import install_scoring, unpack
+from native_reasoning.training.trainer import NRTTrainer
 
 KINDS = ["llama", "gpt2", "mistral", "qwen3"]
 EXAMPLE = Example((("user", "?"),), "!", row_id=0, line=1)

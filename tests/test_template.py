@@ -9,11 +9,11 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PythonBackend
 
 import tiny
-from native_reasoning.boundary import existing_pair
-from native_reasoning.chat import PLAIN_CHAT_TEMPLATE
-from native_reasoning.errors import TemplateError
-from native_reasoning.template import make_template
-from native_reasoning.types import Example
+from native_reasoning.config.errors import TemplateError
+from native_reasoning.data.boundary import existing_pair
+from native_reasoning.data.chat_template import PLAIN_CHAT_TEMPLATE
+from native_reasoning.data.rows import Example
+from native_reasoning.data.template import make_template
 
 
 def with_template(tokenizer, chat_template):

@@ -20,11 +20,11 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from cli_helpers import SMALL, SOURCE, sums, write_rows
 from launch import free_port
-from native_reasoning.checks import TRACKERS, check_trackers
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError
-from native_reasoning.records import TraceRow, read_metrics, read_traces
-from native_reasoning.trackers import (
+from native_reasoning.config.checks import TRACKERS, check_trackers
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.folder import TraceRow, read_metrics, read_traces
+from native_reasoning.records.trackers import (
     CHARACTERS,
     COLUMNS,
     QUESTIONS,
@@ -34,7 +34,7 @@ from native_reasoning.trackers import (
     markdown,
     table,
 )
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from tracker_worker import HOSTILE
 

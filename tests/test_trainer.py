@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import DataError, RunError
-from native_reasoning.objective import Objective
-from native_reasoning.records import read_config, read_metrics, read_timings, read_traces
-from native_reasoning.trainer import NRTTrainer
-from native_reasoning.types import Signal
+from native_reasoning.config.errors import DataError, RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.objective.credit import Objective
+from native_reasoning.objective.types import Signal
+from native_reasoning.records.folder import read_config, read_metrics, read_timings, read_traces
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Gradients
 

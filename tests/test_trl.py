@@ -9,8 +9,8 @@ import torch
 from transformers import TrainerCallback
 
 from lab_run import ROWS, lab_trainer
-from native_reasoning.lab import base_path
-from native_reasoning.records import read_traces
+from native_reasoning.demo import base_path
+from native_reasoning.records.folder import read_traces
 
 trl = pytest.importorskip("trl", reason="TRL is in the test extra")
 pytestmark = pytest.mark.filterwarnings("ignore")

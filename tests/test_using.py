@@ -12,10 +12,10 @@ from importlib.util import find_spec
 import pytest
 from transformers import pipeline
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.lab import base_path
-from native_reasoning.policy import load_policy, load_tokenizer
-from native_reasoning.types import Example
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import Example
+from native_reasoning.demo import base_path
+from native_reasoning.model.policy import load_policy, load_tokenizer
 
 QUESTION = "tell 1 2 3 4 5"
 TURNS = [

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from native_reasoning.errors import RunError
-from native_reasoning.groups import Schedule, rank_share
-from native_reasoning.resume import other_window, refuse_other_run
-from native_reasoning.types import Example, PromptGroup, Scores, Signal, Traces, Verdict
-from native_reasoning.window import Cell, Recall, Window, in_batches, micro_batch
+from native_reasoning.config.errors import RunError
+from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.objective.types import Scores, Signal, Verdict
+from native_reasoning.rollout.schedule import Schedule, rank_share
+from native_reasoning.rollout.window import Cell, Recall, Window, in_batches, micro_batch
+from native_reasoning.training.resume import other_window, refuse_other_run
 
 DEVICE = torch.device("cpu:0")  # what accelerate calls it with several processes
 GROUPS = [
@@ -86,7 +87,9 @@ def test_any_number_of_ranks_gets_the_window_that_it_would_have_made(
     first, then, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Verdict, "__repr__", lambda v: str(vars(v)))
-    monkeypatch.setattr("native_reasoning.types.Judgement.__repr__", lambda j: str(j.trace))
+    monkeypatch.setattr(
+        "native_reasoning.objective.types.Judgement.__repr__", lambda j: str(j.trace)
+    )
     for rank, window in enumerate(windows(*first)):
         window.save(tmp_path, rank)
     for rank, expected in enumerate(windows(*then)):

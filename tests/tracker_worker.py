@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from transformers import TrainerCallback
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 #: Traces that would like to be more than text.

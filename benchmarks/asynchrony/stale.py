@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from native_reasoning import losses
-from native_reasoning.lab.experiments import Run
-from native_reasoning.lab.trial import do
-from native_reasoning.maker import WindowMaker
+from native_reasoning.demo.experiments import Run
+from native_reasoning.demo.trial import do
+from native_reasoning.objective import losses
+from native_reasoning.training.collector import WindowMaker
 
 RESULTS = Path(__file__).with_name("stale.json")
 STEPS, HELD_OUT = 96, 500

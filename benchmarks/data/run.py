@@ -64,11 +64,11 @@ def prepare(path: str, model: str, out: str) -> None:
     began = time.perf_counter()
     from transformers import AutoTokenizer
 
-    from native_reasoning.config import NRTConfig
+    from native_reasoning.config.nrt_config import NRTConfig
     from native_reasoning.data import load_examples
-    from native_reasoning.groups import make_groups
-    from native_reasoning.prepared import sizes_of
-    from native_reasoning.template import make_template
+    from native_reasoning.data.prepared import sizes_of
+    from native_reasoning.data.template import make_template
+    from native_reasoning.rollout.schedule import make_groups
 
     config = NRTConfig(output_dir=out, use_cpu=True, max_prompt_length=4096, max_answer_length=4096)
     template = make_template(AutoTokenizer.from_pretrained(model))
@@ -170,7 +170,7 @@ def main() -> None:
         files = (folder / "hf_home").rglob("*.arrow")
         kept = sum(file.stat().st_size for file in files)
     sys.path.insert(0, str(ROOT / "src"))
-    from native_reasoning.resume import machine
+    from native_reasoning.training.resume import machine
 
     result = {
         "file_bytes": size,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from native_reasoning.lab.demo import _row, trainer_of
-from native_reasoning.presets import PRESETS
-from native_reasoning.resume import machine
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.demo.race import _row, trainer_of
+from native_reasoning.training.resume import machine
 
 METHODS = ["nrt-ws", *(name for name in PRESETS if not name.startswith("nrt-"))]
 

@@ -13,10 +13,10 @@ import torch
 from first_step import answer_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from native_reasoning.lab.experiments import EXPERIMENTS
-from native_reasoning.lab.families import KINDS
-from native_reasoning.lab.tasks import CLOSE, OPEN, Family, digit_strings, make_rows, running_sums
-from native_reasoning.lab.trial import base_folder, base_of
+from native_reasoning.demo.experiments import EXPERIMENTS
+from native_reasoning.demo.families import KINDS
+from native_reasoning.demo.tasks import CLOSE, OPEN, Family, digit_strings, make_rows, running_sums
+from native_reasoning.demo.trial import base_folder, base_of
 
 HERE = Path(__file__).parent
 N, SEED, ADMITTED = 500, 2_000_003, 0.95

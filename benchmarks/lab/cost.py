@@ -12,8 +12,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from native_reasoning.lab.experiments import Run
-from native_reasoning.resume import machine
+from native_reasoning.demo.experiments import Run
+from native_reasoning.training.resume import machine
 
 HERE = Path(__file__).parent
 EVERY, WORKERS, HELD_OUT = 60, 2, 1000
@@ -23,7 +23,7 @@ def again(line: dict[str, Any]) -> dict[str, Any]:
     """One run, in a worker."""
     import torch
 
-    from native_reasoning.lab.trial import do
+    from native_reasoning.demo.trial import do
 
     torch.set_num_threads(1)
     changes = tuple(map(tuple, line["run"]["changes"]))

@@ -11,8 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from native_reasoning.lab.measure import POINT, state_of
-from native_reasoning.lab.runner import read_results
+from native_reasoning.demo.measure import POINT, state_of
+from native_reasoning.demo.runner import read_results
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pictures

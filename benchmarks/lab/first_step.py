@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from native_reasoning import rewards
-from native_reasoning.lab.experiments import BASES
-from native_reasoning.lab.families import KINDS
-from native_reasoning.lab.tasks import (
+from native_reasoning.demo.experiments import BASES
+from native_reasoning.demo.families import KINDS
+from native_reasoning.demo.tasks import (
     CLOSE,
     END,
     OPEN,
@@ -32,7 +31,8 @@ from native_reasoning.lab.tasks import (
     make_rows,
     running_sums,
 )
-from native_reasoning.lab.trial import base_folder
+from native_reasoning.demo.trial import base_folder
+from native_reasoning.objective import rewards
 
 HERE = Path(__file__).parent
 N, SEED = 500, 2_000_003

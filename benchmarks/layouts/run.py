@@ -16,12 +16,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import speed
 
-from native_reasoning.layouts import LAYOUTS, cheapest
-from native_reasoning.packing import pack
-from native_reasoning.resume import machine
-from native_reasoning.scoring import install_scoring
-from native_reasoning.template import make_template
-from native_reasoning.types import Example, PromptGroup, Traces
+from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.data.template import make_template
+from native_reasoning.scoring.layouts import LAYOUTS, cheapest
+from native_reasoning.scoring.packing import pack
+from native_reasoning.scoring.scorer import install_scoring
+from native_reasoning.training.resume import machine
 
 WAYS = [way for way in LAYOUTS if way != "right"]  # which costs what "rows" costs
 

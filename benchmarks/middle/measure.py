@@ -19,7 +19,7 @@ from run import LONGEST_ANSWER, Run, trace_shares, trainer_of
 from tasks import EASY, HARD, problems
 
 from native_reasoning import NRTTrainer
-from native_reasoning.evaluate.metrics import accuracy
+from native_reasoning.evaluation.grading import accuracy
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.noise import EVALUATION
 

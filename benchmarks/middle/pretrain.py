@@ -23,8 +23,8 @@ from transformers import (
 )
 from vocabulary import build_tokenizer
 
-from native_reasoning.lab.pretrain import IGNORED, Shape, new_model
-from native_reasoning.lab.tasks import OPEN
+from native_reasoning.demo.pretrain import IGNORED, Shape, new_model
+from native_reasoning.demo.tasks import OPEN
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from families import FAMILIES
 from tasks import problems
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from native_reasoning.lab.tasks import CLOSE, END, OPEN
+from native_reasoning.demo.tasks import CLOSE, END, OPEN
 
 STEPS = 4
 #: Tokens that a state comes after.

@@ -22,9 +22,9 @@ from families import FAMILIES, Problem
 from tasks import HARD, problems, rows, trace_kind
 
 from native_reasoning import NRTConfig, NRTTrainer
-from native_reasoning.evaluate.held_out import Outcome, scores
-from native_reasoning.evaluate.metrics import bootstrap_interval
-from native_reasoning.resume import machine
+from native_reasoning.evaluation.grading import bootstrap_interval
+from native_reasoning.evaluation.held_out import Outcome, scores
+from native_reasoning.training.resume import machine
 
 RUNS = Path(__file__).with_name("runs")
 #: Of base, sft and nrt-ws; a rival has the first three.

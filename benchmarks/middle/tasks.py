@@ -15,7 +15,7 @@ from typing import Any
 
 from families import FAMILIES, Problem, make
 
-from native_reasoning.lab.tasks import CLOSE, END, OPEN
+from native_reasoning.demo.tasks import CLOSE, END, OPEN
 
 EASY, HARD = (1, 2, 3), (4, 5)
 """Steps of the problems in the documents, and of the question-answer pairs."""

@@ -12,8 +12,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from native_reasoning.lab.tasks import END
-from native_reasoning.lab.tokenizer import PAD, with_tags
+from native_reasoning.demo.tasks import END
+from native_reasoning.demo.tokenizer import PAD, with_tags
 
 MODEL_MAX_LENGTH = 192
 WORDS = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"

@@ -22,12 +22,12 @@ from lm_eval.tasks import TaskManager
 
 from native_reasoning.cli.output import quiet_libraries, say
 from native_reasoning.cli.suite import summary
-from native_reasoning.evaluate.suite.asked import load_asked
-from native_reasoning.evaluate.suite.benchmarks import SUITES, chosen
-from native_reasoning.evaluate.suite.needs import sentence_rules
-from native_reasoning.evaluate.suite.run import Plan, first_rows, run_suite, subjects_within
-from native_reasoning.evaluate.suite.yamls import write_tasks
-from native_reasoning.recipe import make_config
+from native_reasoning.config.recipe import make_config
+from native_reasoning.evaluation.suite.asked import load_asked
+from native_reasoning.evaluation.suite.benchmarks import SUITES, chosen
+from native_reasoning.evaluation.suite.needs import sentence_rules
+from native_reasoning.evaluation.suite.run import Plan, first_rows, run_suite, subjects_within
+from native_reasoning.evaluation.suite.yamls import write_tasks
 
 RESULTS = Path(__file__).with_name("results.json")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from native_reasoning import trainer as trainer_module
-from native_reasoning.lab.demo import FAMILY, QUESTIONS, _trainer
-from native_reasoning.resume import machine
+from native_reasoning.demo.race import FAMILY, QUESTIONS, _trainer
+from native_reasoning.training import trainer as trainer_module
+from native_reasoning.training.resume import machine
 
 PRESETS = ("nrt-ws", "verifree", "jepo", "latro", "rlpr", "nover", "dro", "rlvr")
 STEPS, RUNS = 12, 3

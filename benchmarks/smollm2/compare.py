@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from native_reasoning import NRTConfig, NRTTrainer
-from native_reasoning.evaluate.held_out import scores
-from native_reasoning.records import read_metrics
-from native_reasoning.resume import machine
+from native_reasoning.evaluation.held_out import scores
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.training.resume import machine
 
 RUNS = Path(__file__).with_name("runs")
 METHODS, SEEDS = ("base", "sft", "nrt-ws", "verifree"), (0, 1, 2)

@@ -11,7 +11,7 @@ import statistics
 import sys
 from importlib.metadata import version
 
-from native_reasoning.records import read_config, read_metrics, read_timings, read_traces
+from native_reasoning.records.folder import read_config, read_metrics, read_timings, read_traces
 
 KEPT = ("reward", "reward_baseline", "uplift", "trace_length", "closed", "ended", "empty", "helped")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from compare import METHODS, RUNS, SETS
 
-from native_reasoning.evaluate.metrics import bootstrap_interval
+from native_reasoning.evaluation.grading import bootstrap_interval
 
 HEADS = ("method", "seeds", "accuracy as used, %", "with trace", "greedy", "none", "none, greedy")
 LIKELY = ("answer log-p as used", "against sft", "with trace", "none", "trace length", "closed, %")

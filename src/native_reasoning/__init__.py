@@ -8,9 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from native_reasoning.config import NRTConfig
-    from native_reasoning.data import load_examples
-    from native_reasoning.errors import (
+    from native_reasoning.config.errors import (
         ConfigError,
         DataError,
         DiskError,
@@ -19,13 +17,15 @@ if TYPE_CHECKING:
         RunError,
         TemplateError,
     )
-    from native_reasoning.objective import Objective
-    from native_reasoning.policy import load_policy
-    from native_reasoning.presets import PRESETS
+    from native_reasoning.config.nrt_config import NRTConfig
+    from native_reasoning.config.papers import PRESETS
+    from native_reasoning.data import load_examples
+    from native_reasoning.model.policy import load_policy
+    from native_reasoning.objective.credit import Objective
+    from native_reasoning.objective.types import Scores, Signal
     from native_reasoning.report import figure, write_report
-    from native_reasoning.runs import load_run
-    from native_reasoning.trainer import NRTTrainer
-    from native_reasoning.types import Scores, Signal
+    from native_reasoning.report.runs import load_run
+    from native_reasoning.training.trainer import NRTTrainer
 
     __version__: str
 
@@ -52,24 +52,24 @@ __all__ = [
 ]
 
 _HOME = {
-    "NRTConfig": "config",
-    "NRTTrainer": "trainer",
-    "Objective": "objective",
-    "PRESETS": "presets",
-    "Scores": "types",
-    "Signal": "types",
+    "NRTConfig": "config.nrt_config",
+    "NRTTrainer": "training.trainer",
+    "Objective": "objective.credit",
+    "PRESETS": "config.papers",
+    "Scores": "objective.types",
+    "Signal": "objective.types",
     "figure": "report",
     "load_examples": "data",
-    "load_policy": "policy",
-    "load_run": "runs",
+    "load_policy": "model.policy",
+    "load_run": "report.runs",
     "write_report": "report",
-    "NativeReasoningError": "errors",
-    "ConfigError": "errors",
-    "DataError": "errors",
-    "DiskError": "errors",
-    "PolicyError": "errors",
-    "RunError": "errors",
-    "TemplateError": "errors",
+    "NativeReasoningError": "config.errors",
+    "ConfigError": "config.errors",
+    "DataError": "config.errors",
+    "DiskError": "config.errors",
+    "PolicyError": "config.errors",
+    "RunError": "config.errors",
+    "TemplateError": "config.errors",
 }
 
 

@@ -8,16 +8,16 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from native_reasoning.capabilities import capabilities_of, checkpointing
-from native_reasoning.config import NRTConfig, model_dtype
-from native_reasoning.gathered import stand_in
-from native_reasoning.judges import Judges
-from native_reasoning.layouts import LAYOUTS
-from native_reasoning.objective import Objective
+from native_reasoning.config.nrt_config import NRTConfig, model_dtype
+from native_reasoning.data.template import Template
+from native_reasoning.model.gathered import stand_in
+from native_reasoning.objective.credit import Objective
 from native_reasoning.rollout.generators import longest, training_engine
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.scoring import Scorer, rounding_of
-from native_reasoning.template import Template
+from native_reasoning.scoring.capabilities import capabilities_of, checkpointing
+from native_reasoning.scoring.judges import Judges
+from native_reasoning.scoring.layouts import LAYOUTS
+from native_reasoning.scoring.scorer import Scorer, rounding_of
 
 
 class Forwards:

@@ -11,7 +11,7 @@ import time
 from cli_helpers import SOURCE
 from native_reasoning.cli import serve
 from native_reasoning.cli.chat import HELP, Ways, command, likely
-from native_reasoning.lab import base_path
+from native_reasoning.demo import base_path
 
 BASE = str(base_path())
 ASK = ("--max-trace-length", "30", "--max-answer-length", "30", "--use-cpu")

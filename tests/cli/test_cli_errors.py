@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from cli_helpers import SMALL, start, write_rows
 from native_reasoning import cli
-from native_reasoning.errors import ConfigError, DataError, PolicyError, RunError
+from native_reasoning.config.errors import ConfigError, DataError, PolicyError, RunError
 from tiny import byte_tokenizer
 
 BAD_FILES = {

@@ -12,7 +12,7 @@ from cli_helpers import SOURCE
 from native_reasoning.cli.flags import build
 from native_reasoning.cli.headings import OPTION_GROUPS
 from native_reasoning.cli.verbs import VERBS
-from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "rich", "yaml", "pyarrow"}
 
@@ -66,7 +66,7 @@ def test_every_option_stands_in_exactly_one_group():
 
 
 def test_common_arguments_are_fields_of_the_config():
-    from native_reasoning.config import NRTConfig
+    from native_reasoning.config.nrt_config import NRTConfig
 
     assert set(COMMON_ARGUMENTS) <= {f.name for f in fields(NRTConfig)}
 
@@ -102,7 +102,7 @@ def test_public_door():
 
 
 def test_errors_of_the_door_are_all_errors():
-    from native_reasoning import errors
+    from native_reasoning.config import errors
 
     classes = {name for name, value in vars(errors).items() if name.endswith("Error")}
     assert classes <= set(native_reasoning.__all__)

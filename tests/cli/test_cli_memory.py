@@ -8,13 +8,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cli_helpers import LENGTHS
-from native_reasoning import head
 from native_reasoning.cli import memory, needs
 from native_reasoning.cli.memory import Load, Shape, layer_bytes, predict
-from native_reasoning.packing import pack
-from native_reasoning.scoring import install_scoring
-from native_reasoning.template import make_template
-from native_reasoning.types import Example, PromptGroup, Traces
+from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.data.template import make_template
+from native_reasoning.scoring import head
+from native_reasoning.scoring.packing import pack
+from native_reasoning.scoring.scorer import install_scoring
 from tiny import byte_tokenizer
 
 LLAMA = Shape(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from native_reasoning.evaluate.suite import needs
+from native_reasoning.evaluation.suite import needs
 from suite_data import write_all
 
 ADDED = ["gain", "trace", "tokens", "closed"]

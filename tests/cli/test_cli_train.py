@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cli_helpers import LENGTHS, SMALL, start, sums, write_rows
-from native_reasoning.records import read_config, read_held_out, read_metrics
+from native_reasoning.records.folder import read_config, read_held_out, read_metrics
 
 
 def test_train_prints_a_table_and_leaves_a_run(model, data, held_out, tmp_path, nrt):
@@ -210,7 +210,7 @@ def test_ctrl_c_before_training_leaves_nothing(data, tmp_path):
 @pytest.mark.parametrize("recipe", sorted(Path(__file__).parents[2].glob("recipes/*.yaml")))
 def test_committed_recipes_are_settings_that_work(recipe):
     from native_reasoning.cli.inputs import split_source
-    from native_reasoning.recipe import make_config, read_recipe
+    from native_reasoning.config.recipe import make_config, read_recipe
 
     settings = read_recipe(recipe)
     assert settings.pop("model")

@@ -9,8 +9,8 @@ import pytest
 from cli_helpers import LENGTHS, SMALL, sums, write_rows
 from native_reasoning.cli import doctor
 from native_reasoning.cli.presets import fitted
-from native_reasoning.presets import PRESETS
-from native_reasoning.types import Example
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.data.rows import Example
 
 # -- eval --------------------------------------------------------------------------------------
 
@@ -181,14 +181,14 @@ def test_a_preset_is_explained_setting_by_setting(name, nrt):
 
 
 def test_demo_is_wired(nrt, monkeypatch):
-    module = types.ModuleType("native_reasoning.lab.demo")
+    module = types.ModuleType("native_reasoning.demo.race")
 
     def run_demo(seed, out, say):
         say("training")
         return {"seed": seed, "out": out}
 
     module.run_demo, module.render = run_demo, lambda result: f"seed {result['seed']}"
-    monkeypatch.setitem(sys.modules, "native_reasoning.lab.demo", module)
+    monkeypatch.setitem(sys.modules, "native_reasoning.demo.race", module)
     assert nrt("demo") == (0, "seed 0\n", "training\n")
     assert json.loads(nrt("demo", "--seed", "3", "--out", "x", "--json")[1]) == {
         "seed": 3,

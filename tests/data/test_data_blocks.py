@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from native_reasoning.config.errors import ConfigError, DataError
 from native_reasoning.data import blocks, content_hash, load_examples, store, stored, workers
 from native_reasoning.data.blocks import Blocks
+from native_reasoning.data.rows import Example
 from native_reasoning.data.stored import StoredExamples, digests_of, line_of
-from native_reasoning.errors import ConfigError, DataError
-from native_reasoning.types import Example
 
 SMALL_BLOCK = 256
 

@@ -5,8 +5,8 @@ import json
 import datasets
 import pytest
 
+from native_reasoning.config.errors import DataError
 from native_reasoning.data import load_examples, load_rows
-from native_reasoning.errors import DataError
 
 ROWS = [{"question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(3)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from native_reasoning.config.errors import ConfigError, DataError
 from native_reasoning.data import load_examples
+from native_reasoning.data.account import REASONS
 from native_reasoning.data.loading import AnswerPattern
-from native_reasoning.data.report import REASONS
+from native_reasoning.data.rows import Example
 from native_reasoning.data.shapes import BadRow
-from native_reasoning.errors import ConfigError, DataError
-from native_reasoning.types import Example
 
 GOOD = {"question": "2 + 2?", "answer": "4"}
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from native_reasoning.config.errors import DataError
 from native_reasoning.data import content_hash, load_examples
-from native_reasoning.errors import DataError
 
 FOLDER = Path(__file__).resolve().parents[2] / "../shared/data"
 

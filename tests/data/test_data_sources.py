@@ -6,9 +6,9 @@ import json
 import datasets
 import pytest
 
+from native_reasoning.config.errors import DataError
 from native_reasoning.data import load_rows
 from native_reasoning.data.files import READERS
-from native_reasoning.errors import DataError
 
 ROWS = [
     {"question": "2 + 2?", "answer": "4"},

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from native_reasoning.evaluate.metrics import (
+from native_reasoning.evaluation.grading import (
     Interval,
     accuracy,
     bootstrap_interval,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from native_reasoning import load_run
-from native_reasoning.config import NRTConfig
-from native_reasoning.evaluate import held_out
-from native_reasoning.evaluate.held_out import held_out_rows, summarise
-from native_reasoning.records import read_held_out
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.evaluation import held_out
+from native_reasoning.evaluation.held_out import held_out_rows, summarise
+from native_reasoning.records.folder import read_held_out
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 HOSTILE = [

@@ -5,10 +5,10 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from native_reasoning.errors import ConfigError
-from native_reasoning.evaluate.suite.adapter import ThinkingLM, row_of
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.data.template import make_template
+from native_reasoning.evaluation.suite.adapter import ThinkingLM, row_of
 from native_reasoning.rollout.engine import Sample, Sampling
-from native_reasoning.template import make_template
 from tiny import byte_tokenizer, tiny_model
 
 CONTEXT = "Question: What is the sum of two and two?\nAnswer:"

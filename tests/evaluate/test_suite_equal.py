@@ -12,14 +12,14 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from native_reasoning.errors import ConfigError
-from native_reasoning.evaluate.suite.asked import load_asked
-from native_reasoning.evaluate.suite.benchmarks import BENCHMARKS, chosen
-from native_reasoning.evaluate.suite.needs import sentence_rules
-from native_reasoning.evaluate.suite.run import Plan, first_rows, run_suite, subjects_within
-from native_reasoning.evaluate.suite.scores import mean_of
-from native_reasoning.evaluate.suite.yamls import write_tasks
-from native_reasoning.recipe import make_config
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.recipe import make_config
+from native_reasoning.evaluation.suite.asked import load_asked
+from native_reasoning.evaluation.suite.benchmarks import BENCHMARKS, chosen
+from native_reasoning.evaluation.suite.needs import sentence_rules
+from native_reasoning.evaluation.suite.run import Plan, first_rows, run_suite, subjects_within
+from native_reasoning.evaluation.suite.scores import mean_of
+from native_reasoning.evaluation.suite.yamls import write_tasks
 from suite_data import write_all
 from tiny import byte_tokenizer, tiny_model
 

@@ -3,8 +3,8 @@
 import pytest
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from native_reasoning.errors import ConfigError
-from native_reasoning.evaluate.suite.generation import generation
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.evaluation.suite.generation import generation
 
 #: What lm-eval's gsm8k has.
 TASK = {"until": ["Question:"], "do_sample": False, "temperature": 0.0}

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from native_reasoning.errors import ConfigError, DataError
-from native_reasoning.evaluate.suite import needs
-from native_reasoning.evaluate.suite.benchmarks import BENCHMARKS, chosen
-from native_reasoning.evaluate.suite.local import read, subsets
-from native_reasoning.evaluate.suite.needs import require_packages, with_files, without_code
-from native_reasoning.evaluate.suite.scores import Item, Mean, gain_of, mean_of, mean_over
-from native_reasoning.evaluate.suite.yamls import write_tasks
+from native_reasoning.config.errors import ConfigError, DataError
+from native_reasoning.evaluation.suite import needs
+from native_reasoning.evaluation.suite.benchmarks import BENCHMARKS, chosen
+from native_reasoning.evaluation.suite.local import read, subsets
+from native_reasoning.evaluation.suite.needs import require_packages, with_files, without_code
+from native_reasoning.evaluation.suite.scores import Item, Mean, gain_of, mean_of, mean_over
+from native_reasoning.evaluation.suite.yamls import write_tasks
 from suite_data import write, write_all
 
 
@@ -155,7 +155,7 @@ def test_task_files_include_lm_evals(data, tmp_path):
     text = (tmp_path / "nrt9_gsm8k.yaml").read_text(encoding="utf-8")
     assert "lm_eval/tasks/gsm8k/gsm8k.yaml" in text
     assert "num_fewshot: 2" in text
-    assert "custom_dataset: !function native_reasoning.evaluate.suite.local.read" in text
+    assert "custom_dataset: !function native_reasoning.evaluation.suite.local.read" in text
     assert "num_fewshot: 0" in (tmp_path / "nrt9_truthfulqa.yaml").read_text(encoding="utf-8")
     hub = tmp_path / "hub"
     hub.mkdir()

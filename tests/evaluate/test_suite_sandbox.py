@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from native_reasoning.errors import ConfigError
-from native_reasoning.evaluate.suite import sandbox
-from native_reasoning.evaluate.suite.answers import humaneval, popqa, popqa_target, program
-from native_reasoning.evaluate.suite.sandbox import Isolation, isolation, passes
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.evaluation.suite import sandbox
+from native_reasoning.evaluation.suite.answers import humaneval, popqa, popqa_target, program
+from native_reasoning.evaluation.suite.sandbox import Isolation, isolation, passes
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
 

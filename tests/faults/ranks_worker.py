@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import RunError
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 RANK = int(os.environ["RANK"])

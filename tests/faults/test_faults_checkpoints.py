@@ -10,13 +10,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from native_reasoning.checkpoints import KEPT, STAGING, publish
-from native_reasoning.config import NRTConfig
-from native_reasoning.disk import CHECKSUMS, damage, seal
-from native_reasoning.errors import RunError
-from native_reasoning.records import RunFolder, read_metrics
-from native_reasoning.resume import checkpoints, find_checkpoint, newest_checkpoint
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.disk import CHECKSUMS, damage, seal
+from native_reasoning.records.folder import RunFolder, read_metrics
+from native_reasoning.training.checkpoints import KEPT, STAGING, publish
+from native_reasoning.training.resume import checkpoints, find_checkpoint, newest_checkpoint
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
 
@@ -209,7 +209,7 @@ def test_killed_while_a_run_is_cut_back(run, monkeypatch):
     make(run).train(resume_from_checkpoint=True)
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
     with monkeypatch.context() as patch:
-        patch.setattr("native_reasoning.resume.set_aside", killed)
+        patch.setattr("native_reasoning.training.resume.set_aside", killed)
         with pytest.raises(KeyboardInterrupt):
             make(run).train(resume_from_checkpoint=str(run / "checkpoint-3"))
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]  # nothing was cut yet

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from native_reasoning.cli import main
-from native_reasoning.errors import ConfigError, DataError
-from native_reasoning.guards import GUARDED_IN_RECIPES
-from native_reasoning.options import NRTOptions
-from native_reasoning.recipe import read_recipe
+from native_reasoning.config.errors import ConfigError, DataError
+from native_reasoning.config.guards import GUARDED_IN_RECIPES
+from native_reasoning.config.options import NRTOptions
+from native_reasoning.config.recipe import read_recipe
 
 SLOWEST = 10.0
 settings.register_profile(
@@ -322,7 +322,7 @@ def test_a_recipe_writes_into_the_working_folder_only(tmp_path, monkeypatch, cap
     ],
 )
 def test_values_that_only_show_when_training_begins(text, tmp_path, capsys, monkeypatch):
-    from native_reasoning.lab import base_path
+    from native_reasoning.demo import base_path
 
     monkeypatch.chdir(tmp_path)
     os.mkfifo("fifo")

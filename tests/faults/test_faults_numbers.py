@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import RunError
-from native_reasoning.records import QUARANTINE, read_metrics
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.records.folder import QUARANTINE, read_metrics
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn
 
@@ -107,7 +107,7 @@ def test_the_count_and_the_quarantine_go_on_after_a_kill(tmp_path):
 
 
 def test_the_log_in_memory_stays_short(tmp_path, monkeypatch):
-    monkeypatch.setattr("native_reasoning.trainer.LOGS_KEPT", 3)
+    monkeypatch.setattr("native_reasoning.training.trainer.LOGS_KEPT", 3)
     trainer = make(tmp_path / "run", save_strategy="no")
     trainer.train()
     assert len(trainer.state.log_history) <= 4  # the summary of transformers comes last

@@ -13,9 +13,9 @@ import pytest
 
 import tiny
 from cli_helpers import SMALL, SOURCE, start, sums, write_rows
-from native_reasoning.disk import claimed, damage
-from native_reasoning.records import read_metrics
-from native_reasoning.resume import checkpoints
+from native_reasoning.records.disk import claimed, damage
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.training.resume import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_second_run_on_the_folder_is_refused(model, data, tmp_path):
 def test_a_folder_is_claimed_by_a_process_and_given_back(tmp_path):
     code = f"""
 from pathlib import Path
-from native_reasoning.disk import claimed
+from native_reasoning.records.disk import claimed
 with claimed(Path({str(tmp_path)!r})): pass
 """
 

@@ -14,12 +14,12 @@ import pytest
 from safetensors.torch import load_file
 
 from launch import start
-from native_reasoning import ranks
-from native_reasoning.disk import damage
-from native_reasoning.errors import DataError, RunError
-from native_reasoning.lab import base_path, make_rows
-from native_reasoning.records import QUARANTINE, read_metrics
-from native_reasoning.resume import checkpoints
+from native_reasoning.config.errors import DataError, RunError
+from native_reasoning.demo import base_path, make_rows
+from native_reasoning.model import ranks
+from native_reasoning.records.disk import damage
+from native_reasoning.records.folder import QUARANTINE, read_metrics
+from native_reasoning.training.resume import checkpoints
 
 WORKER = Path(__file__).parent / "ranks_worker.py"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from native_reasoning.boundary import control_ids
-from native_reasoning.config import NRTConfig
+from native_reasoning.config.errors import DataError
+from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import load_examples
-from native_reasoning.errors import DataError
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.data.boundary import control_ids
+from native_reasoning.training.trainer import NRTTrainer
 from tiny import byte_tokenizer, tiny_model
 
 ROWS, EVERY = 100_000, 100

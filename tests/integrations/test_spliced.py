@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from native_reasoning.errors import ConfigError
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.integrations.demands import (
     ACTOR,
     LOSS_KEY,
@@ -29,11 +31,9 @@ from native_reasoning.integrations.spliced import (
     splice_nothing,
     spliced_loss,
 )
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.presets import PRESETS
-from native_reasoning.settings import ObjectiveSettings
-from native_reasoning.types import Scores, Signal
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.types import Scores, Signal
 from spliced_rows import GAP, ROUNDING, TEXT, batch, model, own_scores, spliced
 
 (TAG,), (TURN, EOS) = GAP.boundary.close_ids, GAP.end_ids

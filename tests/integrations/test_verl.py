@@ -40,12 +40,12 @@ with warnings.catch_warnings():
 
     from native_reasoning.integrations import verl as plugin
 
-from native_reasoning.errors import ConfigError, DataError, RunError, TemplateError
+from native_reasoning.config.errors import ConfigError, DataError, RunError, TemplateError
 from native_reasoning.integrations.agent_loop import example_of, template_of
 from native_reasoning.integrations.demands import supported
 from native_reasoning.integrations.spliced import credit
-from native_reasoning.losses import group_loss
-from native_reasoning.objective import preset_objective
+from native_reasoning.objective.credit import preset_objective
+from native_reasoning.objective.losses import group_loss
 from spliced_rows import GAP, ROUNDING, batch, model, own_scores, spliced
 from tiny import byte_tokenizer
 

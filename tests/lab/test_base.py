@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from native_reasoning.lab import DEMO, base_path, documents, final_digit, make_rows
-from native_reasoning.lab.pretrain import Recipe, main, pretrain
-from native_reasoning.lab.tokenizer import build_tokenizer
+from native_reasoning.demo import DEMO, base_path, documents, final_digit, make_rows
+from native_reasoning.demo.pretrain import Recipe, main, pretrain
+from native_reasoning.demo.tokenizer import build_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from native_reasoning.lab.experiments import BASES, EXPERIMENTS, Run
-from native_reasoning.lab.families import EXPERIMENTAL, KINDS
-from native_reasoning.lab.tasks import (
+from native_reasoning.demo.experiments import BASES, EXPERIMENTS, Run
+from native_reasoning.demo.families import EXPERIMENTAL, KINDS
+from native_reasoning.demo.tasks import (
     STYLES,
     digit_strings,
     documents,
@@ -16,8 +16,8 @@ from native_reasoning.lab.tasks import (
     running_sums,
     words,
 )
-from native_reasoning.lab.tokenizer import build_tokenizer
-from native_reasoning.lab.trial import base_of
+from native_reasoning.demo.tokenizer import build_tokenizer
+from native_reasoning.demo.trial import base_of
 
 B = {b for _, b in STYLES}
 

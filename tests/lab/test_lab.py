@@ -13,13 +13,13 @@ from scipy.stats import binomtest
 
 from groups_of_scores import full_scores
 from native_reasoning.cli import main
-from native_reasoning.errors import RunError
-from native_reasoning.lab import runner, trial
-from native_reasoning.lab.controls import watched
-from native_reasoning.lab.experiments import BEST, EXPERIMENTS, SETTINGS, Run
-from native_reasoning.lab.measure import digits_right, first_point, state_of
-from native_reasoning.lab.tables import best_changes, label_of, steps_to_learn, table, wilson
-from native_reasoning.objective import preset_objective
+from native_reasoning.config.errors import RunError
+from native_reasoning.demo import runner, trial
+from native_reasoning.demo.controls import watched
+from native_reasoning.demo.experiments import BEST, EXPERIMENTS, SETTINGS, Run
+from native_reasoning.demo.measure import digits_right, first_point, state_of
+from native_reasoning.demo.tables import best_changes, label_of, steps_to_learn, table, wilson
+from native_reasoning.objective.credit import preset_objective
 
 LAB = Path(__file__).parents[2] / "benchmarks" / "lab"
 
@@ -190,7 +190,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, counted, monkey
 
 def test_two_labs_do_not_share_a_folder(tmp_path, counted):
     program = (
-        "import sys, time; from pathlib import Path; from native_reasoning.disk import claimed\n"
+        "import sys, time; from pathlib import Path; from native_reasoning.records.disk import claimed\n"
         f"with claimed(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

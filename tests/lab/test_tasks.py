@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from native_reasoning.errors import ConfigError
-from native_reasoning.lab import DEMO, documents, final_digit, make_rows
-from native_reasoning.lab.tasks import CHATTER, STYLES, is_heldout, words
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.demo import DEMO, documents, final_digit, make_rows
+from native_reasoning.demo.tasks import CHATTER, STYLES, is_heldout, words
 
 STYLE_A, STYLE_B = zip(*STYLES, strict=True)
 DOCUMENT = re.compile(r"(add|tell) ((?:\d ){5})<think> (.*?) ?</think> (.*) <eos>")
@@ -145,5 +145,5 @@ def test_too_many_rows_are_refused():
 
 
 def test_importing_the_lab_imports_no_torch():
-    program = "import sys, native_reasoning.lab; sys.exit('torch' in sys.modules)"
+    program = "import sys, native_reasoning.demo; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

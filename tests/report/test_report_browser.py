@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from native_reasoning.records import RunFolder, read_metrics
+from native_reasoning.records.folder import RunFolder, read_metrics
 from native_reasoning.report import write_report
-from native_reasoning.report.serve import server
+from native_reasoning.report.watch import server
 from report_runs import HOSTILE, evaluation, held_out_row, made_run, trace_row
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import pytest
 
 from native_reasoning import load_run
-from native_reasoning.errors import ConfigError
-from native_reasoning.names import STATES
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.records.metrics import STATES
 from native_reasoning.report import FIGURES, figure
 from native_reasoning.report.curves import CURVES
 from native_reasoning.report.figures import COLOURS, MOST_POINTS, colour, thinned

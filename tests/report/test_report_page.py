@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from native_reasoning import load_run
-from native_reasoning.errors import RunError
-from native_reasoning.records import RunFolder
+from native_reasoning.config.errors import RunError
+from native_reasoning.records.folder import RunFolder
 from native_reasoning.report import FIGURES, build, write_report
 from native_reasoning.report.page import MARK
+from native_reasoning.report.runs import NO_TRACES, run_names
 from native_reasoning.report.sections import run_parts, warnings
-from native_reasoning.runs import NO_TRACES, run_names
 from report_runs import HOSTILE, draw_few, evaluation, held_out_row, made_run, trace_row
 
 VOID = {"meta", "link", "input", "br", "img"}

@@ -3,8 +3,8 @@
 import pytest
 
 from native_reasoning import load_run
-from native_reasoning.names import STATES
-from native_reasoning.records import RunFolder
+from native_reasoning.records.folder import RunFolder
+from native_reasoning.records.metrics import STATES
 from native_reasoning.report.verdict import verdict
 from report_runs import evaluation, made_run, trace_row
 

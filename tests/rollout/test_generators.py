@@ -5,14 +5,14 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
-from native_reasoning.adapters import merged, merged_weights
 from native_reasoning.cli.output import error_text
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import RunError
-from native_reasoning.policy import load_policy
+from native_reasoning.config.errors import RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.model.adapters import merged, merged_weights
+from native_reasoning.model.policy import load_policy
 from native_reasoning.rollout.generators import Colocated, Served, config_of, longest
 from native_reasoning.rollout.vllm import Reply, Request
-from native_reasoning.trainer import NRTTrainer
+from native_reasoning.training.trainer import NRTTrainer
 from pretended import PretendedLLM, install
 from tiny import QA, byte_tokenizer, tiny_model
 

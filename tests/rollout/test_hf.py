@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import tiny
-from native_reasoning.capabilities import capabilities_of
-from native_reasoning.inputs import inference, left_pad, positions
+from native_reasoning.data.rows import Example, PromptGroup
+from native_reasoning.data.template import make_template
+from native_reasoning.model.forward import inference, left_pad, positions
 from native_reasoning.rollout.decoders import (
     RepeatDecoder,
     SharedDecoder,
@@ -17,8 +18,7 @@ from native_reasoning.rollout.decoders import (
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import uniforms
-from native_reasoning.template import make_template
-from native_reasoning.types import Example, PromptGroup
+from native_reasoning.scoring.capabilities import capabilities_of
 
 KINDS = ["llama", "gpt2", "mistral", "qwen3", "gemma2"]
 VOCABULARY = 333  # of 352 rows of the embedding

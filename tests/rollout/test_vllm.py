@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import ConfigError, RunError
-from native_reasoning.meter import Mismatch, mismatch, mismatch_means
-from native_reasoning.records import read_metrics
+from native_reasoning.config.errors import ConfigError, RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.data.template import make_template
+from native_reasoning.objective.types import Scores
+from native_reasoning.records.folder import read_metrics
+from native_reasoning.records.meter import Mismatch, mismatch, mismatch_means
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Reply, VLLMEngine
-from native_reasoning.template import make_template
-from native_reasoning.trainer import NRTTrainer
-from native_reasoning.types import Example, PromptGroup, Scores, Traces
+from native_reasoning.training.trainer import NRTTrainer
 from pretended import drawn
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn

@@ -10,15 +10,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import tiny
-from native_reasoning.capabilities import capabilities_of
-from native_reasoning.config import NRTConfig
-from native_reasoning.errors import PolicyError
-from native_reasoning.policy import load_policy
+from native_reasoning.config.errors import PolicyError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import Example, PromptGroup
+from native_reasoning.model.policy import load_policy
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import uniforms
-from native_reasoning.scoring import Scorer
-from native_reasoning.types import Example, PromptGroup
+from native_reasoning.scoring.capabilities import capabilities_of
+from native_reasoning.scoring.scorer import Scorer
 
 #: What a field of any configuration is set to, where it has that field.
 SMALL = {

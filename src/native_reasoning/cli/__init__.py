@@ -14,7 +14,7 @@ from importlib import import_module
 
 from native_reasoning.cli.flags import parse, read_verb
 from native_reasoning.cli.output import error_text
-from native_reasoning.errors import NativeReasoningError
+from native_reasoning.config.errors import NativeReasoningError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        from native_reasoning.disk import is_full, unwritten
+        from native_reasoning.records.disk import is_full, unwritten
 
         if error.filename is None and not is_full(error):
             raise

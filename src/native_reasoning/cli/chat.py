@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from native_reasoning.cli.evaluate import asked_for
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import quiet_libraries, say, say_loading, show_json
-from native_reasoning.errors import ConfigError, NativeReasoningError, printable
+from native_reasoning.config.errors import ConfigError, NativeReasoningError, printable
 
 if TYPE_CHECKING:
-    from native_reasoning.conversation import Conversation, Reply
+    from native_reasoning.evaluation.conversation import Conversation, Reply
 
 HELP = """\
 /think      think before answering, or no longer
@@ -66,9 +66,9 @@ def _traces(own: dict[str, Any]) -> int:
 
 def _load(parsed: Parsed) -> "Conversation":
     from native_reasoning.cli.inputs import refused_by_libraries
-    from native_reasoning.conversation import Conversation
-    from native_reasoning.evaluate.suite.asked import load_asked
-    from native_reasoning.recipe import make_config
+    from native_reasoning.config.recipe import make_config
+    from native_reasoning.evaluation.conversation import Conversation
+    from native_reasoning.evaluation.suite.asked import load_asked
 
     model, settings = asked_for(parsed)
     if parsed.own["seed"]:

@@ -15,9 +15,9 @@ from native_reasoning.cli.output import (
     show_json,
     show_table,
 )
-from native_reasoning.config import NRTConfig
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.recipe import make_config
 from native_reasoning.data import Examples
-from native_reasoning.recipe import make_config
 
 _EXAMPLE_LENGTH = 1500
 _ENOUGH_ROWS = 20
@@ -110,8 +110,8 @@ def early_warnings(data: Examples, config: NRTConfig) -> list[str]:
 def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[str, Any]:
     """What tokenizer and configuration of a model add; its weights are not loaded. ``cpu``: it will
     be trained there even if there is a GPU."""
-    from native_reasoning.policy import context_of, start_warning, warmup_warning
-    from native_reasoning.prepared import prepare
+    from native_reasoning.data.prepared import prepare
+    from native_reasoning.model.policy import context_of, start_warning, warmup_warning
 
     folder, _ = model_folder(name)
     template, model = doctor.skeleton(folder, config)

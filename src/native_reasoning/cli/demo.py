@@ -8,7 +8,7 @@ def run(parsed: Parsed) -> int:
     """Runs the demonstration of the lab and prints its table."""
     seed = number(parsed.own, "seed") or 0
     quiet_libraries()
-    from native_reasoning.lab.demo import render, run_demo
+    from native_reasoning.demo.race import render, run_demo
 
     result = run_demo(seed=seed, out=parsed.own["out"], say=say)
     if parsed.own["json"]:

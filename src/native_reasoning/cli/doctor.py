@@ -12,8 +12,8 @@ from typing import Any
 
 from native_reasoning.cli.inputs import split_source
 from native_reasoning.data import DataReport, load_rows
+from native_reasoning.data.rows import Example
 from native_reasoning.data.shapes import BadRow, value_at
-from native_reasoning.types import Example
 
 _LOOKED_AT = 200
 _AT_A_TIME = 1000
@@ -187,10 +187,10 @@ def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from native_reasoning.adapters import add_adapter, lora_config
-    from native_reasoning.errors import PolicyError
-    from native_reasoning.policy import load_tokenizer, read_text
-    from native_reasoning.template import make_template
+    from native_reasoning.config.errors import PolicyError
+    from native_reasoning.data.template import make_template
+    from native_reasoning.model.adapters import add_adapter, lora_config
+    from native_reasoning.model.policy import load_tokenizer, read_text
 
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     if config.chat_template_path is not None:

@@ -15,9 +15,9 @@ from native_reasoning.cli.output import (
     show_table,
 )
 from native_reasoning.cli.verbs import SUITE_FLAGS
-from native_reasoning.errors import ConfigError
-from native_reasoning.options import OF_4BIT
-from native_reasoning.settings import SETTINGS
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.options import OF_4BIT
+from native_reasoning.config.settings import SETTINGS
 
 #: Not of a finished run's model: it was merged and written out.
 _QUANTISED = ("load_in_4bit", *OF_4BIT)
@@ -53,8 +53,8 @@ def run(parsed: Parsed) -> int:
 def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
     """The model folder or hub id that a command line names, and its settings: those of its run,
     then those of the command line."""
-    from native_reasoning.adapters import base_of
     from native_reasoning.cli.inputs import model_folder, run_settings
+    from native_reasoning.model.adapters import base_of
 
     assert parsed.positional is not None
     model, run_folder = model_folder(parsed.positional)
@@ -81,10 +81,10 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Any]]:
     """The measures, and each question's outcome. ``folder`` is for what transformers may write."""
     from native_reasoning.cli.inputs import load_data, refused_by_libraries
-    from native_reasoning.evaluate.held_out import answer_length, summarise
-    from native_reasoning.progress import ProgressCallback
-    from native_reasoning.recipe import make_config
-    from native_reasoning.trainer import NRTTrainer
+    from native_reasoning.config.recipe import make_config
+    from native_reasoning.evaluation.held_out import answer_length, summarise
+    from native_reasoning.records.progress import ProgressCallback
+    from native_reasoning.training.trainer import NRTTrainer
 
     # what a trace is judged by does not matter here: num_generations 2 suits every preset
     with refused_by_libraries():
@@ -106,7 +106,7 @@ def evaluate(
 
 
 def _told(outcome: Any) -> dict[str, Any]:
-    from native_reasoning.evaluate.metrics import accuracy
+    from native_reasoning.evaluation.grading import accuracy
 
     return {
         "question": outcome.question,

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from native_reasoning.cli.headings import OPTION_GROUPS
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.errors import ConfigError, did_you_mean
-from native_reasoning.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.errors import ConfigError, did_you_mean
+from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 
 _TRUTH = ("true", "false")
 _SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")

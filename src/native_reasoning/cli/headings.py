@@ -1,6 +1,6 @@
 """The headings under which help lists our settings."""
 
-from native_reasoning.options import OF_ADAPTERS, OF_VLLM
+from native_reasoning.config.options import OF_ADAPTERS, OF_VLLM
 
 #: Our options (options.py) by the heading they stand under.
 OPTION_GROUPS = {

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from native_reasoning.config import NRTConfig
+from native_reasoning.config.errors import ConfigError, NativeReasoningError, RunError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.recipe import read_recipe
 from native_reasoning.data import Examples, load_examples
-from native_reasoning.errors import ConfigError, NativeReasoningError, RunError
-from native_reasoning.recipe import read_recipe
-from native_reasoning.records import CONFIG
+from native_reasoning.records.folder import CONFIG
 
 FINAL = "final"
 _LIBRARIES = ("transformers", "accelerate")
@@ -78,7 +78,7 @@ def model_folder(name: str) -> tuple[str, Path | None]:
     """
     path = Path(name).expanduser()
     if (path / CONFIG).is_file():
-        from native_reasoning.resume import newest_checkpoint
+        from native_reasoning.training.resume import newest_checkpoint
 
         found = _whole(path / FINAL) if (path / FINAL).is_dir() else newest_checkpoint(path)
         if found is None:
@@ -94,7 +94,7 @@ def model_folder(name: str) -> tuple[str, Path | None]:
 
 def _whole(final: Path) -> Path:
     """A saved model. Raises RunError where its files are not those that were saved."""
-    from native_reasoning.disk import CHECKSUMS, damage
+    from native_reasoning.records.disk import CHECKSUMS, damage
 
     if (final / CHECKSUMS).is_file() and (wrong := damage(final)):
         raise RunError(

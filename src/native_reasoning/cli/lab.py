@@ -4,12 +4,12 @@ from pathlib import Path
 
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import quiet_libraries, say, show, show_json
-from native_reasoning.errors import ConfigError, did_you_mean
+from native_reasoning.config.errors import ConfigError, did_you_mean
 
 
 def run(parsed: Parsed) -> int:
     """Runs what is missing of the experiments and prints their tables."""
-    from native_reasoning.lab.experiments import EXPERIMENTS
+    from native_reasoning.demo.experiments import EXPERIMENTS
 
     if parsed.positional is not None and parsed.positional not in EXPERIMENTS:
         raise ConfigError(
@@ -22,8 +22,8 @@ def run(parsed: Parsed) -> int:
     out = Path(parsed.own["out"] or "runs/lab")
     workers = number(parsed.own, "workers") or 2
     quiet_libraries()
-    from native_reasoning.lab.runner import FULL, SMOKE, run_lab
-    from native_reasoning.lab.tables import table
+    from native_reasoning.demo.runner import FULL, SMOKE, run_lab
+    from native_reasoning.demo.tables import table
 
     scale = FULL
     if parsed.own["smoke"]:  # nothing of it may pass for a result

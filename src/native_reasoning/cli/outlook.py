@@ -7,9 +7,9 @@ import yaml
 
 from native_reasoning.cli.output import indented, show, show_json, show_table
 from native_reasoning.cli.plan import Plan
-from native_reasoning.config import NRTConfig
-from native_reasoning.groups import make_schedule
-from native_reasoning.recipe import make_config
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.recipe import make_config
+from native_reasoning.rollout.schedule import make_schedule
 
 #: What transformers makes of the device that it finds here.
 _OF_THE_DEVICE = ("use_cpu", "dataloader_pin_memory")

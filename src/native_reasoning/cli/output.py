@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from native_reasoning.errors import NativeReasoningError, printable
-from native_reasoning.folders import check_folder
+from native_reasoning.config.errors import NativeReasoningError, printable
+from native_reasoning.model.folders import check_folder
 
 
 def error_text(error: NativeReasoningError) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.output import is_main_process, say
-from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.config.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Plan:
 def make_plan(parsed: Parsed) -> Plan:
     """Recipe, then flags. Raises ConfigError, or RunError where the run folder is in the way."""
     from native_reasoning.cli.inputs import model_folder, required
-    from native_reasoning.recipe import read_recipe
+    from native_reasoning.config.recipe import read_recipe
 
     own = parsed.own
     resume = True if own["resume"] == "true" else own["resume"]
@@ -84,7 +84,7 @@ def _count(text: str | None, flag: str, of: str) -> int:
 
 def _config_of(out: str | None) -> Path:
     """The settings of the run to go on with. Raises ConfigError or RunError."""
-    from native_reasoning.records import CONFIG
+    from native_reasoning.records.folder import CONFIG
 
     if out is None:
         raise ConfigError(
@@ -103,7 +103,7 @@ def _config_of(out: str | None) -> Path:
 
 def _inside(folder: Any) -> str | None:
     """A recipe's output_dir. Raises ConfigError where it leads out of the working folder."""
-    from native_reasoning.guards import in_working_folder
+    from native_reasoning.config.guards import in_working_folder
 
     if not folder:
         return None
@@ -127,9 +127,9 @@ def _home(folder: str) -> str:
 
 def _check_folder(out: str, resume: str | bool | None) -> None:
     """Raises RunError, before a model is loaded, where the run could not start or go on."""
-    from native_reasoning.disk import check_free
-    from native_reasoning.records import RunFolder
-    from native_reasoning.resume import checkpoints
+    from native_reasoning.records.disk import check_free
+    from native_reasoning.records.folder import RunFolder
+    from native_reasoning.training.resume import checkpoints
 
     if is_main_process():
         check_free(Path(out))

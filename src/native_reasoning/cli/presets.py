@@ -15,9 +15,9 @@ from native_reasoning.cli.output import (
     show_table,
     terminal_width,
 )
-from native_reasoning.methods import differences
-from native_reasoning.presets import DEFAULT, PRESETS, Preset, find_preset
-from native_reasoning.settings import SETTINGS, ObjectiveSettings
+from native_reasoning.config.methods import differences
+from native_reasoning.config.papers import DEFAULT, PRESETS, Preset, find_preset
+from native_reasoning.config.settings import SETTINGS, ObjectiveSettings
 
 COLUMNS = (
     "preset",

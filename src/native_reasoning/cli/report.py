@@ -7,7 +7,7 @@ from pathlib import Path
 
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import say, show, show_json
-from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.config.errors import ConfigError, RunError
 
 
 def run(parsed: Parsed) -> int:
@@ -15,7 +15,7 @@ def run(parsed: Parsed) -> int:
     _check(parsed)
     paths = run_folders(parsed.positionals)
     if parsed.own["watch"]:
-        from native_reasoning.report.serve import serve
+        from native_reasoning.report.watch import serve
 
         serve(paths, number(parsed.own, "port") or 0, _serving)
         return 0
@@ -53,7 +53,7 @@ def _serving(address: str) -> None:
 
 def run_folders(names: Sequence[str]) -> list[Path]:
     """The run folders that are named, each once; a folder that only holds runs stands for them."""
-    from native_reasoning.runs import is_run
+    from native_reasoning.report.runs import is_run
 
     found: dict[Path, Path] = {}
     for path in map(Path, names):

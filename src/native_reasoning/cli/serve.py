@@ -9,14 +9,14 @@ from typing import Any
 
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import say, show
-from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.config.errors import ConfigError, RunError
 
 
 def run(parsed: Parsed) -> int:
     """Replaces this process by the server's; returns the exit code where it only says how."""
-    from native_reasoning.adapters import base_of
     from native_reasoning.cli.inputs import model_folder
-    from native_reasoning.folders import check_folder
+    from native_reasoning.model.adapters import base_of
+    from native_reasoning.model.folders import check_folder
 
     assert parsed.positional is not None
     model, _ = model_folder(parsed.positional)

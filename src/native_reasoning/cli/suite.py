@@ -15,9 +15,9 @@ from native_reasoning.cli.evaluate import asked_for
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import finite, quiet_libraries, say, say_loading, show, show_json
 from native_reasoning.cli.output import show_table as table
-from native_reasoning.errors import ConfigError, did_you_mean
-from native_reasoning.evaluate.suite.benchmarks import Benchmark, chosen
-from native_reasoning.evaluate.suite.needs import require_packages, with_files, without_code
+from native_reasoning.config.errors import ConfigError, did_you_mean
+from native_reasoning.evaluation.suite.benchmarks import Benchmark, chosen
+from native_reasoning.evaluation.suite.needs import require_packages, with_files, without_code
 
 _PACKAGES = ("native-reasoning", "lm-eval", "transformers", "torch", "datasets")
 
@@ -51,7 +51,7 @@ def run(parsed: Parsed) -> int:
 
 
 def _modes(thinking: str) -> tuple[str, ...]:
-    from native_reasoning.evaluate.suite.benchmarks import MODES
+    from native_reasoning.evaluation.suite.benchmarks import MODES
 
     if thinking not in MODES:
         raise ConfigError(
@@ -82,9 +82,9 @@ def _evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The result, and each question's item, both for JSON."""
     from native_reasoning.cli.inputs import refused_by_libraries
-    from native_reasoning.evaluate.suite.asked import load_asked
-    from native_reasoning.evaluate.suite.run import Plan, run_suite
-    from native_reasoning.recipe import make_config
+    from native_reasoning.config.recipe import make_config
+    from native_reasoning.evaluation.suite.asked import load_asked
+    from native_reasoning.evaluation.suite.run import Plan, run_suite
 
     with refused_by_libraries():
         config = make_config({**settings, "num_generations": "2"}, output_dir=folder)
@@ -137,7 +137,7 @@ def _gen_kwargs(text: str | None) -> dict[str, Any]:
         return {}
     from lm_eval.utils import simple_parse_args_string
 
-    from native_reasoning.evaluate.suite.generation import generation
+    from native_reasoning.evaluation.suite.generation import generation
 
     parts = [part.partition("=") for part in text.split(",")]
     if not all(name.strip() and equals for name, equals, _ in parts):
@@ -155,7 +155,7 @@ def _gen_kwargs(text: str | None) -> dict[str, Any]:
 def summary(benchmarks: Sequence[Benchmark], modes: Sequence[str], ran: Any) -> dict[str, Any]:
     """A row for each benchmark of a ``Ran``, None for a way in which it was not asked, and the mean
     over the benchmarks that were asked in every way."""
-    from native_reasoning.evaluate.suite.scores import mean_of, mean_over
+    from native_reasoning.evaluation.suite.scores import mean_of, mean_over
 
     told, means = [], {mode: [] for mode in modes}
     for b in benchmarks:
@@ -180,7 +180,7 @@ def summary(benchmarks: Sequence[Benchmark], modes: Sequence[str], ran: Any) -> 
 
 
 def _columns(modes: Sequence[str], by_mode: Mapping[str, Any]) -> dict[str, Any]:
-    from native_reasoning.evaluate.suite.scores import gain_of, mean_of
+    from native_reasoning.evaluation.suite.scores import gain_of, mean_of
 
     found: dict[str, Any] = dict.fromkeys(modes)
     for mode, items in by_mode.items():

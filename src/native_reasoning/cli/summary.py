@@ -6,7 +6,7 @@ from typing import Any
 from native_reasoning.cli.doctor import rendered
 from native_reasoning.cli.needs import memory_text, training_memory
 from native_reasoning.cli.output import indented, show, show_table
-from native_reasoning.records import read_metrics
+from native_reasoning.records.folder import read_metrics
 
 #: Keys of evaluate.held_out.summarise for people, and how they are written.
 ROWS = (

@@ -12,7 +12,7 @@ from typing import Any
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.output import quiet_libraries, say, say_loading, show_json
 from native_reasoning.cli.plan import Plan, make_plan
-from native_reasoning.errors import ConfigError, RunError
+from native_reasoning.config.errors import ConfigError, RunError
 
 
 def run(parsed: Parsed) -> int:
@@ -39,10 +39,10 @@ def run(parsed: Parsed) -> int:
 def build(plan: Plan, folder: str) -> Any:
     """The trainer: settings are checked first, then the data is read, then the model."""
     from native_reasoning.cli.inputs import load_data, refused_by_libraries
-    from native_reasoning.clock import ProfileCallback
-    from native_reasoning.progress import ProgressCallback
-    from native_reasoning.recipe import make_config
-    from native_reasoning.trainer import NRTTrainer
+    from native_reasoning.config.recipe import make_config
+    from native_reasoning.records.clock import ProfileCallback
+    from native_reasoning.records.progress import ProgressCallback
+    from native_reasoning.training.trainer import NRTTrainer
 
     with refused_by_libraries():
         config = make_config(plan.settings, output_dir=folder)
@@ -86,7 +86,7 @@ def _warn_of_overlap(data: Any, held_out: Any) -> None:
 
 
 def _train(plan: Plan, as_json: bool) -> int:
-    from native_reasoning.resume import alone
+    from native_reasoning.training.resume import alone
 
     with _no_saving_yet():
         with _out_of_memory():
@@ -138,7 +138,7 @@ def _trackers() -> Generator[None]:
 
 def _tracker_of(error: Exception) -> str | None:
     """The tracker whose code an error came through."""
-    from native_reasoning.checks import TRACKERS
+    from native_reasoning.config.checks import TRACKERS
 
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     packages = (str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames)
@@ -172,7 +172,7 @@ def _fit(trainer: Any, plan: Plan) -> None:
 def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
     """Saves and measures what was trained; where a signal stopped it, what there is time for."""
     from native_reasoning.cli.summary import result_of, show_result
-    from native_reasoning.trackers import end_runs
+    from native_reasoning.records.trackers import end_runs
 
     final, stopped = Path(plan.out) / "final", trainer.signals.received
     if trainer.state.global_step >= trainer.total_steps:
@@ -209,7 +209,7 @@ def _stopped(trainer: Any, plan: Plan, number: int, as_json: bool) -> int:
 
 def _end_live_line(trainer: Any) -> None:
     """Gives the terminal its cursor back, also after an error."""
-    from native_reasoning.progress import ProgressCallback
+    from native_reasoning.records.progress import ProgressCallback
 
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ProgressCallback):

@@ -5,14 +5,14 @@
 ``load_examples`` is the usual door; ``load_rows`` gives the raw rows it starts from.
 """
 
-from native_reasoning.data.loading import load_examples
-from native_reasoning.data.report import (
+from native_reasoning.data.account import (
     DataReport,
     Dropped,
     Examples,
     content_hash,
     with_dropped,
 )
+from native_reasoning.data.loading import load_examples
 from native_reasoning.data.sources import Row, Rows, load_rows
 
 __all__ = [

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from native_reasoning.config.errors import ConfigError, DataError
+from native_reasoning.data.account import PLACES_SHOWN
 from native_reasoning.data.files import decoded, json_rows, not_utf8, starts_a_list
 from native_reasoning.data.pattern import TIMEOUTS_ALLOWED, AnswerPattern
 from native_reasoning.data.reading import Reading, digest, unused
-from native_reasoning.data.report import PLACES_SHOWN
 from native_reasoning.data.shapes import BadRow
 from native_reasoning.data.sources import Row, Rows, unreadable
 from native_reasoning.data.store import (
@@ -35,7 +36,6 @@ from native_reasoning.data.store import (
 from native_reasoning.data.stored import Texts
 from native_reasoning.data.tally import Tally
 from native_reasoning.data.workers import in_order
-from native_reasoning.errors import ConfigError, DataError
 
 #: Bytes of a block. A smaller file is read row by row: it takes less time than a process.
 BLOCK_BYTES = 1 << 22

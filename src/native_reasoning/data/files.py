@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from native_reasoning.errors import DataError
+from native_reasoning.config.errors import DataError
 
 RawRow = tuple[int, str, Any, tuple[str, str] | None]
 Reader = Callable[[Path, str], Iterator[RawRow]]

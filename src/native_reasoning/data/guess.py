@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from native_reasoning.config.errors import DataError
 from native_reasoning.data.shapes import ANSWER_COLUMNS, BadRow, lookup, text_of
 from native_reasoning.data.sources import Row
-from native_reasoning.errors import DataError
 
 # fmt: off
 _ANSWERS = (

@@ -4,10 +4,10 @@ The blocks of a large file of JSON lines are read by all cores (blocks.py); any 
 row, here. What comes out is the same.
 """
 
+from native_reasoning.data.account import Examples
 from native_reasoning.data.blocks import make_blocks, merge
 from native_reasoning.data.pattern import AnswerPattern
 from native_reasoning.data.reading import Reading, digest, unused
-from native_reasoning.data.report import Examples
 from native_reasoning.data.shapes import BadRow
 from native_reasoning.data.sources import load_rows
 from native_reasoning.data.stored import Collector

@@ -2,9 +2,9 @@
 
 import regex
 
-from native_reasoning.data.report import REASONS
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.data.account import REASONS
 from native_reasoning.data.shapes import BadRow
-from native_reasoning.errors import ConfigError
 
 #: Rows on which a pattern runs out of time before reading is given up.
 TIMEOUTS_ALLOWED = 10

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from native_reasoning.config.errors import DataError
 from native_reasoning.data.files import READERS, Reader
-from native_reasoning.errors import DataError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SPLIT_NAME = re.compile(

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 
-from native_reasoning.errors import DataError
+from native_reasoning.config.errors import DataError
 
 #: Counted up when the files or what goes into them change.
 FORMAT = 1

@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 
+from native_reasoning.data.rows import Example
 from native_reasoning.data.shapes import Turns
 from native_reasoning.data.store import cache_folder, key_of, read_table, whole_table, write_table
-from native_reasoning.types import Example
 
 T = TypeVar("T")
 

@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from native_reasoning.data.guess import missing_column_error
-from native_reasoning.data.report import (
+from native_reasoning.config.errors import DataError
+from native_reasoning.data.account import (
     PLACES_SHOWN,
     REASONS,
     DataReport,
@@ -12,10 +12,10 @@ from native_reasoning.data.report import (
     Examples,
     no_usable_row,
 )
+from native_reasoning.data.guess import missing_column_error
 from native_reasoning.data.shapes import BadRow
 from native_reasoning.data.sources import Row, Rows
 from native_reasoning.data.stored import Collector
-from native_reasoning.errors import DataError
 
 
 @dataclass

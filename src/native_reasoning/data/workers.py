@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from native_reasoning.errors import DataError
+from native_reasoning.config.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -12,11 +12,11 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop import agent_loop  # type: ignore[import-not-found]
 
-from native_reasoning.errors import DataError, RunError, TemplateError
+from native_reasoning.config.errors import DataError, RunError, TemplateError
+from native_reasoning.data.rows import Example, PromptGroup
+from native_reasoning.data.template import Template, make_template
 from native_reasoning.integrations.demands import NAME
 from native_reasoning.integrations.spliced import Spliced, cut, splice, splice_nothing
-from native_reasoning.template import Template, make_template
-from native_reasoning.types import Example, PromptGroup
 
 _TEMPLATES: "weakref.WeakKeyDictionary[Any, dict[tuple[str, str], Template]]" = (
     weakref.WeakKeyDictionary()

@@ -5,9 +5,9 @@ Nothing of verl is imported: the configuration is a function from a dotted key t
 
 from collections.abc import Callable
 
-from native_reasoning.errors import ConfigError
-from native_reasoning.presets import PRESETS
-from native_reasoning.settings import ObjectiveSettings
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.papers import PRESETS
+from native_reasoning.config.settings import ObjectiveSettings
 
 #: Of our trainer, agent loop and losses, in verl's registries.
 NAME = "native_reasoning"

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from native_reasoning.losses import RATIOS, token_shares
-from native_reasoning.objective import Objective
-from native_reasoning.settings import ObjectiveSettings
-from native_reasoning.template import Template
-from native_reasoning.types import Judgement, PromptGroup, Scores, Signal, Traces
+from native_reasoning.config.settings import ObjectiveSettings
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.template import Template
+from native_reasoning.objective.credit import Objective
+from native_reasoning.objective.losses import RATIOS, token_shares
+from native_reasoning.objective.types import Judgement, Scores, Signal
 
 # -- One row ---------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from native_reasoning.errors import ConfigError
+from native_reasoning.config.errors import ConfigError
 from native_reasoning.integrations.demands import (
     NAME,
     check_config,
@@ -31,8 +31,8 @@ from native_reasoning.integrations.spliced import (
     credit,
     spliced_loss,
 )
-from native_reasoning.objective import Objective, preset_objective
-from native_reasoning.scoring import rounding_of
+from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.scoring.scorer import rounding_of
 
 try:
     import transfer_queue as tq  # type: ignore[import-not-found]

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from native_reasoning.disk import write_atomically
-from native_reasoning.errors import RunError
+from native_reasoning.config.errors import RunError
+from native_reasoning.records.disk import write_atomically
 from native_reasoning.report.figures import FIGURES, figure
 from native_reasoning.report.page import MARK, MOST_BYTES, build
-from native_reasoning.runs import load_run
+from native_reasoning.report.runs import load_run
 
 __all__ = ["FIGURES", "build", "figure", "write_report"]
 

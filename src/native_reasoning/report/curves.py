@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from native_reasoning.names import STAGES
+from native_reasoning.records.metrics import STAGES
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from native_reasoning.errors import ConfigError, did_you_mean
-from native_reasoning.names import COLLAPSE, STAGES, STATES
+from native_reasoning.config.errors import ConfigError, did_you_mean
+from native_reasoning.records.metrics import COLLAPSE, STAGES, STATES
 from native_reasoning.report.curves import CURVES, Curves, Series
 from native_reasoning.report.gains import TENTHS, by_place
-from native_reasoning.runs import Run, run_names
+from native_reasoning.report.runs import Run, run_names
 
 #: A longer curve is drawn as means over equally many steps.
 MOST_POINTS = 1000

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from native_reasoning.names import BINS
-from native_reasoning.runs import Run
+from native_reasoning.records.metrics import BINS
+from native_reasoning.report.runs import Run
 
 #: Tokens seen less often say little; the traces of one question are one sight of it.
 SEEN = 5

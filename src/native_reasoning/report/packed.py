@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from native_reasoning.runs import Run, run_names
+from native_reasoning.report.runs import Run, run_names
 
 #: Traces, and bytes of their text and numbers, above which groups are left out at once.
 MOST_TRACES, MOST_TEXT = 100_000, 200_000_000

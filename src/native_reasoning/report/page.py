@@ -16,12 +16,12 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from native_reasoning import __version__
-from native_reasoning.errors import printable
+from native_reasoning.config.errors import printable
 from native_reasoning.report.figures import colour
 from native_reasoning.report.packed import compressed, packed
+from native_reasoning.report.runs import Run, run_names
 from native_reasoning.report.sections import figure_parts, run_parts, warnings
 from native_reasoning.report.verdict import nought
-from native_reasoning.runs import Run, run_names
 
 GENERATOR = "native-reasoning"
 #: By this a page is known again, near its beginning (page.html).

@@ -10,13 +10,13 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from native_reasoning.records import QUARANTINE
+from native_reasoning.records.folder import QUARANTINE
 from native_reasoning.report.curves import CURVES
 from native_reasoning.report.figures import FIGURES, figure
 from native_reasoning.report.gains import by_difficulty, by_token
+from native_reasoning.report.runs import NO_TRACES, Run, run_names
 from native_reasoning.report.verdict import Verdict, answers_alone, verdict
 from native_reasoning.report.wording import changed_words
-from native_reasoning.runs import NO_TRACES, Run, run_names
 
 #: Steps that went wrong, told one by one.
 MOST_TOLD = 20

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from native_reasoning.evaluate.metrics import Interval
-from native_reasoning.names import COLLAPSE, LEAST, STATES, one_kind
-from native_reasoning.runs import LATE, Run, numbers
+from native_reasoning.evaluation.grading import Interval
+from native_reasoning.records.metrics import COLLAPSE, LEAST, STATES, one_kind
+from native_reasoning.report.runs import LATE, Run, numbers
 
 #: Under so many questions an interval is only rough.
 FEW = 30

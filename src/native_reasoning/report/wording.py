@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import regex
 
-from native_reasoning.runs import Run
+from native_reasoning.report.runs import Run
 
 _CHARACTERS = r"\p{Han}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 #: Words and marks; of scripts that put no spaces between words, single characters or runs of kana.

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.template import Template
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sample, Sampling, Stop
-from native_reasoning.template import Template
-from native_reasoning.types import PromptGroup, Traces
 
 
 def sample_answers(

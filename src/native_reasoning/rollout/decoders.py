@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from native_reasoning.adapters import linear_parts
-from native_reasoning.inputs import left_pad, positions
+from native_reasoning.model.adapters import linear_parts
+from native_reasoning.model.forward import left_pad, positions
 from native_reasoning.rollout.shared import SharedCache, attending
 
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from native_reasoning.types import PromptGroup, Traces
+from native_reasoning.data.rows import PromptGroup, Traces
 
 
 @dataclass(frozen=True)

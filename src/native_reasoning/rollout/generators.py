@@ -18,13 +18,13 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
-from native_reasoning.config import NRTConfig, model_dtype
-from native_reasoning.errors import ConfigError, RunError
-from native_reasoning.policy import context_of
+from native_reasoning.config.errors import ConfigError, RunError
+from native_reasoning.config.nrt_config import NRTConfig, model_dtype
+from native_reasoning.data.template import Template
+from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.engine import RolloutEngine
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Generator, Reply, Request, VLLMEngine
-from native_reasoning.template import Template
 
 #: Where a server is unless vllm_server_base_url says otherwise.
 LOCAL = "http://127.0.0.1:8000"

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from native_reasoning.inputs import inference
-from native_reasoning.policy import context_of
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.model.forward import inference
+from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.decoders import (
     Decoder,
     RepeatDecoder,
@@ -25,7 +26,6 @@ from native_reasoning.rollout.decoders import (
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.rollout.pick import pick
-from native_reasoning.types import PromptGroup, Traces
 
 
 class HFEngine:

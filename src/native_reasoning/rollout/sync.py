@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.generation.vllm_generation import VLLMGeneration
 
-from native_reasoning.adapters import has_adapter, merged_weights
+from native_reasoning.model.adapters import has_adapter, merged_weights
 
 
 class WeightSync(VLLMGeneration):

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from native_reasoning.errors import RunError
+from native_reasoning.config.errors import RunError
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.template import Template
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
 from native_reasoning.rollout.noise import seed_of
-from native_reasoning.template import Template
-from native_reasoning.types import PromptGroup, Traces
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,221 @@
+"""``NRTConfig``: transformers' ``TrainingArguments`` with our options, and recipes that fill it."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import Enum
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from native_reasoning.config.checks import check_options, check_read, check_trackers
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.guards import HARMLESS
+from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.settings import SETTINGS
+from native_reasoning.objective.credit import Objective, preset_objective
+
+
+@dataclass
+class NRTConfig(NRTOptions, TrainingArguments):
+    """All settings of a run: ours (options.py) and every one of ``TrainingArguments``.
+
+    The defaults below differ from transformers': one prompt with its traces is a micro-batch, the
+    optimiser is close to the released NRT script's (whose Adam eps is 1e-15), every step is logged,
+    and nothing hides a loss that is not a number.
+
+    Raises ConfigError for a setting that cannot work.
+    """
+
+    per_device_train_batch_size: int = 1
+    gradient_accumulation_steps: int = 8
+    learning_rate: float = 2e-6
+    adam_beta2: float = 0.95
+    weight_decay: float = 0.01
+    lr_scheduler_type: str = "constant_with_warmup"
+    warmup_steps: float = 0.1
+    logging_steps: float = 1
+    logging_nan_inf_filter: bool = False
+    save_steps: float = 100
+    save_total_limit: int | None = 2
+    remove_unused_columns: bool = False
+    report_to: str | list[str] | None = "none"
+    disable_tqdm: bool | None = True
+    use_cache: bool = True
+    ddp_broadcast_buffers: bool | None = False
+    restore_callback_states_from_checkpoint: bool = True
+    data_seed: int | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model_init_kwargs, str):
+            self.model_init_kwargs = json_object(self.model_init_kwargs, "model_init_kwargs")
+        self.reward_funcs = listed(self.reward_funcs)
+        self.lora_target_modules = listed(self.lora_target_modules)
+        self.reward_weights = numbers(listed(self.reward_weights), "reward_weights")
+        check_options(self, self.resolved_objective)
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "accuracy"
+        self.report_to = listed(self.report_to) or "none"
+        super().__post_init__()
+        check_trackers(self.report_to)
+        # where the launcher chose the arithmetic, it is the run's
+        self.bf16 = self.bf16 or self.mixed_precision == "bf16"
+        self.fp16 = self.fp16 or self.mixed_precision == "fp16"
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed
+        self._check_arguments()
+
+    def resolved_objective(self) -> Objective:
+        """The preset's objective with the settings that were given in its place."""
+        given = {name: getattr(self, name, None) for name in SETTINGS}
+        changed = {name: value for name, value in given.items() if value is not None}
+        return replace(preset_objective(self.preset), **changed)
+
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps' worth of prompts sampled at once (M); each is trained on
+        ``num_iterations`` times."""
+        if self.steps_per_generation is None:
+            return 1
+        return self.steps_per_generation // self.gradient_accumulation_steps
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option of ours, and each training argument that is common or not transformers'."""
+        values = {name: getattr(self, name) for name in OPTION_NAMES}
+        theirs = {f.name: f.default for f in fields(TrainingArguments)}
+        for f in fields(self):
+            if f.name in OPTION_NAMES or not f.init or f.name.startswith("gradient_checkpointing"):
+                continue
+            value = getattr(self, f.name)
+            if f.name in COMMON_ARGUMENTS or (value != theirs[f.name] and _is_plain(value)):
+                values[f.name] = value.value if isinstance(value, Enum) else value
+        values["resolved_objective"] = asdict(self.resolved_objective())
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as trackers get them; of ``model_init_kwargs``, which may hold a token, only
+        what chooses between parts of transformers."""
+        found = super().to_dict()
+        given = found["model_init_kwargs"] or {}
+        found["model_init_kwargs"] = {name: given[name] for name in given if name in HARMLESS}
+        return found
+
+    def _check_arguments(self) -> None:
+        """Arguments of transformers that cannot be combined with ours."""
+        if self.n_gpu > 1:
+            raise ConfigError(
+                f"{self.n_gpu} GPUs in one process",
+                why="transformers would use DataParallel, which gives wrong gradients here",
+                fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
+            )
+        check_read(self)
+        self._check_sharded()
+        if "trust_remote_code" in (self.model_init_kwargs or {}):
+            raise ConfigError(
+                "trust_remote_code in model_init_kwargs",
+                why="it would run a model's code without being seen as a setting of its own",
+                fix="leave it out there, and set trust_remote_code itself",
+            )
+        if self.push_to_hub:
+            raise ConfigError(
+                "push_to_hub is on",
+                why="transformers uploads the run folder, with every prompt, answer and trace, and "
+                "writes the hub's token into it",
+                fix="leave it out; after the run: hf upload OWNER/NAME RUN/final",
+            )
+        if self.save_strategy == "best":
+            raise ConfigError(
+                "save_strategy best",
+                why="a run that was stopped could not go on from where it was",
+                fix="save_strategy steps with load_best_model_at_end",
+            )
+        if self.enable_jit_checkpoint:
+            raise ConfigError(
+                "enable_jit_checkpoint is on",
+                why="it may save inside an optimiser step, which cannot be resumed exactly",
+                fix="leave it off: SIGTERM already saves at the end of the step",
+            )
+        if (
+            self.num_iterations < 1
+            or self.steps_per_rollout() < 1
+            or (self.steps_per_generation or 0) % self.gradient_accumulation_steps
+        ):
+            raise ConfigError(
+                f"steps_per_generation {self.steps_per_generation}, num_iterations "
+                f"{self.num_iterations}, gradient_accumulation_steps "
+                f"{self.gradient_accumulation_steps}",
+                why="a rollout covers a whole number of optimiser steps",
+                fix="make steps_per_generation a multiple of gradient_accumulation_steps",
+            )
+
+    def _check_sharded(self) -> None:
+        """What does not go together with weights that are cut over the ranks."""
+        if self.rows_per_forward is not None and sharded(self):
+            raise ConfigError(
+                "rows_per_forward with FSDP or DeepSpeed",
+                why="each part would be an optimiser step of its own, or a forward too many",
+                fix="leave it out; lower per_device_train_batch_size or max_trace_length",
+            )
+        if self.load_in_4bit and (self.use_vllm or sharded(self)):
+            raise ConfigError(
+                "load_in_4bit with vLLM, FSDP or DeepSpeed",
+                why="quantised weights cannot be sent or cut yet",
+                fix="leave load_in_4bit out, or train on one device or with DDP",
+            )
+
+
+OPTION_NAMES = tuple(f.name for f in fields(NRTOptions))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, list, dict, Enum))
+
+
+def json_object(text: str, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{name} is {text!r}",
+            why="it is a JSON object of keyword arguments",
+            fix=f"""{name} '{{"attn_implementation": "eager"}}'""",
+        )
+    return value
+
+
+def listed(value: Any) -> list[Any] | None:
+    """A list, also from text whose items stand between commas, or from one number."""
+    if isinstance(value, str):
+        value = [item.strip() for item in value.split(",") if item.strip()]
+    if isinstance(value, int | float):
+        value = [value]
+    return value or None
+
+
+def numbers(values: list[Any] | None, name: str) -> list[float] | None:
+    """The values as numbers. Raises ConfigError."""
+    try:
+        found = None if values is None else [float(value) for value in values]
+        if not all(map(math.isfinite, found or ())):
+            raise ValueError
+        return found
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{name} is {values!r}", why="each weight is a number", fix=f"{name} 1.0,0.5"
+        ) from None
+
+
+def sharded(config: NRTConfig) -> bool:
+    """Whether FSDP or DeepSpeed cut the weights, so that they are whole inside a forward alone."""
+    launched = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    asked = any(os.environ.get(name, "false").lower() == "true" for name in launched)
+    return bool(config.fsdp or config.deepspeed) or asked
+
+
+def model_dtype(config: NRTConfig) -> torch.dtype:
+    """The arithmetic of the forward pass: bfloat16 or float16 under autocast, else float32."""
+    if config.bf16:
+        return torch.bfloat16
+    return torch.float16 if config.fp16 else torch.float32

@@ -1,0 +1,185 @@
+"""The chat template that training and servers share: one Jinja text, saved with the model.
+
+The model's own template stays whole inside it. Before it runs, earlier assistant turns are made
+what they answered, without their reasoning; after it, the trace is opened, or, with
+``enable_thinking=False``, opened and closed: the empty trace that training forwards too. Own
+switches of the template are held on: off is ours alone.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError as JinjaError
+from transformers import PreTrainedTokenizerFast
+
+from native_reasoning.config.errors import TemplateError, warn
+
+#: For base models that come without a chat template; saved with the model. Content may be text, a
+#: list of parts with text, or nothing.
+PLAIN_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- set text = message['content'] or '' -%}"
+    "{%- if text is not string -%}"
+    "{%- set text = text | map(attribute='text') | join -%}"
+    "{%- endif -%}"
+    "{%- if message['role'] == 'user' -%}{{ 'Question: ' + text + '\\n\\n' }}"
+    "{%- elif message['role'] == 'assistant' -%}"
+    "{{ 'Response:\\n' + text + (eos_token or '') + '\\n\\n' }}"
+    "{%- else -%}{{ text + '\\n\\n' }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'Response:\\n' }}{%- endif -%}"
+)
+
+# Whatever white space the model's own template writes or trims at its start stays as it is: it
+# begins on a line of its own, after a block. Plain Jinja, because servers that are not written in
+# Python read it too. ``wrap`` fills in what stands between at signs.
+_BEFORE = """\
+{#- native-reasoning: earlier turns without reasoning, and the trace opened -#}
+{%- set nrt_thinking = not (@OFF@) -%}@HELD_ON@
+{%- set nrt_opening = @OPENING@ if nrt_thinking else @EMPTY@ -%}
+{%- set nrt = namespace(turns=[]) -%}
+{%- for turn in messages -%}
+{%- set kept = turn -%}
+{%- set text = turn['content'] if turn['content'] is not string
+else turn['content'].split(@CLOSE@)[-1].split(@OPEN@)[0] | trim -%}
+{%- if turn['role'] == 'assistant' and not loop.last -%}
+{%- if 'content' not in turn -%}
+{%- set kept = {'role': 'assistant', 'tool_calls': turn['tool_calls']} -%}
+{%- elif turn['tool_calls'] -%}
+{%- set kept = {'role': 'assistant', 'content': text, 'tool_calls': turn['tool_calls']} -%}
+{%- else -%}
+{%- set kept = {'role': 'assistant', 'content': text} -%}
+{%- endif -%}
+{%- endif -%}
+{%- set nrt.turns = nrt.turns + [kept] -%}
+{%- endfor -%}
+"""
+_LAST_LINE = "{%- set messages = nrt.turns %}\n"
+_AFTER = "{{ nrt_opening if add_generation_prompt else '' }}"
+_MARK = _BEFORE.partition("\n")[0]
+
+#: What templates call the switch between thinking and not.
+_SWITCHES = ("enable_thinking", "thinking")
+
+_ANCHOR = "(?="
+
+
+def render(
+    tokenizer: PreTrainedTokenizerFast, turns: Sequence[tuple[str, str]], generate: bool = True
+) -> str:
+    """The chat template's text of some turns. Raises TemplateError if it refuses them."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        return tokenizer.apply_chat_template(  # type: ignore[return-value]
+            messages, tokenize=False, add_generation_prompt=generate
+        )
+    except (JinjaError, TypeError, ValueError) as error:
+        raise TemplateError(
+            f"the chat template refuses the turns: {error}",
+            why="the prompt cannot be written",
+            fix="mend the order of the turns, or set chat_template_path",
+        ) from None
+
+
+def unwrap(source: str) -> str:
+    """A model's own chat template, out of one that ``wrap`` made; any other as it is."""
+    if not source.startswith(_MARK):
+        return source
+    return source.partition(_LAST_LINE)[2].removesuffix("\n").removesuffix(_AFTER)
+
+
+def wrap(tokenizer: PreTrainedTokenizerFast, think: tuple[str, str]) -> tuple[str, str]:
+    """Puts a tokenizer's chat template into what is described above. Returns the white space that
+    stands after the opening tag, and after the closing one.
+
+    Wrapping once more changes nothing. Raises TemplateError if the template refuses a question.
+    """
+    if isinstance(tokenizer.chat_template, dict):
+        others = sorted(tokenizer.chat_template.keys() - {"default"})
+        warn(f"the tokenizer has several chat templates: {', '.join(others)} will not be saved")
+    own = unwrap(tokenizer.get_chat_template())
+    tokenizer.chat_template = _whole(own, think, "", "")
+    prompt = render(tokenizer, [("user", "?")])
+    opened = prompt.rstrip().endswith(think[0])
+    space = "\n" if _writes(own, think[0] + "\n") else ""
+    if opened:
+        space = prompt[len(prompt.rstrip()) :]
+    gap = "\n\n" if space or _writes(own, think[1] + "\n\n") else ""
+    opening = "" if opened else think[0] + space
+    tokenizer.chat_template = _whole(own, think, opening, opening + think[1] + gap)
+    return space, gap
+
+
+def _whole(own: str, think: tuple[str, str], opening: str, empty: str) -> str:
+    """``own`` between what goes before and after it."""
+    read = [name for name in _SWITCHES if re.search(rf"(?<![\w.'\"]){name}\b(?!['\"])", own)]
+    switches = dict.fromkeys((_SWITCHES[0], *read))
+    texts = {
+        "OFF": " or ".join(f"{name} is defined and {name} is false" for name in switches),
+        "HELD_ON": "".join(f"\n{{%- set {name} = true -%}}" for name in read),
+        "OPEN": _quoted(think[0]),
+        "CLOSE": _quoted(think[1]),
+        "OPENING": _quoted(opening),
+        "EMPTY": _quoted(empty),
+    }
+    before = re.sub("@([A-Z_]+)@", lambda found: texts[found[1]], _BEFORE)
+    return before + _LAST_LINE + own.removesuffix("\n") + _AFTER  # as Jinja drops it
+
+
+def _quoted(text: str) -> str:
+    """A text as Jinja writes it; a newline as its escape, which trim_blocks leaves alone."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _writes(source: str, text: str) -> bool:
+    """Whether a chat template's source writes ``text``, with newlines as such or as ``\\n``."""
+    return text in source or text.replace("\n", "\\n") in source
+
+
+def answered(text: str, think: tuple[str, str]) -> str:
+    """What an earlier assistant turn answered: what follows its reasoning, without white space
+    around it. The chat template does the same.
+
+    >>> answered("<think>two and two</think>\\n\\nIt is four.\\n", ("<think>", "</think>"))
+    'It is four.'
+    """
+    return text.split(think[1])[-1].split(think[0])[0].strip()
+
+
+def split_responses(
+    tokenizer: PreTrainedTokenizerFast, think: tuple[str, str], ends: Sequence[str]
+) -> None:
+    """Tells transformers (its pipelines, ``transformers serve``) how to part reasoning from answer
+    in what a model writes after such a prompt; ``ends`` end a turn. What a tokenizer says itself
+    stays."""
+    opening, closing = map(re.escape, think)
+    try:
+        known = tokenizer.response_template or {}
+    except AttributeError:  # an older transformers, as verl asks for, has no such thing
+        return
+    if known and not known.get("start_anchor_pattern", "").startswith(_ANCHOR):
+        return
+    end = "|".join(map(re.escape, ends))
+    fields: dict[str, Any] = {
+        "reasoning_content": {
+            "open_pattern": rf"{opening}\s*",
+            "close_pattern": rf"\s*(?:{closing}|{end})\s*",  # or the turn ended inside it
+        },
+        "content": {"close_pattern": rf"\s*(?:{end})"},
+    }
+    source = tokenizer.get_chat_template()
+    if "<tool_call>" in source and "<function=" not in source:  # calls are JSON objects
+        fields["tool_calls"] = {
+            "open_pattern": r"\s*<tool_call>\s*",
+            "close_pattern": r"\s*</tool_call>",
+            "content": "json",
+            "repeats": True,
+            "transform": {"type": "function", "function": "{content}"},
+        }
+    tokenizer.response_template = {
+        "start_anchor_pattern": f"{_ANCHOR}{opening})",  # before the prompt's last opening tag
+        "defaults": {"role": "assistant", "content": ""},
+        "fields": fields,
+    }

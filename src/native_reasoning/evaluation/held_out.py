@@ -1,0 +1,289 @@
+"""Held-out questions: accuracy with and without thinking, and what a trace does to the answer.
+
+Four answers per question: after sampled traces and after none, each decoded by sampling (at the
+training temperature: the policy itself) and greedily. The reference answer is scored after the
+sampled traces and after none; *uplift* is the difference, in nats per token.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel
+
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.template import Template
+from native_reasoning.evaluation.grading import (
+    Correctness,
+    accuracy,
+    bootstrap_interval,
+    exact_match,
+    majority,
+    numeric_match,
+    token_f1,
+)
+from native_reasoning.model.forward import inference
+from native_reasoning.records.tables import HeldOutRow
+from native_reasoning.rollout.answers import sample_answers
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
+from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.rollout.noise import EVALUATION
+from native_reasoning.scoring.packing import pack
+from native_reasoning.scoring.scorer import unpack
+
+#: Questions of an evaluation whose traces are kept in the run folder: the first.
+RECORDED = 100
+#: Scores that are shares, or differences of two: what a question can have.
+BOUNDS = {
+    **dict.fromkeys(("accuracy", "accuracy_greedy", "accuracy_maj"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy_no_think", "accuracy_no_think_greedy"), (0.0, 1.0)),
+    **dict.fromkeys(("exact_match", "numeric_match", "token_f1", "closed"), (0.0, 1.0)),
+    **dict.fromkeys(("cut", "cut_no_think"), (0.0, 1.0)),
+    "accuracy_gain": (-1.0, 1.0),
+}
+#: Fewest tokens at which an evaluation cuts answers by itself.
+SHORTEST = 16
+
+
+def answer_length(groups: Sequence[PromptGroup], args: NRTConfig) -> int:
+    """Tokens at which answers to these questions are cut: ``eval_max_answer_length``, else twice
+    the longest reference with its end of turn, at least ``SHORTEST``, at most
+    ``max_answer_length``."""
+    if args.eval_max_answer_length is not None:
+        return args.eval_max_answer_length
+    longest = max((len(group.answer_ids) for group in groups), default=0)
+    return min(args.max_answer_length, max(SHORTEST, 2 * longest))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One question: what was answered, in text, and how the reference scored.
+
+    ``question`` and ``reference`` are the row's, ``row_id`` its number among the rows that were
+    kept. ``answers`` and ``traces`` are the sampled ones (k of each), ``trace_lengths`` their
+    tokens and ``closed`` whether the model closed them itself; ``answer_greedy`` follows the most
+    likely trace, ``answer_no_think`` and ``answer_no_think_greedy`` no trace. ``answer_logps``
+    (k, T) is l, the log-probability of each reference token after each of these traces,
+    ``baseline_logps`` (T) is b, that after none, in nats; ``answer_tokens`` (T) are the same tokens
+    as text. ``cut`` (k) and ``cut_no_think`` say which sampled answers ran into the limit.
+    """
+
+    row_id: int
+    question: str
+    reference: str
+    traces: tuple[str, ...]
+    trace_lengths: tuple[int, ...]
+    closed: tuple[bool, ...]
+    answers: tuple[str, ...]
+    answer_greedy: str
+    answer_no_think: str
+    answer_no_think_greedy: str
+    answer_logps: tuple[tuple[float, ...], ...]
+    baseline_logps: tuple[float, ...]
+    answer_tokens: tuple[str, ...]
+    cut: tuple[bool, ...]
+    cut_no_think: bool
+
+    @property
+    def logps(self) -> tuple[float, ...]:
+        """The mean log-probability of a reference token after each trace (nats per token)."""
+        return tuple(map(fmean, self.answer_logps))
+
+    @property
+    def logp_no_think(self) -> float:
+        """The same after none."""
+        return fmean(self.baseline_logps)
+
+
+class HeldOut:
+    """Evaluates groups on a model that ``install_scoring`` has prepared.
+
+    ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has the
+    length of traces, temperature, seed and how many traces to sample; ``layouts`` are those that
+    are right for the model (layouts.py). An answer is cut at ``length`` tokens (``answer_length``).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        engine: HFEngine,
+        template: Template,
+        args: NRTConfig,
+        length: int,
+        *,
+        layouts: tuple[str, ...] = ("shared",),
+    ) -> None:
+        self.model, self.engine, self.template = model, engine, template
+        self.args, self.length, self.layouts = args, length, layouts
+
+    def run(self, groups: Sequence[PromptGroup], tell: Callable[[int], None]) -> list[Outcome]:
+        """One outcome per group, by row; the ranks share the work and all have the whole.
+
+        ``tell`` hears how many questions are answered, of all ranks as if they were equally fast.
+        """
+        size, ranks = self.args.per_device_eval_batch_size, self.args.world_size
+        mine = groups[self.args.process_index :: ranks]
+        outcomes: list[Outcome] = []
+        for i in range(0, len(mine), size):
+            tell(min(i * ranks, len(groups)))
+            outcomes += self._chunk(mine[i : i + size])
+        return sorted(gather_object(outcomes), key=lambda outcome: outcome.row_id)
+
+    def _chunk(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
+        s = self.args
+        sampled = Sampling(s.eval_num_generations, s.max_trace_length, s.temperature, s.top_p)
+        greedy = Sampling(1, s.max_trace_length, 0.0)
+        key = NoiseKey(s.seed, 0, EVALUATION)
+        traces = self.engine.rollout(groups, sampled, key)
+        greedy_traces = self.engine.rollout(groups, greedy, key)
+        empty = [Traces((self.template.empty_trace(),), (True,)) for _ in groups]
+        after = self._answers(groups, traces, s.temperature, 2)
+        after_greedy = self._answers(groups, greedy_traces, 0.0, 3)
+        none = self._answers(groups, empty, s.temperature, 4)
+        none_greedy = self._answers(groups, empty, 0.0, 5)
+        packed = pack(
+            groups,
+            traces,
+            self.template,
+            self.model.device,
+            layouts=self.layouts,
+            hidden=self.model.config.get_text_config().hidden_size,
+        )
+        with inference(self.model):
+            logps = self.model(score=packed.batch)
+        outcomes = []
+        for i, scores in enumerate(unpack(packed, logps, self.template)):
+            example = groups[i].example
+            outcomes.append(
+                Outcome(
+                    row_id=example.row_id,
+                    question=example.question,
+                    reference=example.answer,
+                    traces=tuple(self.template.text(ids) for ids in traces[i].ids),
+                    trace_lengths=traces[i].lengths,
+                    closed=traces[i].closed,
+                    answers=tuple(map(self._text, after[i])),
+                    answer_greedy=self._text(after_greedy[i][0]),
+                    answer_no_think=self._text(none[i][0]),
+                    answer_no_think_greedy=self._text(none_greedy[i][0]),
+                    answer_logps=tuple(map(tuple, scores.answer.tolist())),
+                    baseline_logps=tuple(scores.baseline.tolist()),
+                    answer_tokens=self.template.token_texts(groups[i].answer_ids),
+                    cut=tuple(sample.stopped == "limit" for sample in after[i]),
+                    cut_no_think=none[i][0].stopped == "limit",
+                )
+            )
+        return outcomes
+
+    def _answers(
+        self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, step: int
+    ) -> list[tuple[Sample, ...]]:
+        """An answer after each trace. ``step`` keeps its random numbers apart."""
+        sampling = Sampling(1, self.length, temperature, self.args.top_p)
+        key = NoiseKey(self.args.seed, step, EVALUATION)
+        return sample_answers(self.engine, self.template, groups, traces, sampling, key)
+
+    def _text(self, sample: Sample) -> str:
+        return self.template.text(sample.ids).strip()
+
+
+def held_out_rows(
+    step: int, outcomes: Sequence[Outcome], correct: Correctness = accuracy
+) -> list[HeldOutRow]:
+    """The first ``RECORDED`` questions as rows of the run folder, one for each sampled trace."""
+    return [
+        HeldOutRow(
+            step=step,
+            row_id=o.row_id,
+            k=k,
+            prompt=o.question,
+            trace=trace,
+            answer=o.reference,
+            sampled_answer=o.answers[k],
+            answer_no_think=o.answer_no_think,
+            closed=o.closed[k],
+            length=o.trace_lengths[k],
+            correct=correct(o.answers[k], o.reference),
+            correct_no_think=correct(o.answer_no_think, o.reference),
+            answer_logps=o.answer_logps[k],
+            baseline_logps=o.baseline_logps,
+            answer_tokens=o.answer_tokens,
+        )
+        for o in outcomes[:RECORDED]
+        for k, trace in enumerate(o.traces)
+    ]
+
+
+def scores(o: Outcome, correct: Correctness = accuracy) -> dict[str, float]:
+    """The numbers of one question, those of sampled traces averaged over them.
+
+    ``accuracy`` is the mean over the sampled answers, ``accuracy_maj`` (from two traces on) of the
+    most common; ``accuracy_gain`` is ``accuracy`` less ``accuracy_no_think``. ``numeric_match`` is
+    there where the reference holds a number.
+    """
+    k = len(o.answers)
+    right = sum(correct(answer, o.reference) for answer in o.answers) / k
+    right_no_think = correct(o.answer_no_think, o.reference)
+    found = {
+        "accuracy": right,
+        "accuracy_greedy": correct(o.answer_greedy, o.reference),
+        "accuracy_no_think": right_no_think,
+        "accuracy_no_think_greedy": correct(o.answer_no_think_greedy, o.reference),
+        "accuracy_gain": right - right_no_think,
+        "exact_match": sum(exact_match(a, o.reference) for a in o.answers) / k,
+        "token_f1": sum(token_f1(a, o.reference) for a in o.answers) / k,
+        "answer_logp": sum(o.logps) / k,
+        "answer_logp_no_think": o.logp_no_think,
+        "uplift": sum(o.logps) / k - o.logp_no_think,
+        "trace_length": sum(o.trace_lengths) / k,
+        "closed": sum(o.closed) / k,
+        "cut": sum(o.cut) / k,
+        "cut_no_think": float(o.cut_no_think),
+    }
+    if k > 1:
+        found["accuracy_maj"] = correct(majority(o.answers), o.reference)
+    numeric = [numeric_match(answer, o.reference) for answer in o.answers]
+    if None not in numeric:
+        found["numeric_match"] = sum(filter(None, numeric)) / k
+    return found
+
+
+def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> dict[str, Any]:
+    """Means of ``scores``, over the questions that have each, with 95 % intervals as ``…_low`` and
+    ``…_high`` (bootstrap over questions); the interval of ``accuracy_gain`` is a paired one."""
+    values: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        for name, value in scores(outcome, correct).items():
+            values.setdefault(name, []).append(value)
+    found: dict[str, Any] = {"questions": len(outcomes)}
+    for name, cells in values.items():
+        interval = bootstrap_interval(cells, bounds=BOUNDS.get(name))
+        found[name] = interval.mean
+        found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
+    return found
+
+
+def metric_names(references: Iterable[str], samples: int) -> set[str]:
+    """What ``summarise`` names of questions with these references and ``samples`` traces each."""
+    known = next((text for text in references if numeric_match("", text) is not None), "")
+    made = Outcome(
+        row_id=0,
+        question="",
+        reference=known,
+        traces=("",) * samples,
+        trace_lengths=(0,) * samples,
+        closed=(True,) * samples,
+        answers=("",) * samples,
+        answer_greedy="",
+        answer_no_think="",
+        answer_no_think_greedy="",
+        answer_logps=((0.0,),) * samples,
+        baseline_logps=(0.0,),
+        answer_tokens=("",),
+        cut=(False,) * samples,
+        cut_no_think=False,
+    )
+    return set(summarise([made]))

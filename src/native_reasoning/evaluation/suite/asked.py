@@ -1,0 +1,77 @@
+"""The model that is asked: its weights once, and its tokenizer as it is and with a boundary."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.template import Template
+from native_reasoning.evaluation.suite.benchmarks import Benchmark
+from native_reasoning.model.policy import (
+    knows_tags,
+    load_merged,
+    load_tokenizer,
+    read_text,
+    template_for,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A model with its ``tokenizer`` untouched, and the ``template`` of another copy of it (None
+    where nothing is ever put between question and answer)."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template | None
+
+    def splices(self, mode: str) -> bool:
+        """Whether something stands between question and answer: a trace; or, with thinking off,
+        the empty trace of a model that has think tokens. Else lm-eval's ``hf`` is asked."""
+        tokens = self.template is not None and not self.closes_by_text
+        return mode == "on" or (mode == "off" and tokens)
+
+    @property
+    def closes_by_text(self) -> bool:
+        """Whether a text stands between trace and answer."""
+        return self.template is not None and self.template.boundary.closes_by_text
+
+    def asks(self, benchmark: Benchmark, mode: str) -> bool:
+        """Whether a benchmark can be asked. Not after a boundary text where its filter looks in the
+        answer for a phrase that such a text has already said: every answer would count as wrong."""
+        return not (mode == "on" and self.closes_by_text and benchmark.phrase)
+
+
+def load_asked(name: str, config: NRTConfig, modes: tuple[str, ...]) -> Asked:
+    """Loads a hub id or folder, in the precision that its weights were saved in unless the settings
+    say otherwise, as lm-eval does.
+
+    Boundary "auto" is a pair of think tokens that the model knows, else the boundary text: tokens
+    that were only just added mean nothing to it. Raises PolicyError, TemplateError, ConfigError.
+    """
+    if config.boundary == "new":
+        raise ConfigError(
+            "boundary is 'new'",
+            why="a model that was not trained on these tokens knows nothing of them",
+            fix="--boundary auto or text, or train the model first",
+        )
+    config.model_init_kwargs = {"dtype": "auto", **(config.model_init_kwargs or {})}  # type: ignore[dict-item]
+    tokenizer = load_tokenizer(name, config.trust_remote_code)
+    model = load_merged(name, config, len(tokenizer)).to(config.device).eval()  # type: ignore[arg-type]
+    boundary = config.boundary
+    if boundary == "auto":
+        boundary = "existing" if knows_tags(model, tokenizer, config) else "text"
+    template = None
+    if "on" in modes or (boundary == "existing" and "off" in modes):
+        copy = load_tokenizer(name, config.trust_remote_code)
+        copy.chat_template = _chat_template(config, copy)
+        template = template_for(model, copy, config, boundary)
+    tokenizer.chat_template = _chat_template(config, tokenizer)
+    return Asked(model, tokenizer, template)
+
+
+def _chat_template(config: NRTConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    path = config.chat_template_path
+    return tokenizer.chat_template if path is None else read_text(path)

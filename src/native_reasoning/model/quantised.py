@@ -1,0 +1,130 @@
+"""QLoRA: the frozen weights in 4 bits through bitsandbytes (Dettmers et al. 2023, 2305.14314).
+
+Only the linear layers between embedding and head are quantised; products are computed in the
+arithmetic of the run. What a finished run leaves behind is an ordinary model again: its weights are
+the quantised ones, written out, plus the adapter, so it is the function that was trained.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from native_reasoning.config.errors import ConfigError, PolicyError
+from native_reasoning.config.nrt_config import NRTConfig, sharded
+from native_reasoning.config.options import NRTOptions
+
+
+def quantisation(options: NRTOptions, compute: torch.dtype) -> dict[str, Any]:
+    """What ``from_pretrained`` is told for it: nothing without ``load_in_4bit``. Raises ConfigError
+    where bitsandbytes is not installed."""
+    if not options.load_in_4bit:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "load_in_4bit needs the package bitsandbytes, which is not installed",
+            why="it quantises the weights",
+            fix="pip install 'native-reasoning[qlora]'",
+        )
+    from transformers import BitsAndBytesConfig
+
+    made = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=options.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=options.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
+    return {"quantization_config": made}
+
+
+def is_quantised(model: PreTrainedModel) -> bool:
+    """Whether its weights were quantised when it was loaded."""
+    return getattr(model.config, "quantization_config", None) is not None
+
+
+def check_given(model: PreTrainedModel, options: NRTOptions) -> None:
+    """Raises PolicyError where a model in memory is not as the settings say."""
+    if options.load_in_4bit and not is_quantised(model):
+        raise PolicyError(
+            "load_in_4bit with a model that is loaded already, and whole",
+            why="weights are quantised while they are loaded",
+            fix="give its folder or hub id, or load it with a BitsAndBytesConfig yourself",
+        )
+
+
+def check_trainable(model: PreTrainedModel, config: NRTConfig, adapted: bool) -> None:
+    """Raises PolicyError where quantised weights cannot be trained; ``adapted`` says whether an
+    adapter will be."""
+    quantised = is_quantised(model)
+    if quantised and (config.use_vllm or sharded(config)):  # also where it came so
+        raise PolicyError(
+            f"{model.config.name_or_path} is quantised, with vLLM, FSDP or DeepSpeed",
+            why="quantised weights cannot be sent or cut yet",
+            fix="give a whole model, or train on one device or with DDP",
+        )
+    if quantised and not layers(model):
+        raise PolicyError(
+            f"{model.config.name_or_path} is quantised, and not by bitsandbytes to 4 bits",
+            why="nothing else can be trained on and merged here",
+            fix="give the model that was quantised, with load_in_4bit",
+        )
+    if quantised and not adapted:
+        raise PolicyError(
+            "all weights are to be trained, and they are in 4 bits",
+            why="such numbers have no gradient",
+            fix="use_peft true trains an adapter on them",
+        )
+
+
+def layers(model: nn.Module) -> dict[str, Any]:
+    """The quantised linear layers by name."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return {}
+    from bitsandbytes.nn.modules import Linear4bit
+
+    return {name: m for name, m in model.named_modules() if type(m) is Linear4bit}
+
+
+def keep_exact(model: nn.Module) -> None:
+    """Has the layers compute the same with and without gradients.
+
+    On CPUs that multiply in bfloat16 (AVX512-BF16) bitsandbytes repacks a layer's weights at the
+    first forward of a model in eval mode; from then on its products are rounded to bfloat16, and
+    no gradient goes through them. Ours is always in eval mode: dropout is off.
+    """
+    for layer in layers(model).values():
+        layer.support_avx512bf16_for_cpu = False
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Whether a layer is one of them."""
+    return bool(layers(layer))
+
+
+def written_out(layer: nn.Module) -> Tensor:
+    """The weight (out, in) that a quantised linear layer computes with."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(layer).detach()
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """An ordinary layer."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return made
+
+
+def forget(model: PreTrainedModel) -> None:
+    """Writes out what is still quantised, and removes every sign of it: the model is saved as an
+    ordinary one."""
+    for name, module in layers(model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, linear(written_out(module), module.bias))
+    vars(model.config).pop("quantization_config")
+    for name in ("hf_quantizer", "is_loaded_in_4bit", "is_quantized", "quantization_method"):
+        vars(model).pop(name, None)

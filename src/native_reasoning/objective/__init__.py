@@ -1,0 +1,1 @@
+"""What a trace is worth: pure functions from log-probabilities to a loss."""

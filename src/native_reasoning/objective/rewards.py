@@ -1,0 +1,240 @@
+"""What a trace is worth: rewards f of the answer's log-probabilities, and what is added to them.
+
+With l_{k,i} = log π(y*_i | x, z_k, y*_<i), c = exp l, and b_i the same with an empty trace, a
+reward is R_k = f(c_k), and its exact answer weights w_i = c_i ∂f/∂c_i make A_k ∇log π(z_k) +
+Σ_i w_i ∇l_i the gradient of E[f]. Everything is a pure function of a group's tensors (types.py
+names the axes), or of several groups' with an axis in front, and works in log space, where a
+product of 4,000 probabilities is exact.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from native_reasoning.objective.types import Scores
+
+#: b is clamped to this range before it weights anything: log(−b) needs b < 0.
+LARGEST_BASELINE = -1e-6
+#: and for ``weighted_inverse`` from below, because 1/p of a hopeless token is without bound.
+SMALLEST_INVERSE = -10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What a reward sees: ``l`` (..., K, T), ``b`` (..., T), the same ``clamped`` for where it
+    weights something, and of each trace (..., K) its ``length`` in tokens, whether it is
+    ``complete`` (in the right format), and whether its sampled answer is ``correct``."""
+
+    l: Tensor
+    b: Tensor
+    clamped: Tensor
+    length: Tensor
+    complete: Tensor
+    correct: Tensor
+
+
+# -- Token rewards: l (..., T) and b (T,) -> R or log R (...), and w or log w (..., T) -------------
+
+
+def logp(l: Tensor, b: Tensor) -> Tensor:
+    """R = Σ log c_i. JEPO with one sample (2503.19618), LaTRO (2411.04282)."""
+    return l.sum(-1)
+
+
+def logp_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_i = 1."""
+    return torch.ones_like(l)
+
+
+def avg_logp(l: Tensor, b: Tensor) -> Tensor:
+    """R = mean of log c_i. LBR (2602.03979)."""
+    return l.mean(-1)
+
+
+def avg_logp_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_i = 1/T."""
+    return torch.full_like(l, 1 / l.shape[-1])
+
+
+def log_prob_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_i = R for R = Π c_i; log R is ``logp``. VeriFree (2505.21493)."""
+    return logp(l, b).unsqueeze(-1).expand_as(l)
+
+
+def log_geometric_mean_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_i = R/T for R = (Π c_i)^{1/T}; log R is ``avg_logp``. NRT-GM, the core of NOVER."""
+    return (avg_logp(l, b) - math.log(l.shape[-1])).unsqueeze(-1).expand_as(l)
+
+
+def log_arithmetic_mean(l: Tensor, b: Tensor) -> Tensor:
+    """log R for R = mean of c_i. RLPR (2506.18254)."""
+    return l.logsumexp(-1) - math.log(l.shape[-1])
+
+
+def log_arithmetic_mean_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_i = c_i/T."""
+    return l - math.log(l.shape[-1])
+
+
+def log_weighted_inverse(l: Tensor, b: Tensor) -> Tensor:
+    """log R for R = mean of c_i / e^{b_i}. NRT-WS(1/p) (2602.11549)."""
+    return (l - b).logsumexp(-1) - math.log(l.shape[-1])
+
+
+def log_weighted_inverse_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_i = (c_i / e^{b_i})/T."""
+    return l - b - math.log(l.shape[-1])
+
+
+def log_weighted_neglog(l: Tensor, b: Tensor) -> Tensor:
+    """log R for R = mean of c_i·(−b_i). NRT-WS(−log p) (2602.11549), the paper's best."""
+    return (l + (-b).log()).logsumexp(-1) - math.log(l.shape[-1])
+
+
+def log_weighted_neglog_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_i = c_i·(−b_i)/T."""
+    return l + (-b).log() - math.log(l.shape[-1])
+
+
+def jepo_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_{k,i} = n·softmax_k(S), with the 1/n outside: the gradient of log mean_k e^{S_k} for the
+    n = K traces of a group, S = ``logp``. JEPO (2503.19618)."""
+    share = logp(l, b).softmax(-1)
+    return (l.shape[-2] * share).unsqueeze(-1).expand_as(l)
+
+
+# -- Group rewards: no gradient through the answer -------------------------------------------------
+
+
+def reflection(group: Group) -> tuple[Tensor, Tensor]:
+    """R_k = Σ_i ω_i l_{k,i}, R_base = Σ_i ω_i b_i, ω_i = σ_i/Σσ, σ_i the standard deviation of
+    l_{·,i} over the traces: tokens that react to reasoning count. R − R_base is DRO's R3
+    (2506.13351), which leaves ω open."""
+    sigma = group.l.std(-2, unbiased=False)
+    omega = sigma / sigma.sum(-1, keepdim=True).clamp(min=torch.finfo(sigma.dtype).tiny)
+    return (group.l * per_trace(omega)).sum(-1), (group.b * omega).sum(-1)
+
+
+def length_normalised(group: Group) -> tuple[Tensor, Tensor]:
+    """log R for R = (Π c_i)^{1/(T·N)}, N = max(1, 1 + log10 |z|): one over NOVER's perplexity."""
+    stretch = (1 + group.length.clamp(min=1).to(group.l.dtype).log10()).clamp(min=1)
+    return avg_logp(group.l, group.b) / stretch, avg_logp(group.b, group.b)
+
+
+def perplexity_rank(group: Group) -> tuple[Tensor, Tensor]:
+    """R_k = (n − rank)/n among the n complete traces, rank 0 the lowest perplexity, ties in the
+    order of sampling; 0 for the others. NOVER's reasoning reward (2505.16022)."""
+    worth, _ = length_normalised(group)
+    worth = torch.where(group.complete, worth, -math.inf)
+    order = worth.argsort(dim=-1, descending=True, stable=True)
+    rank = order.argsort(-1).to(worth.dtype)  # the inverse permutation
+    count = group.complete.sum(-1, keepdim=True)
+    worth = torch.where(group.complete, (count - rank) / count.clamp(min=1), 0)
+    return worth, worth.new_zeros(worth.shape[:-1])
+
+
+def nothing(group: Group) -> tuple[Tensor, Tensor]:
+    """R_k = 0: no trace is told from another, but by what is added."""
+    return group.l.new_zeros(group.l.shape[:-1]), group.b.new_zeros(group.b.shape[:-1])
+
+
+def exact_match(group: Group) -> tuple[Tensor, Tensor]:
+    """R_k = 1 where the sampled answer is the reference, else 0; R_base is that event's probability
+    without a trace."""
+    return group.correct.to(group.l.dtype), logp(group.b, group.b).exp()
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One aggregation f.
+
+    ``score`` gives R (..., K) and R_base (...), or their logarithms where ``is_log``: a product of
+    many probabilities is exact in log space and zero outside it. ``weights`` gives the exact answer
+    weights (..., K, T) from l and from b with an axis for the traces, in the same space, or is None
+    where f does not act on the reference's tokens.
+    ``smallest_baseline`` bounds b from below. ``adds_up``: R is the sum of these weights.
+    """
+
+    score: Callable[[Group], tuple[Tensor, Tensor]]
+    weights: Callable[[Tensor, Tensor], Tensor] | None
+    is_log: bool = True
+    smallest_baseline: float = -math.inf
+    adds_up: bool = False
+
+    def parts(self, l: Tensor, b: Tensor) -> Tensor:
+        """(..., T) what each token of l puts into R: its weight where R is the sum of the weights,
+        else l itself, of which R or log R is the sum or the mean."""
+        assert self.weights is not None
+        return self.weights(l, b).exp() if self.adds_up else l
+
+
+def of_tokens(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Group], tuple[Tensor, Tensor]]:
+    """A reward of a group from one of a row of log-probabilities: R_base is f at b itself."""
+    return lambda group: (f(group.l, per_trace(group.clamped)), f(group.b, group.clamped))
+
+
+def per_trace(b: Tensor) -> Tensor:
+    """(..., T) -> (..., 1, T): what a prompt has, beside what each of its traces has."""
+    return b.unsqueeze(-2)
+
+
+REWARDS: dict[str, Reward] = {
+    "none": Reward(nothing, None, is_log=False),
+    "logp": Reward(of_tokens(logp), logp_weights, is_log=False),
+    "avg_logp": Reward(of_tokens(avg_logp), avg_logp_weights, is_log=False),
+    "prob": Reward(of_tokens(logp), log_prob_weights),
+    "geometric_mean": Reward(of_tokens(avg_logp), log_geometric_mean_weights),
+    "arithmetic_mean": Reward(
+        of_tokens(log_arithmetic_mean), log_arithmetic_mean_weights, adds_up=True
+    ),
+    "weighted_inverse": Reward(
+        of_tokens(log_weighted_inverse),
+        log_weighted_inverse_weights,
+        smallest_baseline=SMALLEST_INVERSE,
+        adds_up=True,
+    ),
+    "weighted_neglog": Reward(
+        of_tokens(log_weighted_neglog), log_weighted_neglog_weights, adds_up=True
+    ),
+    "jepo": Reward(of_tokens(logp), jepo_weights, is_log=False),
+    "reflection": Reward(reflection, None, is_log=False),
+    "length_normalised": Reward(length_normalised, None),
+    "perplexity_rank": Reward(perplexity_rank, None, is_log=False),
+    "exact_match": Reward(exact_match, None, is_log=False),
+}
+
+
+# -- Added to a reward -----------------------------------------------------------------------------
+
+
+def efficiency(group: Group) -> Tensor:
+    """(..., K) the share of the other complete traces that are longer and of higher perplexity; 0
+    for a trace that is not complete, or has no other. NOVER (2505.16022)."""
+    worth, _ = length_normalised(group)
+    longer = group.length[..., None, :] > group.length[..., :, None]
+    worse = worth[..., None, :] < worth[..., :, None]
+    both = longer & worse & group.complete[..., None, :] & group.complete[..., :, None]
+    others = (group.complete.sum(-1, keepdim=True) - 1).clamp(min=1)
+    return both.sum(-1).to(worth.dtype) / others
+
+
+def length_difference(sampled: Tensor, reference: int) -> Tensor:
+    """||ŷ| − |y*||/|y*| for sampled answers of ``sampled`` tokens each. DRO (2506.13351)."""
+    return (sampled - reference).abs() / reference
+
+
+def log_ratio(trace: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+    """(K,) log(π/π_0) of the sampled tokens in ``mask`` (K, L), summed. LaTRO (2411.04282)."""
+    return ((trace - reference) * mask).sum(-1)
+
+
+def policy_mask(scores: Scores, policy_tokens: str) -> Tensor:
+    """(K, L) which sampled tokens get policy gradient and are held to the first policy: all, or
+    ("trace") those before the stop decision."""
+    if policy_tokens != "trace":
+        return scores.trace_mask
+    at = torch.arange(scores.trace_mask.shape[1], device=scores.trace.device)
+    return scores.trace_mask & (at < scores.lengths[:, None])

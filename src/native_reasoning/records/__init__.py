@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, traces, settings, the model's card."""

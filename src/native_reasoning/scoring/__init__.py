@@ -1,0 +1,1 @@
+"""Log-probabilities of trace, answer and answer without a trace, in one forward."""

@@ -1,0 +1,1 @@
+"""The update: collect, score, judge, loss; checkpoints and how a run goes on."""

@@ -1,0 +1,172 @@
+"""Collects what a step trains on: samples windows of traces and judges their text."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+from transformers import TrainerState
+
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.objective.custom import RewardFunctions
+from native_reasoning.objective.types import Verdict
+from native_reasoning.objective.verdicts import judge
+from native_reasoning.records.clock import Clock
+from native_reasoning.rollout.answers import sample_answers
+from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
+from native_reasoning.rollout.noise import ANSWERS
+from native_reasoning.rollout.schedule import PlannedStep, Rows, Schedule, make_schedule, rank_share
+from native_reasoning.rollout.window import Cell, MicroBatch, Window, in_batches, micro_batch
+from native_reasoning.training.parts import fitting
+from native_reasoning.training.state import RunObjective
+
+
+class Collector:
+    """Samples the windows of a run, this rank's share of them, and has the open one.
+
+    ``groups`` are the training rows, ``engine`` samples, ``rewards`` are the user's functions.
+    ``objective`` scores what is scored beforehand. ``clock`` is told what the time is spent on.
+    """
+
+    def __init__(
+        self,
+        args: NRTConfig,
+        groups: Sequence[PromptGroup],
+        engine: RolloutEngine,
+        rewards: RewardFunctions,
+        objective: RunObjective,
+        clock: Clock,
+    ) -> None:
+        self.args, self.groups, self.engine, self.rewards = args, groups, engine, rewards
+        self.objective, self.clock = objective, clock
+        self.template, self.settings = objective.scorer.template, objective.settings
+        self.window: Window | None = None
+        self._resumed: Path | None = None
+
+    def restart(self, checkpoint: Path | None) -> None:
+        """A run begins, or goes on from ``checkpoint``."""
+        self.window, self._resumed = None, checkpoint
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which rows each optimiser step takes."""
+        return make_schedule(len(self.groups), self.args)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * self.schedule.steps_per_epoch)
+
+    def is_open(self, step: int) -> bool:
+        """Whether this step (from 0) trains on traces that an earlier one sampled."""
+        return self.schedule.step(step).rollout < step
+
+    def save(self, folder: Path, step: int) -> None:
+        """The open window into an unfinished checkpoint, if ``step`` goes on with it."""
+        if self.is_open(step):
+            assert self.window is not None
+            self.window.save(folder, self.args.process_index)
+
+    def collect(
+        self, state: TrainerState, whole_model: Callable[[], AbstractContextManager[nn.Module]]
+    ) -> tuple[PlannedStep, Window]:
+        """The plan of step ``state.global_step`` and the window that has its micro-batches: the
+        open one, that of the checkpoint, or one that is sampled now."""
+        plan = self.schedule.step(state.global_step)
+        if self.window is None or self.window.rollout != plan.rollout:
+            if self._resumed is not None and self.is_open(state.global_step):
+                self.window = self._reopened(self._resumed, plan)
+            else:
+                with whole_model() as model:
+                    self.window = self._sampled(plan, model, state)
+        return plan, self.window
+
+    def _sampled(self, plan: PlannedStep, model: nn.Module, state: TrainerState) -> Window:
+        """The rollout of ``plan``. With several updates, or in parts, it is scored beforehand under
+        ``model``."""
+        shares = self._shares(plan)
+        rows = [row for share in shares for batch in share for row in batch]
+        groups = [self._filler() if row is None else self.groups[row] for row in rows]
+        real = [group for group in groups if group.weight]
+        with self.clock.stage("sampling"), self.engine.ready():
+            sampled = iter(self._traces(real, plan.rollout))
+        traces = [next(sampled) if group.weight else self._empty() for group in groups]
+        verdicts = self._verdicts(groups, traces, state)
+        cells = iter([*map(Cell, groups, traces, verdicts)])
+        several = len(shares) * self.args.num_iterations > 1
+        minibatches: list[tuple[MicroBatch, ...]] = []
+        for share in shares:
+            batches = in_batches([next(cells) for batch in share for _ in batch], share)
+            micros = map(micro_batch, batches)
+            if several or self._in_parts:
+                with self.clock.stage("scoring"):
+                    micros = [
+                        self.objective.remember(m, plan, model, fresh=not several) for m in micros
+                    ]
+            minibatches.append(tuple(micros))
+        return Window(plan.rollout, tuple(minibatches))
+
+    def _reopened(self, checkpoint: Path, plan: PlannedStep) -> Window:
+        """This rank's share of the window that was open when a checkpoint was written."""
+        rank, shares = self.args.process_index, self._shares(plan)
+        return Window.load(checkpoint, rank, shares, self.groups, self._filler(), self.args.device)
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether a micro-batch has more rows than are forwarded at once."""
+        a, each = self.args, self.args.num_generations if self.objective.samples else 1
+        return (a.rows_per_forward or math.inf) < a.per_device_train_batch_size * each
+
+    def _shares(self, plan: PlannedStep) -> list[list[Rows]]:
+        """The row ids of this rank's micro-batches, for each mini-batch of the rollout."""
+        a = self.args
+        return [
+            rank_share(rows, a.process_index, a.world_size, a.per_device_train_batch_size)
+            for rows in self.schedule.rollout(plan.rollout)
+        ]
+
+    def _traces(self, groups: list[PromptGroup], step: int) -> list[Traces]:
+        """Traces, with answers where the objective samples them."""
+        a, key = self.args, NoiseKey(self.args.seed, step)
+        if not self.objective.samples:
+            return [self._empty() for _ in groups]
+        sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
+        with fitting(*self._fewer_prompts(len(groups))):
+            traces = self.engine.rollout(groups, sampling, key)
+            if not self.settings.samples_answers:
+                return traces
+            sampling = replace(sampling, max_tokens=a.max_answer_length)
+            key = replace(key, domain=ANSWERS)
+            answers = sample_answers(
+                self.engine, self.template, groups, traces, sampling, key, only_closed=True
+            )
+        return [
+            replace(t, answers=tuple(sample.ids for sample in after))
+            for t, after in zip(traces, answers, strict=True)
+        ]
+
+    def _fewer_prompts(self, prompts: int) -> tuple[str, str]:
+        """What ``fitting`` says of so many prompts."""
+        at_once = min(self.args.rollout_batch_size or prompts, prompts)
+        fewer = f"--rollout-batch-size {at_once // 2}, " if at_once > 1 else ""
+        fix = f"{fewer}a smaller --max-trace-length or --num-generations"
+        return f"{at_once} prompts of {self.args.num_generations} traces sampled at once", fix
+
+    def _verdicts(
+        self, groups: list[PromptGroup], traces: list[Traces], state: TrainerState
+    ) -> Sequence[Verdict | None]:
+        if not (self.settings.reads_text or self.rewards):
+            return [None] * len(groups)
+        verdicts = judge(groups, traces, self.template, self.rewards, trainer_state=state)
+        return [verdict.to(self.args.device) for verdict in verdicts]
+
+    def _empty(self) -> Traces:
+        return Traces((self.template.empty_trace(),), (True,))
+
+    def _filler(self) -> PromptGroup:
+        return replace(self.groups[0], weight=0.0)
