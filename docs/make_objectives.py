@@ -13,7 +13,7 @@ from native_reasoning.config.papers import PRESETS, Preset
 FOLDER = Path(__file__).parent / "objectives"
 NOTE = "<!-- written by docs/make_objectives.py -->"
 INTRODUCTION = """Every preset is a choice of settings of one computation
-([settings.py](../../src/native_reasoning/config/settings.py)); any of them can be changed by itself:
+([settings.py](../../src/native_reasoning/config/settings.py)); each can be changed by itself:
 `nrt train --preset verifree --beta 0.001`. A rival has two forms: its own recipe, and `@shared`,
 which takes only f and the answer weight from it and all else from `nrt-ws`. `-paper` has the
 exact answer weights, `-released` no clip."""

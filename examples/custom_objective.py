@@ -1,7 +1,7 @@
 """An objective and a reward function of your own: ``python examples/custom_objective.py``.
 
 An objective says what each trace is worth and what each answer token weighs: any callable
-``Scores -> Signal`` (native_reasoning/objective/types.py). This one looks at the answer's hardest token::
+``Scores -> Signal`` (objective/types.py). This one looks at the answer's hardest token::
 
     R_k = c_{k,i*},  i* = argmin_i b_i         the token that is least likely without a trace
     A_k = (R_k − mean R) / (std R + 1e-6)

@@ -8,9 +8,8 @@ import torch
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import Traces
 from native_reasoning.records.folder import read_metrics
-from native_reasoning.records.metrics import BINS
 from native_reasoning.rollout.window import MicroBatch
-from native_reasoning.scoring.diagnostics import Finding, diagnose, summary, taken_over
+from native_reasoning.scoring.diagnostics import BINS, Finding, diagnose, summary, taken_over
 from native_reasoning.scoring.scorer import Scorer
 from native_reasoning.training.trainer import NRTTrainer
 from test_scoring import GROUPS, TAG, TEMPLATE, TRACES, expected, group, models

@@ -190,7 +190,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, counted, monkey
 
 def test_two_labs_do_not_share_a_folder(tmp_path, counted):
     program = (
-        "import sys, time; from pathlib import Path; from native_reasoning.records.disk import claimed\n"
+        "import sys, time; from pathlib import Path\n"
+        "from native_reasoning.records.disk import claimed\n"
         f"with claimed(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from native_reasoning.config.errors import ConfigError, RunError
-from native_reasoning.report import serve
+from native_reasoning.report import watch as serve
 from native_reasoning.report.watch import HOST, Pages, server
 from report_runs import draw_few, made_run
 

@@ -1,1 +1,6 @@
-"""Everything that can be set, the papers as rows of settings, and how a mistake is told."""
+"""Everything that can be set, the papers as rows of settings, and how a mistake is told.
+
+``NRTConfig`` (nrt_config) is every setting of a run, ``make_config`` and ``read_recipe`` (recipe)
+fill it; ``ObjectiveSettings`` (settings) and ``PRESETS`` (papers) say what a method is; ``errors``
+has every error that a user can act on.
+"""

@@ -1,7 +1,7 @@
 """Our own settings, each written once: name, type, default and one sentence.
 
 No torch and no transformers here, so that ``nrt train --help`` answers at once. ``NRTConfig``
-(config.py) is these fields on top of ``transformers.TrainingArguments``.
+(nrt_config.py) is these fields on top of ``transformers.TrainingArguments``.
 """
 
 from dataclasses import dataclass, field

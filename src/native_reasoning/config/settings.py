@@ -1,7 +1,7 @@
 """The settings of an objective, each written once: name, type, default and one sentence.
 
 No torch here, so that ``nrt presets`` and ``nrt train --help`` answer at once. ``Objective``
-(objective.py) is these settings as a function; a preset (presets.py) is one choice of them.
+(objective/credit.py) is these settings as a function; a preset (papers.py) is one choice of them.
 """
 
 from dataclasses import dataclass, field, fields

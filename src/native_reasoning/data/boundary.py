@@ -59,7 +59,7 @@ def token_boundary(
     tokenizer: PreTrainedTokenizerFast, boundary: str, think: tuple[str, str], trained: bool
 ) -> Boundary:
     """The existing think tokens, or new ones; the chat template is made to open the trace, and to
-    be what servers need (chat.py).
+    be what servers need (chat_template.py).
 
     A pair that the model knows (``trained``) is "existing" whether or not "new" was asked for.
     """

@@ -10,7 +10,7 @@ trace::
 
 ``gather`` reads l, b and log π(z) off the rows as ``Scores``, ``credit`` asks an ``Objective`` what
 they are worth and lays A and w out as one weight per token, and ``spliced_loss`` is the loss of
-these weights. The mathematics is that of objective.py and losses.py.
+these weights. The mathematics is that of credit.py and losses.py.
 
 The decision to end the turn in place of closing the trace was sampled too, but the tag stands where
 it stood: in rows like these it has no log-probability, and gets no policy gradient.

@@ -9,7 +9,7 @@ same with an empty trace::
     w_ki = λ c_i ∂f/∂c_i, or λ, or 0     what the answer's tokens weigh
 
 A and w are constants for the gradient of the loss (losses.py). Every method is a choice of settings
-(settings.py, presets.py); nothing here knows a method's name. Groups of equal shape are computed
+(settings.py, papers.py); nothing here knows a method's name. Groups of equal shape are computed
 together: all tensors below have an axis of groups in front, G.
 """
 

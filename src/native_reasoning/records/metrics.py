@@ -1,6 +1,5 @@
 """Names that metrics, timings, notices and pages share; nothing is imported for them."""
 
-import math
 from collections.abc import Mapping
 
 #: Where the time of a step goes (clock.py): ``<stage>_seconds`` in timings.jsonl.
@@ -14,8 +13,6 @@ STAGES = (
     "records",
     "waiting",
 )
-#: Difficulty of an answer token by exp(b), its probability after no trace: upper edges.
-BINS = {"hard": 0.1, "middle": 0.5, "easy": math.inf}
 #: Nats per token below which a trace makes no difference worth the name.
 LEAST = 0.02
 #: Kinds of answer tokens that can take a reward over: how they are called, and what to set then.

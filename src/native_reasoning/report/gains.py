@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from native_reasoning.records.metrics import BINS
 from native_reasoning.report.runs import Run
+from native_reasoning.scoring.diagnostics import BINS
 
 #: Tokens seen less often say little; the traces of one question are one sight of it.
 SEEN = 5
@@ -12,7 +12,7 @@ TENTHS = 10
 
 
 def by_difficulty(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
-    """A row for each bin of ``names.BINS`` that has tokens: ``bin``, ``below`` (upper edge of
+    """A row for each bin of ``BINS`` that has tokens: ``bin``, ``below`` (upper edge of
     e^b), ``share`` of the answer tokens, ``uplift`` (mean l − b) and ``gain`` (mean of the last
     three exchanges' l − lᵒ, another question's trace; nan where none was measured). Nats."""
     edges = [0.0, *BINS.values()]

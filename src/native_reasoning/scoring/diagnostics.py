@@ -22,10 +22,11 @@ from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import inference
 from native_reasoning.objective.types import Scores
-from native_reasoning.records.metrics import BINS
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.scorer import Scorer
 
+#: Difficulty of an answer token by exp(b), its probability after no trace: upper edges.
+BINS = {"hard": 0.1, "middle": 0.5, "easy": math.inf}
 #: Tokens in a row that count as taken over; answers shorter than this never count as leaked.
 RUN = 5
 

@@ -1,1 +1,4 @@
-"""The update: collect, score, judge, loss; checkpoints and how a run goes on."""
+"""The update: collect, score, judge, loss; checkpoints, and how a run goes on.
+
+``NRTTrainer`` (trainer) is the door.
+"""
