@@ -166,7 +166,7 @@ def test_the_metrics_that_may_choose_the_best_model_are_those_of_an_evaluation(t
     words = [{"question": "Who?", "answer": "she"}, {"question": "Why?", "answer": "because"}]
     for rows, traces in ((QA[:2], 1), (QA[:2], 2), (words, 2)):
         trainer = make(tmp_path, held_out=rows, eval_num_generations=traces)
-        expected = {f"eval_{name}" for name in trainer.metric_names()}
+        expected = {f"eval_{name}" for name in trainer.evaluator._metric_names()}
         assert set(trainer.evaluate()) == expected | {"eval_max_answer_length"}
     sets = make(tmp_path, held_out={"a": QA[:2], "b": words})
     lengths = {"eval_a_max_answer_length", "eval_b_max_answer_length"}

@@ -109,7 +109,7 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
         rows = speed.rows(regime, STEPS * setting.batch * setting.steps)
         tokenizer = speed.tokenizer()
         trainer = NRTTrainer(policy(setting.model), args, rows, processing_class=tokenizer)
-    trainer.engine.stop = lambda ids: None
+    trainer.forwards.engine.stop = lambda ids: None
     shape, load = shape_of(trainer.model), load_of(args, trainer.train_groups, cpu=True)
     memory = predict(shape, load)
     began = peak()

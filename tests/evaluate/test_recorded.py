@@ -195,7 +195,7 @@ def test_the_best_model_is_recorded_at_the_step_that_made_it(tmp_path):
     trainer.train()
     before = files(tmp_path / "run")
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
-    assert trainer.step_of_weights == 1
+    assert trainer.checkpoints.step_of_weights == 1
     assert before["step-000001.parquet"] != before["step-000003.parquet"]
     trainer.evaluate()
     assert files(tmp_path / "run") == before

@@ -210,7 +210,7 @@ def trained(folder, callbacks=None, resume=None, fake=None, **settings):
     args = NRTConfig(output_dir=str(folder), **values)
     trainer = NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), callbacks=callbacks)
     generator = Fake(trainer.model, trainer.template.vocabulary, **(fake or {}))
-    trainer.maker.engine = VLLMEngine(generator, trainer.template)
+    trainer.collector.engine = VLLMEngine(generator, trainer.template)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, generator
 

@@ -135,7 +135,7 @@ def plan_of(trainer: Any, out: str, steps: int) -> dict[str, Any]:
         "steps": steps,
         "boundary": boundary.mode,
         "think": [boundary.open_text, boundary.close_text],
-        "layouts": list(trainer.layouts),
+        "layouts": list(trainer.forwards.layouts),
         "memory": training_memory(trainer.model, args, groups, cpu=args.device.type == "cpu"),
         "first_prompt": rendered(groups[0], trainer.template),
     }

@@ -108,7 +108,7 @@ UNREAD = {
 }
 #: Keywords of transformers' Trainer that NRTTrainer hands on.
 HANDED_ON = ("optimizers", "optimizer_cls_and_kwargs", "compute_metrics")
-#: Its other keywords, with the reason and what to do.
+#: Methods of transformers' Trainer that NRTTrainer has not, with the reason and what to do.
 REFUSED = {
     "hyperparameter_search": (
         "a trial needs a model, a run folder and a trainer of its own",
@@ -120,6 +120,7 @@ REFUSED = {
         "trainer.save_model(FOLDER), then: hf upload OWNER/NAME FOLDER",
     ),
 }
+#: Its other keywords.
 INSTEAD = {
     "tokenizer": ("transformers calls it processing_class", "processing_class=tokenizer"),
     "model_init": (

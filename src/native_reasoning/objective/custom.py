@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from native_reasoning.config.errors import ConfigError, RunError
 from native_reasoning.objective.types import Scores, Signal
 
+#: An objective of whatever kind.
+AnyObjective = Callable[[Scores], Signal]
 _INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 #: A reward that float32 holds, also after weights and sums.
 LARGEST_REWARD = 1e30
@@ -112,9 +114,9 @@ def _check_origin(name: str, here: Path, trust_imports: bool) -> None:
 
 def find_custom(
     args: Any,
-    objective: Callable[[Scores], Signal] | None = None,
+    objective: AnyObjective | None = None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
-) -> tuple[Callable[[Scores], Signal] | None, "RewardFunctions"]:
+) -> tuple[AnyObjective | None, "RewardFunctions"]:
     """The objective and the reward functions that are given, or that ``args`` (NRTConfig) names.
 
     Raises ConfigError where a name leads nowhere.
@@ -128,7 +130,7 @@ def find_custom(
 
 
 def given_names(
-    objective: Callable[[Scores], Signal] | None,
+    objective: AnyObjective | None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
     peft_config: Any = None,
     optimizers: Iterable[Any] = (),

@@ -15,7 +15,6 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from native_reasoning.config.errors import RunError, warn
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.forwards import Forwards
 from native_reasoning.model.adapters import has_adapter, load_adapter, merged, save_adapter
 from native_reasoning.model.gathered import fill
 from native_reasoning.model.policy import load_model
@@ -32,10 +31,11 @@ from native_reasoning.records.disk import (
     writing,
 )
 from native_reasoning.records.folder import CONFIG, RunFolder
-from native_reasoning.records.runlog import Recorder
 from native_reasoning.rollout.schedule import data_hash
 from native_reasoning.training.callbacks import BestCheckpoint, SignalCallback
 from native_reasoning.training.collector import Collector
+from native_reasoning.training.forwards import Forwards
+from native_reasoning.training.recorder import Recorder
 from native_reasoning.training.resume import (
     alone,
     checkpoint_number,

@@ -9,8 +9,10 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerState
 
+from native_reasoning.config.errors import warn
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.model.policy import warmup_warning
 from native_reasoning.objective.custom import RewardFunctions
 from native_reasoning.objective.types import Verdict
 from native_reasoning.objective.verdicts import judge
@@ -43,6 +45,9 @@ class Collector:
         self.args, self.groups, self.engine, self.rewards = args, groups, engine, rewards
         self.objective, self.clock = objective, clock
         self.template, self.settings = objective.scorer.template, objective.settings
+        told = warmup_warning(self.template, args) if groups else None
+        if told and args.process_index == 0:
+            warn(f"warning: {told}")
         self.window: Window | None = None
         self._resumed: Path | None = None
 

@@ -24,12 +24,12 @@ from native_reasoning.evaluation.held_out import (
     metric_names,
     summarise,
 )
-from native_reasoning.forwards import Forwards
 from native_reasoning.model.ranks import from_first_rank
 from native_reasoning.records.folder import read_held_out, read_metrics
-from native_reasoning.records.runlog import Recorder
 from native_reasoning.rollout.schedule import require
 from native_reasoning.training.checkpoints import Checkpoints
+from native_reasoning.training.forwards import Forwards
+from native_reasoning.training.recorder import Recorder
 
 Groups = Sequence[PromptGroup]
 #: Rows of any form in token ids, and the report of what was left out.
@@ -38,7 +38,7 @@ Read = Callable[[Any], tuple[Groups, DataReport | None]]
 
 @dataclass(frozen=True)
 class Questions:
-    """Held-out rows: ``groups`` with the ``report`` of reading them, or several ``sets`` by name."""
+    """Held-out rows: ``groups`` with the ``report`` of reading them, or ``sets`` by name."""
 
     groups: Groups = ()
     report: DataReport | None = None

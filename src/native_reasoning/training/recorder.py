@@ -59,6 +59,8 @@ class Recorder:
         self.finite = FiniteGuard(args.max_skipped_updates, self.quarantine, scaled=args.fp16)
         self.collapse = CollapseGuard(args.on_collapse)
         self.callbacks = [self.finite, self.collapse, ClockCallback(self.clock)]
+        #: More of config.yaml; the command line puts the paths of the data here.
+        self.recipe: dict[str, Any] = {}
         self.open(RunFolder(str(args.output_dir), writes=False))
 
     def open(self, records: RunFolder) -> None:
@@ -157,6 +159,13 @@ class Recorder:
         if self.samples:
             logs |= self.collapse.look(logs, step, tell=self.args.process_index == 0)
         self.records.append_timings(step, self._seconds())
+
+    def write(self, logs: dict[str, float], step: int, step_of_weights: int) -> None:
+        """Metrics at the step of the weights; the times of a whole run at its last step."""
+        if "train_runtime" in logs:
+            self.records.append_timings(step, logs)
+        else:
+            self.records.append_metrics(step_of_weights, logs)
 
     def _seconds(self) -> dict[str, float]:
         """Times of the step that ends now, with the records that were written before it began."""

@@ -1,7 +1,7 @@
 """The objective of a run, with what it remembers from step to step: a lagging policy, a filter's
 running mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from native_reasoning.data.rows import Traces
 from native_reasoning.model.forward import inference
 from native_reasoning.model.ranks import sum_of_ranks
 from native_reasoning.objective.credit import Objective
-from native_reasoning.objective.custom import check_signal, name_of
+from native_reasoning.objective.custom import AnyObjective, check_signal, name_of
 from native_reasoning.objective.filters import StdFilter
 from native_reasoning.objective.types import Scores, Signal
 from native_reasoning.rollout.schedule import PlannedStep
@@ -34,7 +34,7 @@ class RunObjective(TrainerCallback):
     def __init__(
         self,
         args: NRTConfig,
-        objective: Callable[[Scores], Signal],
+        objective: AnyObjective,
         scorer: Scorer,
         judges: Judges | None,
     ) -> None:

@@ -18,11 +18,12 @@ from transformers import TrainerState
 
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.objective.losses import group_loss
-from native_reasoning.records.runlog import Recorder
+from native_reasoning.rollout.schedule import PlannedStep
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.diagnostics import diagnose
 from native_reasoning.training.collector import Collector
 from native_reasoning.training.parts import fewer_rows, fitting, split
+from native_reasoning.training.recorder import Recorder
 from native_reasoning.training.state import RunObjective
 
 
@@ -40,17 +41,19 @@ class Step:
     ) -> None:
         self.args, self.accelerator = args, accelerator
         self.collector, self.objective, self.recorder = collector, objective, recorder
-        self.plan = collector.schedule.step(0) if collector.groups else None
+        self.plan: PlannedStep | None = None
         self.traces, self.mean_tokens = 0, 1.0
+        self._last: MicroBatch | None = None
 
     def collect(
         self, state: TrainerState, whole_model: Callable[[], AbstractContextManager[nn.Module]]
     ) -> Sequence[MicroBatch]:
         """The micro-batches of step ``state.global_step``, sampled now if it opens a rollout."""
         args, recorder = self.args, self.recorder
-        self.plan, window = self.collector.collect(state, whole_model)
-        micros = window.minibatches[self.plan.minibatch]
-        self.traces = self.plan.prompts * (args.num_generations if self.objective.samples else 1)
+        plan, window = self.collector.collect(state, whole_model)
+        micros = window.minibatches[plan.minibatch]
+        self.plan, self._last = plan, micros[-1]
+        self.traces = plan.prompts * (args.num_generations if self.objective.samples else 1)
         with recorder.clock.stage("waiting"):
             self.mean_tokens = self.objective.mean_tokens(micros, self.traces)
         every = args.diagnostics_steps
@@ -78,6 +81,8 @@ class Step:
             with sync, self.recorder.clock.stage("backward"), fitting(*fewer_rows(part.rows)):
                 losses.append(forward_backward(model, {"micro": part}))
             self.recorder.finite.saw_loss(losses[-1])
+        if micro is self._last:
+            self.recorder.clock.begin("optimiser")
         return torch.stack(losses).sum().nan_to_num(0.0, 0.0, 0.0)
 
     def loss(self, micro: MicroBatch, model: nn.Module) -> Tensor:

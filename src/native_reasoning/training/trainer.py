@@ -25,16 +25,21 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from native_reasoning.config.checks import check_call, refused
+from native_reasoning.config.checks import check_call, check_sampling, refused
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.forwards import Forwards
 from native_reasoning.model.policy import load_policy
-from native_reasoning.objective.custom import Objective, check_optimizer, find_custom, given_names
-from native_reasoning.records.runlog import Recorder
+from native_reasoning.objective.custom import (
+    AnyObjective,
+    check_optimizer,
+    find_custom,
+    given_names,
+)
 from native_reasoning.rollout.schedule import Schedule, read_groups, require
 from native_reasoning.training.checkpoints import Checkpoints
 from native_reasoning.training.collector import Collector
 from native_reasoning.training.evaluating import Evaluator, Questions
+from native_reasoning.training.forwards import Forwards
+from native_reasoning.training.recorder import Recorder
 from native_reasoning.training.state import RunObjective
 from native_reasoning.training.step import Step
 
@@ -72,7 +77,7 @@ class NRTTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        objective: Objective | None = None,
+        objective: AnyObjective | None = None,
         reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
         callbacks: list[TrainerCallback] | None = None,
         peft_config: Any = None,
@@ -84,6 +89,8 @@ class NRTTrainer(Trainer):
         self._given = given_names(objective, reward_funcs, peft_config, made)
         objective, rewards = find_custom(args, objective, reward_funcs)
         settings = args.resolved_objective()
+        if objective is None:
+            check_sampling(args, settings, judged=bool(rewards))
         policy = load_policy(model, args, processing_class, peft_config)
         read = partial(
             read_groups,
@@ -96,7 +103,7 @@ class NRTTrainer(Trainer):
         self.train_groups, self.train_report = read(train_dataset)
         questions = Questions.of(eval_dataset, read)
         self.eval_groups, self.eval_report = questions.groups, questions.report
-        policy.prepare(args, trains=bool(self.train_groups))
+        objective = objective or settings
         rewarded = objective != settings or settings.reward != "none" or bool(rewards)
         self.recorder = Recorder(args, policy.template, settings, rewarded=rewarded)
         super().__init__(
