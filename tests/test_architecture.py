@@ -40,7 +40,7 @@ ROOMS = (
 PLACE = {room: place for place, room in enumerate(ROOMS)}
 #: What is not yet as it shall be.
 NAMES = 12
-CROWDED = {"data": 22, "rollout": 13, "records": 16, "demo": 13, "cli": 23}
+CROWDED = {"data": 22, "records": 13, "demo": 13, "cli": 23}
 BACKWARD = {
     ("config.checks", "objective.credit"),
     ("config.checks", "objective.rewards"),

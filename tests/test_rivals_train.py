@@ -193,7 +193,7 @@ def test_a_step_without_a_trace_in_the_right_format_is_said_once(tmp_path, capsy
     assert len(told) == 1
     assert "--format-loss-coef 0.3" in told[0]
     lenient = lab_trainer(tmp_path / "other", preset="nrt-ws", rows=rows)
-    lenient.runlog.records.writes = True
-    lenient.runlog.meter.add("closed", 0.0, 4)
-    lenient.runlog.means()
+    lenient.recorder.records.writes = True
+    lenient.recorder.meter.add("closed", 0.0, 4)
+    lenient.recorder.means()
     assert "right format" not in capsys.readouterr().err

@@ -423,13 +423,14 @@ def test_a_checkpoints_time_is_that_of_records(tmp_path):
     heard = []
 
     class Part:
-        def save(self, folder):
+        def state(self):
             heard.append(trainer.recorder.clock.running)
+            return {}
 
-        def load(self, folder): ...
+        def restore(self, state): ...
 
     trainer = make(tmp_path / "run", save_strategy="steps", save_steps=1)
-    trainer.checkpoints.kept = (*trainer.checkpoints.kept, Part())
+    trainer.checkpoints.kept["part"] = Part()
     trainer.train()
     assert heard == ["records", "records"]
     assert trainer.recorder.clock.running is None

@@ -18,8 +18,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import inference
 from native_reasoning.model.policy import context_of
-from native_reasoning.rollout.answers import sample_answers
-from native_reasoning.rollout.engine import NoiseKey, Sampling, Stop, traces_of
+from native_reasoning.rollout.engine import NoiseKey, Sampling, Stop, sample_answers, traces_of
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import ANSWERS, CONVERSATION
 from native_reasoning.scoring.capabilities import capabilities_of

@@ -27,8 +27,7 @@ from native_reasoning.evaluation.grading import (
 )
 from native_reasoning.model.forward import inference
 from native_reasoning.records.tables import HeldOutRow
-from native_reasoning.rollout.answers import sample_answers
-from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, sample_answers
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import EVALUATION
 from native_reasoning.scoring.packing import pack

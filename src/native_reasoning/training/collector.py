@@ -17,8 +17,7 @@ from native_reasoning.objective.custom import RewardFunctions
 from native_reasoning.objective.types import Verdict
 from native_reasoning.objective.verdicts import judge
 from native_reasoning.records.clock import Clock
-from native_reasoning.rollout.answers import sample_answers
-from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling
+from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling, sample_answers
 from native_reasoning.rollout.noise import ANSWERS
 from native_reasoning.rollout.schedule import PlannedStep, Rows, Schedule, make_schedule, rank_share
 from native_reasoning.rollout.window import Cell, MicroBatch, Window, in_batches, micro_batch
@@ -88,10 +87,10 @@ class Collector:
                 self.window = self._reopened(self._resumed, plan)
             else:
                 with whole_model() as model:
-                    self.window = self._sampled(plan, model, state)
+                    self.window = self.sample(plan, model, state)
         return plan, self.window
 
-    def _sampled(self, plan: PlannedStep, model: nn.Module, state: TrainerState) -> Window:
+    def sample(self, plan: PlannedStep, model: nn.Module, state: TrainerState) -> Window:
         """The rollout of ``plan``. With several updates, or in parts, it is scored beforehand under
         ``model``."""
         shares = self._shares(plan)
