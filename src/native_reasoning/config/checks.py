@@ -112,8 +112,7 @@ HANDED_ON = ("optimizers", "optimizer_cls_and_kwargs", "compute_metrics")
 REFUSED = {
     "hyperparameter_search": (
         "a trial needs a model, a run folder and a trainer of its own",
-        "in Python, a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) anew for each "
-        "value; then nrt report RUN RUN ... sets the runs beside each other",
+        "a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) anew for each value",
     ),
     "push_to_hub": (
         "transformers uploads the run folder, with every prompt, answer and trace",

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import PromptGroup, Traces
-from native_reasoning.data.template import Template
 from native_reasoning.evaluation.grading import (
     Correctness,
     accuracy,
@@ -30,8 +29,7 @@ from native_reasoning.records.tables import HeldOutRow
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, sample_answers
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import EVALUATION
-from native_reasoning.scoring.packing import pack
-from native_reasoning.scoring.scorer import unpack
+from native_reasoning.scoring.scorer import Scorer
 
 #: Questions of an evaluation whose traces are kept in the run folder: the first.
 RECORDED = 100
@@ -100,23 +98,21 @@ class Outcome:
 class HeldOut:
     """Evaluates groups on a model that ``install_scoring`` has prepared.
 
-    ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has the
-    length of traces, temperature, seed and how many traces to sample; ``layouts`` are those that
-    are right for the model (layouts.py). An answer is cut at ``length`` tokens (``answer_length``).
+    ``model`` is the unwrapped module; ``engine`` samples from the same weights, ``scorer`` scores.
+    ``args`` has the length of traces, temperature, seed and how many traces to sample. An answer is
+    cut at ``length`` tokens (``answer_length``).
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         engine: HFEngine,
-        template: Template,
+        scorer: Scorer,
         args: NRTConfig,
         length: int,
-        *,
-        layouts: tuple[str, ...] = ("shared",),
     ) -> None:
-        self.model, self.engine, self.template = model, engine, template
-        self.args, self.length, self.layouts = args, length, layouts
+        self.model, self.engine, self.scorer = model, engine, scorer
+        self.template, self.args, self.length = scorer.template, args, length
 
     def run(self, groups: Sequence[PromptGroup], tell: Callable[[int], None]) -> list[Outcome]:
         """One outcome per group, by row; the ranks share the work and all have the whole.
@@ -143,18 +139,10 @@ class HeldOut:
         after_greedy = self._answers(groups, greedy_traces, 0.0, 3)
         none = self._answers(groups, empty, s.temperature, 4)
         none_greedy = self._answers(groups, empty, 0.0, 5)
-        packed = pack(
-            groups,
-            traces,
-            self.template,
-            self.model.device,
-            layouts=self.layouts,
-            hidden=self.model.config.get_text_config().hidden_size,
-        )
         with inference(self.model):
-            logps = self.model(score=packed.batch)
+            scored = self.scorer(self.model, groups, traces)
         outcomes = []
-        for i, scores in enumerate(unpack(packed, logps, self.template)):
+        for i, scores in enumerate(scored):
             example = groups[i].example
             outcomes.append(
                 Outcome(

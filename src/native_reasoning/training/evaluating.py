@@ -217,10 +217,7 @@ class Evaluator:
         try:
             with forwards.whole(t.model_wrapped) as model:
                 plain: Any = t.accelerator.unwrap_model(model)
-                template, layouts = forwards.scorer.template, forwards.layouts
-                asked = HeldOut(
-                    plain, forwards.engine, template, self.args, length, layouts=layouts
-                )
+                asked = HeldOut(plain, forwards.engine, forwards.scorer, self.args, length)
                 return asked.run(groups, tell)
         finally:
             tell(len(groups))

@@ -6,11 +6,10 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
-from transformers import PreTrainedModel
 
 from native_reasoning.config.nrt_config import NRTConfig, model_dtype
-from native_reasoning.data.template import Template
 from native_reasoning.model.gathered import stand_in
+from native_reasoning.model.policy import Policy
 from native_reasoning.objective.credit import Objective
 from native_reasoning.rollout.generators import longest, training_engine
 from native_reasoning.rollout.hf import HFEngine
@@ -21,7 +20,7 @@ from native_reasoning.scoring.scorer import Scorer, rounding_of
 
 
 class Forwards:
-    """Made of ``model`` before FSDP or DeepSpeed cut it, after trying out what it can do.
+    """Made of a ``policy`` before FSDP or DeepSpeed cut it, after trying out what it can do.
 
     ``engine`` samples from the policy itself, ``sampler`` the traces that are trained on: vLLM
     where it is asked for. ``scorer`` scores in one of ``layouts``; ``left_out`` says why the others
@@ -34,13 +33,13 @@ class Forwards:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        template: Template,
+        policy: Policy,
         args: NRTConfig,
         settings: Objective,
         accelerator: Accelerator,
     ) -> None:
         self.accelerator = accelerator
+        model, template = policy.model, policy.template
         self.copy = stand_in(model, accelerator, lagging=settings.needs_ema)
         #: Activation checkpointing drops caches, and hooks that make weights whole for one layer's
         #: forward do not expect another one.

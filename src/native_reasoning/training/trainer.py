@@ -117,9 +117,7 @@ class NRTTrainer(Trainer):
         )
         if self.optimizer is not None:
             check_optimizer(self.optimizer, policy.model)
-        self.forwards = f = Forwards(
-            policy.model, policy.template, args, settings, self.accelerator
-        )
+        self.forwards = f = Forwards(policy, args, settings, self.accelerator)
         self.objective = RunObjective(args, objective, f.scorer, f.judges)
         self.collector = Collector(
             args, self.train_groups, f.sampler, rewards, self.objective, self.recorder.clock
