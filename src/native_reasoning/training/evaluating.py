@@ -93,9 +93,9 @@ class Evaluator:
         #: The last evaluation of the run's own questions, and the step of its weights.
         self._made: tuple[int, Mapping[str, Any]] | None = None
         if args.metric_for_best_model is not None and trainer.compute_metrics is None:
-            check_metric(args.metric_for_best_model, self._metric_names())
+            check_metric(args.metric_for_best_model, self.names())
 
-    def _metric_names(self) -> set[str]:
+    def names(self) -> set[str]:
         """The metrics of an evaluation on the run's own questions, without ``eval_``."""
         count, traces = self.args.eval_samples, self.args.eval_num_generations
         return {

@@ -1,11 +1,10 @@
 """What forwards the model beside its training: to sample, to score, and whole where it is cut."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
 
 from native_reasoning.config.nrt_config import NRTConfig, model_dtype
 from native_reasoning.model.gathered import stand_in
@@ -51,7 +50,7 @@ class Forwards:
                 template,
                 layouts=[way for way in LAYOUTS if way != "shared" or not once],
                 training=True,
-                arithmetic=accelerator.autocast,
+                arithmetic=self.autocast,
                 dtype=dtype,
                 longest=longest(args, model),
             )
@@ -61,7 +60,7 @@ class Forwards:
             template.stop_trace,
             template.vocabulary,
             batch_size=args.rollout_batch_size,
-            autocast=accelerator.autocast,
+            autocast=self.autocast,
             **able.sampling,
         )
         self.sampler = training_engine(self.engine, args, template, accelerator)
@@ -75,14 +74,18 @@ class Forwards:
         )
         self.judges = None
         if settings.needs_frozen or settings.needs_ema:
-            self.judges = Judges(model, settings, self.scorer, autocast=accelerator.autocast)
+            self.judges = Judges(model, settings, self.scorer, autocast=self.autocast)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic of the run."""
+        return self.accelerator.autocast()
 
     @contextmanager
-    def whole(self, wrapped: nn.Module) -> Generator[Any]:
+    def whole(self, wrapped: Any) -> Generator[Any]:
         """The model for forwards without gradients, of which each rank may make its own number."""
         if self.copy is None:
             yield wrapped
             return
         cut = self.accelerator.unwrap_model(wrapped)
-        with self.copy.filled(cut) as model, self.accelerator.autocast():
+        with self.copy.filled(cut) as model, self.autocast():
             yield model

@@ -103,14 +103,15 @@ class NRTTrainer(Trainer):
         self.train_groups, self.train_report = read(train_dataset)
         questions = Questions.of(eval_dataset, read)
         self.eval_groups, self.eval_report = questions.groups, questions.report
+        rows: Any = (self.train_groups or None, questions.sets or questions.groups or None)
         objective = objective or settings
         rewarded = objective != settings or settings.reward != "none" or bool(rewards)
         self.recorder = Recorder(args, policy.template, settings, rewarded=rewarded)
         super().__init__(
             model=policy.model,
             args=args,
-            train_dataset=self.train_groups or None,
-            eval_dataset=questions.sets or questions.groups or None,
+            train_dataset=rows[0],
+            eval_dataset=rows[1],
             processing_class=policy.tokenizer,
             callbacks=[*self.recorder.callbacks, *(callbacks or [])],
             **theirs,
