@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 import sysconfig
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,12 @@ def given_names(
     objective: AnyObjective | None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
     peft_config: Any = None,
-    optimizers: Iterable[Any] = (),
+    theirs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What config.yaml calls an objective, reward functions, an adapter and optimizers (with
-    schedulers or arguments) that were given from Python."""
+    schedulers or arguments: keywords of transformers' Trainer) that were given from Python."""
+    theirs = theirs or {}
+    optimizers = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     names: dict[str, Any] = {} if objective is None else {"objective": name_of(objective)}
     names |= {"reward_funcs": list(map(name_of, functions))} if functions else {}

@@ -11,6 +11,7 @@ from transformers import TrainerState
 
 from native_reasoning.config.errors import warn
 from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data.prepared import sizes_of
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.model.policy import warmup_warning
 from native_reasoning.objective.custom import RewardFunctions
@@ -19,7 +20,14 @@ from native_reasoning.objective.verdicts import judge
 from native_reasoning.records.clock import Clock
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling, sample_answers
 from native_reasoning.rollout.noise import ANSWERS
-from native_reasoning.rollout.schedule import PlannedStep, Rows, Schedule, make_schedule, rank_share
+from native_reasoning.rollout.schedule import (
+    PlannedStep,
+    Rows,
+    Schedule,
+    make_schedule,
+    rank_share,
+    total_steps,
+)
 from native_reasoning.rollout.window import Cell, MicroBatch, Window, in_batches, micro_batch
 from native_reasoning.training.parts import fitting
 from native_reasoning.training.state import RunObjective
@@ -62,9 +70,14 @@ class Collector:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * self.schedule.steps_per_epoch)
+        return total_steps(self.schedule, self.args)
+
+    def take_longest(self) -> None:
+        """From now on the rows of a step are the longest that there are."""
+        prompts, answers = sizes_of(self.groups)
+        longest = (prompts + answers).argsort()[::-1][: self.schedule.prompts]
+        rows = [self.groups[int(i)] for i in longest]
+        self.groups = [rows[i % len(rows)] for i in range(len(self.groups))]
 
     def is_open(self, step: int) -> bool:
         """Whether this step (from 0) trains on traces that an earlier one sampled."""

@@ -1,12 +1,14 @@
-"""A micro-batch in parts of fewer rows, for groups that do not fit into memory.
+"""A micro-batch in parts of fewer rows, for groups that do not fit into memory; what a step needs.
 
 The signal is known beforehand and the loss is a sum over traces, so any split gives the same
 gradient (up to rounding).
 """
 
+import sys
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -128,3 +130,41 @@ def fewer_rows(rows: int) -> tuple[str, str]:
     fewer = f"--rows-per-forward {rows // 2}, " if rows > 1 else ""
     fix = f"{fewer}--activation-checkpointing true, or a smaller --max-trace-length"
     return f"{rows} traces in a forward", fix
+
+
+# -- What a step takes (``nrt train --dry-run``) --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``seconds`` of the longest step that there can be, and the bytes of ``memory`` at its peak:
+    what the process has held on a CPU (None where the system does not say), what torch has reserved
+    on a GPU. Both are this rank's."""
+
+    seconds: float
+    memory: int | None
+
+
+def full_step(trainer: Any) -> Cost:
+    """Trains one step on the longest rows, with traces that all run to ``max_trace_length``, and
+    says what it took. ``trainer``, an NRTTrainer with ``max_steps`` 1, is of no use afterwards."""
+    trainer.collector.take_longest()
+    cuda = trainer.args.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    with trainer.forwards.engine.to_the_limit():
+        trainer.train()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    return Cost(seconds, torch.cuda.max_memory_reserved() if cuda else _peak_of_process())
+
+
+def _peak_of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -85,8 +85,7 @@ class NRTTrainer(Trainer):
     ) -> None:
         theirs = check_call(model, args, eval_dataset, others)
         assert model is not None and args is not None
-        made = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
-        self._given = given_names(objective, reward_funcs, peft_config, made)
+        self._given = given_names(objective, reward_funcs, peft_config, theirs)
         objective, rewards = find_custom(args, objective, reward_funcs)
         settings = args.resolved_objective()
         if objective is None:
