@@ -40,14 +40,14 @@ ROOMS = (
 PLACE = {room: place for place, room in enumerate(ROOMS)}
 #: What is not yet as it shall be.
 NAMES = 12
-CROWDED = {"data": 22, "records": 13, "demo": 13, "cli": 18}
+CROWDED = {"data": 22, "records": 13, "cli": 18}
 BACKWARD = {
     ("config.checks", "objective.credit"),
     ("config.checks", "objective.rewards"),
     ("config.nrt_config", "objective.credit"),
 }
 CIRCLES = {("cli.suite", "cli.evaluate")}
-TWICE = {"measure", "demo", "report", "suite", "needs", "tables", "answers"}
+TWICE = {"demo", "report", "suite", "needs", "answers"}
 
 
 def of(path: Path) -> str:

@@ -81,23 +81,6 @@ VERBS = {
             ("nrt demo", "nrt demo --seed 1 --out runs/demo", "nrt demo --json"),
         ),
         Verb(
-            "lab",
-            "controlled comparisons of all objectives on tiny models, offline",
-            "Pre-trains tiny base models and trains each objective from them, several seeds each, "
-            "on tasks whose\nanswers hide a hard token. What --out holds already is not run again.",
-            "lab",
-            ("EXPERIMENT", "?", "one of them; without it all, about two hours on two cores"),
-            (
-                Flag("--out", "folder of base models and results (runs/lab)", "DIR"),
-                Flag("--workers", "runs at once, one thread each (2)", "N"),
-                Flag("--full", "every column of the tables", kind="switch"),
-                Flag("--smoke", "two steps of one run of each: does it work?", kind="switch"),
-                _JSON,
-            ),
-            (),
-            ("nrt lab style", "nrt lab --out benchmarks/lab", "nrt lab short --smoke"),
-        ),
-        Verb(
             "check",
             "look at a data file before training: shape, example, lengths, leaks",
             "Says what would be read from a data file and what would not, and warns of what goes "
