@@ -55,7 +55,7 @@ COMMON = [
 KINDS = {
     "on-policy": ["--preset", "nrt-ws"],
     "off-policy": [
-        "--preset", "nover", "--filter", "ema_std", "--filter-coef", "0.5",
+        "--preset", "nover", "--objective.filter", "ema_std", "--objective.filter-coef", "0.5",
         "--steps-per-generation", "4", "--num-iterations", "2",
     ],
 }
@@ -450,7 +450,7 @@ def main() -> int:
         found = {name: parts[name]() for name in names}
     failed = [name for name in names if not SOUND[name](found[name])]
     if given.write:
-        from native_reasoning.records.manifest import versions
+        from native_reasoning.records.folder import versions
         from native_reasoning.training.resume import machine
 
         about = {**machine(1), **versions(), "seed": given.seed}

@@ -337,6 +337,6 @@ def test_the_trainer_uploads_nothing(trained):
 
 def test_the_sdist_has_no_tests_that_would_miss_their_files():
     held = {file.distribution_path for file in SdistBuilder(str(ROOT)).recurse_included_files()}
-    assert {"README.md", "LICENSE", "src/native_reasoning/card.md.jinja"} <= held
+    assert {"README.md", "LICENSE", "src/native_reasoning/records/card.md.jinja"} <= held
     assert not [path for path in held if path.startswith("tests/")]
     assert sum((ROOT / path).stat().st_size for path in held) < 6_000_000

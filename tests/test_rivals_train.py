@@ -191,7 +191,7 @@ def test_a_step_without_a_trace_in_the_right_format_is_said_once(tmp_path, capsy
         trainer.recorder.means()
     told = [x for x in capsys.readouterr().err.splitlines() if "right format" in x]
     assert len(told) == 1
-    assert "--format-loss-coef 0.3" in told[0]
+    assert "--objective.format-loss-coef 0.3" in told[0]
     lenient = lab_trainer(tmp_path / "other", preset="nrt-ws", rows=rows)
     lenient.recorder.records.writes = True
     lenient.recorder.meter.add("closed", 0.0, 4)

@@ -17,7 +17,7 @@ from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.types import Signal
 from native_reasoning.records.folder import read_config, read_metrics, read_timings, read_traces
 from native_reasoning.training.trainer import NRTTrainer
-from tiny import QA, byte_tokenizer, tiny_model
+from tiny import QA, byte_tokenizer, folded, tiny_model
 from watchers import Gradients
 
 
@@ -38,7 +38,7 @@ def make(
     }
     return NRTTrainer(
         model or tiny_model(),
-        NRTConfig(output_dir=str(folder), **values),
+        NRTConfig(output_dir=str(folder), **folded(values)),
         rows,
         held_out,
         byte_tokenizer(),

@@ -13,13 +13,16 @@ import sys
 import sysconfig
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from native_reasoning.config.checks import check_sampling
 from native_reasoning.config.errors import ConfigError, RunError
+from native_reasoning.objective.credit import objective_of
 from native_reasoning.objective.types import Scores, Signal
 
 #: An objective of whatever kind.
@@ -122,11 +125,36 @@ def find_custom(
     Raises ConfigError where a name leads nowhere.
     """
     trust = args.trust_imports
-    if objective is None and args.objective is not None:
-        objective = load_callable(args.objective, trust)
+    if objective is None and args.objective_func is not None:
+        objective = load_callable(args.objective_func, trust)
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     functions = functions or [load_callable(name, trust) for name in args.reward_funcs or ()]
     return objective, RewardFunctions(functions, args.reward_weights)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What judges traces: an objective, the settings' own or another, and reward functions.
+    ``rewarded``: traces are told apart."""
+
+    objective: AnyObjective
+    rewards: "RewardFunctions"
+    rewarded: bool
+
+
+def find_asked(
+    args: Any,
+    objective: AnyObjective | None,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
+) -> Asked:
+    """``find_custom``, or the objective of ``args`` (NRTConfig). Raises ConfigError where nothing
+    could be told apart."""
+    given, rewards = find_custom(args, objective, reward_funcs)
+    own = objective_of(args.resolved_objective())
+    if given is None:
+        check_sampling(args, own, judged=bool(rewards))
+    found = given or own
+    return Asked(found, rewards, found != own or own.reward != "none" or bool(rewards))
 
 
 def given_names(
@@ -140,7 +168,7 @@ def given_names(
     theirs = theirs or {}
     optimizers = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-    names: dict[str, Any] = {} if objective is None else {"objective": name_of(objective)}
+    names: dict[str, Any] = {} if objective is None else {"objective_func": name_of(objective)}
     names |= {"reward_funcs": list(map(name_of, functions))} if functions else {}
     made = [x if isinstance(x, dict) else name_of(x) for x in optimizers if x is not None]
     names |= {"optimizers": made} if made else {}

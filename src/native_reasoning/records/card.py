@@ -67,11 +67,12 @@ def card(run: Path, step: int) -> str:
     config: dict[str, Any] = page["config"]
     base = base_of(str(config.get("model") or ""))
     preset = find_preset(config["preset"])
+    licence: Any = {"license": "unknown", **base["head"]}
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["reasoning", "native-reasoning", config["preset"]],
-        **{"license": "unknown", **base["head"]},
+        **licence,
     )
     made = ModelCard.from_template(
         head,
@@ -83,7 +84,7 @@ def card(run: Path, step: int) -> str:
         licence=base["head"].get("license", "unknown"),
         preset_name=config["preset"],
         preset=preset,
-        custom=[*_listed(config, "objective"), *_listed(config, "reward_funcs")],
+        custom=[*_listed(config, "objective_func"), *_listed(config, "reward_funcs")],
         adapter=bool(config.get("use_peft") or config.get("peft_config")),
         boundary=page["boundary"],
         system_prompt=config.get("system_prompt"),

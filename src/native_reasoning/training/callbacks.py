@@ -114,15 +114,16 @@ class FiniteGuard(TrainerCallback):
     """Drops an update whose loss or gradient is not finite, on all ranks together; the scheduler
     and the step counter go on.
 
-    ``report`` is told the step of each, on every rank. After ``limit`` of them in a row the run
+    ``report`` is told the step of each, on every rank. After ``LIMIT`` of them in a row the run
     ends with a RunError. ``scaled``: a gradient scaler (float16) finds its scale by overflowing,
     and skips by itself; it gets ``SCALING`` more.
     """
 
+    LIMIT = 10
     SCALING = 20  # 2^16, the first scale, halved to 1 and then some
 
-    def __init__(self, limit: int, report: Callable[[int], None], *, scaled: bool = False) -> None:
-        self.limit, self.report = limit + (self.SCALING if scaled else 0), report
+    def __init__(self, report: Callable[[int], None], *, scaled: bool = False) -> None:
+        self.limit, self.report = self.LIMIT + (self.SCALING if scaled else 0), report
         self.scaled = scaled
         self.in_a_row = 0
         self._skipped = 0

@@ -7,9 +7,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from native_reasoning.config.nrt_config import NRTConfig, model_dtype
+from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.model.gathered import stand_in
 from native_reasoning.model.policy import Policy
-from native_reasoning.objective.credit import Objective
 from native_reasoning.rollout.generators import longest, training_engine
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.scoring.capabilities import capabilities_of, checkpointing
@@ -34,7 +34,7 @@ class Forwards:
         self,
         policy: Policy,
         args: NRTConfig,
-        settings: Objective,
+        settings: ObjectiveSettings,
         accelerator: Accelerator,
     ) -> None:
         self.accelerator = accelerator

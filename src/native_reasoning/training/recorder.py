@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from transformers.trainer_callback import CallbackHandler
 
 from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.losses import LossTerms
 from native_reasoning.objective.types import Scores, Signal
 from native_reasoning.records.clock import Clock, ClockCallback
@@ -49,14 +49,14 @@ class Recorder:
     """
 
     def __init__(
-        self, args: NRTConfig, template: Template, settings: Objective, *, rewarded: bool
+        self, args: NRTConfig, template: Template, settings: ObjectiveSettings, *, rewarded: bool
     ) -> None:
         self.args, self.template = args, template
         self.rewarded, self.samples = rewarded, settings.traces == "sampled"
         #: Traces in a wrong format are worth nothing.
         self.strict = rewarded and settings.bad_format in ("zero", "mask")
         self.clock = Clock()
-        self.finite = FiniteGuard(args.max_skipped_updates, self.quarantine, scaled=args.fp16)
+        self.finite = FiniteGuard(self.quarantine, scaled=args.fp16)
         self.collapse = CollapseGuard(args.on_collapse)
         self.callbacks = [self.finite, self.collapse, ClockCallback(self.clock)]
         #: More of config.yaml; the command line puts the paths of the data here.

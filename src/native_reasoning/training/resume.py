@@ -23,7 +23,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 #: Settings that leave the steps themselves as they were.
 FREE = re.compile(
     r"(output_dir|model|data|eval_data|report_to|run_name|(record|report)_traces|per_device_eval_batch_size"
-    r"|max_skipped_updates|rollout_batch_size|disable_tqdm|strict)|(eval|save|logging|hub)_.*"
+    r"|rollout_batch_size|disable_tqdm)|(eval|save|logging|hub)_.*"
 )
 #: Settings that say when a run ends; most schedules of the learning rate stretch to it.
 LENGTH = ("max_steps", "num_train_epochs")

@@ -25,13 +25,13 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from native_reasoning.config.checks import check_call, check_sampling, refused
+from native_reasoning.config.checks import check_call, refused
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.policy import load_policy
 from native_reasoning.objective.custom import (
     AnyObjective,
     check_optimizer,
-    find_custom,
+    find_asked,
     given_names,
 )
 from native_reasoning.rollout.schedule import Schedule, read_groups, require
@@ -86,26 +86,22 @@ class NRTTrainer(Trainer):
         theirs = check_call(model, args, eval_dataset, others)
         assert model is not None and args is not None
         self._given = given_names(objective, reward_funcs, peft_config, theirs)
-        objective, rewards = find_custom(args, objective, reward_funcs)
+        asked = find_asked(args, objective, reward_funcs)
         settings = args.resolved_objective()
-        if objective is None:
-            check_sampling(args, settings, judged=bool(rewards))
         policy = load_policy(model, args, processing_class, peft_config)
         read = partial(
             read_groups,
             template=policy.template,
             config=args,
             context=policy.context,
-            keep_columns=bool(rewards),
+            keep_columns=bool(asked.rewards),
         )
         self.template = policy.template
         self.train_groups, self.train_report = read(train_dataset)
         questions = Questions.of(eval_dataset, read)
         self.eval_groups, self.eval_report = questions.groups, questions.report
         rows: Any = (self.train_groups or None, questions.sets or questions.groups or None)
-        objective = objective or settings
-        rewarded = objective != settings or settings.reward != "none" or bool(rewards)
-        self.recorder = Recorder(args, policy.template, settings, rewarded=rewarded)
+        self.recorder = Recorder(args, policy.template, settings, rewarded=asked.rewarded)
         super().__init__(
             model=policy.model,
             args=args,
@@ -118,9 +114,9 @@ class NRTTrainer(Trainer):
         if self.optimizer is not None:
             check_optimizer(self.optimizer, policy.model)
         self.forwards = f = Forwards(policy, args, settings, self.accelerator)
-        self.objective = RunObjective(args, objective, f.scorer, f.judges)
+        self.objective = RunObjective(args, asked.objective, f.scorer, f.judges)
         self.collector = Collector(
-            args, self.train_groups, f.sampler, rewards, self.objective, self.recorder.clock
+            args, self.train_groups, f.sampler, asked.rewards, self.objective, self.recorder.clock
         )
         self.step = Step(args, self.collector, self.objective, self.recorder, self.accelerator)
         self.checkpoints = Checkpoints(self, args, f, self.objective, self.collector, self.recorder)
