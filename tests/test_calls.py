@@ -266,7 +266,7 @@ def test_of_a_dataset_dict_the_split_that_is_taken_is_told(tmp_path, capsys):
     with pytest.raises(DataError, match="several splits and none is train: dev, test") as caught:
         make(tmp_path, train=two)
     assert "data['dev']" in three_lines(caught.value)
-    assert [*make(tmp_path, held_out=two).eval_sets] == ["dev", "test"]
+    assert [*make(tmp_path, held_out=two).evaluator.questions.sets] == ["dev", "test"]
 
 
 def test_no_set_at_all_is_refused(tmp_path):

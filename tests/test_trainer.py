@@ -394,10 +394,10 @@ def test_answers_of_an_evaluation_are_cut_by_their_references(tmp_path):
     most = {"max_answer_length": 512}
     given = make(tmp_path / "run", held_out=rows, eval_max_answer_length=long, **most)
     found = make(tmp_path / "run", held_out=rows, **most)
-    outcomes = found.outcomes(found.eval_groups)
-    assert outcomes == given.outcomes(given.eval_groups)
+    outcomes = found.evaluator.outcomes(found.eval_groups)
+    assert outcomes == given.evaluator.outcomes(given.eval_groups)
     longer = make(tmp_path / "run", held_out=rows, eval_max_answer_length=2 * long, **most)
-    for one, other in zip(outcomes, longer.outcomes(longer.eval_groups), strict=True):
+    for one, other in zip(outcomes, longer.evaluator.outcomes(longer.eval_groups), strict=True):
         assert other.answer_greedy.startswith(one.answer_greedy.rstrip("\ufffd"))
         assert one.traces == other.traces
         tokens = len(byte_tokenizer().encode(one.answer_no_think))
