@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
 def test_rows_are_what_the_outcomes_say(trained):
     rows = read_held_out(trained.folder).to_pylist()
     assert [row["step"] for row in rows] == [0] * 8 + [1] * 8 + [2] * 8
-    outcomes = trained.outcomes(trained.eval_groups)
+    outcomes = trained.evaluator.outcomes(trained.eval_groups)
     last = iter(row for row in rows if row["step"] == 2)
     for outcome, group in zip(outcomes, trained.eval_groups, strict=True):
         for k in range(2):
@@ -99,7 +99,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_correctness_is_the_one_that_is_asked_for(trained):
-    outcomes = trained.outcomes(trained.eval_groups)
+    outcomes = trained.evaluator.outcomes(trained.eval_groups)
 
     def length(answer: str, reference: str) -> float:
         return min(1.0, len(answer) / 100)
