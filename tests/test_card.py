@@ -321,7 +321,7 @@ def test_a_card_that_fails_does_not_take_the_model_with_it(trained, tmp_path, mo
         raise ValueError("no card today")
 
     monkeypatch.setattr(publishing, "write_card", broken)
-    trained[0].save_whole_model(tmp_path / "final")
+    trained[0].checkpoints.save_whole_model(tmp_path / "final")
     held = {path.name for path in (tmp_path / "final").iterdir()}
     assert "model.safetensors" in held
     assert NAME not in held
