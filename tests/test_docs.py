@@ -15,8 +15,8 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config
 from native_reasoning.records.folder import read_metrics, read_timings
+from native_reasoning.records.meter import Mismatch, mismatch_means
 from native_reasoning.records.metrics import MEASURED, METRICS
-from native_reasoning.records.runlog import Mismatch, mismatch_means
 from native_reasoning.rollout.schedule import make_schedule
 from native_reasoning.scoring.diagnostics import BINS, Finding, summary
 from native_reasoning.training.trainer import NRTTrainer
@@ -183,7 +183,7 @@ def test_every_number_that_a_run_writes_is_in_the_table_and_nothing_else(tmp_pat
         trainer.train()
         trainer.evaluate(QA[:1])
         trainer.evaluate()
-        records = trainer.runlog.records
+        records = trainer.recorder.records
         records.append_metrics(1, {"loss": math.nan})
         lines = (*read_metrics(records.path), *read_timings(records.path))
         seen |= {name for line in lines for name in line} - {"step"}

@@ -119,7 +119,6 @@ def test_a_page_of_one_run(of, all_figures):
         "The collapse guard says healthy.",
         "All 81 recorded traces.",
         "20 of 20",
-        "nrt train",
         "tiny/model",
     ):
         assert text in found.text, text
