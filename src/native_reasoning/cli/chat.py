@@ -67,8 +67,8 @@ def _traces(own: dict[str, Any]) -> int:
 def _load(parsed: Parsed) -> "Conversation":
     from native_reasoning.cli.inputs import refused_by_libraries
     from native_reasoning.config.recipe import make_config
+    from native_reasoning.evaluation.asked import load_asked
     from native_reasoning.evaluation.conversation import Conversation
-    from native_reasoning.evaluation.suite.asked import load_asked
 
     model, settings = asked_for(parsed)
     if parsed.own["seed"]:

@@ -14,7 +14,7 @@ from native_reasoning.data import Examples, load_examples
 from native_reasoning.records.folder import CONFIG
 
 FINAL = "final"
-_LIBRARIES = ("transformers", "accelerate")
+_LIBRARIES = ("transformers", "accelerate", "lm_eval")
 _SPLIT = re.compile(r"(?P<source>.+?)\s*\[(?P<split>[\w.-]+)\]")
 
 #: Settings of a training run that an evaluation of it leaves out.
@@ -127,12 +127,12 @@ def refused_by_libraries() -> Generator[None]:
         yield
     except NativeReasoningError:
         raise
-    except (ValueError, ImportError, RuntimeError, OSError) as error:
+    except (ValueError, ImportError, RuntimeError, OSError, AssertionError) as error:
         origin = traceback.extract_tb(error.__traceback__)[-1].filename
         if not any(f"/{name}/" in origin.replace("\\", "/") for name in _LIBRARIES):
             raise
         raise ConfigError(
             " ".join(str(error).split()),
-            why="transformers refuses the settings",
+            why="a library refuses the settings",
             fix="change the setting, or install what is missing",
         ) from error
