@@ -1,5 +1,6 @@
 """Pages that are written from the package's tables say what the package does."""
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -17,6 +18,7 @@ from native_reasoning.config.settings import SETTINGS
 from native_reasoning.records.folder import read_metrics
 from native_reasoning.rollout.schedule import make_schedule
 from native_reasoning.training.trainer import NRTTrainer
+from test_architecture import ROOMS
 from tiny import QA, byte_tokenizer, tiny_model
 
 #: Prompts per optimiser step and updates per rollout of the authors' runs, of one device.
@@ -209,3 +211,22 @@ def test_every_metric_is_explained(tmp_path):
     } <= seen
     known = set(re.findall(r"`(\w+)`", text)) | {"step", "non_finite"}
     assert seen - known == set()
+
+
+def test_decisions_stay_few_and_short():
+    text = (DOCS / "decisions.md").read_text("utf-8")
+    found = re.split(r"^### .*\n", re.sub(r"^## .*\n", "", text, flags=re.MULTILINE), flags=re.M)
+    assert len(found) <= 1 + 30
+    for decision in found[1:]:
+        assert len(decision.split()) <= 120, decision[:60]
+
+
+def test_the_map_has_the_sentence_of_each_room():
+    page = (DOCS / "map.md").read_text("utf-8")
+    source = ROOT / "src" / "native_reasoning"
+    doors = {room: ast.parse((source / room / "__init__.py").read_text("utf-8")) for room in ROOMS}
+    said = {room: ast.get_docstring(tree).splitlines()[0] for room, tree in doors.items()}
+    rows = [f"| `{room}/` | {text} |".replace("``", "`") for room, text in said.items()]
+    assert "\n".join(rows) in page
+    for path in re.findall(r"`(\w+/\w+\.py)`", page):
+        assert any((root / path).exists() for root in (source, ROOT)), path

@@ -7,6 +7,7 @@ problems of 4 steps.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +17,8 @@ from families import FAMILIES
 from tasks import problems
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from native_reasoning.demo.tasks import CLOSE, END, OPEN
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.tasks import CLOSE, END, OPEN
 
 STEPS = 4
 #: Tokens that a state comes after.

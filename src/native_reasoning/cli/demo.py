@@ -5,7 +5,7 @@ from native_reasoning.cli.output import quiet_libraries, say, show, show_json
 
 
 def run(parsed: Parsed) -> int:
-    """Runs the demonstration of the lab and prints its table."""
+    """Runs the demo and prints its table."""
     seed = number(parsed.own, "seed") or 0
     quiet_libraries()
     from native_reasoning.demo.race import render, run_demo
