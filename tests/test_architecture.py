@@ -41,7 +41,7 @@ BACKWARD = {
     ("config.nrt_config", "objective.credit"),
 }
 CIRCLES = {("cli.suite", "cli.evaluate")}
-TWICE = {"demo", "report", "suite", "needs", "answers"}
+TWICE = {"demo", "report"}
 
 
 def of(path: Path) -> str:
