@@ -11,10 +11,8 @@ import pytest
 from doc_blocks import PAGES, ROOT
 from native_reasoning.config.methods import METHODS
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config
-from native_reasoning.config.settings import SETTINGS
 from native_reasoning.records.folder import read_metrics
 from native_reasoning.rollout.schedule import make_schedule
 from native_reasoning.training.trainer import NRTTrainer
@@ -143,20 +141,6 @@ def test_published_settings_are_settings(name, tmp_path):
     prompts, updates = AUTHORS.get(name.split("-")[0], (8, 1))
     assert make_schedule(1000, made).prompts == prompts
     assert made.steps_per_rollout() == updates
-
-
-def test_overrides_are_the_settings_of_an_objective():
-    """options.py repeats the names of settings.py, and nothing else of them."""
-    options = NRTOptions.__dataclass_fields__
-    assert [name for name in options if name in SETTINGS] == [
-        name for name in SETTINGS if name != "traces"
-    ]
-    for name, setting in SETTINGS.items():
-        if name != "traces":  # what a preset is, not a knob of one
-            assert options[name].default is None
-            assert dict(options[name].metadata) == dict(setting.metadata)
-            assert options[name].type == setting.type | None
-    assert not set(SETTINGS) & set(COMMON_ARGUMENTS)
 
 
 def test_the_example_of_an_objective_of_ones_own_runs(capsys):

@@ -18,6 +18,7 @@ from lab.families import EXPERIMENTAL, kind_of
 from lab.measure import POINT, measure
 from lab.tasks import DIGITS, Family, make_rows
 from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.settings import SETTINGS as OF_OBJECTIVE
 from native_reasoning.demo import base_path
 from native_reasoning.objective.credit import Objective, preset_objective
 from native_reasoning.records.folder import read_metrics
@@ -64,7 +65,7 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
     sets = _held_out_sets(families, held_out)
     began, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        args = NRTConfig(output_dir=folder + "/run", **_settings(run))
+        args = NRTConfig(output_dir=folder + "/run", **_arguments(run))
         args.eval_max_answer_length = args.max_answer_length  # as in all lines so far
         objective = watched(args.resolved_objective(), families[0].hard, run.control)
         trainer = NRTTrainer(
@@ -75,11 +76,11 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
             objective=objective,
         )
         trainer.train()
-        if trainer.signals.received is not None:
+        if trainer.checkpoints.signals.received is not None:
             raise KeyboardInterrupt
         metrics = [row for row in read_metrics(folder + "/run") if "loss" in row]
     samples = objective.traces == "sampled"
-    outcomes = iter(trainer.outcomes(trainer.eval_groups))
+    outcomes = iter(trainer.evaluator.outcomes(trainer.eval_groups))
     return {
         "run": asdict(run),
         "key": run.key,
@@ -178,6 +179,13 @@ def base_folder(out: Path, base: tuple[str, int]) -> Path:
     if base == ("demo", 0):
         return base_path()
     return out / "bases" / f"{kind}-{seed}"
+
+
+def _arguments(run: Run) -> dict[str, Any]:
+    """The settings as NRTConfig takes them."""
+    settings = _settings(run)
+    changed = {name: settings.pop(name) for name in list(settings) if name in OF_OBJECTIVE}
+    return {**settings, "objective": changed}
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a base does token by token: ``python benchmarks/middle/probe.py BASE [--count 24]``.
 
 Right worked traces and answers are put in (teacher forcing), and the likeliest token at each place
-is held against the next one: the first token of a state (*result*), every other token of a trace
+is compared with the next one: the first token of a state (*result*), every other token of a trace
 but the first and its end (*walk*), and whole answers after the right trace and after none. Tuning
 problems of 4 steps.
 """

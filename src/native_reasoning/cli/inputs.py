@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from native_reasoning.cli.flags import Parsed
 from native_reasoning.config.errors import ConfigError, NativeReasoningError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.recipe import read_recipe
@@ -33,6 +34,8 @@ _TRAINING_ONLY = (
     "peft_config",
     "optimizers",
 )
+#: How a run judged its traces, which does not matter to whoever asks its model.
+_JUDGING = ("preset", "objective", "objective_func", "reward_funcs", "reward_weights")
 
 
 def split_source(name: str) -> tuple[str, str | None]:
@@ -50,7 +53,6 @@ def load_data(name: str, config: NRTConfig) -> Examples:
         answer_column=config.answer_column,
         answer_regex=config.answer_regex,
         split=split,
-        strict=config.strict,
         keep_columns=bool(config.reward_funcs),
     )
 
@@ -117,6 +119,20 @@ def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
         kept["boundary"] = "existing"
     kept["chat_template_path"] = None  # the saved tokenizer has it
     return kept
+
+
+def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
+    """The model folder or hub id that a command line names, and its settings: those of its run,
+    then those of the command line."""
+    from native_reasoning.model.adapters import base_of
+
+    assert parsed.positional is not None
+    model, run_folder = model_folder(parsed.positional)
+    settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
+    whole = base_of(Path(model)) is None
+    for key in ("model", "data", "eval_data", *_JUDGING, *(("load_in_4bit",) if whole else ())):
+        settings.pop(key, None)
+    return model, settings | parsed.settings
 
 
 @contextmanager

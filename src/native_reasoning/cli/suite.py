@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from native_reasoning.cli.evaluate import asked_for
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import finite, quiet_libraries, say, say_loading, show, show_json
 from native_reasoning.cli.output import show_table as table
@@ -54,7 +53,7 @@ def _evaluate(
     """The result for JSON, and each question's item."""
     from lm_eval.utils import simple_parse_args_string
 
-    from native_reasoning.cli.inputs import refused_by_libraries
+    from native_reasoning.cli.inputs import asked_for, refused_by_libraries
     from native_reasoning.config.recipe import make_config
     from native_reasoning.evaluation.asked import load_asked
     from native_reasoning.evaluation.harness import Plan, run_suite
