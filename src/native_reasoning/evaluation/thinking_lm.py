@@ -87,7 +87,7 @@ class ThinkingLM(_HFLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether it is the greedy choice) of each continuation."""
-        pairs = [request.args for request in requests]
+        pairs: Any = [request.args for request in requests]
         self._think(
             (context, len(self._answer_ids(answer))) for context, answer in pairs if context
         )
