@@ -90,13 +90,13 @@ def evaluate(
         say(line)
     say_loading(model)
     trainer = NRTTrainer(model, config, eval_dataset=examples)
-    trainer.add_callback(ProgressCallback(trainer.clock))
+    trainer.add_callback(ProgressCallback(trainer.recorder.clock))
     assert trainer.eval_report is not None
     for line in trainer.eval_report.lines():
         if line not in examples.report.lines():
             say(line)
     groups = trainer.eval_groups[: config.eval_samples]
-    outcomes = trainer.outcomes(groups)
+    outcomes = trainer.evaluator.outcomes(groups)
     length = answer_length(groups, config)
     return {**summarise(outcomes), "max_answer_length": length}, outcomes
 
@@ -117,7 +117,7 @@ def _told(outcome: Any) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any], shown: list[dict[str, Any]]) -> None:
-    from native_reasoning.cli.summary import evaluation_rows
+    from native_reasoning.records.metrics import evaluation_rows
 
     for number_, told in enumerate(shown, start=1):
         end = "closed" if told["closed"] else "not closed"
