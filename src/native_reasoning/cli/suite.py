@@ -1,8 +1,6 @@
 """``nrt eval --suite``: the nine benchmarks, thinking off and on."""
 
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -31,8 +29,6 @@ def run(parsed: Parsed) -> int:
     data_dir = Path(own["data_dir"]).expanduser() if own["data_dir"] else None
     named = chosen(own["suite"], own["tasks"])
     benchmarks = askable(named, data_dir, bool(own["run_code"]), say)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
     quiet_libraries()
     if own["out"]:  # a path that cannot be written to is better known now than after hours
         Path(own["out"]).open("a", encoding="utf-8").close()
