@@ -82,10 +82,8 @@ def test_a_table_with_code_in_a_chat_template(model, nine, nrt, monkeypatch):
         (["--data", "x.jsonl"], "--data with --suite", "--data-dir"),
         (["--data-dir", "/nowhere"], "no benchmark is left", "docs/benchmarks.md"),
         (["--limit", "x"], "--limit is 'x'", "10"),
-        (["--gen-kwargs", "foo=1"], "'foo'", "change the setting"),
         (["--tasks", "bbh", "--thinking", "on"], "No tasks specified", "change the setting"),
         (["--boundary", "new"], "boundary is 'new'", "auto or text"),
-        (["--gen-kwargs", "max_gen_toks=512"], "512", "change the setting"),
     ],
 )
 def test_what_is_refused(model, nine, refuses, flags, what, fix):
@@ -93,6 +91,18 @@ def test_what_is_refused(model, nine, refuses, flags, what, fix):
     lines = refuses("eval", model, *base, *flags)
     assert what in lines[0]
     assert fix in lines[2]
+
+
+@pytest.mark.parametrize(("text", "what"), [("foo=1", "'foo'"), ("max_gen_toks=512", "(512)")])
+def test_what_lm_eval_refuses_is_told_beside_its_bar(model, nine, nrt, text, what):
+    code, out, err = nrt(
+        *("eval", model, "--suite", "nrt9", "--data-dir", nine, "--tasks", "popqa", "--use-cpu"),
+        *("--gen-kwargs", text),
+    )
+    assert (code, out) == (2, "")
+    error = err[err.index("error: ") :].splitlines()
+    assert what in error[0]
+    assert error[2] == "  fix: change the setting, or install what is missing"
 
 
 def test_a_temperature_changes_the_answers(model, nine, nrt, tmp_path):
