@@ -36,6 +36,7 @@ from native_reasoning.rollout.noise import BENCHMARKS
 from native_reasoning.scoring.capabilities import capabilities_of
 
 _HFLM: Any = HFLM  # whose decorator hides its type
+_normalised: Any = normalize_gen_kwargs  # whose result promises no key
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class ThinkingLM(_HFLM):
         """The text of each answer up to a stop sequence."""
         pairs: Any = [request.args for request in requests]
         self._think(
-            (context, normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"])
+            (context, _normalised(options, self.max_gen_toks)["max_gen_toks"])
             for context, options in pairs
         )
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
