@@ -110,7 +110,7 @@ def early_warnings(data: Examples, config: NRTConfig) -> list[str]:
 def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[str, Any]:
     """What tokenizer and configuration of a model add; its weights are not loaded. ``cpu``: it will
     be trained there even if there is a GPU."""
-    from native_reasoning.data.prepared import prepare
+    from native_reasoning.data.tokens import prepare
     from native_reasoning.model.policy import context_of, start_warning, warmup_warning
 
     folder, _ = model_folder(name)

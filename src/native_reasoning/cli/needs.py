@@ -47,7 +47,7 @@ def shape_of(model: Any) -> Shape | None:
 
 def load_of(config: Any, groups: Sequence[Any], cpu: bool) -> Load:
     """What a run's steps do, with the longest prompt and answer of ``groups``."""
-    from native_reasoning.data.prepared import sizes_of
+    from native_reasoning.data.tokens import sizes_of
 
     prompt, answer = (int(sizes.max()) for sizes in sizes_of(groups))
     o = config.resolved_objective()

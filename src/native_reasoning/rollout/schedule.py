@@ -22,10 +22,9 @@ from native_reasoning.data import (
     with_dropped,
 )
 from native_reasoning.data.account import no_usable_row
-from native_reasoning.data.prepared import examples_of, prepare
 from native_reasoning.data.rows import PromptGroup
-from native_reasoning.data.stored import line_of
 from native_reasoning.data.template import Template
+from native_reasoning.data.tokens import examples_of, prepare
 from native_reasoning.rollout.noise import ORDER, uniforms
 
 Rows = tuple[int | None, ...]
@@ -74,7 +73,7 @@ def make_groups(
 ) -> tuple[Sequence[PromptGroup], DataReport]:
     """Every example in token ids, numbered anew, and the report with what did not fit: the limits
     of ``config``, and the model's ``context`` with a full trace. More than 5,000 examples are read
-    from the disk as they are looked at (prepared.py).
+    from the disk as they are looked at (tokens.py).
 
     Raises DataError if nothing is left, or, with ``config.strict``, at the first row that does not
     fit.
@@ -90,7 +89,7 @@ def make_groups(
         if not reason:
             kept.append(row)
             continue
-        line = line_of(data.examples, row)
+        line = data.examples[row].line
         if config.strict:
             raise DataError(
                 f"{data.report.source} {data.report.unit} {line}: {detail}",
