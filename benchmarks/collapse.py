@@ -17,8 +17,7 @@ import torch
 
 from native_reasoning.demo.race import trainer_of
 from native_reasoning.evaluation.held_out import summarise
-from native_reasoning.records.folder import read_metrics, read_timings
-from native_reasoning.records.manifest import versions
+from native_reasoning.records.folder import read_metrics, read_timings, versions
 from native_reasoning.records.metrics import COLLAPSE, STATES
 from native_reasoning.training.resume import machine
 
@@ -40,7 +39,7 @@ def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
     preset, changes = RUNS[name]
     trainer = trainer_of(preset, seed, folder, **changes)
     trainer.train()
-    after = summarise(trainer.outcomes(trainer.eval_groups))
+    after = summarise(trainer.evaluator.outcomes(trainer.eval_groups))
     lines = [line for line in read_metrics(trainer.folder) if COLLAPSE in line]
     states = [(line["step"], STATES[int(line[COLLAPSE])]) for line in lines]
     changes_of_state = [

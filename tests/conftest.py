@@ -1,4 +1,6 @@
-"""What every test has: a cache of prepared rows of its own."""
+"""What every test has: a cache of prepared rows of its own, and a short collection of garbage."""
+
+import gc
 
 import datasets
 import pytest
@@ -11,3 +13,10 @@ def _own_cache(tmp_path_factory):
         patch.setenv("HF_HOME", str(home))  # for processes
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _modules_are_no_garbage():
+    """Each run ends with a collection, which takes half a second to look through all of torch."""
+    gc.collect()
+    gc.freeze()

@@ -134,20 +134,6 @@ def test_part_of_the_examples_can_be_prepared(rows):
         assert group == TEMPLATE.group(group.example)
 
 
-def test_strict_names_the_first_row_that_does_not_fit(config, rows):
-    for settings in (config(strict=True, **LIMITS), config(strict=True, max_answer_length=35)):
-        errors = []
-        for make in (in_memory, lambda source, *rest: make_groups(load_examples(source), *rest)):
-            with pytest.raises(DataError) as caught:
-                make(rows, TEMPLATE, settings)
-            errors.append(str(caught.value))
-        assert errors[0] == errors[1]
-    refusing = make_template(tiny.word_tokenizer())
-    write(rows, [*ROWS[:30], {"question": "the <end> of", "answer": "it"}])
-    with pytest.raises(DataError, match="line 31: user text holds a control token"):
-        make_groups(load_examples(rows), refusing, config(strict=True))
-
-
 # -- The cache -------------------------------------------------------------------------------------
 
 

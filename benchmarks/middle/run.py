@@ -105,7 +105,7 @@ def trainer_of(
         "max_answer_length": LONGEST_ANSWER,
         "eval_samples": len(questions),
         "learning_rate": run.rate,
-        "answer_coef": run.answer_coef,
+        "objective": {} if run.answer_coef is None else {"answer_coef": run.answer_coef},
         "warmup_steps": 10,
         "save_strategy": "no",
         "use_cpu": True,
@@ -126,10 +126,10 @@ def do(run: Run, base: Path, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     if run.method != "base":
         trainer.train()
-        if trainer.signals.received is not None:
+        if trainer.checkpoints.signals.received is not None:
             raise KeyboardInterrupt  # a run that was cut short has no file
     trained = time.perf_counter()
-    outcomes = trainer.outcomes(trainer.eval_groups)
+    outcomes = trainer.evaluator.outcomes(trainer.eval_groups)
     return {
         **asdict(replace(run, learning_rate=run.rate)),
         "prompts": PROMPTS,

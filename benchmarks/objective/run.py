@@ -1,6 +1,6 @@
 """What share of a step is the objective itself: ``python benchmarks/objective/run.py``.
 
-The demo's model and settings (16 prompts x 8 traces a step, lab/demo.py), one thread, CPU time of
+The demo's model and settings (16 prompts x 8 traces a step, demo/race.py), one thread, CPU time of
 the process. *signal* is the objective, from scores to advantages and weights; *loss* the loss terms
 from these. Three runs of each preset, interleaved; the median is reported, results.json has it.
 """
@@ -39,7 +39,7 @@ def measure(preset: str, folder: Path) -> dict[str, float]:
     """Seconds of CPU per step: all of it, the signal's and the loss's."""
     made = _trainer(preset, 0, folder)
     made.args.max_steps = STEPS
-    signal = made.maker.signals = Timer(made.maker.signals)
+    signal = made.objective.signals = Timer(made.objective.signals)
     loss = Timer(trainer_module.group_loss)
     plain, trainer_module.group_loss = trainer_module.group_loss, loss
     began = time.process_time()

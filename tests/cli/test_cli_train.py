@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli_helpers import LENGTHS, SMALL, start, sums, write_rows
+from cli_helpers import SMALL, start, sums, write_rows
 from native_reasoning.records.folder import read_config, read_held_out, read_metrics
 
 
@@ -125,13 +125,9 @@ def test_dry_run_writes_nothing(model, data, tmp_path, nrt, monkeypatch):
     code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, "--dry-run", "--json")
     outlook = json.loads(text)
     assert outlook["first_prompt"]["prompt"].endswith("<think>")
-    assert outlook["memory"]["total"] > 16 * outlook["parameters"]
-    assert outlook["memory"]["copies"] == 0
-    dry = ("--dry-run", "--json", "--preset", "nover")  # a first policy, a lagging one, answers
-    code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, *dry)
-    more = json.loads(text)["memory"]
-    assert more["copies"] == 2 * more["weights"]
-    assert more["activations"] > 1.5 * outlook["memory"]["activations"]
+    assert outlook["memory"] > 16 * outlook["parameters"]
+    assert outlook["seconds_per_step"] > 0
+    assert outlook["steps"] == 2
 
 
 def test_recipe_then_flags_and_a_folder_of_its_own(model, data, tmp_path, nrt, monkeypatch):
@@ -238,9 +234,9 @@ def test_functions_of_the_users_own_come_from_the_working_folder(
         "    return [-len(text) / 10 for text in completions]\n"
     )
     out, small = tmp_path / "run", ("--model", model, "--data", data, *SMALL)
-    code, _, _ = nrt("train", *small, "--out", out, "--objective", "mine_cli:first_only")
+    code, _, _ = nrt("train", *small, "--out", out, "--objective-func", "mine_cli:first_only")
     assert code == 0
-    assert read_config(out)["config"]["objective"] == "mine_cli:first_only"
+    assert read_config(out)["config"]["objective_func"] == "mine_cli:first_only"
     with monkeypatch.context() as elsewhere:  # what judged the traces is not needed to evaluate
         elsewhere.chdir(tmp_path.parent)
         code, _, err = nrt("eval", out, "--data", data, "--eval-samples", "2")
@@ -252,7 +248,9 @@ def test_functions_of_the_users_own_come_from_the_working_folder(
     assert code == 0
     assert read_config(out)["config"]["reward_funcs"] == ["mine_cli:short"]
     assert all(line["added_reward"] < 0 for line in read_metrics(out) if "added_reward" in line)
-    code, _, err = nrt("train", *small, "--out", tmp_path / "no", "--objective", "mine_cli:none")
+    code, _, err = nrt(
+        "train", *small, "--out", tmp_path / "no", "--objective-func", "mine_cli:none"
+    )
     assert code == 2
     assert err.splitlines()[-3:] == [
         "error: mine_cli has no function 'none'",
@@ -281,13 +279,3 @@ def test_an_adapter_is_trained_resumed_and_asked_before_it_is_merged(
     code, _, err = nrt("train", "--out", out, "--resume")
     assert code == 0, err
     assert (out / "final" / "model.safetensors").read_bytes() == merged
-
-
-def test_check_counts_what_an_adapter_trains(model, data, nrt):
-    totals = {}
-    for name, flags in {"whole": [], "adapter": ["--use-peft"]}.items():
-        code, text, err = nrt("check", data, "--model", model, *LENGTHS, *flags, "--json")
-        assert code == 0, err
-        totals[name] = json.loads(text.splitlines()[-1])["memory"]
-    assert totals["adapter"]["optimizer"] < totals["whole"]["optimizer"]
-    assert totals["adapter"]["weights"] > totals["whole"]["weights"]

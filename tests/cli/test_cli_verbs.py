@@ -8,7 +8,7 @@ import pytest
 
 from cli_helpers import LENGTHS, SMALL, sums, write_rows
 from native_reasoning.cli import doctor
-from native_reasoning.cli.presets import fitted
+from native_reasoning.cli.show import fitted
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.data.rows import Example
 
@@ -64,7 +64,6 @@ def test_check_with_a_model_shows_boundaries_and_tokens(model, data, held_out, n
     assert "<|im_start|>user" in text
     assert "  | 0<|im_end|>" in text
     assert "boundary              new: '<think>' '</think>', new tokens" in text
-    assert "memory to train       about " in text
     assert "3 rows, 0 of them in training" in text
     (warning,) = text.partition("\nwarnings:\n")[2].splitlines()
     assert "<think> and </think> are new to this model" in warning

@@ -13,7 +13,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
 from native_reasoning.objective.types import Scores
 from native_reasoning.records.folder import read_metrics
-from native_reasoning.records.mismatch import Mismatch, mismatch, summary
+from native_reasoning.records.meter import Mismatch, mismatch, mismatch_means
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Reply, VLLMEngine
@@ -210,7 +210,7 @@ def trained(folder, callbacks=None, resume=None, fake=None, **settings):
     args = NRTConfig(output_dir=str(folder), **values)
     trainer = NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), callbacks=callbacks)
     generator = Fake(trainer.model, trainer.template.vocabulary, **(fake or {}))
-    trainer.maker.engine = VLLMEngine(generator, trainer.template)
+    trainer.collector.engine = VLLMEngine(generator, trainer.template)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, generator
 
@@ -261,19 +261,6 @@ def test_a_resumed_run_wakes_vllm_with_the_weights_of_the_checkpoint(tmp_path, s
     assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
 
 
-def test_rows_of_a_step_that_is_begun_again_are_counted_once(tmp_path):
-    trainer, _ = trained(tmp_path, max_steps=1)
-    log, micro = trainer.runlog, trainer.window.minibatches[0][0]
-    scores = trainer.maker.scores(micro, trainer.model)
-    signals = trainer.maker.signals(micro, scores, trainer.plan)
-    log.mark()
-    for _ in range(2):
-        log.rewind()
-        for about in zip(micro.groups, micro.traces, scores, signals, strict=True):
-            log.note(*about)
-    assert len(log._mismatches) == len(micro.groups)
-
-
 def test_the_models_own_sampler_logs_no_mismatch(tmp_path):
     args = NRTConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, max_trace_length=6)
     NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer()).train()
@@ -292,7 +279,7 @@ def test_mismatch_by_hand():
     assert found.kl == pytest.approx(float((d.exp() - 1 - d).sum()), abs=1e-6)
     assert found.largest == pytest.approx(0.2, abs=1e-6)
     assert mismatch(replace(traces, sampler_logps=()), scores) is None
-    assert summary([Mismatch(4, 0.4, 0.2), Mismatch(1, 0.1, 0.7)]) == pytest.approx(
+    assert mismatch_means([Mismatch(4, 0.4, 0.2), Mismatch(1, 0.1, 0.7)]) == pytest.approx(
         {"mismatch_kl": 0.1, "mismatch_max": 0.7}
     )
 

@@ -16,12 +16,8 @@ from native_reasoning.cli.output import (
 )
 from native_reasoning.cli.verbs import SUITE_FLAGS
 from native_reasoning.config.errors import ConfigError
-from native_reasoning.config.options import OF_4BIT
-from native_reasoning.config.settings import SETTINGS
 
-#: Not of a finished run's model: it was merged and written out.
-_QUANTISED = ("load_in_4bit", *OF_4BIT)
-_JUDGING = ("preset", "objective", "reward_funcs", "reward_weights", *SETTINGS)
+_JUDGING = ("preset", "objective", "objective_func", "reward_funcs", "reward_weights")
 
 
 def run(parsed: Parsed) -> int:
@@ -61,7 +57,7 @@ def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
     settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
     # how the run judged its traces does not matter, and functions of its own may be elsewhere
     whole = base_of(Path(model)) is None
-    for key in ("model", "data", "eval_data", *_JUDGING, *(_QUANTISED if whole else ())):
+    for key in ("model", "data", "eval_data", *_JUDGING, *(("load_in_4bit",) if whole else ())):
         settings.pop(key, None)
     return model, settings | parsed.settings
 
@@ -94,13 +90,13 @@ def evaluate(
         say(line)
     say_loading(model)
     trainer = NRTTrainer(model, config, eval_dataset=examples)
-    trainer.add_callback(ProgressCallback(trainer.clock))
+    trainer.add_callback(ProgressCallback(trainer.recorder.clock))
     assert trainer.eval_report is not None
     for line in trainer.eval_report.lines():
         if line not in examples.report.lines():
             say(line)
     groups = trainer.eval_groups[: config.eval_samples]
-    outcomes = trainer.outcomes(groups)
+    outcomes = trainer.evaluator.outcomes(groups)
     length = answer_length(groups, config)
     return {**summarise(outcomes), "max_answer_length": length}, outcomes
 

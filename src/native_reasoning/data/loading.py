@@ -255,21 +255,16 @@ def cached() -> Generator[None]:
     datasets.disable_progress_bars()
     try:
         yield
-    except DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        raise _disk_error(cause) if isinstance(cause, OSError) else cause from None
-    except OSError as error:
-        raise _disk_error(error) from error
+    except (OSError, DatasetGenerationError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__ or error
+        if not isinstance(cause, OSError):
+            raise cause from None
+        raise DataError(
+            f"rows cannot be kept in {datasets.config.HF_DATASETS_CACHE}: "
+            f"{cause.strerror or cause}",
+            why="more than a few thousand are kept on the disk, so that they need no memory",
+            fix="make room there, or set HF_DATASETS_CACHE to a folder with more",
+        ) from error
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def _disk_error(error: OSError) -> DataError:
-    from datasets import config
-
-    return DataError(
-        f"rows cannot be kept in {config.HF_DATASETS_CACHE}: {error.strerror or error}",
-        why="more than a few thousand are kept on the disk, so that they need no memory",
-        fix="make room there, or set HF_DATASETS_CACHE to a folder with more",
-    )

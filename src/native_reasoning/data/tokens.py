@@ -38,10 +38,10 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples with their ``ids``: a table with columns ``prompt`` and ``answer`` (uint32 in the
-    machine's order), and ``refused``, which says why the template refused a row.
+    """Examples with their ``ids``, a table of ``prompt`` and ``answer`` (uint32 in the machine's
+    order, null where the template refuses the row).
 
-    ``prompt_sizes`` and ``answer_sizes`` (n,) are in tokens, -1 where the template refused the row.
+    ``prompt_sizes`` and ``answer_sizes`` (n,) are in tokens, -1 where the template refuses the row.
     """
 
     examples: Sequence[Example]
@@ -54,10 +54,6 @@ class Prepared:
         many as they are looked at."""
         lazy = Groups(self, kept)
         return lazy if len(self.examples) > SMALL else tuple(lazy)
-
-    def refusal(self, row: int) -> str:
-        """Why the template refused an example."""
-        return self.ids.column("refused")[row].as_py()
 
 
 class Groups(Lazy[PromptGroup]):
@@ -117,29 +113,24 @@ def prepare(examples: Sequence[Example], template: Template) -> Prepared:
         ids = _from_cache(examples, template)
     else:
         ids = pa.table(_encode(examples, template), pa.schema(_COLUMNS))
-    shown = ids.column("refused").is_null().to_numpy()
-    prompts, answers = (
-        np.where(shown, pc.binary_length(ids.column(name)).to_numpy() // 4, -1)
-        for name in ("prompt", "answer")
-    )
-    return Prepared(examples, ids, prompts, answers)
+    bytes_ = (pc.binary_length(ids.column(name)) for name in _COLUMNS)
+    return Prepared(examples, ids, *(pc.fill_null(size, -4).to_numpy() // 4 for size in bytes_))
 
 
-_COLUMNS = {"prompt": pa.large_binary(), "answer": pa.large_binary(), "refused": pa.large_string()}
+_COLUMNS = {"prompt": pa.large_binary(), "answer": pa.large_binary()}
 
 
-def _encode(examples: Iterable[Example], template: Template) -> dict[str, list[Any]]:
+def _encode(examples: Iterable[Example], template: Template) -> dict[str, list[bytes | None]]:
     """The columns of ``Prepared.ids``."""
-    found: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    found: dict[str, list[bytes | None]] = {name: [] for name in _COLUMNS}
     for example in examples:
-        ids, refused = ((), ()), None
         try:
             ids = template.prompt_ids(example), template.answer_ids(example.answer)
-        except TemplateError as error:
-            refused = error.what
-        row = (*(array("I", part).tobytes() for part in ids), refused)
-        for name, value in zip(found, row, strict=True):
-            found[name].append(value)
+            row = [array("I", part).tobytes() for part in ids]
+        except TemplateError:
+            row = [None, None]
+        for name, part in zip(found, row, strict=True):
+            found[name].append(part)
     return found
 
 
@@ -172,7 +163,7 @@ def _from_cache(examples: StoredExamples, template: Template) -> pa.Table:
     return made.data.table
 
 
-def _encode_batch(rows: dict[str, list[str]], template: Template) -> dict[str, list[Any]]:
+def _encode_batch(rows: dict[str, list[str]], template: Template) -> dict[str, list[bytes | None]]:
     texts = zip(rows["prompt"], rows["answer"], strict=True)
     return _encode((Example(turns(p), a, row_id=0, line=0) for p, a in texts), template)
 

@@ -1,13 +1,25 @@
-"""What is kept of each step: means that are exact across micro-batches, and the traces."""
+"""What is kept of each step: means that are exact across micro-batches, and the traces.
+
+A sampler with kernels of its own is compared with the trainer on the tokens that it sampled. For a
+token drawn from the sampler's π_s, with d = log π − log π_s under the same weights,
+
+    mismatch_kl    mean of e^d − 1 − d, an estimate of KL(π_s ‖ π) that is never negative (k3)
+    mismatch_max   the largest |d|
+
+Both are 0 where the trainer's own model samples, and nothing is logged then. Nothing else reads
+what the sampler says: rewards and gradients come from the trainer's weights.
+"""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.objective.losses import LossTerms
+from native_reasoning.objective.losses import LossTerms, kl_k3
 from native_reasoning.objective.types import Scores, Signal
 from native_reasoning.records.metrics import KINDS
 from native_reasoning.records.tables import TraceRow
@@ -92,12 +104,6 @@ class Meter:
             term = getattr(terms, name).detach()
             self.add(f"loss_{name}", term * weight, 0)
 
-    def copy(self) -> "Meter":
-        """One that goes on from here by itself."""
-        made = Meter()
-        made._sums.update({name: list(cell) for name, cell in self._sums.items()})
-        return made
-
     def sums(self) -> dict[str, list[float]]:
         """Name -> [sum, count] so far, and a fresh start."""
         taken, self._sums = dict(self._sums), defaultdict(lambda: [0.0, 0.0])
@@ -112,6 +118,39 @@ def means(parts: list[dict[str, list[float]]]) -> dict[str, float]:
         count = sum(part[name][1] for part in parts if name in part)
         out[name] = total / count if count else total
     return out
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Of one group: its sampled tokens, their sum of e^d − 1 − d, and the largest |d|."""
+
+    tokens: int
+    kl: float
+    largest: float
+
+
+def mismatch(traces: Traces, scores: Scores) -> Mismatch | None:
+    """None where the sampler said nothing of its own. ``scores`` are under the weights that sampled
+    and begin with the trace's tokens."""
+    said = traces.sampler_logps
+    if not any(said):
+        return None
+    assert tuple(map(len, said)) == traces.lengths
+    own = torch.cat([scores.trace[k, : len(row)] for k, row in enumerate(said)]).detach().double()
+    theirs = torch.tensor([logp for row in said for logp in row], dtype=own.dtype).to(own.device)
+    gap = (own - theirs).abs().max()
+    return Mismatch(len(own), float(kl_k3(theirs, own).sum()), float(gap))
+
+
+def mismatch_means(found: Sequence[Mismatch]) -> dict[str, float]:
+    """Metrics of the groups of all ranks; none where there is none."""
+    if not found:
+        return {}
+    tokens = sum(one.tokens for one in found)
+    return {
+        "mismatch_kl": sum(one.kl for one in found) / tokens,
+        "mismatch_max": max(one.largest for one in found),
+    }
 
 
 def trace_rows(
