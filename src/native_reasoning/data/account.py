@@ -7,9 +7,9 @@ one reason, with the first places where it happened.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from native_reasoning.config.errors import DataError
 from native_reasoning.data.rows import Example
@@ -112,18 +112,6 @@ class DataReport:
     shapes: tuple[tuple[str, int], ...] = ()
     unused: tuple[str, ...] = ()
 
-    def to_json(self) -> str:
-        """The account as text, for ``from_json``."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "DataReport":
-        """The account out of what ``to_json`` gave."""
-        found = json.loads(text)
-        dropped = (Dropped(d["reason"], d["count"], tuple(d["places"])) for d in found["dropped"])
-        shapes, unused = tuple(map(tuple, found["shapes"])), tuple(found["unused"])
-        return cls(**{**found, "dropped": tuple(dropped), "shapes": shapes, "unused": unused})
-
     def count(self, reason: str) -> int:
         """How many rows were left out for ``reason``."""
         return sum(entry.count for entry in self.dropped if entry.reason == reason)
@@ -189,6 +177,13 @@ def no_usable_row(report: DataReport, detail: str = "") -> DataError:
         why="training needs at least one question with its answer",
         fix=reason.fix,
     )
+
+
+def report_from(found: Mapping[str, Any]) -> DataReport:
+    """The report out of its ``asdict`` that went through JSON."""
+    dropped = (Dropped(d["reason"], d["count"], tuple(d["places"])) for d in found["dropped"])
+    shapes, unused = tuple(map(tuple, found["shapes"])), tuple(found["unused"])
+    return DataReport(**{**found, "dropped": tuple(dropped), "shapes": shapes, "unused": unused})
 
 
 def content_hash(examples: Iterable[Example]) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar, overload
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import regex
 
 from native_reasoning.config.errors import ConfigError, DataError
-from native_reasoning.data.account import REASONS, DataReport, Examples, Tally
+from native_reasoning.data.account import REASONS, DataReport, Examples, Tally, report_from
 from native_reasoning.data.rows import Example
 from native_reasoning.data.shapes import BadRow, Turns, read_row
 from native_reasoning.data.sources import load_rows
@@ -226,12 +227,12 @@ def _stored(key: str, rows: Callable[[], Iterator[Example | DataReport]]) -> Exa
         )
     count = len(made) - 1
     (last,) = rows_of(made.data.table, np.array([count]))
-    return Examples(StoredExamples(made, count), DataReport.from_json(last["answer"]))
+    return Examples(StoredExamples(made, count), report_from(json.loads(last["answer"])))
 
 
 def _kept_row(row: Example | DataReport) -> dict[str, Any]:
     if isinstance(row, DataReport):
-        return {"line": 0, "prompt": "[]", "answer": row.to_json(), "columns": "{}"}
+        return {"line": 0, "prompt": "[]", "answer": json.dumps(asdict(row)), "columns": "{}"}
     prompt = json.dumps(row.prompt, ensure_ascii=False)
     columns = json.dumps(row.columns)
     return {"line": row.line, "prompt": prompt, "answer": row.answer, "columns": columns}
