@@ -231,8 +231,8 @@ def trained(folder, model):
     trainer = NRTTrainer(model, args, QA, None, byte_tokenizer())
     rollouts, rollout = [], trainer.forwards.engine.rollout
 
-    def keep(groups, sampling, key, watch=None):
-        rollouts.append((groups, rollout(groups, sampling, key, watch)))
+    def keep(groups, sampling, key):
+        rollouts.append((groups, rollout(groups, sampling, key)))
         return rollouts[-1][1]
 
     trainer.forwards.engine.rollout = keep

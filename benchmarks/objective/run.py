@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from native_reasoning.demo.race import FAMILY, QUESTIONS, _trainer
-from native_reasoning.training import trainer as trainer_module
+from native_reasoning.training import step as trainer_module
 from native_reasoning.training.resume import machine
 
 PRESETS = ("nrt-ws", "verifree", "jepo", "latro", "rlpr", "nover", "dro", "rlvr")

@@ -194,15 +194,15 @@ class Recorder:
             self._tell(
                 "underflow",
                 f"{share:.0%} of this step's rewards are below e^-87 and underflow: whole answers "
-                "are too improbable for reward prob without scaling. Shorter answers, --scale std, "
-                "or reward geometric_mean",
+                "are too improbable for reward prob without scaling. Shorter answers, "
+                "--objective.scale std, or --objective.reward geometric_mean",
             )
         if self.strict and values.get("sampled_complete", values.get("closed")) == 0:
             self._tell(
                 "format",
                 "no trace of this step is in the right format, and this preset gives such traces "
                 "nothing, so nothing is learned. A longer --max-trace-length, or "
-                "--format-loss-coef 0.3, which teaches the closing tag",
+                "--objective.format-loss-coef 0.3, which teaches the closing tag",
             )
 
     def _warn_of_kinds(self, values: dict[str, float]) -> None:
