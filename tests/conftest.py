@@ -3,6 +3,7 @@
 import gc
 import os
 
+import datasets
 import pytest
 
 #: As the command has it where stderr is no terminal; tqdm reads it when it is imported.
@@ -12,7 +13,9 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
+        home = tmp_path_factory.mktemp("hf_home")
+        patch.setenv("HF_HOME", str(home))  # for processes
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
         yield
 
 

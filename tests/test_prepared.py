@@ -1,15 +1,20 @@
 """Token ids on the disk are those in memory, are made once, and serve a run like them."""
 
 import json
+import os
 
+import datasets
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import tiny
+from native_reasoning.config.errors import DataError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.data import load_examples, prepared, stored, workers
-from native_reasoning.data.prepared import Groups, examples_of, sizes_of
+from native_reasoning.data import load_examples, loading, tokens
 from native_reasoning.data.template import make_template
+from native_reasoning.data.tokens import Groups, examples_of, sizes_of
 from native_reasoning.rollout.schedule import data_hash, make_groups
 from native_reasoning.training.trainer import NRTTrainer
 
@@ -29,12 +34,22 @@ ROWS[9]["messages"].insert(0, {"role": "system", "content": " Be brief.\n"})
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """Small chunks in a cache of the test's own, without processes."""
-    monkeypatch.setattr(prepared, "CHUNK", 8)
-    for module in (prepared, stored):
+    """Few rows are many, in a file and a cache of the test's own, without processes."""
+    for module in (tokens, loading):
         monkeypatch.setattr(module, "SMALL", 20)
-    monkeypatch.setattr(workers, "cores", lambda: 1)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tokens, "_cores", lambda: 1)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A file of all rows."""
+    return write(tmp_path / "rows.jsonl", ROWS)
+
+
+def write(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
 
 
 @pytest.fixture
@@ -47,21 +62,21 @@ def config(tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """How many rows each chunk has that is encoded."""
-    counts, plain = [], prepared._table_of
+    """How many rows are encoded at a time."""
+    counts, plain = [], tokens._encode
 
-    def noted(rows):
-        table = plain(rows)
-        counts.append(len(table))
-        return table
+    def noted(examples, template):
+        columns = plain(examples, template)
+        counts.append(len(columns["prompt"]))
+        return columns
 
-    monkeypatch.setattr(prepared, "_table_of", noted)
+    monkeypatch.setattr(tokens, "_encode", noted)
     return counts
 
 
 def in_memory(rows, template, config, **options):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (prepared, stored):
+        for module in (tokens, loading):
             patch.setattr(module, "SMALL", 10_000)
         return make_groups(load_examples(rows), template, config, **options)
 
@@ -72,11 +87,11 @@ LIMITS = {"max_prompt_length": 55, "max_answer_length": 30}
 @pytest.mark.parametrize("limits", [{}, LIMITS], ids=["all fit", "some fit"])
 @pytest.mark.parametrize("context", [None, 575])
 @pytest.mark.parametrize("kind", ["chatml", "strict"])
-def test_groups_on_the_disk_are_those_in_memory(config, limits, context, kind):
+def test_groups_on_the_disk_are_those_in_memory(config, rows, limits, context, kind):
     core = tiny.byte_tokenizer() if kind == "chatml" else tiny.metaspace_tokenizer()
     template, settings = make_template(core), config(**limits)
-    groups, report = make_groups(load_examples(ROWS), template, settings, context)
-    expected, expected_report = in_memory(ROWS, template, settings, context=context)
+    groups, report = make_groups(load_examples(rows), template, settings, context)
+    expected, expected_report = in_memory(rows, template, settings, context=context)
     assert isinstance(groups, Groups)
     assert isinstance(expected, tuple)
     assert tuple(groups) == expected
@@ -93,8 +108,8 @@ def test_groups_on_the_disk_are_those_in_memory(config, limits, context, kind):
     ]
 
 
-def test_groups_are_a_sequence(config):
-    groups, _ = make_groups(load_examples(ROWS), TEMPLATE, config(**LIMITS))
+def test_groups_are_a_sequence(config, rows):
+    groups, _ = make_groups(load_examples(rows), TEMPLATE, config(**LIMITS))
     expected = tuple(groups)
     assert groups[3] == groups[3 - len(groups)] == expected[3]
     assert tuple(groups[4:20:3]) == expected[4:20:3]
@@ -108,10 +123,10 @@ def test_groups_are_a_sequence(config):
         groups[len(groups)]
 
 
-def test_part_of_the_examples_can_be_prepared(config):
-    data = load_examples(ROWS)
+def test_part_of_the_examples_can_be_prepared(rows):
+    data = load_examples(rows)
     some = data.examples[5:45]
-    found = prepared.prepare(some, TEMPLATE)
+    found = tokens.prepare(some, TEMPLATE)
     groups = found.groups(np.arange(0, 40, 3))
     assert isinstance(groups, Groups)
     assert [g.example.line for g in groups] == list(range(6, 46, 3))
@@ -122,25 +137,25 @@ def test_part_of_the_examples_can_be_prepared(config):
 # -- The cache -------------------------------------------------------------------------------------
 
 
-def test_ids_are_made_once(config, encoded):
-    first, _ = make_groups(load_examples(ROWS), TEMPLATE, config())
-    assert encoded == [8] * 6 + [2]
-    again, _ = make_groups(load_examples(ROWS), TEMPLATE, config())
-    assert encoded == [8] * 6 + [2]
+def test_ids_are_made_once(config, encoded, rows):
+    first, _ = make_groups(load_examples(rows), TEMPLATE, config())
+    assert encoded == [50]
+    again, _ = make_groups(load_examples(rows), TEMPLATE, config())
+    assert encoded == [50]
     assert tuple(again) == tuple(first)
 
 
-def test_other_limits_need_no_encoding_and_are_kept_to(config, encoded):
-    make_groups(load_examples(ROWS), TEMPLATE, config())
+def test_other_limits_need_no_encoding_and_are_kept_to(config, encoded, rows):
+    make_groups(load_examples(rows), TEMPLATE, config())
     encoded.clear()
-    groups, report = make_groups(load_examples(ROWS), TEMPLATE, config(**LIMITS))
+    groups, report = make_groups(load_examples(rows), TEMPLATE, config(**LIMITS))
     assert not encoded
-    assert (tuple(groups), report) == in_memory(ROWS, TEMPLATE, config(**LIMITS))
+    assert (tuple(groups), report) == in_memory(rows, TEMPLATE, config(**LIMITS))
 
 
 @pytest.mark.parametrize("other", ["tokens", "chat template", "system prompt", "boundary"])
-def test_another_template_has_ids_of_its_own(config, encoded, other):
-    make_groups(load_examples(ROWS), TEMPLATE, config())
+def test_another_template_has_ids_of_its_own(config, encoded, rows, other):
+    make_groups(load_examples(rows), TEMPLATE, config())
     core, options = tiny.byte_tokenizer(think=other == "tokens"), {}
     if other == "chat template":
         core.chat_template = tiny.R1
@@ -149,68 +164,74 @@ def test_another_template_has_ids_of_its_own(config, encoded, other):
     elif other == "boundary":
         options = {"boundary": "text"}
     template = make_template(core, **options)
-    groups, _ = make_groups(load_examples(ROWS), template, config())
-    assert encoded == ([8] * 6 + [2]) * 2
+    groups, _ = make_groups(load_examples(rows), template, config())
+    assert encoded == [50, 50]
     assert all(group == template.group(group.example) for group in groups)
 
 
-def test_only_new_texts_are_encoded(config, encoded, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, ROWS[:40])))
-    make_groups(load_examples(path), TEMPLATE, config())
-    encoded.clear()
-    path.write_text("\n".join(map(json.dumps, ROWS)))
-    make_groups(load_examples(path), TEMPLATE, config())
-    assert encoded == [8, 2]
+def test_the_ids_depend_on_the_merges_and_the_end_of_a_turn():
+    state = json.loads(tiny.byte_tokenizer().backend_tokenizer.to_str())
+    state["model"]["merges"].pop()
+    core = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|endoftext|>"
+    )
+    core.chat_template = tiny.CHATML
+    same = make_template(tiny.byte_tokenizer())
+    others = [make_template(core), make_template(tiny.byte_tokenizer(), extra_end_ids=(5,))]
+    assert tokens._depends(same) == tokens._depends(TEMPLATE)
+    assert all(tokens._depends(other) != tokens._depends(TEMPLATE) for other in others)
 
 
-def test_a_preparation_that_was_killed_goes_on(config, encoded, monkeypatch):
-    plain, written = prepared.write_table, []
+def test_an_encoding_that_was_interrupted_is_never_half(config, rows, monkeypatch):
+    plain, done = tokens._encode, []
 
-    def killed(path, table):
-        if len(written) == 3:
+    def killed(examples, template):
+        if len(done) == 3:
             raise KeyboardInterrupt
-        written.append(path)
-        plain(path, table)
+        done.append(examples)
+        return plain(examples, template)
 
+    monkeypatch.setattr(tokens, "_BATCH", 8)
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "write_table", killed)
+        patch.setattr(tokens, "_encode", killed)
         with pytest.raises(KeyboardInterrupt):
-            make_groups(load_examples(ROWS), TEMPLATE, config())
-    encoded.clear()
-    groups, _ = make_groups(load_examples(ROWS), TEMPLATE, config())
-    assert encoded == [8, 8, 8, 2]
-    assert tuple(groups) == in_memory(ROWS, TEMPLATE, config())[0]
+            make_groups(load_examples(rows), TEMPLATE, config())
+    groups, _ = make_groups(load_examples(rows), TEMPLATE, config())
+    assert tuple(groups) == in_memory(rows, TEMPLATE, config())[0]
 
 
-def test_a_damaged_file_is_made_again(config, encoded):
-    groups, _ = make_groups(load_examples(ROWS), TEMPLATE, config())
-    expected = tuple(groups)
-    path = groups.prepared.tables[2]
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    encoded.clear()
-    again, _ = make_groups(load_examples(ROWS), TEMPLATE, config())
-    assert encoded == [8]
-    assert tuple(again) == expected
-
-
-def test_processes_give_what_one_gives(config, monkeypatch):
-    monkeypatch.setattr(workers, "cores", lambda: 2)
-    groups, report = make_groups(load_examples(ROWS), TEMPLATE, config(**LIMITS))
+def test_processes_give_what_one_gives(config, rows, monkeypatch):
+    monkeypatch.setattr(tokens, "_cores", lambda: 2)
+    monkeypatch.setattr(tokens, "_ROWS_PER_PROCESS", 25)
+    groups, report = make_groups(load_examples(rows), TEMPLATE, config(**LIMITS))
     assert isinstance(groups, Groups)
-    assert (tuple(groups), report) == in_memory(ROWS, TEMPLATE, config(**LIMITS))
+    assert (tuple(groups), report) == in_memory(rows, TEMPLATE, config(**LIMITS))
+    assert len(list(rows.parent.rglob("cache-*_of_00002.arrow"))) == 2
+
+
+def test_a_killed_process_is_our_error(config, rows, monkeypatch):
+    monkeypatch.setattr(tokens, "_cores", lambda: 2)
+    monkeypatch.setattr(tokens, "_ROWS_PER_PROCESS", 25)
+    monkeypatch.setattr(tokens, "_encode", lambda *_: os._exit(9))
+    with pytest.raises(DataError, match="a process that encoded rows was killed"):
+        make_groups(load_examples(rows), TEMPLATE, config())
+
+
+def test_rows_in_memory_stay_there_however_many(config, encoded, tmp_path):
+    groups, _ = make_groups(load_examples(ROWS), TEMPLATE, config())
+    assert isinstance(groups, Groups)
+    assert tuple(groups) == in_memory(ROWS, TEMPLATE, config())[0]
+    assert not (tmp_path / "cache").exists()
 
 
 # -- A run -----------------------------------------------------------------------------------------
 
 
-def test_a_run_on_groups_from_the_disk_is_the_same_run(tmp_path):
+def test_a_run_on_groups_from_the_disk_is_the_same_run(tmp_path, rows):
     seen = []
     for place, most in (("memory", 10_000), ("disk", 20)):
         with pytest.MonkeyPatch.context() as patch:
-            for module in (prepared, stored):
+            for module in (tokens, loading):
                 patch.setattr(module, "SMALL", most)
             args = NRTConfig(
                 output_dir=str(tmp_path / place),
@@ -224,7 +245,9 @@ def test_a_run_on_groups_from_the_disk_is_the_same_run(tmp_path):
                 eval_num_generations=1,
                 report_to=[],
             )
-            trainer = NRTTrainer(tiny.tiny_model(), args, ROWS, ROWS, tiny.byte_tokenizer())
+            trainer = NRTTrainer(
+                tiny.tiny_model(), args, str(rows), str(rows), tiny.byte_tokenizer()
+            )
             assert isinstance(trainer.train_groups, Groups) is (place == "disk")
             trainer.train()
             metrics = trainer.evaluate()

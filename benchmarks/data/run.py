@@ -66,8 +66,8 @@ def prepare(path: str, model: str, out: str) -> None:
 
     from native_reasoning.config.nrt_config import NRTConfig
     from native_reasoning.data import load_examples
-    from native_reasoning.data.prepared import sizes_of
     from native_reasoning.data.template import make_template
+    from native_reasoning.data.tokens import sizes_of
     from native_reasoning.rollout.schedule import make_groups
 
     config = NRTConfig(output_dir=out, use_cpu=True, max_prompt_length=4096, max_answer_length=4096)

@@ -108,7 +108,7 @@ def early_warnings(data: Examples, config: NRTConfig) -> list[str]:
 
 def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
     """What tokenizer and configuration of a model add; its weights are not loaded."""
-    from native_reasoning.data.prepared import prepare
+    from native_reasoning.data.tokens import prepare
     from native_reasoning.model.policy import context_of, start_warning, warmup_warning
 
     folder, _ = model_folder(name)
@@ -144,7 +144,7 @@ def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
             "max_answer_length": config.max_answer_length,
             "fitting": int(fits.sum()),
         },
-        "example": doctor.rendered(prepared.group(first), template),
+        "example": doctor.rendered(template.group(data.examples[first]), template),
     }
 
 

@@ -6,14 +6,17 @@ one reason, with the first places where it happened.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from native_reasoning.config.errors import DataError
 from native_reasoning.data.rows import Example
+from native_reasoning.data.shapes import BadRow, Pair, Turns, missing_column_error
+from native_reasoning.data.sources import Row, Rows
 
-PLACES_SHOWN = 5
+_PLACES_SHOWN = 5
 
 
 class Reason(NamedTuple):
@@ -159,7 +162,7 @@ def with_dropped(report: DataReport, reason: str, lines: Iterable[int]) -> DataR
     old = [entry for entry in report.dropped if entry.reason == reason]
     count = len(new) + sum(entry.count for entry in old)
     places = [*(place for entry in old for place in entry.places), *new]
-    entry = Dropped(reason, count, tuple(places[:PLACES_SHOWN]))
+    entry = Dropped(reason, count, tuple(places[:_PLACES_SHOWN]))
     others = tuple(other for other in report.dropped if other.reason != reason)
     return replace(report, kept=report.kept - len(new), dropped=(*others, entry))
 
@@ -176,6 +179,13 @@ def no_usable_row(report: DataReport, detail: str = "") -> DataError:
     )
 
 
+def report_from(found: Mapping[str, Any]) -> DataReport:
+    """The report out of its ``asdict`` that went through JSON."""
+    dropped = (Dropped(d["reason"], d["count"], tuple(d["places"])) for d in found["dropped"])
+    shapes, unused = tuple(map(tuple, found["shapes"])), tuple(found["unused"])
+    return DataReport(**{**found, "dropped": tuple(dropped), "shapes": shapes, "unused": unused})
+
+
 def content_hash(examples: Iterable[Example]) -> str:
     """SHA-256 (hex) over prompts and answers in order; row numbers and file names do not count."""
     digest = hashlib.sha256()
@@ -183,3 +193,92 @@ def content_hash(examples: Iterable[Example]) -> str:
         text = json.dumps([example.prompt, example.answer], ensure_ascii=False)
         digest.update(text.encode() + b"\n")
     return digest.hexdigest()
+
+
+@dataclass
+class Tally:
+    """The running account of a source.
+
+    ``columns`` are the prompt's and the answer's that the caller named, if any, for messages;
+    ``strict`` makes the first bad row an error.
+    """
+
+    rows: Rows
+    columns: tuple[str | None, str | None] = (None, None)
+    strict: bool = False
+    unused: tuple[str, ...] | None = None
+    shapes: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    first_bad: dict[str, tuple[Row, BadRow]] = field(default_factory=dict)
+    prompts: set[bytes] = field(default_factory=set)
+    pairs: set[bytes] = field(default_factory=set)
+    repeated: int = 0
+
+    def keep(self, row: Row, pair: Pair, answer: str) -> None:
+        """Counts a usable row. Raises BadRow where an earlier one had its prompt and answer."""
+        prompt, both = _digest(pair.prompt), _digest(pair.prompt, answer)
+        if both in self.pairs:
+            raise BadRow("duplicate")
+        if self.unused is None:
+            self.unused = pair.unused(row.value)
+        self.repeated += prompt in self.prompts
+        self.prompts.add(prompt)
+        self.pairs.add(both)
+        self.shapes[pair.shape] += 1
+
+    def drop(self, row: Row, bad: BadRow) -> None:
+        """Counts a row that is left out, with its place. Raises DataError when ``strict``."""
+        if self.strict and bad.reason != "duplicate":
+            raise self._refused(row, bad)
+        old = self.dropped.get(bad.reason, Dropped(bad.reason, 0, ()))
+        places = (*old.places, row.place)[:_PLACES_SHOWN]
+        self.dropped[bad.reason] = Dropped(bad.reason, old.count + 1, places)
+        self.first_bad.setdefault(bad.reason, (row, bad))
+
+    def report(self) -> DataReport:
+        """The account when all rows are read. Raises DataError when there is no example."""
+        kept = self.shapes.total()
+        report = DataReport(
+            source=self.rows.source,
+            unit=self.rows.unit,
+            read=kept + sum(entry.count for entry in self.dropped.values()),
+            kept=kept,
+            dropped=tuple(self.dropped[reason] for reason in REASONS if reason in self.dropped),
+            repeated_prompts=self.repeated,
+            shapes=tuple(self.shapes.most_common()),
+            unused=self.unused or (),
+        )
+        if report.read == 0:
+            raise DataError(
+                f"{report.source} is empty",
+                why="training needs at least one question with its answer",
+                fix="write rows into it, or give another source",
+            )
+        if kept == 0:
+            worst = max(self.dropped.values(), key=lambda entry: entry.count)
+            row, bad = self.first_bad[worst.reason]
+            if bad.reason == "missing_column":
+                raise self._missing(row, bad)
+            raise no_usable_row(report, bad.detail)
+        return report
+
+    def _missing(self, row: Row, bad: BadRow) -> DataError:
+        where = f"{self.rows.source} (row {row.number}"
+        return missing_column_error(where, row.value, bad.detail, self.columns)
+
+    def _refused(self, row: Row, bad: BadRow) -> DataError:
+        """The error for the first bad row of a strict run."""
+        if bad.reason == "missing_column":
+            return self._missing(row, bad)
+        reason = REASONS[bad.reason]
+        return DataError(
+            f"{row.place} of {self.rows.source} {reason.text}{bad.detail and ': ' + bad.detail}",
+            why="strict was asked for, so every row must be usable",
+            fix=f"{reason.fix}; or leave strict out to count such rows and go on",
+        )
+
+
+def _digest(prompt: Turns, answer: str = "") -> bytes:
+    """A short fingerprint of the texts without surrounding white space."""
+    texts = [[role, text.strip()] for role, text in prompt]
+    return hashlib.blake2b(json.dumps([texts, answer]).encode(), digest_size=16).digest()

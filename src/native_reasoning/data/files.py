@@ -1,7 +1,7 @@
 """Readers of one file: each yields ``(number, unit, value, problem)`` per row.
 
 ``number`` is the line (JSON lines) or the row (everything else), from 1; ``problem`` is None or a
-reason of ``report.REASONS`` with a detail. Text files are UTF-8, with or without a byte-order mark.
+reason of ``account.REASONS`` with a detail. Text is UTF-8, with or without a byte-order mark.
 """
 
 import csv
@@ -24,38 +24,28 @@ def text_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
 
     Raises DataError naming line and byte where the file is not UTF-8.
     """
+    offset = 0
     with path.open("rb") as file:
-        yield from decoded(file, name)
-
-
-def decoded(lines: Iterable[bytes], name: str, offset: int = 0) -> Iterator[tuple[int, str]]:
-    """Lines as text, with their numbers from 1; ``offset`` is the byte where the first begins.
-
-    Raises DataError where one is not UTF-8.
-    """
-    for number, raw in enumerate(lines, start=1):
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            raise not_utf8(name, number, offset + error.start, raw) from None
-        yield number, text if offset else text.removeprefix("\ufeff")
-        offset += len(raw)
-
-
-def not_utf8(name: str, line: int, offset: int, raw: bytes) -> DataError:
-    """The error for a line that is not UTF-8 at byte ``offset`` of its file."""
-    utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-    encoding = "UTF-16" if utf16 else "WINDOWS-1252"
-    return DataError(
-        f"{name} is not UTF-8: line {line}, byte {offset} of the file",
-        why="its text would reach the model garbled",
-        fix=f"convert it, if it is {encoding}: iconv -f {encoding} -t UTF-8 {name} > fixed",
-    )
+        for number, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError as error:
+                encoding = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+                at = f"line {number}, byte {offset + error.start} of the file"
+                raise DataError(
+                    f"{name} is not UTF-8: {at}",
+                    why="its text would reach the model garbled",
+                    fix=f"convert it, if it is {encoding}: iconv -f {encoding} -t UTF-8 {name} "
+                    "> fixed",
+                ) from None
+            yield number, text if offset else text.removeprefix("\ufeff")
+            offset += len(raw)
 
 
 def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
     """One JSON value per line, blank lines skipped; one JSON list is read as such."""
-    if starts_a_list(path, name):
+    first = next((text for _, text in text_lines(path, name) if text.strip()), "")
+    if first.lstrip().startswith("["):
         try:
             document = json.loads("".join(text for _, text in text_lines(path, name)))
         except (ValueError, RecursionError):
@@ -64,12 +54,6 @@ def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
             yield from _document_rows(document)
             return
     yield from json_rows(text_lines(path, name))
-
-
-def starts_a_list(path: Path, name: str) -> bool:
-    """Whether the first line that is not blank begins a JSON list."""
-    first = next((text for _, text in text_lines(path, name) if text.strip()), "")
-    return first.lstrip().startswith("[")
 
 
 def json_rows(lines: Iterable[tuple[int, str]]) -> Iterator[RawRow]:

@@ -11,13 +11,17 @@ several columns (``Body+Question``), put one per line. A column with exactly tha
 
 import datetime
 import decimal
+import difflib
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from native_reasoning.config.errors import DataError
 
 Turns = tuple[tuple[str, str], ...]
 
@@ -45,7 +49,8 @@ _ROLES = {
 
 
 class BadRow(Exception):
-    """This row cannot be used: ``reason`` is a key of ``report.REASONS``, ``detail`` for people."""
+    """A row that cannot be used: ``reason`` is a key of ``account.REASONS``, ``detail`` is for
+    people."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason, self.detail = reason, detail
@@ -71,6 +76,12 @@ class Pair:
         """The columns for people: "question -> answer"."""
         columns = (self.prompt_column, self.answer_column)
         return " -> ".join(column for column in columns if column is not None)
+
+    def unused(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """The columns of the row that nothing was taken from."""
+        used = {self.prompt_column, self.answer_column or "", *self.prompt_column.split("+")}
+        used = {column.casefold() for column in used | {column.split(".")[0] for column in used}}
+        return tuple(str(column) for column in row if str(column).casefold() not in used)
 
 
 def read_row(row: Any, prompt_column: str | None = None, answer_column: str | None = None) -> Pair:
@@ -277,3 +288,97 @@ def _check(prompt: Turns, answer: str) -> None:
         "".join((answer, *(text for _, text in prompt))).encode()
     except UnicodeEncodeError as error:
         raise BadRow("unencodable", str(error.reason)) from None
+
+
+# -- Which column was probably meant ---------------------------------------------------------------
+
+# fmt: off
+_ANSWERS = (
+    "answer", "completion", "output", "response", "solution", "target", "reply", "label",
+    "chosen", "gold",
+)
+_PROMPTS = (
+    "question", "prompt", "instruction", "input", "problem", "query", "context", "title", "text",
+    "body",
+)
+# fmt: on
+_DEPTH = 3
+_NAMES_SHOWN = 12
+
+
+def missing_column_error(
+    where: str, row: Mapping[str, Any], missing: str, columns: tuple[str | None, str | None]
+) -> DataError:
+    """The error for a source whose rows lack the column ``missing``, first in ``row`` of ``where``;
+    ``columns`` are the prompt's and the answer's that were asked for, if any."""
+    (prompt_column, answer_column), names = columns, list(row)
+    has = ", ".join(str(name) for name in names[:_NAMES_SHOWN])
+    has += ", ..." if len(names) > _NAMES_SHOWN else ""
+    about_answer = missing == answer_column or missing in ("answer", "output")
+    if about_answer:
+        why = "training scores the reference answer, so every row needs one"
+        fix = _flag("--answer-column", missing, row, _ANSWERS)
+    else:
+        why = "the model thinks about the question, so every row needs one"
+        fix = _flag("--prompt-column", missing, row, _PROMPTS, prompt_column)
+        if answer_column is None and not any(lookup(row, name) for name in ANSWER_COLUMNS):
+            fix += " " + _flag("--answer-column", "answer", row, _ANSWERS)
+    return DataError(
+        f"column {missing!r} not found in {where} has: {has or 'no columns'})",
+        why=why,
+        fix=fix,
+    )
+
+
+def _flag(
+    flag: str, missing: str, row: Mapping[str, Any], known: Sequence[str], given: str | None = None
+) -> str:
+    """The option with the likeliest column, put in the place of the missing one in ``given``."""
+    column = likeliest(missing, row, known) or "NAME"
+    return f"{flag} {shlex.quote(column if given is None else given.replace(missing, column))}"
+
+
+def likeliest(missing: str, row: Mapping[str, Any], known: Sequence[str]) -> str | None:
+    """The column or path with a text (or chat turns) that is most like the missing one, or None.
+
+    First a slip of the pen, then a usual name, then a name that contains a usual one.
+    """
+    paths = list(_paths(row))
+    folded = {path.casefold(): path for path in reversed(paths)}
+    near = difflib.get_close_matches(missing.casefold(), folded, n=1, cutoff=0.75)
+    if near:
+        return folded[near[0]]
+    last = [(path.rpartition(".")[2].casefold(), path) for path in paths]
+    for name in known:
+        for word, path in last:
+            if word == name:
+                return path
+    for name in known:
+        for word, path in last:
+            if name in word:
+                return path
+    return None
+
+
+def _paths(value: Any, prefix: str = "", depth: int = _DEPTH) -> Iterator[str]:
+    """Names of columns with a text, outer ones first, then paths into the first of each list."""
+    if depth == 0:
+        return
+    if isinstance(value, list):
+        value = {"0": value[0]} if value else {}
+    if isinstance(value, Mapping):
+        yield from (f"{prefix}{name}" for name, inner in value.items() if _is_usable(inner))
+        for name, inner in value.items():
+            yield from _paths(inner, f"{prefix}{name}.", depth - 1)
+
+
+def _is_usable(value: Any) -> bool:
+    """Whether a flag may name it: one text or number, or chat turns; other lists differ in length
+    from row to row."""
+    if isinstance(value, list):
+        first = value[0] if value else None
+        return isinstance(first, Mapping) and ("role" in first or "from" in first)
+    try:
+        return bool(text_of(value))
+    except BadRow:
+        return False

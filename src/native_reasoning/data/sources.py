@@ -8,8 +8,9 @@ that read a file in blocks give up the whole file for one broken line.
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _METADATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_d
 class Row:
     """One raw row. ``number`` counts from 1; ``place`` is for people: "line 7", "b.csv row 7".
 
-    ``problem`` is None, or a reason of ``report.REASONS`` and a detail: then there is no ``value``.
+    ``problem`` is None, or a reason of ``account.REASONS`` and a detail: then there is no value.
     """
 
     number: int
@@ -41,14 +42,15 @@ class Row:
 class Rows:
     """The rows of one source, read as they are asked for, once.
 
-    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row". ``lines`` is the
-    file where all of it is one file of JSON lines.
+    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row". ``identity`` gives
+    what changes when the source does: path, size and times of its files, or the fingerprint of a
+    ``datasets.Dataset``; None for rows in memory.
     """
 
     source: str
     unit: str
     rows: Iterator[Row]
-    lines: Path | None = None
+    identity: Callable[[], Any] | None = None
 
 
 def load_rows(source: object, *, split: str | None = None) -> Rows:
@@ -86,8 +88,14 @@ def _numbered(values: Iterable[Any]) -> Iterator[Row]:
 
 def _file_rows(path: Path, name: str) -> Rows:
     reader = _reader(path, name)
-    lines = path if path.suffix.lower() in (".jsonl", ".ndjson") else None
-    return Rows(name, "row" if lines is None else "line", _read(path, name, reader), lines)
+    unit = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "row"
+    return Rows(name, unit, _read(path, name, reader), partial(_stamps, [path]))
+
+
+def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int, int]]:
+    """What changes when a file is written to."""
+    found = ((path.resolve(), path.stat()) for path in files)
+    return [(str(path), at.st_size, at.st_mtime_ns, at.st_ctime_ns) for path, at in found]
 
 
 def _read(path: Path, name: str, reader: Reader) -> Iterator[Row]:
@@ -95,16 +103,11 @@ def _read(path: Path, name: str, reader: Reader) -> Iterator[Row]:
         for number, unit, value, problem in reader(path, name):
             yield Row(number, f"{unit} {number}", value, problem)
     except OSError as error:
-        raise unreadable(name, error) from error
-
-
-def unreadable(name: str, error: OSError) -> DataError:
-    """The error for a file that the system does not let us read."""
-    return DataError(
-        f"{name} cannot be read: {error.strerror or error}",
-        why="no row of it was seen",
-        fix="check that the file is whole and that you may read it",
-    )
+        raise DataError(
+            f"{name} cannot be read: {error.strerror or error}",
+            why="no row of it was seen",
+            fix="check that the file is whole and that you may read it",
+        ) from error
 
 
 def _reader(path: Path, name: str) -> Reader:
@@ -160,7 +163,7 @@ def _folder_rows(path: Path, name: str, split: str | None) -> Rows:
         wanted = _pick_split(split, sorted(names), name)
         files = [file for file in files if splits[file] == wanted]
         name = f"{name} [{wanted}]"
-    return Rows(name, "row", _chained(files, path))
+    return Rows(name, "row", _chained(files, path), partial(_stamps, files))
 
 
 def _chained(files: list[Path], root: Path) -> Iterator[Row]:
@@ -268,4 +271,4 @@ def _dataset_rows(data: object, name: str, split: str | None) -> Rows:
             "[data[i] for i in range(len(data))]",
         )
     _refuse_split(split, name)
-    return Rows(name, "row", _numbered(data.with_format(None)))
+    return Rows(name, "row", _numbered(data.with_format(None)), lambda: data._fingerprint)

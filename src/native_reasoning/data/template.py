@@ -21,9 +21,15 @@ from native_reasoning.data.boundary import (
     token_boundary,
     without_added_tokens,
 )
-from native_reasoning.data.chat_template import PLAIN_CHAT_TEMPLATE, answered, split_responses
-from native_reasoning.data.frames import Frames, Pieces
+from native_reasoning.data.chat_template import (
+    PLAIN_CHAT_TEMPLATE,
+    Frames,
+    Pieces,
+    answered,
+    split_responses,
+)
 from native_reasoning.data.rows import Example, PromptGroup, Traces
+from native_reasoning.data.words import UnsafeWord, make_words
 
 
 class Template:
@@ -47,6 +53,7 @@ class Template:
         tags = () if boundary.closes_by_text else boundary.close_ids
         self.control_ids = control_ids(tokenizer, end_ids) | {*tags}
         self.plain = without_added_tokens(tokenizer)
+        self.words = make_words(tokenizer, self.plain, self.control_ids)
         self.frames = Frames(tokenizer)
         # as they stand behind the tag: alone they may be other tokens
         behind = self.encode([(boundary.close_text + boundary.gap, False)])
@@ -61,14 +68,7 @@ class Template:
         pieces are encoded one by one, user text by a copy of the tokenizer that has no added
         tokens. Raises TemplateError if a control token comes out of user text even so.
         """
-        encoded = self.tokenizer(
-            "".join(text for text, _ in pieces),
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-        )
-        ids: list[int] = encoded["input_ids"]
-        offsets = zip(ids, encoded["offset_mapping"], strict=True)
-        controls = [span for token, span in offsets if token in self.control_ids]
+        ids, controls = self._encoded("".join(text for text, _ in pieces))
         end = 0
         for text, from_user in pieces:
             start, end = end, end + len(text)
@@ -76,7 +76,19 @@ class Template:
             left, right = end - len(text.lstrip()), start + len(text.rstrip())
             if from_user and any(begin < right and stop > left for begin, stop in controls):
                 return self._encode_apart(pieces)
-        return tuple(ids)
+        return ids
+
+    def _encoded(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """A text's ids, and from where to where each control token among them stands."""
+        if self.words is not None:
+            try:
+                return self.words.encode(text)
+            except UnsafeWord:
+                pass
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        spans = zip(ids, offsets, strict=True)
+        return tuple(ids), [span for token, span in spans if token in self.control_ids]
 
     def _encode_apart(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
         ids: list[int] = []

@@ -1,8 +1,8 @@
-"""Byte-level BPE by whole words: the tokenizer's own ids for ASCII text, several times sooner.
+"""Byte-level BPE by chunks: the tokenizer's own ids, eight times sooner.
 
-A byte-level BPE cuts a text into words by a regular expression and encodes each word by itself, so
-the ids of a word can be kept. In ASCII text the expression means the same here as there; any other
-text, and any tokenizer that is not of ``_KNOWN`` kinds, is left to the tokenizer.
+Such a tokenizer cuts a text into words by a regular expression and encodes each by itself. Most
+words come again, so ids are kept: of chunks, which end only where all the known expressions cut,
+whatever stands before and behind. A chunk that is new is encoded by the tokenizer.
 """
 
 import json
@@ -11,100 +11,106 @@ from array import array
 from collections.abc import Set
 from typing import Any
 
+from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 _KEPT = 1 << 17
 _LONGEST = 64
 
-_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
-_DIGITS = r"'(?:[sdmt]|ll|ve|re)| ?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+|\s+(?![^\s0-9])|\s+"
 _LLAMA3 = (
-    r"'(?:[sdmtSDMT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{1,3}"
-    r"| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3_SOURCE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-#: What a tokenizer cuts by, and the same for ASCII: GPT-2, SmolLM2, Llama 3, Qwen 2 and 3.
-_KNOWN: dict[tuple[str, ...], str] = {
-    ("bytes",): _GPT2,
-    ("digits", "bytes"): _DIGITS,
-    (_LLAMA3_SOURCE, "plain bytes"): _LLAMA3,
-    (_LLAMA3_SOURCE.replace(r"\p{N}{1,3}", r"\p{N}"), "plain bytes"): _LLAMA3.replace(
-        "[0-9]{1,3}", "[0-9]"
-    ),
-}
+_QWEN = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+#: How a tokenizer cuts: GPT-2, SmolLM2, Llama 3, Qwen 2 and 3.
+_KNOWN = (("bytes",), ("digits", "bytes"), (_LLAMA3, "plain bytes"), (_QWEN, "plain bytes"))
+
+#: A chunk ends between two ASCII characters that are no white space: before a single space, behind
+#: a single newline, or behind a letter that no other letter follows; or where the text ends.
+_CHUNKS = re.compile(
+    r" ?[A-Za-z]+(?=[!-@\[-`{-~]| [!-~]|\Z)"
+    r"| ?[!-~]+(?:(?= [!-~])|\n(?=[!-~])|\Z)"
+    r"|.+?(?:(?<=[!-~])(?= [!-~])|(?<=[!-~]\n)(?=[!-~])|\Z)",
+    re.DOTALL,
+).findall
 
 
 class UnsafeWord(Exception):
-    """A word that the model itself turns into a control token."""
+    """A chunk that the model itself turns into a control token."""
 
 
 class Words(dict[str, bytes]):
-    """The ids of each word seen, as uint32 in the machine's order; a new one is encoded."""
+    """The ids of each chunk seen, as uint32 in the machine's order; a new one is encoded.
+
+    ``plain`` is the tokenizer without its added tokens.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, control_ids: Set[int], pattern: str
+        self, tokenizer: PreTrainedTokenizerFast, plain: Tokenizer, control_ids: Set[int]
     ) -> None:
         super().__init__()
-        self.backend, self.control_ids = tokenizer.backend_tokenizer, control_ids
+        self.plain, self.control_ids = plain, control_ids
         added = tokenizer.added_tokens_decoder
-        self.controls = {token.content for i, token in added.items() if i in control_ids}
-        for i, token in added.items():
-            self[token.content] = array("I", [i]).tobytes()
-        self.added = dict(self)
-        longest_first = sorted(map(re.escape, self.added), key=len, reverse=True)
-        self.cut = re.compile(f"({'|'.join(longest_first)})") if longest_first else None
-        self.words = re.compile(pattern, re.ASCII).findall
+        self.added = {token.content: i for i, token in added.items()}
+        # a tokenizer looks for its added tokens in two passes, for the longest at each place
+        passes = ([t.content for t in added.values() if t.normalized is n] for n in (False, True))
+        self.cuts = [
+            re.compile(f"({'|'.join(map(re.escape, sorted(texts, key=len, reverse=True)))})")
+            for texts in passes
+            if texts
+        ]
 
-    def __missing__(self, word: str) -> bytes:
-        ids = self.backend.encode(word, add_special_tokens=False).ids
+    def __missing__(self, chunk: str) -> bytes:
+        ids = self.plain.encode(chunk, add_special_tokens=False).ids
         if not self.control_ids.isdisjoint(ids):
-            raise UnsafeWord(word)
+            raise UnsafeWord(chunk)
         encoded = array("I", ids).tobytes()
-        if len(word) <= _LONGEST:
+        if len(chunk) <= _LONGEST:
             if len(self) >= _KEPT:
                 self.clear()
-                self.update(self.added)
-            self[word] = encoded
+            self[chunk] = encoded
         return encoded
 
-    def encode(self, text: str) -> tuple[bytes, int]:
-        """The ids of an ASCII text, and how many of them are control tokens.
+    def encode(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """The ids of a text, and from where to where each control token among them stands.
 
         Raises UnsafeWord.
         """
-        if self.cut is None:
-            return b"".join(map(self.__getitem__, self.words(text))), 0
-        parts, controls = self.cut.split(text), 0
-        if len(parts) == 1:
-            return b"".join(map(self.__getitem__, self.words(text))), 0
-        found = []
+        parts = [text]  # text, token, text, token, ..., text
+        for cut in self.cuts:
+            cuts = ([part] if i % 2 else cut.split(part) for i, part in enumerate(parts))
+            parts = [piece for pieces in cuts for piece in pieces]
+        found, controls, end = list[bytes](), list[tuple[int, int]](), 0
         for i, part in enumerate(parts):
-            if i % 2:
-                controls += part in self.controls
-                found.append(self.added[part])
-            else:
-                found.extend(map(self.__getitem__, self.words(part)))
-        return b"".join(found), controls
+            start, end = end, end + len(part)
+            if i % 2 == 0:
+                found += map(self.__getitem__, _CHUNKS(part))
+                continue
+            token = self.added[part]
+            found.append(array("I", [token]).tobytes())
+            if token in self.control_ids:
+                controls.append((start, end))
+        return tuple(array("I", b"".join(found))), controls
 
 
-def make_words(tokenizer: PreTrainedTokenizerFast, control_ids: Set[int]) -> Words | None:
-    """The words of a tokenizer that cuts ASCII text in a known way, else None."""
-    if array("I").itemsize != 4:
-        return None
+def make_words(
+    tokenizer: PreTrainedTokenizerFast, plain: Tokenizer, control_ids: Set[int]
+) -> Words | None:
+    """The words of a tokenizer that cuts in a known way, else None."""
     added = tokenizer.added_tokens_decoder.values()
+    backend = tokenizer.backend_tokenizer
     if any(token.lstrip or token.rstrip or token.single_word for token in added):
         return None
-    backend = tokenizer.backend_tokenizer
-    if not isinstance(backend.model, BPE) or backend.model.dropout:
+    if tokenizer.split_special_tokens or not isinstance(backend.model, BPE):
         return None
-    if _state(backend.normalizer) not in (None, {"type": "NFC"}):
+    normal = _state(backend.normalizer)
+    if normal is not None and (normal != {"type": "NFC"} or any(t.normalized for t in added)):
         return None
-    pattern = _KNOWN.get(tuple(map(_kind, _steps(_state(backend.pre_tokenizer)))))
-    return None if pattern is None else Words(tokenizer, control_ids, pattern)
+    kinds = tuple(map(_kind, _steps(_state(backend.pre_tokenizer))))
+    if backend.model.dropout or kinds not in _KNOWN:
+        return None
+    return Words(tokenizer, plain, control_ids)
 
 
 def _state(part: Any) -> dict[str, Any] | None:

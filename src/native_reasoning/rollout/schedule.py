@@ -23,10 +23,9 @@ from native_reasoning.data import (
     with_dropped,
 )
 from native_reasoning.data.account import no_usable_row
-from native_reasoning.data.prepared import examples_of, prepare
 from native_reasoning.data.rows import PromptGroup
-from native_reasoning.data.stored import line_of
 from native_reasoning.data.template import Template
+from native_reasoning.data.tokens import examples_of, prepare
 from native_reasoning.rollout.noise import ORDER, uniforms
 
 Rows = tuple[int | None, ...]
@@ -74,7 +73,7 @@ def make_groups(
 ) -> tuple[Sequence[PromptGroup], DataReport]:
     """Every example in token ids, numbered anew, and the report with what did not fit: the limits
     of ``config``, and the model's ``context`` with a full trace. More than 5,000 examples are read
-    from the disk as they are looked at (prepared.py).
+    from the disk as they are looked at (tokens.py).
 
     Raises DataError if nothing is left.
     """
@@ -85,7 +84,7 @@ def make_groups(
     for row, size in enumerate(sizes):
         reason = "refused_by_template" if size[0] < 0 else limits.misfit(*size)
         if reason:
-            lines.setdefault(reason, []).append(line_of(data.examples, row))
+            lines.setdefault(reason, []).append(data.examples[row].line)
         else:
             kept.append(row)
     report = data.report

@@ -11,8 +11,8 @@ from transformers import TrainerState
 
 from native_reasoning.config.errors import warn
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.data.prepared import sizes_of
 from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.tokens import sizes_of
 from native_reasoning.model.policy import warmup_warning
 from native_reasoning.objective.custom import RewardFunctions
 from native_reasoning.objective.types import Verdict
