@@ -42,7 +42,6 @@ PLACE = {room: place for place, room in enumerate(ROOMS)}
 NAMES = 12
 
 
-
 def of(path: Path) -> str:
     """The dotted name of a file, ``scoring.head``; that of a room's ``__init__`` is the room's."""
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")

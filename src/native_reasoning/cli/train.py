@@ -322,7 +322,7 @@ def _fit(trainer: Any, plan: Plan) -> None:
 
 def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
     """Saves and measures what was trained; where a signal stopped it, what there is time for."""
-    from native_reasoning.cli.summary import result_of, show_result
+    from native_reasoning.cli.output import result_of, show_result
     from native_reasoning.records.trackers import end_runs
 
     final, stopped = Path(plan.out) / "final", trainer.checkpoints.signals.received
@@ -370,7 +370,7 @@ def _end_live_line(trainer: Any) -> None:
 def _dry_run(plan: Plan, nowhere: str, as_json: bool) -> int:
     """Makes one step of full length, and says what the whole run comes to."""
     from native_reasoning.cli.inputs import refused_by_libraries
-    from native_reasoning.cli.summary import plan_of, show_plan
+    from native_reasoning.cli.output import plan_of, show_plan
     from native_reasoning.config.recipe import make_config
     from native_reasoning.training.parts import full_step
 
