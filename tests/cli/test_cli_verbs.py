@@ -30,7 +30,7 @@ def test_eval_of_a_model(model, held_out, nrt):
     code, text, _ = nrt(*command, "--eval-num-generations", "3", "--show", "1")
     assert code == 0
     assert text.startswith("question 1:\n  | What is 5 + 0?\ntrace (")
-    assert "accuracy maj" in text
+    assert "accuracy of the majority" in text
     assert "2 questions" in text
     code, text, _ = nrt(*command, "--eval-num-generations", "3", "--show", "2", "--json")
     result = json.loads(text)

@@ -61,7 +61,7 @@ class Metric:
     def label(self) -> str:
         """The name in words."""
         words = self.name.removeprefix("eval_").removesuffix("_seconds").replace("_", " ")
-        return words.replace("no think", "without thinking")
+        return words.replace("no think", "without thinking").replace("maj", "of the majority")
 
     def text(self, value: float) -> str:
         """A value as people read it: ``25.0 %``, ``+0.051``."""
