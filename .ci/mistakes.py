@@ -1,4 +1,4 @@
-"""A newcomer's mistakes: each ends with exit code 2 and three lines that say what, why and what to do.
+"""A newcomer's mistakes: each ends with exit code 2 and three lines: what, why, fix.
 
 Runs in an empty folder, in an environment with the runtime dependencies alone: a package that only
 the tests bring is missed here.

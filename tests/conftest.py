@@ -1,5 +1,5 @@
-"""What every test has: a cache of prepared rows of its own, a short collection of garbage, no clock,
-and an end to the processes that it started, should it fail."""
+"""What every test has: a cache of prepared rows of its own, a short collection of garbage, no
+clock, and an end to the processes that it started, should it fail."""
 
 import gc
 import multiprocessing

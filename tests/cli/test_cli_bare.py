@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import venv
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
