@@ -177,26 +177,21 @@ def page() -> str:
     ]  # fmt: skip
     memory = read("memory/results.json")
     if memory:
-        lines += ["", *predicted(memory)]
+        lines += ["", *peaks(memory)]
     return "\n".join(lines) + "\n"
 
 
-def predicted(memory: dict[str, Any]) -> list[str]:
-    """What `nrt check` says of memory, beside what was measured."""
-    cells = [
-        [name, f"{cell['predicted'] / 1e9:.2f}", f"{cell['measured'] / 1e9:.2f}",
-         f"{cell['ratio']:.2f}"]
-        for name, cell in memory.items() if isinstance(cell, dict) and "ratio" in cell
-    ]  # fmt: skip
+def peaks(memory: dict[str, Any]) -> list[str]:
+    """What training takes at its peak."""
+    cells = [[name, f"{cell['measured'] / 1e9:.2f}"] for name, cell in memory.items()]
     return [
         "## Memory",
         "",
-        "`python benchmarks/memory/run.py --model SMOLLM2`: the peak resident set that "
-        "`nrt check` predicts, in GB, and the one that two steps had, each setting in a process of "
-        "its own, on the model above (*100M*: a hundred million parameters, *real*: SmolLM2-135M). "
-        "The goal is a ratio of 0.75 to 1.25. One run.",
+        "`python benchmarks/memory/run.py --model SMOLLM2`: the peak resident set of two steps in "
+        "GB, each setting in a process of its own, on the model above (*100M*: a hundred million "
+        "parameters, *real*: SmolLM2-135M). One run. `nrt train ... --dry-run` measures yours.",
         "",
-        *table(["setting", "predicted", "measured", "ratio"], cells),
+        *table(["setting", "peak"], cells),
     ]
 
 

@@ -34,14 +34,14 @@ ROOMS = (
 PLACE = {room: place for place, room in enumerate(ROOMS)}
 #: What is not yet as it shall be.
 NAMES = 12
-CROWDED = {"data": 22, "rollout": 13, "records": 16, "demo": 13, "cli": 23}
+CROWDED = {"data": 22, "rollout": 13, "records": 16, "demo": 13, "cli": 18, "training": 13}
 BACKWARD = {
     ("config.checks", "objective.credit"),
     ("config.checks", "objective.rewards"),
     ("config.nrt_config", "objective.credit"),
 }
 CIRCLES = {("cli.suite", "cli.evaluate")}
-TWICE = {"demo", "report", "suite", "needs", "tables", "answers"}
+TWICE = {"measure", "demo", "report", "suite", "needs", "tables", "answers"}
 
 
 def of(path: Path) -> str:

@@ -19,6 +19,7 @@ from native_reasoning.data import load_examples
 from native_reasoning.model.policy import load_policy
 from native_reasoning.records.folder import read_config, read_metrics
 from native_reasoning.report.runs import load_run
+from native_reasoning.rollout.schedule import make_schedule, total_steps
 from tiny import STRICT, byte_tokenizer, metaspace_tokenizer, tiny_model
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -59,11 +60,11 @@ TWIN = [
 # fmt: on
 
 
-def plan(capsys, *arguments: str) -> dict:
-    """What ``nrt train --plan`` prints as JSON."""
-    capsys.readouterr()
-    assert main(["train", *map(str, arguments), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+def resolved(path: Path, **changed) -> NRTConfig:
+    """A recipe's settings, for a machine with or without a GPU."""
+    settings = read_recipe(path, given=("bf16",)) | changed
+    kept = {k: v for k, v in settings.items() if k not in ("model", "data", "eval_data")}
+    return make_config(kept, use_cpu=True)
 
 
 def conversations(count: int) -> list[dict]:
@@ -104,91 +105,43 @@ def prepare(monkeypatch, rows: list[dict], *arguments: str) -> int:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_resolves_without_network_model_or_data(recipe, capsys, monkeypatch, tmp_path):
+def test_every_recipe_resolves_without_network_model_or_data(recipe, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = plan(capsys, recipe, "--plan", "1")
-    given = yaml.safe_load(recipe.read_text("utf-8"))
-    for name in ("model", "data"):
-        assert found[name] == given[name]
-    for name, value in given.items():
-        if name in found["settings"]:
-            assert found["settings"][name] == value
-    assert found["prompts_per_step"] == (
+    config, given = resolved(recipe), yaml.safe_load(recipe.read_text("utf-8"))
+    assert {"model", "data"} <= given.keys()
+    for name, value in config.resolved().items():
+        assert given.get(name, value) == value
+    assert make_schedule(0, config, 1).prompts == (
         given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
     )
-    assert found["steps"] == given["max_steps"]
+    assert config.max_steps == given["max_steps"]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", TULU)
-def test_the_papers_runs_have_the_released_settings(name, capsys):
-    settings = read_recipe(FOLDER / f"{name}.yaml", given=("bf16",))
-    own = {key: value for key, value in settings.items() if key not in ("model", "data")}
-    config = make_config({k: v for k, v in own.items() if k != "eval_data"}, use_cpu=True)
+def test_the_papers_runs_have_the_released_settings(name):
+    config = resolved(FOLDER / f"{name}.yaml")
     assert {key: getattr(config, key) for key in RELEASED} == RELEASED
-    found = plan(capsys, FOLDER / f"{name}.yaml", "--plan", "8")
-    counted = {key: found[key] for key in ("prompts_per_step", "updates_per_rollout", "rollouts")}
-    assert counted == {"prompts_per_step": 64, "updates_per_rollout": 4, "rollouts": 810}
-    assert (found["prompts_per_rollout"], found["traces_per_rollout"]) == (256, 2048)
-    # one epoch: 810 steps in the paper's counting are rollouts, four of ours each
-    assert (found["steps"], found["prompts"], found["warmup_steps"]) == (3240, 207_360, 324)
-    assert config.save_steps == 100 * found["updates_per_rollout"]
+    schedule = make_schedule(0, config, 8)
+    assert (schedule.prompts, schedule.minibatches, schedule.passes) == (64, 4, 1)
+    # one epoch: 810 steps in the paper's counting are rollouts of 256 prompts, four of our steps
+    steps = total_steps(schedule, config)
+    assert (steps, steps * schedule.prompts, config.get_warmup_steps(steps)) == (3240, 207_360, 324)
+    assert config.save_steps == 100 * schedule.minibatches
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 16])
-def test_other_numbers_of_gpus_as_the_recipe_says(ranks, capsys):
-    numbers = ["--gradient-accumulation-steps", 64 // ranks, "--steps-per-generation", 256 // ranks]
-    found = plan(capsys, FOLDER / f"{TULU[0]}.yaml", *numbers, "--plan", ranks)
-    assert (found["prompts_per_step"], found["prompts_per_rollout"]) == (64, 256)
+def test_other_numbers_of_gpus_as_the_recipe_says(ranks):
+    numbers = {"gradient_accumulation_steps": 64 // ranks, "steps_per_generation": 256 // ranks}
+    schedule = make_schedule(0, resolved(FOLDER / f"{TULU[0]}.yaml", **numbers), ranks)
+    assert (schedule.prompts, schedule.prompts * schedule.minibatches) == (64, 256)
 
 
 def test_the_papers_runs_differ_in_the_model_alone():
     pages = [yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8")) for name in TULU]
     assert len({page.pop("model") for page in pages}) == 3
     assert pages[0] == pages[1] == pages[2]
-
-
-def test_the_plan_says_that_preset_and_flags_count(capsys):
-    recipe = FOLDER / f"{TULU[0]}.yaml"
-    for preset in ("nrt-ws-released", "sft"):
-        found = plan(capsys, recipe, "--plan", "8", "--preset", preset)
-        objective = found["settings"]["resolved_objective"]
-        assert objective["clip"] == PRESETS[preset].settings.clip
-    assert found["traces_per_rollout"] == found["most_tokens_sampled_per_rollout"] == 0
-    found = plan(capsys, recipe, "--plan", "8", "--num-iterations", "2", "--max-steps", "-1")
-    assert (found["updates_per_rollout"], found["steps"], found["prompts"]) == (8, None, None)
-
-
-def test_the_plan_as_text(capsys):
-    assert main(["train", str(FOLDER / f"{TULU[0]}.yaml"), "--plan", "8"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    told = {name.strip(): rest.strip() for name, _, rest in (x.partition("  ") for x in lines)}
-    assert told["steps"] == "3,240, 324 of them warm-up"
-    assert told["prompts per rollout"] == "256; 810 in the run, with 207,360 prompts"
-    assert told["sampled per rollout"] == "2,048 traces, at most 4,194,304 tokens"
-    assert told["longest row"].startswith("10,240 tokens")
-    assert "  | adam_epsilon: 1.0e-15" in lines
-    assert not any(line.endswith(" null") for line in lines if not line.startswith("  |   "))
-    assert main(["train", str(FOLDER / f"{TULU[0]}.yaml"), "--plan", "8", "--max-steps=-1"]) == 0
-    assert "3 epochs of the data" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("flags", "first", "fix"),
-    [
-        (["--plan", "0"], "error: --plan 0", "--plan 8"),
-        (["--plan", "8", "--dry-run"], "error: --plan with --dry-run", "leave one"),
-        (["--plan", "8", "--preset", "nrt-w"], "error: unknown preset 'nrt-w'", "nrt presets"),
-        (["--plan", "8", "--steps-per-generation", "9"], "error: steps_per_generation 9", "make"),
-    ],
-)
-def test_a_plan_that_cannot_be_is_told_in_three_lines(flags, first, fix, capsys):
-    assert main(["train", str(FOLDER / f"{TULU[0]}.yaml"), *flags]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith(first)
-    assert lines[1].startswith("  why: ")
-    assert lines[2].startswith(f"  fix: {fix}")
 
 
 # -- Data ------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Predicted beside measured peak memory of training: ``python benchmarks/memory/run.py``.
+"""Peak memory of training: ``python benchmarks/memory/run.py``.
 
-Each setting trains two steps in a process of its own (CPU, float32, all lengths forced), whose peak
-resident set is set against ``cli/memory.py``. Random Llamas of 17 M and of 100 M parameters, and,
-with ``--model FOLDER``, a real model. *ratio* is predicted over measured.
+Each setting trains two steps in a process of its own (CPU, float32, all lengths forced), and its
+peak resident set is taken. Random Llamas of 17 M and of 100 M parameters, and, with ``--model
+FOLDER``, a real model.
 """
 
 import argparse
@@ -79,8 +79,6 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
     import torch
 
     from native_reasoning import NRTConfig, NRTTrainer
-    from native_reasoning.cli.memory import predict
-    from native_reasoning.cli.needs import load_of, shape_of
 
     torch.set_num_threads(1)  # two wait for each other where others compute
     args = NRTConfig(
@@ -109,20 +107,10 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
         rows = speed.rows(regime, STEPS * setting.batch * setting.steps)
         tokenizer = speed.tokenizer()
         trainer = NRTTrainer(policy(setting.model), args, rows, processing_class=tokenizer)
-    trainer.engine.stop = lambda ids: None
-    shape, load = shape_of(trainer.model), load_of(args, trainer.train_groups, cpu=True)
-    memory = predict(shape, load)
     began = peak()
-    trainer.train()
-    return {
-        "predicted": memory.total,
-        "measured": peak(),
-        "before_a_model": process,
-        "before_training": began,
-        "parts": asdict(memory),
-        "shape": asdict(shape),
-        "load": asdict(load),
-    }
+    with trainer.engine.to_the_limit():
+        trainer.train()
+    return {"measured": peak(), "before_a_model": process, "before_training": began}
 
 
 def words(setting: Setting) -> list[dict[str, str]]:
@@ -142,11 +130,8 @@ def compare(name: str, model: str | None) -> dict[str, Any]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(order, env=env, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    total, ratio = found["predicted"], round(found["predicted"] / found["measured"], 3)
-    print(
-        f"{name:22} {total / 1e9:6.2f} {found['measured'] / 1e9:6.2f} GB {ratio:6.2f}", flush=True
-    )
-    return {"ratio": ratio, **found, "setting": asdict(SETTINGS[name])}
+    print(f"{name:22} {found['measured'] / 1e9:6.2f} GB", flush=True)
+    return {**found, "setting": asdict(SETTINGS[name])}
 
 
 def main() -> None:
@@ -163,7 +148,6 @@ def main() -> None:
         print(json.dumps(found), file=stdout, flush=True)
         return
     names = given.only or [n for n in SETTINGS if given.model or SETTINGS[n].model != "real"]
-    print(f"{'setting':20} predicted measured    ratio")
     results = {name: compare(name, given.model) for name in names}
     if given.write:
         if given.only:  # beside what was measured before

@@ -1,4 +1,4 @@
-"""nrt chat and nrt serve: what goes where, a real terminal, and the server's command."""
+"""nrt chat: what goes where, and a real terminal."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import re
 import sys
 
 from cli_helpers import SOURCE
-from native_reasoning.cli import serve
 from native_reasoning.cli.chat import HELP, Ways, command, likely
 from native_reasoning.demo import base_path
 
@@ -119,29 +118,3 @@ def read_until(screen: int, mark: str) -> str:
     while not shown.endswith(mark):
         shown += os.read(screen, 4096).decode()
     return shown
-
-
-# -- nrt serve -------------------------------------------------------------------------------------
-
-
-def test_serving_is_the_command_of_a_server(nrt, monkeypatch):
-    _, out, _ = nrt("serve", BASE, "--port", "9000", "--dry-run")
-    assert out.split()[1:] == [
-        *("-m", "transformers.cli.transformers", "serve", BASE),
-        *("--host", "127.0.0.1", "--port", "9000"),
-    ]
-    _, out, _ = nrt("serve", BASE, "--vllm", "--dry-run")
-    assert "--reasoning-parser deepseek_r1" in out
-    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
-    code, _, err = nrt("serve", BASE, "--vllm")
-    assert code == 2
-    assert "vllm is not installed" in err
-
-
-def test_an_adapter_is_not_served(nrt, tmp_path):
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "base", "task_type": None})
-    )
-    code, _, err = nrt("serve", tmp_path)
-    assert code == 2
-    assert "is an adapter" in err

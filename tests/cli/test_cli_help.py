@@ -90,7 +90,7 @@ def test_public_door():
 
 
 def test_errors_of_the_door_are_all_errors():
-    from native_reasoning.config.nrt_config import errors
+    from native_reasoning.config import errors
 
     classes = {name for name, value in vars(errors).items() if name.endswith("Error")}
     assert classes <= set(native_reasoning.__all__)

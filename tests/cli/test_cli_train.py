@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli_helpers import LENGTHS, SMALL, start, sums, write_rows
+from cli_helpers import SMALL, start, sums, write_rows
 from native_reasoning.records.folder import read_config, read_held_out, read_metrics
 
 
@@ -125,13 +125,9 @@ def test_dry_run_writes_nothing(model, data, tmp_path, nrt, monkeypatch):
     code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, "--dry-run", "--json")
     outlook = json.loads(text)
     assert outlook["first_prompt"]["prompt"].endswith("<think>")
-    assert outlook["memory"]["total"] > 16 * outlook["parameters"]
-    assert outlook["memory"]["copies"] == 0
-    dry = ("--dry-run", "--json", "--preset", "nover")  # a first policy, a lagging one, answers
-    code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, *dry)
-    more = json.loads(text)["memory"]
-    assert more["copies"] == 2 * more["weights"]
-    assert more["activations"] > 1.5 * outlook["memory"]["activations"]
+    assert outlook["memory"] > 16 * outlook["parameters"]
+    assert outlook["seconds_per_step"] > 0
+    assert outlook["steps"] == 2
 
 
 def test_recipe_then_flags_and_a_folder_of_its_own(model, data, tmp_path, nrt, monkeypatch):
@@ -281,13 +277,3 @@ def test_an_adapter_is_trained_resumed_and_asked_before_it_is_merged(
     code, _, err = nrt("train", "--out", out, "--resume")
     assert code == 0, err
     assert (out / "final" / "model.safetensors").read_bytes() == merged
-
-
-def test_check_counts_what_an_adapter_trains(model, data, nrt):
-    totals = {}
-    for name, flags in {"whole": [], "adapter": ["--use-peft"]}.items():
-        code, text, err = nrt("check", data, "--model", model, *LENGTHS, *flags, "--json")
-        assert code == 0, err
-        totals[name] = json.loads(text.splitlines()[-1])["memory"]
-    assert totals["adapter"]["optimizer"] < totals["whole"]["optimizer"]
-    assert totals["adapter"]["weights"] > totals["whole"]["weights"]

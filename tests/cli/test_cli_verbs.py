@@ -64,7 +64,6 @@ def test_check_with_a_model_shows_boundaries_and_tokens(model, data, held_out, n
     assert "<|im_start|>user" in text
     assert "  | 0<|im_end|>" in text
     assert "boundary              new: '<think>' '</think>', new tokens" in text
-    assert "memory to train       about " in text
     assert "3 rows, 0 of them in training" in text
     (warning,) = text.partition("\nwarnings:\n")[2].splitlines()
     assert "<think> and </think> are new to this model" in warning

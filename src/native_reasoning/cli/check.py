@@ -7,7 +7,6 @@ from typing import Any
 from native_reasoning.cli import doctor
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.inputs import load_data, model_folder
-from native_reasoning.cli.needs import lower_warning, memory_report, memory_text
 from native_reasoning.cli.output import (
     indented,
     quiet_libraries,
@@ -39,7 +38,7 @@ def run(parsed: Parsed) -> int:
         shared = doctor.overlap(data.examples, held_out.examples)
         found["eval_data"] = {"rows": len(held_out), "overlap": len(shared), "lines": shared[:5]}
     if own["model"]:
-        found |= with_model(own["model"], data, config, bool(parsed.settings.get("use_cpu")))
+        found |= with_model(own["model"], data, config)
     found["warnings"] = warnings_of(found, config)
     if found["question_columns"] and config.prompt_column is None:
         found["warnings"].insert(0, doctor.left_out_warning(found["question_columns"], data.report))
@@ -107,9 +106,8 @@ def early_warnings(data: Examples, config: NRTConfig) -> list[str]:
     return [where + line for line in _about_answers(found, config)]
 
 
-def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[str, Any]:
-    """What tokenizer and configuration of a model add; its weights are not loaded. ``cpu``: it will
-    be trained there even if there is a GPU."""
+def with_model(name: str, data: Examples, config: NRTConfig) -> dict[str, Any]:
+    """What tokenizer and configuration of a model add; its weights are not loaded."""
     from native_reasoning.data.prepared import prepare
     from native_reasoning.model.policy import context_of, start_warning, warmup_warning
 
@@ -122,7 +120,6 @@ def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[
     prompts, answers = prepared.prompt_sizes, prepared.answer_sizes
     short = (prompts <= config.max_prompt_length) & (answers <= config.max_answer_length)
     fits = shown & short
-    fitting = prepared.groups(fits.nonzero()[0])
     first = int((fits if fits.any() else shown).argmax())
     boundary = template.boundary
     longest = int((prompts + answers)[fits].max(initial=0)) + config.max_trace_length
@@ -145,9 +142,8 @@ def with_model(name: str, data: Examples, config: NRTConfig, cpu: bool) -> dict[
             "answers_too_long": int((answers > config.max_answer_length).sum()),
             "max_prompt_length": config.max_prompt_length,
             "max_answer_length": config.max_answer_length,
-            "fitting": len(fitting),
+            "fitting": int(fits.sum()),
         },
-        **(memory_report(model, config, fitting, cpu) if fitting else {"memory": None}),
         "example": doctor.rendered(prepared.group(first), template),
     }
 
@@ -186,9 +182,6 @@ def _about_rows(found: Mapping[str, Any]) -> list[str]:
             f"{other['overlap']} of {other['rows']} held-out questions are training questions too "
             f"({unit} {', '.join(map(str, other['lines']))} of the held-out data)"
         )
-    if found.get("memory") and found["memory_lower"] is not None:
-        total, there = found["memory"]["total"], found["memory_there"]
-        lines.append(lower_warning(total, there, found["memory_lower"]))
     return [*lines, *found["about_rows"]]
 
 
@@ -256,23 +249,20 @@ def show_found(found: Mapping[str, Any]) -> None:
     else:
         show("\nno warnings")
     if "model" not in found:
-        show("--model M adds lengths in tokens, boundaries and memory")
+        show("--model M adds lengths in tokens and boundaries")
 
 
 def _model_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    boundary, memory = found["boundary"], found["memory"]
+    boundary = found["boundary"]
     how = {
         "existing": "think tokens of the tokenizer (if the weights show that they were trained)",
         "new": "new tokens",
         "text": "plain text, which servers will not split off",
     }[boundary["mode"]]
-    rows = [
+    return [
         ["model", f"{found['model']} ({found['parameters']:,} parameters)"],
         ["boundary", f"{boundary['mode']}: {boundary['open']!r} {boundary['close']!r}, {how}"],
     ]
-    if found["tokens"]["fitting"]:
-        rows.append(["memory to train", memory_text(memory)])
-    return rows
 
 
 def _show_lengths(found: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What can be known of data before training: lengths, leaks, kinds of answers, memory."""
+"""What can be known of data before training: lengths, leaks, kinds of answers."""
 
 import hashlib
 import re
@@ -178,8 +178,7 @@ def percentiles(values: Sequence[int]) -> dict[str, int]:
 
 
 def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
-    """The template and an empty model of a hub id or folder: its weights are not loaded. It has an
-    adapter where ``config`` asks for one, without rows of new tokens.
+    """The template and an empty model of a hub id or folder: its weights are not loaded.
 
     Whether think tokens of the tokenizer were trained shows only in the weights; here it is
     believed. Raises PolicyError or TemplateError.
@@ -189,7 +188,6 @@ def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
 
     from native_reasoning.config.errors import PolicyError
     from native_reasoning.data.template import make_template
-    from native_reasoning.model.adapters import add_adapter, lora_config
     from native_reasoning.model.policy import load_tokenizer, read_text
 
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
@@ -215,8 +213,6 @@ def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
             why="it says how large the model is",
             fix="give a folder with config.json, or a hub id",
         ) from None
-    if (adapter := lora_config(config)) is not None:
-        add_adapter(model, adapter, (), config.seed)
     return template, model
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from native_reasoning.cli.doctor import rendered
-from native_reasoning.cli.needs import memory_text, training_memory
+from native_reasoning.cli.doctor import bytes_text, rendered
 from native_reasoning.cli.output import indented, show, show_table
 from native_reasoning.records.folder import read_metrics
+from native_reasoning.records.progress import clock_text
 
 #: Keys of evaluate.held_out.summarise for people, and how they are written.
 ROWS = (
@@ -117,34 +117,34 @@ def show_result(result: Mapping[str, Any]) -> None:
 # -- Before training ------------------------------------------------------------------------------
 
 
-def plan_of(trainer: Any, out: str, steps: int) -> dict[str, Any]:
-    """What a run would do."""
-    args, groups = trainer.args, trainer.train_groups
-    settings = args.resolved_objective()
-    boundary = trainer.template.boundary
+def plan_of(trainer: Any, args: Any) -> dict[str, Any]:
+    """What a run with these ``args`` would do; ``trainer`` has those of a dry run."""
+    from native_reasoning.rollout.schedule import make_schedule, total_steps
+
+    groups, template = trainer.train_groups, trainer.template
+    schedule = make_schedule(len(groups), args)
+    sampled = args.resolved_objective().traces == "sampled"
     return {
-        "run": out,
         "model": trainer.model.config.name_or_path,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "device": str(args.device),
         "rows": len(groups),
         "eval_rows": len(trainer.eval_groups),
         "preset": args.preset,
-        "traces_per_prompt": args.num_generations if settings.traces == "sampled" else 0,
-        "prompts_per_step": trainer.schedule.prompts,
-        "steps": steps,
-        "boundary": boundary.mode,
-        "think": [boundary.open_text, boundary.close_text],
+        "traces_per_prompt": args.num_generations if sampled else 0,
+        "prompts_per_step": schedule.prompts,
+        "steps": total_steps(schedule, args),
+        "boundary": template.boundary.mode,
+        "think": [template.boundary.open_text, template.boundary.close_text],
         "layouts": list(trainer.layouts),
-        "memory": training_memory(trainer.model, args, groups, cpu=args.device.type == "cpu"),
-        "first_prompt": rendered(groups[0], trainer.template),
+        "first_prompt": rendered(groups[0], template),
     }
 
 
 def show_plan(outlook: Mapping[str, Any]) -> None:
     """What a run would do, as text on stdout."""
-    memory = outlook["memory"]
     evaluated = f", {outlook['eval_rows']} held out" if outlook["eval_rows"] else ", none held out"
+    seconds, memory = outlook["seconds_per_step"], outlook["memory"]
     rows = [
         ["model", f"{outlook['model']} ({outlook['parameters']:,} parameters)"],
         ["device", outlook["device"]],
@@ -154,8 +154,13 @@ def show_plan(outlook: Mapping[str, Any]) -> None:
         ["prompts per step", str(outlook["prompts_per_step"])],
         ["steps", str(outlook["steps"])],
         ["boundary", f"{outlook['boundary']}: {' '.join(map(repr, outlook['think']))}"],
-        ["memory", memory_text(memory)],
         ["run folder", outlook["run"]],
+        ["a step of full length", f"{seconds:.3g} s, measured"],
+        [
+            "all steps",
+            f"at most about {clock_text(seconds * outlook['steps'])}, without evaluations",
+        ],
+        ["memory at its peak", "not measured here" if memory is None else bytes_text(memory)],
     ]
     show_table(["", ""], rows)
     show("first row, as the model sees it:")

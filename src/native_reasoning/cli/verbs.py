@@ -99,13 +99,13 @@ VERBS = {
         ),
         Verb(
             "check",
-            "look at a data file before training: shape, example, lengths, leaks, memory",
+            "look at a data file before training: shape, example, lengths, leaks",
             "Says what would be read from a data file and what would not, and warns of what goes "
             "wrong later.\nOnly the tokenizer and the configuration of --model are loaded.",
             "check",
             ("DATA", "", _DATA),
             (
-                Flag("--model", "hub id or folder: lengths in tokens, boundaries, memory", "M"),
+                Flag("--model", "hub id or folder: lengths in tokens, boundaries", "M"),
                 Flag("--eval-data", "held-out questions: looks for overlap", "F"),
                 _JSON,
             ),
@@ -137,13 +137,9 @@ VERBS = {
                     kind="maybe",
                 ),
                 Flag(
-                    "--plan",
-                    "say what the settings come to on N processes; load and write nothing",
-                    "N",
-                ),
-                Flag(
                     "--dry-run",
-                    "load data and model, say what would happen, write nothing",
+                    "make one step of full length, say what it took and what would happen; write "
+                    "nothing",
                     kind="switch",
                 ),
                 _JSON,
@@ -201,22 +197,6 @@ VERBS = {
                 "nrt chat runs/first --question 'What is 2 + 2?' --reference 4 --traces 4",
                 "nrt chat runs/first --no-think --json",
             ),
-        ),
-        Verb(
-            "serve",
-            "serve a model over HTTP, by transformers' or vLLM's own server",
-            "Finds the saved model of a run, says which command serves it, and runs that in its "
-            "place. Thinking\ncomes apart from the answer (docs/using-the-model.md).",
-            "serve",
-            ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
-            (
-                Flag("--host", "address to listen on (127.0.0.1)", "HOST"),
-                Flag("--port", "port to listen on (8000)", "N"),
-                Flag("--vllm", "by vLLM instead of transformers", kind="switch"),
-                Flag("--dry-run", "only say which command it is", kind="switch"),
-            ),
-            (),
-            ("nrt serve runs/first", "nrt serve runs/first --port 9000", "nrt serve M --vllm"),
         ),
         Verb(
             "report",

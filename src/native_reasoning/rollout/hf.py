@@ -5,8 +5,8 @@ rows leave the batch, and each token is drawn by inverting the cumulative distri
 stateless uniform number (noise.py, pick.py).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,6 +81,15 @@ class HFEngine:
     def ready(self) -> AbstractContextManager[None]:
         """See ``RolloutEngine``: the weights are the policy's own."""
         return nullcontext()
+
+    @contextmanager
+    def to_the_limit(self) -> Generator[None]:
+        """Inside, no trace ends before ``max_tokens``: the longest rollout that there can be."""
+        stop, self.stop = self.stop, lambda ids: None
+        try:
+            yield
+        finally:
+            self.stop = stop
 
     def rollout(
         self,

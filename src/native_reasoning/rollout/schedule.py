@@ -4,6 +4,7 @@ The schedule is a pure function of (number of rows, settings, step): no sampler 
 a resumed run needs none, and every rank knows the whole step.
 """
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -213,6 +214,13 @@ def make_schedule(rows: int, args: NRTConfig, ranks: int | None = None) -> Sched
         minibatches=args.steps_per_rollout(),
         passes=args.num_iterations,
     )
+
+
+def total_steps(schedule: Schedule, args: NRTConfig) -> int:
+    """Optimiser steps of a whole run."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * schedule.steps_per_epoch)
 
 
 @lru_cache(maxsize=4)
