@@ -1,5 +1,5 @@
-"""What every test has: a cache of prepared rows of its own, a short collection of garbage, no
-clock, and an end to the processes that it started, should it fail."""
+"""What every test has: a cache of prepared rows of its own, a short collection of garbage, neither
+clock nor slow disk, and an end to the processes that it started, should it fail."""
 
 import gc
 import multiprocessing
@@ -37,6 +37,14 @@ def _started_processes_are_known():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess.Popen, "__init__", init)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _power_never_fails():
+    """A checkpoint waits twenty times for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda file: None)
         yield
 
 

@@ -2,7 +2,7 @@
 
 This file runs the README, tests/slow/test_pages_run.py all other pages. What cannot be run here is
 marked in its page, ``<!-- not run: why -->`` above the block; its commands are parsed all the same,
-and a training is planned (``--plan``), so that flags, settings and recipes exist.
+and the settings of a training are read, so that flags, settings and recipes exist.
 """
 
 import re
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from doc_blocks import COMMAND, PAGES, ROOT, SHELL, Block, blocks_of, nrt_words
-from native_reasoning.cli import main
 from native_reasoning.cli.flags import build, parse
+from native_reasoning.cli.train import make_plan
 from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config.nrt_config import NRTConfig
 from run_pages import make_place, run_page
@@ -36,7 +36,7 @@ def test_a_block_of_commands_says_that_it_is_one(block: Block):
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.why is not None], ids=identity)
-def test_commands_that_are_not_run_could_be(block: Block, tmp_path, monkeypatch, capsys):
+def test_commands_that_are_not_run_could_be(block: Block, tmp_path, monkeypatch):
     assert len(block.why) > 10, "say why"
     if block.language == "python":
         compile(block.text, block.name, "exec")
@@ -51,11 +51,10 @@ def test_commands_that_are_not_run_could_be(block: Block, tmp_path, monkeypatch,
                 assert (ROOT / word).exists(), word
         if arguments is None or "..." in arguments or arguments[0] == "VERB":
             continue
-        verb = VERBS[arguments[0]]
-        if verb.name == "train" and "--resume" not in arguments:
-            assert main([*arguments, *([] if "--plan" in arguments else ["--plan", "8"])]) == 0
-        else:
-            assert parse(verb, arguments[1:]) is not None
+        parsed = parse(VERBS[arguments[0]], arguments[1:])
+        assert parsed is not None
+        if arguments[0] == "train" and "--resume" not in arguments:
+            make_plan(parsed)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identity)
