@@ -41,7 +41,7 @@ RESULTS = Path(__file__).with_suffix(".json")
 STEPS, SAVE_STEPS = 30, 3
 PAGE = 4096
 #: Files of a checkpoint that are ours, written last.
-OURS = ("limits.json", "skipped.json", "checksums.json")
+OURS = ("kept.json", "checksums.json")
 #: How often a kill that came too late is tried again.
 TRIES = 10
 #: Seconds before a command has loaded what it needs.
@@ -55,7 +55,7 @@ COMMON = [
 KINDS = {
     "on-policy": ["--preset", "nrt-ws"],
     "off-policy": [
-        "--preset", "nover", "--filter", "ema_std", "--filter-coef", "0.5",
+        "--preset", "nover", "--objective.filter", "ema_std", "--objective.filter-coef", "0.5",
         "--steps-per-generation", "4", "--num-iterations", "2",
     ],
 }
@@ -63,7 +63,7 @@ KINDS = {
 FILES = (
     "traces/*", ".saving/*/config.json", ".saving/*/model.safetensors",
     ".saving/*/tokenizer.json", ".saving/*/optimizer.pt", ".saving/*/scheduler.pt",
-    ".saving/*/rng_state.pth", ".saving/*/trainer_state.json", ".saving/*/limits.json",
+    ".saving/*/rng_state.pth", ".saving/*/trainer_state.json", ".saving/*/kept.json",
     ".saving/*/checksums.json",
 )
 # fmt: on
@@ -450,7 +450,7 @@ def main() -> int:
         found = {name: parts[name]() for name in names}
     failed = [name for name in names if not SOUND[name](found[name])]
     if given.write:
-        from native_reasoning.records.manifest import versions
+        from native_reasoning.records.folder import versions
         from native_reasoning.training.resume import machine
 
         about = {**machine(1), **versions(), "seed": given.seed}

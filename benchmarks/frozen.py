@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from native_reasoning import NRTConfig, NRTTrainer
-from native_reasoning.demo import base_path
-from native_reasoning.demo.tasks import make_rows
+from native_reasoning.demo import base_path, make_rows
 from native_reasoning.scoring.judges import Judges
 
 RESULTS = Path(__file__).with_suffix(".json")

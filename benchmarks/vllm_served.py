@@ -2,7 +2,7 @@
 ``python benchmarks/vllm_served.py FOLDER [QUESTION ...]``; ``make vllm-check`` trains a folder.
 
 The server gets ``--reasoning-parser deepseek_r1`` and nothing of this package. Greedy answers,
-whole and streamed, are held against transformers' greedy tokens from the same folder: the same
+whole and streamed, are compared with transformers' greedy tokens from the same folder: the same
 prompt, the thinking apart from the answer, no tag and no end-of-turn token in either, and an end at
 the end-of-turn token. What is asked must get a thought, an answer and an end, or nothing would be
 checked. Prints JSON; exits with 1 where something differs.

@@ -29,7 +29,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 autodoc_member_order = "bysource"
-# Tables that nrt lab writes begin with a smaller heading; pages of one objective are reached from
+# Tables of benchmarks/lab begin with a smaller heading; pages of one objective are reached from
 # their table. tests/test_docs.py sees to it that every other page stands in the index.
 suppress_warnings = ["myst.header", "toc.not_included"]
 

@@ -3,12 +3,11 @@
 A test compares the page with what this would write.
 """
 
-from dataclasses import fields
 from pathlib import Path
 
-from native_reasoning.cli.headings import OPTION_GROUPS
+from native_reasoning.cli.flags import common_flags, setting_flags
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.options import GROUPS
 
 FILE = Path(__file__).parent / "cli.md"
 NOTE = "<!-- written by docs/make_cli.py -->"
@@ -24,7 +23,10 @@ EXIT_CODES = """| exit code | |
 | 130, 143 | stopped by Ctrl-C or SIGTERM, saved; `--resume` goes on |"""
 SETTINGS = """Every setting is a flag of `nrt train`, a line of a recipe (`num_generations: 8`)
 and a field of `NRTConfig` (`NRTConfig(num_generations=8)`). Those that a verb lists under
-*settings* are its flags too. A default of *preset* is what the preset says: `nrt presets NAME`."""
+*settings* are its flags too. Values stand in square brackets, the default in round ones.
+
+`--objective.NAME` takes the place of one setting of the preset (`nrt presets NAME` lists them):
+`objective: {clip: none}` in a recipe, `NRTConfig(objective={"clip": "none"})` in Python."""
 
 
 def cell(text: object) -> str:
@@ -39,7 +41,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def flag_row(flag: Flag) -> list[str]:
-    """A flag of a verb's own and its sentence."""
+    """A flag and its sentence."""
     taken = {"switch": "", "bool": " [BOOL]", "maybe": f" [{flag.metavar}]"}
     return [f"`{flag.name}{taken.get(flag.kind, f' {flag.metavar}')}`", flag.help]
 
@@ -68,28 +70,6 @@ def anchor(title: str) -> str:
     return "".join(c for c in title.lower() if c.isalnum() or c in " -_").replace(" ", "-")
 
 
-def setting_rows(names: tuple[str, ...]) -> list[list[str]]:
-    """Options of ours: flag, default, values and sentence."""
-    by_name = {f.name: f for f in fields(NRTOptions)}
-    rows = []
-    for name in names:
-        option, preset = by_name[name], OPTION_GROUPS["objective"] + PRESET_DETAILS
-        default = option.default
-        if default is None:
-            is_preset = name in preset and name not in ("objective", "reward_funcs")
-            shown = "preset" if is_preset and name != "reward_weights" else ""
-        else:
-            shown = f"`{str(default).lower() if isinstance(default, bool) else default!r}`"
-        choices = option.metadata["choices"]
-        text = option.metadata["help"]
-        text += f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
-        rows.append([f"`--{name.replace('_', '-')}`", shown, text])
-    return rows
-
-
-PRESET_DETAILS = OPTION_GROUPS["objective, in detail"]
-
-
 def page() -> str:
     """The whole page."""
     verbs = table(
@@ -98,16 +78,12 @@ def page() -> str:
     parts = [NOTE, "# Commands", INTRODUCTION, verbs, EXIT_CODES]
     parts += [verb_text(verb) for verb in VERBS.values()]
     parts += ["## Settings", SETTINGS]
-    for title, names in OPTION_GROUPS.items():
-        header = ["flag", "default", "what"]
-        parts += [f"### {title}", table(header, setting_rows(names))]
-    told = [
-        [f"`--{name.replace('_', '-')}`", text]
-        for name, text in COMMON_ARGUMENTS.items()
-        if name != "output_dir"
-    ]
+    header = ["flag", "what"]
+    for title in GROUPS:
+        parts += [f"### {title}", table(header, list(map(flag_row, setting_flags(title))))]
     note = "Those that are set most, with their defaults; every other field is accepted too."
-    parts += ["### transformers' TrainingArguments", note, table(["flag", "what"], told)]
+    told = table(header, list(map(flag_row, common_flags())))
+    parts += ["### transformers' TrainingArguments", note, told]
     return "\n\n".join(parts) + "\n"
 
 

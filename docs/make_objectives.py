@@ -6,7 +6,7 @@ pages with what this would write.
 
 from pathlib import Path
 
-from native_reasoning.cli.presets import COLUMNS, command, setting_rows, table_row
+from native_reasoning.cli.show import COLUMNS, command, setting_rows, table_row
 from native_reasoning.config.methods import METHODS, differences
 from native_reasoning.config.papers import PRESETS, Preset
 
@@ -14,9 +14,9 @@ FOLDER = Path(__file__).parent / "objectives"
 NOTE = "<!-- written by docs/make_objectives.py -->"
 INTRODUCTION = """Every preset is a choice of settings of one computation
 ([settings.py](../../src/native_reasoning/config/settings.py)); each can be changed by itself:
-`nrt train --preset verifree --beta 0.001`. A rival has two forms: its own recipe, and `@shared`,
-which takes only f and the answer weight from it and all else from `nrt-ws`. `-paper` has the
-exact answer weights, `-released` no clip."""
+`nrt train --preset verifree --objective.beta 0.001`. A rival has two forms: its own recipe, and
+`@shared`, which takes only f and the answer weight from it and all else from `nrt-ws`. `-paper`
+has the exact answer weights, `-released` no clip."""
 LEGEND = """f: what a trace is worth. R_base: the empty trace's worth, and with whose weights.
 answer: what a reference token weighs. policy tokens: sampled tokens with policy gradient, ŷ a
 sampled answer. KL: coefficient. bad format: what happens to a trace without its tag, + the loss on

@@ -11,7 +11,7 @@ is a partial verifier: it knows that a trace which ends with the answer's digit 
 
 From the command line, in this folder (``--reward-funcs`` likewise, beside any ``--preset``)::
 
-    nrt train --objective custom_objective:hardest_token --model M --data qa.jsonl
+    nrt train --objective-func custom_objective:hardest_token --model M --data qa.jsonl
 """
 
 import sys

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-BASE = Path(__file__).parents[1] / "src" / "native_reasoning" / "lab" / "base"
+BASE = Path(__file__).parents[1] / "src" / "native_reasoning" / "demo" / "base"
 STEPS, QUESTIONS, TRACES, LEARNING_RATE = 70, 16, 8, 5e-4
 MAX_TRACE, MAX_ANSWER = 16, 20
 FORMAT_COEF = 0.3

@@ -5,12 +5,14 @@ from pathlib import Path
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.demo import base_path, make_rows
 from native_reasoning.training.trainer import NRTTrainer
+from tiny import folded
 
 ROWS = make_rows("short_answer", "train", 12, seed=5)
 
 
 def lab_trainer(folder: Path, callbacks=None, rows=ROWS, **arguments) -> NRTTrainer:
-    """A trainer at 3 prompts x 4 traces a step; ``arguments`` are settings, or the trainer's."""
+    """A trainer at 3 prompts x 4 traces a step; ``arguments`` are settings, those of
+    the objective by their own name, or the trainer's."""
     given = {name: arguments.pop(name) for name in ("objective_fn", "funcs") if name in arguments}
     settings = {
         "preset": "nrt-ws",
@@ -29,7 +31,7 @@ def lab_trainer(folder: Path, callbacks=None, rows=ROWS, **arguments) -> NRTTrai
     }
     return NRTTrainer(
         str(base_path()),
-        NRTConfig(output_dir=str(folder), **settings),
+        NRTConfig(output_dir=str(folder), **folded(settings)),
         rows,
         objective=given.get("objective_fn"),
         reward_funcs=given.get("funcs", ()),

@@ -110,9 +110,7 @@ def made_run(
     """
     run = RunFolder.create(folder, resume=False)
     settings = {"preset": "nrt-ws", "model": "tiny/model", "data": "qa.jsonl", "max_steps": steps}
-    run.write_config(
-        {**settings, **(config or {})}, data_hash=data_hash, seed=0, command=["nrt", "train"]
-    )
+    run.write_config({**settings, **(config or {})}, data_hash=data_hash, seed=0)
     for step in range(1, steps + 1):
         named = {name: _at(value, step) for name, value in {**METRICS, **(metrics or {})}.items()}
         run.append_metrics(

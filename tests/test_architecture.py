@@ -4,11 +4,17 @@ import ast
 import sys
 from collections import Counter
 from functools import cache
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, to which pytest brings it
+    import tomli as tomllib
 
 SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -34,14 +40,10 @@ ROOMS = (
 PLACE = {room: place for place, room in enumerate(ROOMS)}
 #: What is not yet as it shall be.
 NAMES = 12
-CROWDED = {"data": 22, "rollout": 13, "records": 16, "demo": 13, "cli": 18, "training": 13}
-BACKWARD = {
-    ("config.checks", "objective.credit"),
-    ("config.checks", "objective.rewards"),
-    ("config.nrt_config", "objective.credit"),
-}
+CROWDED = {"data": 22, "rollout": 13, "cli": 15, "training": 13}
+LONG = {"trainer.py": 410}
 CIRCLES = {("cli.suite", "cli.evaluate")}
-TWICE = {"measure", "demo", "report", "suite", "needs", "tables", "answers"}
+TWICE = {"suite", "needs", "answers"}
 
 
 def of(path: Path) -> str:
@@ -93,8 +95,7 @@ def test_a_room_imports_only_rooms_before_it(path):
     if room == "__init__":  # the door of the package imports late
         return
     for other in imports(path):
-        forward = PLACE[other.partition(".")[0]] <= PLACE[room]
-        assert forward or (of(path), other) in BACKWARD, f"{of(path)} imports {other}"
+        assert PLACE[other.partition(".")[0]] <= PLACE[room], f"{of(path)} imports {other}"
 
 
 def test_nothing_imports_in_a_circle():
@@ -121,7 +122,7 @@ def test_no_two_modules_have_one_name():
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_files_functions_and_parameter_lists_stay_short(path):
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= LONG.get(path.name, 400)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
@@ -137,7 +138,7 @@ def test_files_functions_and_parameter_lists_stay_short(path):
 #: Whoever runs what imports them has them: verl, vLLM, DeepSpeed, and trackers of `report_to`.
 BROUGHT = {"verl", "omegaconf", "tensordict", "transfer_queue", "vllm", "trl", "deepspeed"}
 BROUGHT |= {"wandb", "trackio"}
-EXTRAS = ("", "eval", "peft", "qlora")
+EXTRAS = ("eval", "peft", "qlora")
 
 
 def packages(tree: ast.AST) -> set[str]:
@@ -157,12 +158,10 @@ def packages(tree: ast.AST) -> set[str]:
 @cache
 def importable() -> set[str]:
     """Names that pyproject.toml's dependencies, and the extras for users, bring by themselves."""
-    asked = [Requirement(line) for line in requires("native-reasoning")]
-    wanted = {
-        _same(one.name)
-        for one in asked
-        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in EXTRAS)
-    }
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = (project["optional-dependencies"][name] for name in EXTRAS)
+    asked = chain(project["dependencies"], *extras)
+    wanted = {_same(Requirement(line).name) for line in asked}
     # bitsandbytes has a folder of its own here: Makefile, .qlora
     found = {
         name for name, from_ in packages_distributions().items() if wanted & {*map(_same, from_)}

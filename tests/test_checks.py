@@ -7,25 +7,27 @@ from itertools import pairwise
 
 import pytest
 
-from native_reasoning.config.checks import LOG_PROBABILITIES, RANGES, UNREAD, check_sampling
+from native_reasoning.config.checks import CHANGEABLE, LOG_PROBABILITIES, RANGES, check_sampling
+from native_reasoning.config.checks import REFUSED as REFUSED_ARGUMENTS
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.config.options import OF_COLOCATE, OF_SERVER, NRTOptions
+from native_reasoning.config.options import NRTOptions
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config
+from native_reasoning.config.settings import SETTINGS
+from tiny import folded
 
 REFUSED = [
     ({"clip": "rellu"}, "clip is 'rellu' (did you mean 'relu'?)"),
     ({"num_generations": 1}, "num_generations is 1"),
     ({"preset": "rlpr", "num_generations": 1}, "num_generations is 1"),
-    ({"preset": "sft", "reward": "logp"}, "a reward 'logp' with preset 'sft'"),
+    ({"preset": "sft", "reward": "logp"}, "objective.reward is 'logp' with preset 'sft'"),
     (
         {"preset": "sft", "reward_funcs": "a:b"},
         "a reward of your own (reward_funcs) with preset 'sft'",
     ),
     ({"preset": "sft-think", "answer_gate": "relu"}, "answer_gate is 'relu'"),
-    ({"reward": "exact_match"}, "reward 'exact_match' with policy_tokens 'trace_tag'"),
-    ({"length_reward": 0.5}, "length_reward with policy_tokens 'trace_tag'"),
+    ({"reward": "exact_match"}, "reward 'exact_match' with objective.policy_tokens 'trace_tag'"),
     ({"baseline": "none"}, "clip is 'relu' with preset 'nrt-ws', which has no baseline"),
     ({"preset": "dro", "answer_weight": "exact"}, "answer_weight is 'exact' with reward 'reflect"),
     ({"preset": "sft", "answer_weight": "exact"}, "answer_weight is 'exact' with reward 'none'"),
@@ -37,7 +39,7 @@ REFUSED = [
     ({"preset": "sft-think", "reward": "logp", "num_generations": 1}, "num_generations is 1"),
     ({"preset": "sft-think", "reward_funcs": "a:b", "num_generations": 1}, "num_generations is 1"),
     ({"preset": "sft", "policy_tokens": "trace_tag_answer", "reward": "exact_match"}, "samples n"),
-    ({"preset": "rlvr", "policy_tokens": "trace_tag"}, "reward 'exact_match' with policy_tokens"),
+    ({"preset": "rlvr", "policy_tokens": "trace_tag"}, "reward 'exact_match' with objective.p"),
     ({"preset": "rlvr", "answer_weight": "exact"}, "answer_weight is 'exact' with reward 'exact_"),
     ({"preset": "nover", "answer_weight": "exact"}, "with reward 'perplexity_rank'"),
     ({"preset": "jepo", "centre": "rank"}, "centre is 'rank' with reward 'jepo'"),
@@ -62,7 +64,7 @@ REFUSED = [
 
 
 def config(tmp_path, **settings):
-    return make_config({"output_dir": str(tmp_path), "use_cpu": True, **settings})
+    return make_config({"output_dir": str(tmp_path), "use_cpu": True, **folded(settings)})
 
 
 @pytest.mark.parametrize(("settings", "what"), REFUSED)
@@ -78,13 +80,14 @@ def test_refused(settings, what, tmp_path):
 
 
 OPTIONS = {f.name: f for f in fields(NRTOptions)}
+OPTIONS |= {f"objective.{name}": SETTINGS[name] for name in CHANGEABLE}
 
 
 def ways_out(fix):
     """The settings that a ``fix:`` line names, one dictionary per alternative.
 
-    >>> ways_out("bad_format mask or penalty, or reward logp with clip none")
-    [{'bad_format': 'mask'}, {'bad_format': 'penalty'}, {'reward': 'logp', 'clip': 'none'}]
+    >>> ways_out("objective.clip none or relu, or preset sft")
+    [{'objective.clip': 'none'}, {'objective.clip': 'relu'}, {'preset': 'sft'}]
     """
     out, last = [], ""
     for part in re.split(r",? or ", fix):
@@ -97,10 +100,10 @@ def ways_out(fix):
 
 
 def test_alternatives_of_a_fix_are_read_right():
-    assert ways_out("bad_format mask or penalty, or reward logp with clip none") == [
-        {"bad_format": "mask"},
-        {"bad_format": "penalty"},
-        {"reward": "logp", "clip": "none"},
+    assert ways_out("objective.scale std or none, or preset sft with objective.clip none") == [
+        {"objective.scale": "std"},
+        {"objective.scale": "none"},
+        {"preset": "sft", "objective.clip": "none"},
     ]
     assert ways_out("num_generations 8, or preset sft-think, which compares nothing") == [
         {"num_generations": "8"},
@@ -118,13 +121,15 @@ def test_every_setting_that_a_fix_names_helps(settings, tmp_path):
         config(tmp_path, **{**settings, **way})
 
 
-#: Arguments of transformers that change nothing here.
-UNREAD_VALUES = {
+#: Values of arguments of transformers that are refused.
+REFUSED_VALUES = {
     "label_smoothing_factor": 0.1,
     "neftune_noise_alpha": 5.0,
     "dataloader_drop_last": True,
     "train_sampling_strategy": "group_by_length",
     "include_num_input_tokens_seen": True,
+    "push_to_hub": True,
+    "enable_jit_checkpoint": True,
     "bf16_full_eval": True,
     "fp16_full_eval": True,
     "auto_find_batch_size": True,
@@ -134,10 +139,10 @@ UNREAD_VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", UNREAD)
-def test_what_nothing_would_read_is_refused(name, tmp_path):
+@pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
+def test_arguments_that_change_nothing_or_do_harm_are_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"^{name} is ") as caught:
-        config(tmp_path, **{name: UNREAD_VALUES[name]})
+        config(tmp_path, **{name: REFUSED_VALUES[name]})
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -160,9 +165,9 @@ def test_a_lagging_copy_scores_alone_or_not_at_all(preset, baseline, weight, mix
         return
     with pytest.raises(ConfigError) as caught:
         config(tmp_path, scored_by="ema", **settings)
-    told = f"scored_by is 'ema' with baseline {baseline!r}, answer_weight {weight!r}"
+    told = f"objective.scored_by is 'ema' with baseline {baseline!r}, answer_weight {weight!r}"
     assert caught.value.what == told
-    assert caught.value.fix == "baseline ema with answer_weight one"
+    assert caught.value.fix == "objective.baseline ema with objective.answer_weight one"
 
 
 @pytest.mark.parametrize("name", [name for name, f in OPTIONS.items() if f.metadata["choices"]])
@@ -214,8 +219,7 @@ def test_every_preset_is_allowed(preset, tmp_path):
         {"preset": "sft-think", "reward_funcs": "a:b"},
         {"preset": "jepo", "reward": "logp"},
         {"centre": "rank"},
-        {"preset": "rlvr", "length_reward": 0.1},
-        {"objective": "mine:fn", "centre": "lme_loo"},  # an own objective ignores them
+        {"objective_func": "mine:fn", "centre": "lme_loo"},  # an own objective ignores them
     ],
 )
 def test_allowed(settings, tmp_path):
@@ -235,32 +239,49 @@ READER = {
 }
 
 
-@pytest.mark.parametrize(("name", "low", "high"), RANGES)
-def test_ranges(name, low, high, tmp_path):
-    whole = "int" in str(NRTConfig.__dataclass_fields__[name].type)
-    assert name in OPTIONS or name in {f.name for f in fields(NRTConfig)}
+BETWEEN = {name: f.metadata["within"] for name, f in OPTIONS.items() if f.metadata["within"]}
+
+
+@pytest.mark.parametrize(("name", "within"), {**BETWEEN, **RANGES}.items())
+def test_ranges(name, within, tmp_path):
+    low, high = within
+    kinds = {f.name: f.type for f in fields(NRTConfig)}
+    kind = OPTIONS[name].type if name in OPTIONS else kinds[name]
+    whole = "int" in str(kind)
     for value in (low, high):
-        mode = {"vllm_mode": "server"} if name in OF_SERVER else {}
-        made = config(tmp_path, **{**READER, **mode, name: int(value) if whole else value})
-        assert getattr(made, name) == value
+        made = config(tmp_path, **{**READER, name: int(value) if whole else value})
+        part = name.removeprefix("objective.")
+        assert (getattr(made, name) if part == name else made.objective[part]) == value
     beyond = [low - 1, high + 1] if whole else [math.nextafter(low, -math.inf), high * 1.001]
-    for value in [int(v) for v in beyond] if whole else [*beyond, math.nan, math.inf, -math.inf]:
+    for value in [int(v) for v in beyond] if whole else [*beyond, math.inf, -math.inf]:
         with pytest.raises(ConfigError) as caught:
             config(tmp_path, **{**READER, name: value})
         assert caught.value.what == f"{name} is {value}"
         assert caught.value.why == f"it must be from {low:g} to {high:g}"
         assert caught.value.fix == f"change {name}"
+    if not whole:
+        with pytest.raises(ConfigError, match=f"{name} is nan"):
+            config(tmp_path, **{**READER, name: math.nan})
 
 
-@pytest.mark.parametrize(
-    ("mode", "name"),
-    [("server", name) for name in OF_COLOCATE] + [("colocate", name) for name in OF_SERVER],
-)
-def test_settings_of_the_other_way_to_run_vllm_are_refused(mode, name, tmp_path):
-    value = {"vllm_server_base_url": "http://127.0.0.1:1", "vllm_enable_sleep_mode": True}
-    given = {name: value.get(name, 0.5 if "utilization" in name else 100)}
-    with pytest.raises(ConfigError, match=f"{name} is .* with vllm_mode '{mode}'"):
-        config(tmp_path, use_vllm=True, vllm_mode=mode, **given)
+NEEDY = {name: f.metadata["needs"] for name, f in OPTIONS.items() if f.metadata["needs"]}
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_settings_that_nothing_would_read_are_refused(name, tmp_path):
+    values = {"vllm_server_base_url": "http://127.0.0.1:1", "vllm_mode": "server"}
+    kind = OPTIONS[name].type
+    value = values.get(name, True if kind is bool else 0.5 if kind is float else 100)
+    value = "q_proj" if name == "lora_target_modules" else value
+    config(tmp_path, **NEEDY[name], **{name: value})
+    for other, wanted in NEEDY[name].items():
+        wrong = {"colocate": "server", "server": "colocate"}.get(wanted, False)
+        given = {**NEEDY[name], name: value, other: wrong}
+        if other == "use_vllm" and name != "vllm_mode":  # which would be refused too, and first
+            given.pop("vllm_mode", None)
+        with pytest.raises(ConfigError, match=f"{name} is .* with {other} {wrong}") as caught:
+            config(tmp_path, **given)
+        assert caught.value.fix.startswith(f"{other} {str(wanted).lower()}")
 
 
 def test_coefficients_are_numbers_too(tmp_path):
@@ -270,7 +291,6 @@ def test_coefficients_are_numbers_too(tmp_path):
         "reward_coef",
         "format_reward",
         "efficiency_reward",
-        "length_reward",
         "repetition_penalty",
         "answer_coef",
         "format_loss_coef",

@@ -11,8 +11,8 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config, read_recipe
+from native_reasoning.config.settings import SETTINGS, ObjectiveSettings
 from native_reasoning.objective.advantages import CENTRES
-from native_reasoning.objective.credit import Objective, preset_objective
 from native_reasoning.objective.losses import RATIOS
 from native_reasoning.objective.rewards import REWARDS
 
@@ -31,7 +31,7 @@ def test_every_option_has_a_sentence_and_an_honest_default(tmp_path):
 
 
 def test_choices_are_those_of_the_tables():
-    choices = {field.name: set(field.metadata["choices"]) for field in fields(NRTOptions)}
+    choices = {name: set(field.metadata["choices"]) for name, field in SETTINGS.items()}
     assert choices["reward"] == set(REWARDS)
     assert choices["centre"] == set(CENTRES)
     assert choices["ratio"] == set(RATIOS)
@@ -46,17 +46,15 @@ def test_common_arguments_exist_and_our_options_shadow_none_of_transformers():
 def test_text_values_become_what_the_field_holds(tmp_path):
     made = config(
         tmp_path,
-        **{"learning-rate": "3e-6", "max_steps": "7", "strict": "true", "answer_coef": "0.5"},
-        steps_per_generation="null",
+        **{"learning-rate": "3e-6", "max_steps": "7", "use_peft": "true"},
+        steps_per_generation=None,
         model_init_kwargs='{"dtype": "bfloat16"}',
         save_steps="5",
+        objective={"answer-coef": "0.5", "beta": "1e-3", "ema_steps": "20", "std_eps": "none"},
+        preset="nover",
     )
-    assert (made.learning_rate, made.max_steps, made.strict, made.answer_coef) == (
-        3e-6,
-        7,
-        True,
-        0.5,
-    )
+    assert (made.learning_rate, made.max_steps, made.use_peft) == (3e-6, 7, True)
+    assert made.objective == {"answer_coef": 0.5, "beta": 1e-3, "ema_steps": 20, "std_eps": None}
     assert made.steps_per_generation is None
     assert made.model_init_kwargs == {"dtype": "bfloat16"}
     assert made.save_steps == 5
@@ -69,14 +67,24 @@ def test_text_values_become_what_the_field_holds(tmp_path):
         ({"learnin_rate": 1}, "did you mean 'learning_rate'"),
         ({"num-generation": 4}, "did you mean 'num_generations'"),
         ({"preset": "nrt-sw"}, "unknown preset 'nrt-sw'"),
-        ({"clip": "rellu"}, "did you mean 'relu'"),
+        ({"objective": {"clip": "rellu"}}, "did you mean 'relu'"),
+        ({"objective.clip": "rellu"}, "did you mean 'relu'"),
+        ({"objective": {"clp": "relu"}}, "did you mean 'clip'"),
+        ({"objective": {"traces": "empty"}}, "has no setting 'traces'"),
+        ({"objective": "mine:fn"}, "objective is 'mine:fn'"),
+        ({"objective": "mine:fn", "objective.clip": "none"}, "objective is 'mine:fn'"),
+        ({"objective": {"beta": True}}, "objective.beta is True"),
+        ({"objective": {"ema_steps": 1.5}}, "objective.ema_steps is 1.5"),
+        ({"clip": "relu"}, "did you mean 'objective.clip'"),
         ({"num_generations": 1}, "num_generations is 1"),
         ({"num_generations": 0}, "num_generations is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"max_steps": "soon"}, "max_steps is 'soon'"),
-        ({"strict": "perhaps"}, "strict is 'perhaps'"),
+        ({"use_peft": "perhaps"}, "use_peft is 'perhaps'"),
+        ({"max_steps": 7.5}, "max_steps is 7.5"),
+        ({"seed": None}, "seed is None"),
         ({"model_init_kwargs": "bfloat16"}, "model_init_kwargs is 'bfloat16'"),
-        ({"preset": "nrt-ws-released", "clip": "relu"}, "which has no baseline"),
+        ({"preset": "nrt-ws-released", "objective": {"clip": "relu"}}, "which has no baseline"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, "steps_per_generation 3"),
         ({"num_iterations": 0}, "num_iterations is 0"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint"),
@@ -108,16 +116,18 @@ def test_one_trace_is_enough_where_nothing_is_compared(tmp_path):
 
 
 def test_given_settings_take_the_place_of_the_presets(tmp_path):
-    made = config(tmp_path, preset="nrt-gm", centre="leave_one_out", scale="none", answer_coef=0.1)
-    expected = Objective(
-        reward="geometric_mean", centre="leave_one_out", scale="none", answer_coef=0.1
-    )
-    assert made.resolved_objective() == expected
+    given = {"centre": "leave_one_out", "scale": "none", "answer_coef": 0.1}
+    expected = ObjectiveSettings(reward="geometric_mean", **given)
+    assert config(tmp_path, preset="nrt-gm", objective=given).resolved_objective() == expected
+    flags = {f"objective.{name}": value for name, value in given.items()}
+    recipe = {"objective": {"centre": "none", "scale": "none"}}
+    made = config(tmp_path, preset="nrt-gm", **recipe, **flags)
+    assert (made.objective, made.resolved_objective()) == (given, expected)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_makes_a_config(preset, tmp_path):
-    assert config(tmp_path, preset=preset).resolved_objective() == preset_objective(preset)
+    assert config(tmp_path, preset=preset).resolved_objective() == PRESETS[preset].settings
 
 
 def test_the_data_seed_follows_the_seed(tmp_path):
@@ -127,7 +137,12 @@ def test_the_data_seed_follows_the_seed(tmp_path):
 
 def test_the_resolved_config_is_a_recipe_that_gives_the_same_config(tmp_path):
     first = config(
-        tmp_path, preset="nrt-gm", learning_rate=1e-5, max_steps=3, eval_strategy="steps"
+        tmp_path,
+        preset="nrt-gm",
+        learning_rate=1e-5,
+        max_steps=3,
+        eval_strategy="steps",
+        objective={"scale": "none", "answer_coef": 0.1},
     )
     recipe = tmp_path / "config.yaml"
     recipe.write_text(yaml.safe_dump({"config": first.resolved(), "versions": {}}))

@@ -183,11 +183,16 @@ def test_a_module_that_lies_here_and_misses_another_is_not_asked_for_again(folde
 def test_what_is_given_comes_before_what_is_named(folder):
     (folder / "mine_e.py").write_text("def f(**columns): return [1.0]\ndef g(scores): pass\n")
     named = make_config(
-        {"output_dir": "run", "objective": "mine_e:g", "reward_funcs": "mine_e:f", "use_cpu": True}
+        {
+            "output_dir": "run",
+            "objective_func": "mine_e:g",
+            "reward_funcs": "mine_e:f",
+            "use_cpu": True,
+        }
     )
     objective, rewards = find_custom(named)
     assert (name_of(objective), [name_of(f) for f in rewards.functions]) == ("g", ["f"])
-    nowhere = {"objective": "mine_nowhere:g", "reward_funcs": "mine_nowhere:f"}
+    nowhere = {"objective_func": "mine_nowhere:g", "reward_funcs": "mine_nowhere:f"}
     named = make_config({"output_dir": "run", "use_cpu": True, **nowhere})
     for given, expected in ((max, (max,)), ([max, min], (max, min))):
         objective, rewards = find_custom(named, len, given)
@@ -204,13 +209,13 @@ def test_trust_imports_goes_for_both(folder, tmp_path, monkeypatch):
     elsewhere.mkdir()
     (elsewhere / "mine_g.py").write_text("def f(*given, **columns): return [1.0]\n")
     monkeypatch.syspath_prepend(str(elsewhere))
-    for name in ("objective", "reward_funcs"):
+    for name in ("objective_func", "reward_funcs"):
         settings = {"output_dir": "run", "use_cpu": True, name: "mine_g:f"}
         with pytest.raises(ConfigError, match="mine_g lies outside the working folder") as caught:
             find_custom(make_config(settings))
         assert "trust_imports" in caught.value.fix
         objective, rewards = find_custom(make_config({**settings, "trust_imports": "true"}))
-        assert bool(objective) == (name == "objective")
+        assert bool(objective) == (name == "objective_func")
         assert bool(rewards) == (name == "reward_funcs")
 
 
@@ -308,7 +313,7 @@ def test_weights_per_token_weigh_the_policy_gradient(tmp_path):
     (metrics,) = read_metrics(tmp_path / "run")
     assert metrics["loss_trace"] == pytest.approx(-sum(seen) / 12, rel=1e-5)
     assert metrics["grad_norm"] > 0
-    assert read_config(tmp_path / "run")["config"]["objective"] == "first_token"
+    assert read_config(tmp_path / "run")["config"]["objective_func"] == "first_token"
 
 
 def by_answer(scores, weights):
@@ -375,7 +380,7 @@ def half(scores):
 
 def test_an_objective_by_name_trains_as_the_function_itself(folder):
     (folder / "mine_objective.py").write_text(HALF_OF_THE_FIRST)
-    lab_trainer(folder / "named", objective="mine_objective:half").train()
+    lab_trainer(folder / "named", objective_func="mine_objective:half").train()
     half = sys.modules["mine_objective"].half
     lab_trainer(folder / "given", objective_fn=half).train()
     lab_trainer(folder / "preset").train()
@@ -383,9 +388,11 @@ def test_an_objective_by_name_trains_as_the_function_itself(folder):
     assert read_metrics(folder / "named") != read_metrics(folder / "preset")
     rows = read_traces(folder / "named").to_pylist()
     assert all(r["advantage"] == (0.5 if r["k"] == 0 else 0.0) for r in rows)
-    names = {run: read_config(folder / run)["config"]["objective"] for run in ("named", "given")}
+    names = {
+        run: read_config(folder / run)["config"]["objective_func"] for run in ("named", "given")
+    }
     assert names == {"named": "mine_objective:half", "given": "half"}
-    assert read_config(folder / "preset")["config"]["objective"] is None
+    assert read_config(folder / "preset")["config"]["objective_func"] is None
 
 
 def test_the_run_folder_names_what_was_trained_with(folder):
@@ -395,14 +402,14 @@ def test_the_run_folder_names_what_was_trained_with(folder):
     )
     lab_trainer(
         folder / "run",
-        objective="mine_named:half",
+        objective_func="mine_named:half",
         reward_funcs=["mine_named:zero"],
         objective_fn=plain,
         funcs=lengths,
         max_steps=1,
     ).train()
     config = read_config(folder / "run")["config"]
-    assert (config["objective"], config["reward_funcs"]) == ("plain", ["lengths"])
+    assert (config["objective_func"], config["reward_funcs"]) == ("plain", ["lengths"])
 
 
 def test_a_wrong_signal_stops_the_run_with_its_name(tmp_path):

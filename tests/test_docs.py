@@ -1,5 +1,6 @@
 """Pages that are written from the package's tables say what the package does."""
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -10,13 +11,12 @@ import pytest
 from doc_blocks import PAGES, ROOT
 from native_reasoning.config.methods import METHODS
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config
-from native_reasoning.config.settings import SETTINGS
 from native_reasoning.records.folder import read_metrics
 from native_reasoning.rollout.schedule import make_schedule
 from native_reasoning.training.trainer import NRTTrainer
+from test_architecture import ROOMS
 from tiny import QA, byte_tokenizer, tiny_model
 
 #: Prompts per optimiser step and updates per rollout of the authors' runs, of one device.
@@ -143,20 +143,6 @@ def test_published_settings_are_settings(name, tmp_path):
     assert made.steps_per_rollout() == updates
 
 
-def test_overrides_are_the_settings_of_an_objective():
-    """options.py repeats the names of settings.py, and nothing else of them."""
-    options = NRTOptions.__dataclass_fields__
-    assert [name for name in options if name in SETTINGS] == [
-        name for name in SETTINGS if name != "traces"
-    ]
-    for name, setting in SETTINGS.items():
-        if name != "traces":  # what a preset is, not a knob of one
-            assert options[name].default is None
-            assert dict(options[name].metadata) == dict(setting.metadata)
-            assert options[name].type == setting.type | None
-    assert not set(SETTINGS) & set(COMMON_ARGUMENTS)
-
-
 def test_the_example_of_an_objective_of_ones_own_runs(capsys):
     path = DOCS.parent / "examples" / "custom_objective.py"
     spec = importlib.util.spec_from_file_location("custom_objective", path)
@@ -209,3 +195,22 @@ def test_every_metric_is_explained(tmp_path):
     } <= seen
     known = set(re.findall(r"`(\w+)`", text)) | {"step", "non_finite"}
     assert seen - known == set()
+
+
+def test_decisions_stay_few_and_short():
+    text = (DOCS / "decisions.md").read_text("utf-8")
+    found = re.split(r"^### .*\n", re.sub(r"^## .*\n", "", text, flags=re.MULTILINE), flags=re.M)
+    assert len(found) <= 1 + 30
+    for decision in found[1:]:
+        assert len(decision.split()) <= 120, decision[:60]
+
+
+def test_the_map_has_the_sentence_of_each_room():
+    page = (DOCS / "map.md").read_text("utf-8")
+    source = ROOT / "src" / "native_reasoning"
+    doors = {room: ast.parse((source / room / "__init__.py").read_text("utf-8")) for room in ROOMS}
+    said = {room: ast.get_docstring(tree).splitlines()[0] for room, tree in doors.items()}
+    rows = [f"| `{room}/` | {text} |".replace("``", "`") for room, text in said.items()]
+    assert "\n".join(rows) in page
+    for path in re.findall(r"`(\w+/\w+\.py)`", page):
+        assert any((root / path).exists() for root in (source, ROOT)), path

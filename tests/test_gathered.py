@@ -159,12 +159,11 @@ def test_the_state_of_another_model_is_refused(tmp_path):
 
 
 def test_parts_of_a_run_that_was_not_cut_are_not_taken_over(tmp_path, monkeypatch):
-    (tmp_path / "limits.json").write_text('{"rows": 8, "prompts": 2}')
     args = NRTConfig(output_dir=str(tmp_path / "run"), use_cpu=True)
     for cut, rows in (("false", 8), ("true", None)):
         monkeypatch.setenv("ACCELERATE_USE_FSDP", cut)
         limits = Limits(args, SimpleNamespace(batch_size=None))
-        limits.load(tmp_path)
+        limits.restore({"rows": 8, "prompts": 2})
         assert limits.rows == rows
 
 

@@ -13,7 +13,7 @@ from native_reasoning.records.folder import read_metrics, read_traces
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.scoring.scorer import Scorer
 from native_reasoning.training import collector as maker
-from native_reasoning.training.limits import LIMITS, Limits, out_of_memory
+from native_reasoning.training.limits import Limits, out_of_memory
 from watchers import Gradients, Killed, KillIn
 
 #: three micro-batches of one prompt, so that the one that fails has others before it
@@ -109,7 +109,6 @@ def test_a_resumed_run_goes_on_with_the_size_that_fits(tmp_path, monkeypatch):
     run(tmp_path / "whole", **settings)
     with pytest.raises(Killed):
         run(tmp_path / "run", [KillIn(2)], **settings)
-    assert (tmp_path / "run" / "checkpoint-1" / LIMITS).is_file()
     count = len(failed)
     lab_trainer(tmp_path / "run", **{**THREE, **settings}).train(resume_from_checkpoint=True)
     assert len(failed) == count
@@ -126,13 +125,11 @@ def test_what_was_asked_for_on_resuming_counts_where_it_is_less(tmp_path):
         args = NRTConfig(str(tmp_path / "run"), use_cpu=True, rows_per_forward=rows)
         return Limits(args, SimpleNamespace(batch_size=prompts))
 
-    limits(4, None).save(tmp_path)
+    state = limits(4, None).state()
     for given, expected in ((None, 4), (2, 2), (8, 4)):
         made = limits(given, 7)
-        made.load(tmp_path)
+        made.restore(state)
         assert (made.rows, made.engine.batch_size) == (expected, 7)
-    made.load(tmp_path / "none")  # a checkpoint without them changes nothing
-    assert made.rows == 4
 
 
 def test_the_allocator_of_a_cpu_is_understood_and_other_errors_pass():

@@ -12,8 +12,8 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
 from native_reasoning.objective.losses import LossTerms
 from native_reasoning.objective.types import Scores, Signal
-from native_reasoning.records.meter import Meter, means, trace_rows
 from native_reasoning.records.metrics import one_kind
+from native_reasoning.records.runlog import Meter, means, trace_rows
 
 TEMPLATE = make_template(tiny.byte_tokenizer())
 TAG = TEMPLATE.boundary.close_ids[0]
@@ -175,7 +175,7 @@ def test_more_than_half_is_said_with_what_to_set():
     assert one_kind({"reward_share_end": 0.4, "spread_share_end": 0.5}) == {}
     (told,) = one_kind({"reward_share_end": 0.96, "spread_share_end": 1.07}).values()
     assert told.startswith("the end-of-turn token has 96 % of the reward and 107 % of its spread")
-    assert "--reward-span answer" in told
+    assert "--objective.reward-span answer" in told
     both = {"reward_share_end": 0.7, "reward_share_space": 0.1, "spread_share_space": 0.51}
     end, told = one_kind(both).values()
     assert end.startswith("the end-of-turn token has 70 % of the reward: ")

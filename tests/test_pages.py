@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from doc_blocks import COMMAND, PAGES, ROOT, SHELL, Block, blocks_of, nrt_words
-from native_reasoning.cli.flags import build, parse
+from native_reasoning.cli.flags import groups_of, parse
 from native_reasoning.cli.train import make_plan
 from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config.nrt_config import NRTConfig
@@ -66,7 +66,8 @@ def test_commands_within_sentences_have_flags_that_exist(page: Path):
         _, verb, *words = span.split()
         if verb in ("VERB", "--help", "..."):
             continue
-        flags = {*build(VERBS[verb])[1], "--help", *(known if VERBS[verb].takes_settings else ())}
+        own = {flag.name for flags in groups_of(VERBS[verb]).values() for flag in flags}
+        flags = {*own, "--help", *(known if VERBS[verb].takes_settings else ())}
         for word in words:
             flag = word.split("=")[0].replace("_", "-")
             assert not flag.startswith("--") or flag in flags, f"{page.name}: {span}"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import native_reasoning
-from native_reasoning.cli.flags import build
+from native_reasoning.cli.flags import groups_of
 from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config.errors import NativeReasoningError
 from native_reasoning.config.options import NRTOptions
@@ -98,7 +98,10 @@ def surface() -> dict[str, Any]:
         "settings": own,
         "presets": sorted(native_reasoning.PRESETS),
         "commands": {
-            verb.name: [*(verb.positional or ())[:1], *sorted(build(verb)[1])]
+            verb.name: [
+                *(verb.positional or ())[:1],
+                *sorted(flag.name for flags in groups_of(verb).values() for flag in flags),
+            ]
             for verb in VERBS.values()
         },
     }

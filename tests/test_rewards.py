@@ -17,7 +17,6 @@ from native_reasoning.objective.rewards import (
     efficiency,
     exact_match,
     jepo_weights,
-    length_difference,
     log_ratio,
     perplexity_rank,
     policy_mask,
@@ -166,9 +165,6 @@ def test_each_addition_by_hand():
     close(plain(repetition_penalty=1.0)(scores()).advantages, [-1.0, -3.0, -3.0, -7.0])
     zero = scores(r=(-1.0, 0.0, -3.0, -6.0))
     close(plain(repetition_penalty=1.0)(zero).advantages, [-1.0, 0.0, -3.0, -7.0])  # escapes it
-    # reference of one token; the third answer has three
-    close(plain(length_reward=0.5)(scores()).advantages, [-1.0, -2.0, -4.0, -6.0])
-    close(length_difference(tensor([1, 4]), 2), [0.5, 1.0])
     shorter = scores(trace_length=torch.tensor([1, 2, 2, 2]))
     # by length-normalised probability the first is best, and shorter than two that are complete
     close(plain(efficiency_reward=1.0)(shorter).advantages, [0.0, -2.0, -3.0, -6.0])
@@ -179,8 +175,7 @@ def test_each_addition_by_hand():
 
 def test_additions_that_need_a_sampled_text_do_nothing_without_one():
     bare = scores(verdict=None, answer_length=None)
-    for settings in ({"length_reward": 1.0}, {"repetition_penalty": 1.0}):
-        close(plain(**settings)(bare).advantages, [-1.0, -2.0, -3.0, -6.0])
+    close(plain(repetition_penalty=1.0)(bare).advantages, [-1.0, -2.0, -3.0, -6.0])
     close(plain(format_reward=1.0)(bare).advantages, [0.0, -1.0, -2.0, -6.0])  # closed is complete
 
 

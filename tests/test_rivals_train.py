@@ -12,7 +12,7 @@ from native_reasoning.config.papers import PRESETS
 from native_reasoning.objective import filters
 from native_reasoning.records.folder import read_metrics, read_traces
 from native_reasoning.scoring.judges import EMA
-from native_reasoning.training.state import FILTER
+from native_reasoning.training.checkpoints import KEPT
 from watchers import Gradients, Killed, KillIn
 
 RIVALS = [name for name, preset in PRESETS.items() if not name.startswith("nrt-")]
@@ -131,7 +131,7 @@ def test_killed_and_resumed_run_is_bit_identical(name, step, tmp_path, monkeypat
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
     if settings["preset"] == "rlpr":
-        assert (one / FILTER).read_text() == (two / FILTER).read_text()
+        assert (one / KEPT).read_text() == (two / KEPT).read_text()
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "run")
     assert read_traces(tmp_path / "whole").equals(read_traces(tmp_path / "run"))
 
@@ -156,12 +156,12 @@ def test_resuming_with_another_first_policy_is_said(tmp_path, capsys):
     assert "first_policy" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("preset", "file"), [("nover", EMA), ("rlpr", FILTER)])
-def test_resuming_with_an_objective_that_needs_more_than_was_kept(preset, file, tmp_path):
+@pytest.mark.parametrize(("preset", "missing"), [("nover", EMA), ("rlpr", "state of the filter")])
+def test_resuming_with_an_objective_that_needs_more_than_was_kept(preset, missing, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 1}
     lab_trainer(tmp_path / "run", preset="jepo", **settings).train()
     trainer = lab_trainer(tmp_path / "run", preset=preset, max_steps=3, **settings)
-    with pytest.raises(RunError, match=f"has no {file}"):
+    with pytest.raises(RunError, match=f"has no {missing}"):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -191,7 +191,7 @@ def test_a_step_without_a_trace_in_the_right_format_is_said_once(tmp_path, capsy
         trainer.runlog.means()
     told = [x for x in capsys.readouterr().err.splitlines() if "right format" in x]
     assert len(told) == 1
-    assert "--format-loss-coef 0.3" in told[0]
+    assert "--objective.format-loss-coef 0.3" in told[0]
     lenient = lab_trainer(tmp_path / "other", preset="nrt-ws", rows=rows)
     lenient.runlog.records.writes = True
     lenient.runlog.meter.add("closed", 0.0, 4)

@@ -64,14 +64,6 @@ def test_a_finished_run_takes_no_other_settings(tmp_path):
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
-def test_the_command_that_began_a_run_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["nrt", "train", "--data", "qa.jsonl"])
-    make(tmp_path / "run", max_steps=1).train()
-    monkeypatch.setattr("sys.argv", ["nrt", "train", "--resume"])
-    make(tmp_path / "run", max_steps=2, learning_rate=5e-4).train(resume_from_checkpoint=True)
-    assert read_config(tmp_path / "run")["command"] == ["nrt", "train", "--data", "qa.jsonl"]
-
-
 def test_a_checkpoint_may_be_named_by_its_name_alone(tmp_path):
     make(tmp_path / "run", max_steps=2).train()
     again = make(tmp_path / "run", max_steps=2)

@@ -17,7 +17,7 @@ from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.types import Signal
 from native_reasoning.records.folder import read_config, read_metrics, read_timings, read_traces
 from native_reasoning.training.trainer import NRTTrainer
-from tiny import QA, byte_tokenizer, tiny_model
+from tiny import QA, byte_tokenizer, folded, tiny_model
 from watchers import Gradients
 
 
@@ -38,7 +38,7 @@ def make(
     }
     return NRTTrainer(
         model or tiny_model(),
-        NRTConfig(output_dir=str(folder), **values),
+        NRTConfig(output_dir=str(folder), **folded(values)),
         rows,
         held_out,
         byte_tokenizer(),
@@ -420,13 +420,14 @@ def test_a_checkpoints_time_is_that_of_records(tmp_path):
     heard = []
 
     class Part:
-        def save(self, folder):
+        def state(self):
             heard.append(trainer.clock.running)
+            return {}
 
-        def load(self, folder): ...
+        def restore(self, state): ...
 
     trainer = make(tmp_path / "run", save_strategy="steps", save_steps=1)
-    trainer.kept = (*trainer.kept, Part())
+    trainer.kept = {**trainer.kept, "part": Part()}
     trainer.train()
     assert heard == ["records", "records"]
     assert trainer.clock.running is None

@@ -21,6 +21,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from native_reasoning.config.checks import CHANGEABLE
+
 torch.set_num_threads(1)  # tiny matrices are slower on several
 
 CHATML = (
@@ -32,6 +34,13 @@ CORPUS = [
     "Question: name a colour of the rainbow. Response: red, or blue, or green.",
     "0 1 2 3 4 5 6 7 8 9 10 11 12 + - = ( ) think about it step by step",
 ] * 4
+
+
+def folded(settings: dict) -> dict:
+    """Settings of a run, those of the objective in their mapping."""
+    named = {name: value for name, value in settings.items() if name in CHANGEABLE}
+    others = {name: value for name, value in settings.items() if name not in named}
+    return {**others, "objective": {**others.get("objective", {}), **named}} if named else others
 
 
 def byte_tokenizer(

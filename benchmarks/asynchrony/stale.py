@@ -7,16 +7,19 @@ would, one after the other in one process. Updates per rollout and whether rho c
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from native_reasoning.demo.experiments import Run
-from native_reasoning.demo.trial import do
 from native_reasoning.objective import losses
 from native_reasoning.training.collector import WindowMaker
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.experiments import Run
+from lab.trial import do
 
 RESULTS = Path(__file__).with_name("stale.json")
 STEPS, HELD_OUT = 96, 500

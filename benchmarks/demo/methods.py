@@ -1,9 +1,9 @@
 """Every method on the demo's task: ``python benchmarks/demo/methods.py [SEED ...]`` (0 1 2).
 
-The demo's base, rows, steps, traces and learning rate (lab/demo.py) for each preset, one thread. It
-shows that each recipe runs and what it does here at one setting; it is no comparison: nothing was
-tuned for any method, and the task favours none of them fairly (docs/results.md). About 17 seconds a
-run. methods.json beside has every number.
+The demo's base, rows, steps, traces and learning rate (demo/race.py) for each preset, one thread.
+It shows that each recipe runs and what it does here at one setting; it is no comparison: nothing
+was tuned for any method, and the task favours none of them fairly (docs/results.md). About 17
+seconds a run. methods.json beside has every number.
 """
 
 import json

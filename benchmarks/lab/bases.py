@@ -6,6 +6,7 @@ the running sums. A base is admitted by the first (docs/results.md, Method).
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import torch
 from first_step import answer_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from native_reasoning.demo.experiments import EXPERIMENTS
-from native_reasoning.demo.families import KINDS
-from native_reasoning.demo.tasks import CLOSE, OPEN, Family, digit_strings, make_rows, running_sums
-from native_reasoning.demo.trial import base_folder, base_of
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.experiments import EXPERIMENTS
+from lab.families import KINDS
+from lab.tasks import CLOSE, OPEN, Family, digit_strings, make_rows, running_sums
+from lab.trial import base_folder, base_of
 
 HERE = Path(__file__).parent
 N, SEED, ADMITTED = 500, 2_000_003, 0.95

@@ -7,13 +7,16 @@ counts the runs whose held-out results came out the same. Writes cost.json.
 """
 
 import json
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from native_reasoning.demo.experiments import Run
 from native_reasoning.training.resume import machine
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.experiments import Run
 
 HERE = Path(__file__).parent
 EVERY, WORKERS, HELD_OUT = 60, 2, 1000
@@ -23,7 +26,7 @@ def again(line: dict[str, Any]) -> dict[str, Any]:
     """One run, in a worker."""
     import torch
 
-    from native_reasoning.demo.trial import do
+    from lab.trial import do
 
     torch.set_num_threads(1)
     changes = tuple(map(tuple, line["run"]["changes"]))

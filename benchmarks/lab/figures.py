@@ -11,11 +11,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from native_reasoning.demo.measure import POINT, state_of
-from native_reasoning.demo.runner import read_results
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pictures
+
+from lab.measure import POINT, state_of
+from lab.runner import read_results
 
 HERE = Path(__file__).parent
 COLOURS = {"learnt": "#0f9470", "collapsed": "#c2477f", "neither": "#a8810f"}

@@ -12,6 +12,7 @@ and the largest.
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,9 +21,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from native_reasoning.demo.experiments import BASES
-from native_reasoning.demo.families import KINDS
-from native_reasoning.demo.tasks import (
+from native_reasoning.objective import rewards
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.experiments import BASES
+from lab.families import KINDS
+from lab.tasks import (
     CLOSE,
     END,
     OPEN,
@@ -31,8 +35,7 @@ from native_reasoning.demo.tasks import (
     make_rows,
     running_sums,
 )
-from native_reasoning.demo.trial import base_folder
-from native_reasoning.objective import rewards
+from lab.trial import base_folder
 
 HERE = Path(__file__).parent
 N, SEED = 500, 2_000_003

@@ -23,8 +23,9 @@ from transformers import (
 )
 from vocabulary import build_tokenizer
 
-from native_reasoning.demo.pretrain import IGNORED, Shape, new_model
-from native_reasoning.demo.tasks import OPEN
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.pretrain import IGNORED, Shape, new_model
+from lab.tasks import OPEN
 
 
 @dataclass(frozen=True)

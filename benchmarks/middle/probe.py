@@ -1,12 +1,13 @@
 """What a base does token by token: ``python benchmarks/middle/probe.py BASE [--count 24]``.
 
 Right worked traces and answers are put in (teacher forcing), and the likeliest token at each place
-is held against the next one: the first token of a state (*result*), every other token of a trace
+is compared with the next one: the first token of a state (*result*), every other token of a trace
 but the first and its end (*walk*), and whole answers after the right trace and after none. Tuning
 problems of 4 steps.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +17,8 @@ from families import FAMILIES
 from tasks import problems
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from native_reasoning.demo.tasks import CLOSE, END, OPEN
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.tasks import CLOSE, END, OPEN
 
 STEPS = 4
 #: Tokens that a state comes after.

@@ -105,7 +105,7 @@ def trainer_of(
         "max_answer_length": LONGEST_ANSWER,
         "eval_samples": len(questions),
         "learning_rate": run.rate,
-        "answer_coef": run.answer_coef,
+        "objective": {} if run.answer_coef is None else {"answer_coef": run.answer_coef},
         "warmup_steps": 10,
         "save_strategy": "no",
         "use_cpu": True,

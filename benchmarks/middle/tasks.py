@@ -9,13 +9,16 @@ the training split.
 
 import hashlib
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from families import FAMILIES, Problem, make
 
-from native_reasoning.demo.tasks import CLOSE, END, OPEN
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.tasks import CLOSE, END, OPEN
 
 EASY, HARD = (1, 2, 3), (4, 5)
 """Steps of the problems in the documents, and of the question-answer pairs."""

@@ -6,14 +6,18 @@ and around the tags, is dropped and one space put in front, so that a word is th
 wherever it stands, and a prompt with an answer tokenises exactly as a document does.
 """
 
+import sys
+from pathlib import Path
+
 from tasks import documents
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from native_reasoning.demo.tasks import END
-from native_reasoning.demo.tokenizer import PAD, with_tags
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.tasks import END
+from lab.tokenizer import PAD, with_tags
 
 MODEL_MAX_LENGTH = 192
 WORDS = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"

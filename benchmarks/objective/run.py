@@ -1,6 +1,6 @@
 """What share of a step is the objective itself: ``python benchmarks/objective/run.py``.
 
-The demo's model and settings (16 prompts x 8 traces a step, lab/demo.py), one thread, CPU time of
+The demo's model and settings (16 prompts x 8 traces a step, demo/race.py), one thread, CPU time of
 the process. *signal* is the objective, from scores to advantages and weights; *loss* the loss terms
 from these. Three runs of each preset, interleaved; the median is reported, results.json has it.
 """

@@ -120,12 +120,15 @@ def test_only_prompts_over_the_limit(model, data, tmp_path, refuses):
     [
         (["--num-generations", "1"], "num_generations is 1"),
         (["--preset", "nrt-w"], "did you mean 'nrt-ws'?"),
-        (["--num-generation", "8"], "did you mean 'num_generations'?"),
-        (["--learning-rate", "fast"], "learning_rate is 'fast'"),
+        (["--num-generation", "8"], "did you mean --num-generations?"),
+        (["--clip", "none"], "did you mean --objective.clip?"),
+        (["--objective.clp", "none"], "did you mean --objective.clip?"),
+        (["--objective", "mine:fn"], "objective is 'mine:fn'"),
+        (["--learning-rate", "fast"], "--learning-rate: invalid float value: 'fast'"),
         (["--per-device-train-batch-size", "0"], "per_device_train_batch_size is 0"),
-        (["--clip", "rely"], "did you mean 'relu'?"),
-        (["--num-generations"], "--num-generations has no value"),
-        (["--dry-run=yes"], "--dry-run takes no value"),
+        (["--objective.clip", "rely"], "did you mean 'relu'?"),
+        (["--num-generations"], "--num-generations: expected one argument"),
+        (["--dry-run=yes"], "--dry_run: ignored explicit argument 'yes'"),
         (["--optim", "nothing"], "nothing is not a valid OptimizerNames"),
         (["--report-to", "nothing", *SMALL], "report_to is 'nothing'"),
         (["--report-to", "dvclive", *SMALL], "requires dvclive"),
@@ -229,20 +232,20 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, nrt):
 
 
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch, nrt):
-    import native_reasoning.cli.presets as presets
+    from native_reasoning.cli import show
 
-    monkeypatch.setattr(presets, "run", lambda parsed: 1 // 0)
+    monkeypatch.setattr(show, "presets", lambda parsed: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         nrt("presets")
 
 
 def test_ctrl_c_and_closed_pipes(monkeypatch, nrt, tmp_path):
-    import native_reasoning.cli.presets as presets
+    from native_reasoning.cli import show
 
     def interrupt(parsed):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(presets, "run", interrupt)
+    monkeypatch.setattr(show, "presets", interrupt)
     assert nrt("presets")[0] == 130
     with start("presets", cwd=tmp_path) as process:
         process.stdout.close()

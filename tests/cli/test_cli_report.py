@@ -113,9 +113,9 @@ def test_what_is_no_run(runs, tmp_path, refuses):
         ([], "the following arguments are required: RUN"),
         (["--json"], "the following arguments are required: RUN"),
         (["runs", "--ou", "x"], "unknown flag --ou (did you mean --out?)"),
-        (["runs", "--out"], "--out has no value"),
+        (["runs", "--out"], "argument --out: expected one argument"),
         (["runs", "--num-generations", "8"], "unknown flag --num-generations"),
-        (["runs", "--watch=yes"], "--watch takes no value"),
+        (["runs", "--watch=yes"], "argument --watch: ignored explicit argument 'yes'"),
     ],
 )
 def test_command_lines_that_cannot_be_understood(refuses, flags, message):

@@ -234,9 +234,9 @@ def test_functions_of_the_users_own_come_from_the_working_folder(
         "    return [-len(text) / 10 for text in completions]\n"
     )
     out, small = tmp_path / "run", ("--model", model, "--data", data, *SMALL)
-    code, _, _ = nrt("train", *small, "--out", out, "--objective", "mine_cli:first_only")
+    code, _, _ = nrt("train", *small, "--out", out, "--objective-func", "mine_cli:first_only")
     assert code == 0
-    assert read_config(out)["config"]["objective"] == "mine_cli:first_only"
+    assert read_config(out)["config"]["objective_func"] == "mine_cli:first_only"
     with monkeypatch.context() as elsewhere:  # what judged the traces is not needed to evaluate
         elsewhere.chdir(tmp_path.parent)
         code, _, err = nrt("eval", out, "--data", data, "--eval-samples", "2")
@@ -248,7 +248,9 @@ def test_functions_of_the_users_own_come_from_the_working_folder(
     assert code == 0
     assert read_config(out)["config"]["reward_funcs"] == ["mine_cli:short"]
     assert all(line["added_reward"] < 0 for line in read_metrics(out) if "added_reward" in line)
-    code, _, err = nrt("train", *small, "--out", tmp_path / "no", "--objective", "mine_cli:none")
+    code, _, err = nrt(
+        "train", *small, "--out", tmp_path / "no", "--objective-func", "mine_cli:none"
+    )
     assert code == 2
     assert err.splitlines()[-3:] == [
         "error: mine_cli has no function 'none'",

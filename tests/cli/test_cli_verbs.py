@@ -8,7 +8,7 @@ import pytest
 
 from cli_helpers import LENGTHS, SMALL, sums, write_rows
 from native_reasoning.cli import doctor
-from native_reasoning.cli.presets import fitted
+from native_reasoning.cli.show import fitted
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.data.rows import Example
 

@@ -14,7 +14,7 @@ from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.records.disk import CHECKSUMS, damage, seal
 from native_reasoning.records.folder import RunFolder, read_metrics
-from native_reasoning.training.checkpoints import STAGING, publish
+from native_reasoning.training.checkpoints import KEPT, STAGING, publish
 from native_reasoning.training.resume import checkpoints, find_checkpoint, newest_checkpoint
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
@@ -64,7 +64,7 @@ def flip(path: Path) -> None:
 def test_every_file_is_watched(harm, run, capsys):
     files = sorted(p.name for p in (run / "checkpoint-4").iterdir())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= {*files}
-    assert {"trainer_state.json", "limits.json", "skipped.json", CHECKSUMS} <= {*files}
+    assert {"trainer_state.json", KEPT, CHECKSUMS} <= {*files}
     assert "training_args.bin" not in files
     for name in files:
         keep = run.parent / "keep"

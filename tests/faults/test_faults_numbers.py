@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.records.folder import QUARANTINE, read_metrics
+from native_reasoning.training.callbacks import FiniteGuard
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn
@@ -88,16 +89,17 @@ def test_a_step_that_is_diagnosed_is_skipped_too(tmp_path):
     assert QA[-1]["answer"] in {row["answer"] for row in quarantined(tmp_path / "run")}
 
 
-def test_too_many_in_a_row_stop_the_run_and_say_what_to_try(tmp_path):
-    trainer = make(tmp_path / "run", spoiled={0, 2, 3, 4, 5}, max_skipped_updates=3)
+def test_too_many_in_a_row_stop_the_run_and_say_what_to_try(tmp_path, monkeypatch):
+    monkeypatch.setattr(FiniteGuard, "LIMIT", 3)
+    trainer = make(tmp_path / "run", spoiled={0, 2, 3, 4, 5})
     with pytest.raises(RunError, match="3 updates in a row were not finite, the last at step 5"):
         trainer.train()
     assert {row["step"] for row in quarantined(tmp_path / "run")} == {1, 3, 4, 5}
 
 
-def test_the_count_and_the_quarantine_go_on_after_a_kill(tmp_path):
-    spoiled = {1, 2, 3}
-    options = {"spoiled": spoiled, "max_skipped_updates": 3}
+def test_the_count_and_the_quarantine_go_on_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(FiniteGuard, "LIMIT", 3)
+    options = {"spoiled": {1, 2, 3}}
     with pytest.raises(Killed):
         make(tmp_path / "run", callbacks=[KillIn(2)], **options).train()
     assert {row["step"] for row in quarantined(tmp_path / "run")} == {2, 3}  # killed in 3

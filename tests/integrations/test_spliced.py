@@ -262,7 +262,6 @@ def test_what_verl_cannot_give_is_refused_by_name():
         ({"filter": "ema_std"}, "running mean"),
         ({"length_norm": "token_mean"}, "mean length"),
         ({"traces": "empty"}, "no trace"),
-        ({"length_reward": 0.1}, "sampled after the trace"),
         ({"reward": "exact_match"}, "sampled after the trace"),
         ({"beta": 0.1, "bad_format": "mask"}, "KL"),
         ({"beta": 0.1, "policy_tokens": "trace"}, "KL"),

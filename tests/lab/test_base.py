@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from lab.pretrain import Recipe, main, pretrain
+from lab.tasks import DEMO, documents
+from lab.tokenizer import build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from native_reasoning.demo import DEMO, base_path, documents, final_digit, make_rows
-from native_reasoning.demo.pretrain import Recipe, main, pretrain
-from native_reasoning.demo.tokenizer import build_tokenizer
+from native_reasoning.demo import base_path, make_rows
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def test_embedded_tokenizer_is_the_built_one(tokenizer):
 
 @pytest.mark.parametrize("family", DEMO)
 def test_round_trip(tokenizer, family):
-    for text in documents(family, 50, seed=0):
+    for text in documents(DEMO[family], 50, seed=0):
         ids = tokenizer(text)["input_ids"]
         assert len(ids) == len(text.split())
         assert tokenizer.unk_token_id not in ids
@@ -65,7 +66,7 @@ def test_special_tokens(tokenizer):
 
 
 def test_chat_template_spells_the_documents(tokenizer):
-    for text in documents("style_shift", 30, seed=1):
+    for text in documents(DEMO["style_shift"], 30, seed=1):
         question, rest = text.split(" <think> ", 1)
         prompt = tokenizer(f"{question} <think>")["input_ids"]
         assert chat_ids(tokenizer, question) == prompt
@@ -108,7 +109,7 @@ def forced_accuracy(model, tokenizer, prompts, rows):
     encoded = tokenizer(texts, return_tensors="pt", padding=True)
     with torch.no_grad():
         logits = model(**encoded).logits
-    digits = [tokenizer.convert_tokens_to_ids(final_digit(row["answer"])) for row in rows]
+    digits = [tokenizer.convert_tokens_to_ids(row["answer"].split()[-1]) for row in rows]
     return (logits[:, -2].argmax(-1) == torch.tensor(digits)).float().mean().item()
 
 

@@ -4,20 +4,20 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-
-from native_reasoning.demo.experiments import BASES, EXPERIMENTS, Run
-from native_reasoning.demo.families import EXPERIMENTAL, KINDS
-from native_reasoning.demo.tasks import (
+from lab.experiments import BASES, EXPERIMENTS, Run
+from lab.families import EXPERIMENTAL, KINDS
+from lab.tasks import (
     STYLES,
     digit_strings,
     documents,
-    is_heldout,
     make_rows,
     running_sums,
     words,
 )
-from native_reasoning.demo.tokenizer import build_tokenizer
-from native_reasoning.demo.trial import base_of
+from lab.tokenizer import build_tokenizer
+from lab.trial import base_of
+
+from native_reasoning.demo.tasks import is_heldout
 
 B = {b for _, b in STYLES}
 

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from lab.controls import watched
+from lab.experiments import BEST, EXPERIMENTS, SETTINGS, Run
+from lab.measure import digits_right, first_point, state_of
+from lab.tables import best_changes, label_of, steps_to_learn, table, wilson
 from scipy.stats import binomtest
 
 from groups_of_scores import full_scores
-from native_reasoning.cli import main
+from lab import runner, trial
 from native_reasoning.config.errors import RunError
-from native_reasoning.demo import runner, trial
-from native_reasoning.demo.controls import watched
-from native_reasoning.demo.experiments import BEST, EXPERIMENTS, SETTINGS, Run
-from native_reasoning.demo.measure import digits_right, first_point, state_of
-from native_reasoning.demo.tables import best_changes, label_of, steps_to_learn, table, wilson
 from native_reasoning.objective.credit import preset_objective
 
 LAB = Path(__file__).parents[2] / "benchmarks" / "lab"
@@ -188,25 +187,9 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, counted, monkey
     assert any("no room" in line for line in said)
 
 
-def test_two_labs_do_not_share_a_folder(tmp_path, counted):
-    program = (
-        "import sys, time; from pathlib import Path\n"
-        "from native_reasoning.records.disk import claimed\n"
-        f"with claimed(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(RunError):
-            runner.run_lab(["style"], tmp_path, runner.SMOKE, workers=1)
-        other.kill()
-
-
 @pytest.mark.parametrize("path", sorted(LAB.glob("*.jsonl")), ids=lambda path: path.stem)
 def test_the_committed_lines_still_count(path):
-    """A setting that is added, or another default, would have the whole lab done again."""
+    """A preset that is changed would have the whole lab done again."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for line in lines[:: max(len(lines) // 5, 1)]:
         changes = tuple(map(tuple, line["run"]["changes"]))
@@ -290,21 +273,13 @@ def test_the_best_settings_have_the_highest_mean():
     assert best_changes(results) == {"nrt-ws": tried[1]}
 
 
-@pytest.mark.parametrize("experiment", ["unanswerable", "long"])
-def test_the_smoke_lab_trains_measures_and_tells(tmp_path, capsys, experiment):
-    arguments = ["lab", experiment, "--smoke", "--workers", "1", "--out", str(tmp_path)]
-    assert main([*arguments, "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    (result,) = printed["results"][experiment]
+def test_the_smoke_lab_trains_measures_and_tells(tmp_path):
+    command = [sys.executable, str(LAB / "run.py"), "unanswerable", "--smoke", "--workers", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "## unanswerable" in done.stdout
+    (result,) = runner.read_results(tmp_path / "smoke", "unanswerable")
     assert len(result["curves"]["hard"]) == 1
     assert all(0 <= s["accuracy"] <= 1 for s in result["held_out"].values())
-    assert main(arguments) == 0
-    out = capsys.readouterr().out
-    assert f"## {experiment}" in out
+    assert result["run"]["preset"] in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["smoke"]  # nothing of it is a result
-    assert result["run"]["preset"] in out
-
-
-def test_an_unknown_experiment_is_refused(capsys):
-    assert main(["lab", "styles"]) == 2
-    assert "did you mean 'style'" in capsys.readouterr().err

@@ -6,10 +6,12 @@ import sys
 from collections import Counter
 
 import pytest
+from lab.tasks import CHATTER, DEMO, STYLES, documents, words
+from lab.tasks import make_rows as rows_of
 
 from native_reasoning.config.errors import ConfigError
-from native_reasoning.demo import DEMO, documents, final_digit, make_rows
-from native_reasoning.demo.tasks import CHATTER, STYLES, is_heldout, words
+from native_reasoning.demo import make_rows
+from native_reasoning.demo.tasks import is_heldout
 
 STYLE_A, STYLE_B = zip(*STYLES, strict=True)
 DOCUMENT = re.compile(r"(add|tell) ((?:\d ){5})<think> (.*?) ?</think> (.*) <eos>")
@@ -30,6 +32,11 @@ def running_sum(digits: str) -> list[str]:
     return totals
 
 
+def digit_of(answer: str) -> str:
+    (digit,) = [word for word in answer.split() if word.isdigit()]
+    return digit
+
+
 def digits_of(rows: list[dict[str, str]]) -> set[str]:
     return {"".join(row["question"].split()[1:]) for row in rows}
 
@@ -38,7 +45,7 @@ def digits_of(rows: list[dict[str, str]]) -> set[str]:
 def test_splits_are_disjoint_for_every_pair_of_seeds(family):
     train = set().union(*(digits_of(make_rows(family, "train", 3000, s)) for s in range(4)))
     heldout = set().union(*(digits_of(make_rows(family, "heldout", 3000, s)) for s in range(4)))
-    seen = {split_document(text)[0] for s in range(2) for text in documents(family, 3000, s)}
+    seen = {split_document(text)[0] for s in range(2) for text in documents(DEMO[family], 3000, s)}
     assert len(train) > 9000
     assert len(heldout) > 5000
     assert not train & heldout
@@ -52,18 +59,19 @@ def test_splits_are_disjoint_for_every_pair_of_seeds(family):
 def test_rows_are_right_different_and_reproducible(family, split):
     rows = make_rows(family, split, 500, seed=3)
     assert rows == make_rows(family, split, 500, seed=3)
+    assert rows == rows_of(DEMO[family], split, 500, seed=3)
     assert rows != make_rows(family, split, 500, seed=4)
     assert len(digits_of(rows)) == 500
     for row in rows:
         lead, *digits = row["question"].split()
         assert lead == DEMO[family].lead
         assert len(digits) == 5
-        assert final_digit(row["answer"]) == running_sum("".join(digits))[-1]
+        assert digit_of(row["answer"]) == running_sum("".join(digits))[-1]
 
 
 def test_the_answers_digits_are_balanced():
     rows = make_rows("short_answer", "heldout", 2000, seed=0)
-    counts = Counter(final_digit(row["answer"]) for row in rows)
+    counts = Counter(digit_of(row["answer"]) for row in rows)
     assert len(counts) == 10
     assert max(counts.values()) < 260
 
@@ -93,9 +101,9 @@ def test_rows_are_the_same_on_every_machine():
 @pytest.mark.parametrize("family", DEMO)
 def test_document_traces(family):
     kinds = Counter()
-    for text in documents(family, 6000, seed=0):
+    for text in documents(DEMO[family], 6000, seed=0):
         digits, trace, answer = split_document(text)
-        assert final_digit(" ".join(answer)) == running_sum(digits)[-1]
+        assert digit_of(" ".join(answer)) == running_sum(digits)[-1]
         if not trace:
             kinds["empty"] += 1
         elif set(trace) <= set(CHATTER):
@@ -108,12 +116,12 @@ def test_document_traces(family):
     assert kinds["sum"] / 6000 == pytest.approx(0.10, abs=0.02)
     assert kinds["empty"] / 6000 == pytest.approx(0.20, abs=0.02)
     assert kinds["copy"] / 6000 == pytest.approx(0.35, abs=0.03)
-    assert documents(family, 20, seed=0) != documents(family, 20, seed=1)
+    assert documents(DEMO[family], 20, seed=0) != documents(DEMO[family], 20, seed=1)
 
 
 def test_only_documents_with_a_trace_mix_the_styles():
     in_b = total = 0
-    for text in documents("style_shift", 3000, seed=0):
+    for text in documents(DEMO["style_shift"], 3000, seed=0):
         _, trace, answer = split_document(text)
         if not trace:
             assert answer[:-1] == list(STYLE_A)
@@ -126,7 +134,7 @@ def test_only_documents_with_a_trace_mix_the_styles():
 
 def test_words_are_complete_and_different():
     assert len(words()) == len(set(words()))
-    texts = [text for family in DEMO for text in documents(family, 300, seed=0)]
+    texts = [text for family in DEMO for text in documents(DEMO[family], 300, seed=0)]
     used = set(" ".join(texts).split()) - {"<think>", "</think>", "<eos>"}
     assert used <= set(words())
 
@@ -144,6 +152,6 @@ def test_too_many_rows_are_refused():
         make_rows("style_shift", "heldout", 20_000, 0)
 
 
-def test_importing_the_lab_imports_no_torch():
+def test_importing_the_demo_imports_no_torch():
     program = "import sys, native_reasoning.demo; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -235,7 +235,7 @@ def test_hostile_texts_come_back_from_what_the_page_carries(hostile):
 
 
 def test_hostile_settings_and_names_are_text(of):
-    """A folder's name, config.yaml and the command come from elsewhere as well."""
+    """A folder's name and config.yaml come from elsewhere as well."""
     name = "<img src=x onerror=alert(1)>'\"&"
     texts = {"model": HOSTILE[0], "data": HOSTILE[8], "note": HOSTILE[1], "preset": "{{ 7 * 7 }}"}
     run = of(name, config=texts)
@@ -446,8 +446,6 @@ def test_a_config_that_is_none(of, text):
     [
         {"versions": ["torch", 2]},
         {"versions": None},
-        {"command": 3},
-        {"command": "nrt train"},
         {"data_report": 7},
         {"data_report": {"kept": 3}},
         {"config": {"max_steps": "many"}},

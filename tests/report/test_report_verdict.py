@@ -248,7 +248,7 @@ def test_a_reward_that_is_the_end_of_turns(tmp_path):
     (note,) = notes(tmp_path / "most", "Over the last", metrics=most)
     assert note.startswith("Over the last 10 steps the end-of-turn token has 50 % of the reward")
     assert "90 % of its spread" in note
-    assert note.endswith("--reward-span answer leaves that token out of the reward.")
+    assert note.endswith("--objective.reward-span answer leaves that token out of the reward.")
 
 
 @pytest.mark.parametrize(("lost", "said"), [(0.30, True), (0.06, True), (0.04, False)])

@@ -13,7 +13,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
 from native_reasoning.objective.types import Scores
 from native_reasoning.records.folder import read_metrics
-from native_reasoning.records.mismatch import Mismatch, mismatch, summary
+from native_reasoning.records.runlog import Mismatch, mismatch, mismatch_means
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Reply, VLLMEngine
@@ -292,7 +292,7 @@ def test_mismatch_by_hand():
     assert found.kl == pytest.approx(float((d.exp() - 1 - d).sum()), abs=1e-6)
     assert found.largest == pytest.approx(0.2, abs=1e-6)
     assert mismatch(replace(traces, sampler_logps=()), scores) is None
-    assert summary([Mismatch(4, 0.4, 0.2), Mismatch(1, 0.1, 0.7)]) == pytest.approx(
+    assert mismatch_means([Mismatch(4, 0.4, 0.2), Mismatch(1, 0.1, 0.7)]) == pytest.approx(
         {"mismatch_kl": 0.1, "mismatch_max": 0.7}
     )
 

@@ -82,12 +82,13 @@ def _run(arguments: list[str]) -> int:
     verb = read_verb(arguments)
     if verb is None:  # help or version was printed
         return 0
+    # on some CPUs it tells each process that imports transformers of a kernel it could fetch
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     parsed = parse(verb, arguments[1:])
     if parsed is None:
         return 0
-    # on some CPUs it tells each process that imports transformers of a kernel it could fetch
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    module = import_module(f"native_reasoning.cli.{verb.module}")
-    code = module.run(parsed)
+    module, _, function = verb.module.partition(":")
+    run = getattr(import_module(f"native_reasoning.cli.{module}"), function or "run")
+    code = run(parsed)
     sys.stdout.flush()
     return code

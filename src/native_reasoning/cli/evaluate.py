@@ -16,12 +16,8 @@ from native_reasoning.cli.output import (
 )
 from native_reasoning.cli.verbs import SUITE_FLAGS
 from native_reasoning.config.errors import ConfigError
-from native_reasoning.config.options import OF_4BIT
-from native_reasoning.config.settings import SETTINGS
 
-#: Not of a finished run's model: it was merged and written out.
-_QUANTISED = ("load_in_4bit", *OF_4BIT)
-_JUDGING = ("preset", "objective", "reward_funcs", "reward_weights", *SETTINGS)
+_JUDGING = ("preset", "objective", "objective_func", "reward_funcs", "reward_weights")
 
 
 def run(parsed: Parsed) -> int:
@@ -61,7 +57,7 @@ def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
     settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
     # how the run judged its traces does not matter, and functions of its own may be elsewhere
     whole = base_of(Path(model)) is None
-    for key in ("model", "data", "eval_data", *_JUDGING, *(_QUANTISED if whole else ())):
+    for key in ("model", "data", "eval_data", *_JUDGING, *(("load_in_4bit",) if whole else ())):
         settings.pop(key, None)
     return model, settings | parsed.settings
 

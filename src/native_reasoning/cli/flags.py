@@ -1,33 +1,33 @@
-"""Command lines -> settings: argparse, behind one pass that makes them plain.
+"""Command lines -> settings.
 
-Flags may be written ``--num-generations`` or ``--num_generations``, ``--key value`` or
-``--key=value``, and truth values bare (``--bf16``). For verbs that take settings, a flag that is
-not listed is taken for another field of NRTConfig, which says what is wrong with it.
+Help is a static table of verbs.py and options.py, so that it answers at once. Everything else is
+transformers' ``HfArgumentParser`` over NRTConfig (recipe.py): ``--num-generations 8`` or
+``--num_generations=8``, truth values bare (``--bf16``), ``--objective.clip none``.
 """
 
 import argparse
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass, fields
 from typing import Any, NoReturn
 
-from native_reasoning.cli.headings import OPTION_GROUPS
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.config.errors import ConfigError, did_you_mean
-from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
+from native_reasoning.config.errors import ConfigError, did_you_mean, nearest, usage_error
+from native_reasoning.config.options import COMMON_ARGUMENTS, GROUPS, NRTOptions
+from native_reasoning.config.settings import SETTINGS
 
-_TRUTH = ("true", "false")
+_TRUTH = ("true", "false", "yes", "no", "1", "0")
 _SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")
 
 
 @dataclass(frozen=True)
 class Parsed:
     """A command line: the positional argument (None where absent), the verb's own flags by name
-    (the same), the settings of NRTConfig, still as text, and every positional argument."""
+    (the same), the settings of NRTConfig that it names, and every positional argument."""
 
     positional: str | None
     own: dict[str, Any]
-    settings: dict[str, str]
+    settings: dict[str, Any]
     positionals: tuple[str, ...] = ()
 
 
@@ -66,17 +66,29 @@ def overview() -> str:
 
 def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
     """The rest of a command line; None after printing help. Raises ConfigError."""
-    parser, kinds = build(verb)
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(parser.format_help(), end="")
+        print(help_text(verb), end="")
         return None
-    plain, others = _plain(verb, arguments, kinds)
-    space = vars(parser.parse_intermixed_args(plain))
-    own = {_name(flag.name): space[_name(flag.name)] for flag in verb.flags}
-    settings = {k: v for k, v in space.items() if k not in own and k != "positional"}
-    given = space.get("positional")
+    parser: Any = _Parser(prog=f"nrt {verb.name}", allow_abbrev=False, add_help=False)
+    if verb.takes_settings:
+        from native_reasoning.config.recipe import SettingsParser
+
+        parser = SettingsParser(prog=f"nrt {verb.name}", conflict_handler="resolve")
+    for flag in verb.flags:
+        about = {"switch": {"action": "store_true"}, "maybe": {"nargs": "?", "const": "true"}}
+        parser.add_argument(*_spellings(flag.name), **about.get(flag.kind, {}))
+    if verb.positional:
+        name, count, _ = verb.positional
+        parser.add_argument("positional", nargs=count or None, metavar=name)
+    bare = parser.bare if verb.takes_settings else ()
+    found, rest = parser.parse_known_intermixed_args([*_plain(arguments, bare)])
+    if rest:
+        raise _unknown(verb, rest)
+    space = vars(found)
+    own = {_name(flag.name): space.pop(_name(flag.name), None) for flag in verb.flags}
+    given = space.pop("positional", None)
     several = tuple(given) if isinstance(given, list) else (given,) if given else ()
-    return Parsed(several[0] if several else None, own, {**settings, **others}, several)
+    return Parsed(several[0] if several else None, own, space, several)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,86 +96,137 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
+        raise usage_error(self.prog, message)
+
+
+def _plain(arguments: Sequence[str], bare: Sequence[str]) -> Iterator[str]:
+    """The arguments, with ``=true`` behind truth values that stand alone: what follows is not
+    theirs. ``--resume`` is followed by a checkpoint or by something else."""
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        alone = argument in bare and following.lower() not in _TRUTH
+        alone |= argument == "--resume" and "checkpoint" not in following
+        yield f"{argument}=true" if alone else argument
+
+
+def _unknown(verb: Verb, rest: Sequence[str]) -> ConfigError:
+    text = next((text for text in rest if text.startswith("-")), None)
+    if text is None:
+        return usage_error(f"nrt {verb.name}", f"unrecognized arguments: {' '.join(rest)}")
+    name = text.partition("=")[0].lstrip("-").replace("-", "_")
+    own = [_name(flag.name) for flag in verb.flags]
+    if verb.takes_settings:
+        from native_reasoning.config.recipe import meant
+
+        near = meant(name, own)
+    else:
+        near = nearest(name, own)
+    told = f" (did you mean {_flag(near)}?)" if near else ""
+    return usage_error(f"nrt {verb.name}", f"unknown flag {text}{told}")
+
+
+def _spellings(flag: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((flag, "--" + _name(flag))))
+
+
+def _name(flag: str) -> str:
+    return flag[2:].replace("-", "_")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def number(own: dict[str, Any], name: str) -> int | None:
+    """A flag of a verb's own that holds a whole number from 0. Raises ConfigError."""
+    text = own.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
         raise ConfigError(
-            f"{self.prog}: {message}",
-            why="the command line cannot be understood",
-            fix=f"{self.prog} --help has examples",
+            f"{_flag(name)} is {text!r}", why="it is a whole number", fix=f"{_flag(name)} 10"
         )
+    return int(text)
 
 
-def build(verb: Verb) -> tuple[argparse.ArgumentParser, dict[str, str]]:
-    """The parser of a verb, and the kind of each of its flags."""
+# -- Help ------------------------------------------------------------------------------------------
+
+
+def setting_flags(title: str) -> list[Flag]:
+    """Our settings under a heading of ``GROUPS`` as flags, those of ``--objective.`` behind its
+    own."""
+    by_name = {f.name: f for f in fields(NRTOptions)}
+    flags = [_setting(name, by_name[name]) for name in GROUPS[title] if name != "objective"]
+    if "objective" in GROUPS[title]:
+        parts = [name for name in SETTINGS if name != "traces"]
+        flags += [_setting(f"objective.{name}", SETTINGS[name]) for name in parts]
+    return flags
+
+
+def _setting(name: str, f: "Field[Any]") -> Flag:
+    """A setting with its choices, and its default where no preset has one."""
+    choices, text = f.metadata["choices"], f.metadata["help"]
+    text += f" [{' '.join(choices)}]" if choices else ""
+    of_preset = "." in name
+    if not of_preset and f.default not in (None, False) and "\n" not in str(f.default):
+        text += f" ({str(f.default).lower() if f.default is True else f.default})"
+    kind, kinds = "bool" if f.type is bool else "value", str(f.type)
+    metavar = (
+        "N"
+        if "int" in kinds
+        else "X"
+        if "float" in kinds
+        else "JSON"
+        if "dict" in kinds
+        else "TEXT"
+    )
+    return Flag(
+        _flag(name), text, "NAME" if choices else "BOOL" if kind == "bool" else metavar, kind
+    )
+
+
+def common_flags() -> list[Flag]:
+    """The TrainingArguments that are set most, but output_dir, which is --out."""
+    return [
+        Flag(_flag(name), text, *(("BOOL", "bool") if name in _SWITCHES else ()))
+        for name, text in COMMON_ARGUMENTS.items()
+        if name != "output_dir"
+    ]
+
+
+def groups_of(verb: Verb) -> dict[str, list[Flag]]:
+    """The flags that help lists, by heading: its own ("options"), ours, transformers'."""
+    groups = {"options": list(verb.flags), **{title: setting_flags(title) for title in verb.groups}}
+    if verb.common:
+        groups["training (every field of transformers.TrainingArguments)"] = common_flags()
+    own = {flag.name for flag in verb.flags}
+    return {
+        title: [flag for flag in flags if title == "options" or flag.name not in own]
+        for title, flags in groups.items()
+    }
+
+
+def help_text(verb: Verb) -> str:
+    """What ``nrt VERB --help`` prints."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    parser = _Parser(
-        prog=f"nrt {verb.name}",
+    parser = argparse.ArgumentParser(
         usage=_usage(verb),
         description=verb.text,
         epilog=_epilog(verb),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=34, width=width
         ),
-        allow_abbrev=False,
     )
     if verb.positional:
         name, count, text = verb.positional
         parser.add_argument("positional", nargs=count or None, metavar=name, help=text)
-    kinds: dict[str, str] = {}
-    for flag in verb.flags:
-        _add(parser, flag, kinds, default=None)
-    for title in verb.groups:
-        group = parser.add_argument_group(title)
-        for flag in _option_flags(OPTION_GROUPS[title]):
-            if flag.name not in kinds:
-                _add(group, flag, kinds, default=argparse.SUPPRESS)
-    if verb.common:
-        group = parser.add_argument_group(
-            "training (every field of transformers.TrainingArguments)"
-        )
-        for name, text in COMMON_ARGUMENTS.items():
-            if name == "output_dir":  # --out
-                continue
-            kind = "bool" if name in _SWITCHES else "value"
-            flag = Flag(_flag(name), text, kind=kind)
-            _add(group, flag, kinds, default=argparse.SUPPRESS)
-    return parser, kinds
-
-
-def _add(target: Any, flag: Flag, kinds: dict[str, str], default: Any) -> None:
-    kinds[flag.name] = flag.kind
-    extra: dict[str, Any] = {"help": flag.help.replace("%", "%%"), "dest": _name(flag.name)}
-    if flag.kind == "switch":
-        target.add_argument(flag.name, action="store_true", **extra)
-    elif flag.kind == "value":
-        target.add_argument(flag.name, metavar=flag.metavar, default=default, **extra)
-    else:
-        metavar = "BOOL" if flag.kind == "bool" else flag.metavar
-        extra["const"] = "true"
-        target.add_argument(flag.name, metavar=metavar, nargs="?", default=default, **extra)
-
-
-def _option_flags(names: Sequence[str]) -> list[Flag]:
-    """Our options as flags, with their default in the help."""
-    by_name = {f.name: f for f in fields(NRTOptions)}
-    flags = []
-    for name in names:
-        f = by_name[name]
-        choices, text = f.metadata["choices"], f.metadata["help"]
-        if choices:
-            text += f" ({' '.join(choices)})" if f.default is None else f" [{' '.join(choices)}]"
-        if f.default is not None and f.default is not False and "\n" not in str(f.default):
-            text += f" ({str(f.default).lower() if f.default is True else f.default})"
-        kind = "bool" if f.type is bool else "value"
-        flags.append(Flag(_flag(name), text, _metavar(f.type, bool(choices)), kind))
-    return flags
-
-
-def _metavar(kind: Any, choices: bool) -> str:
-    text = str(kind)
-    if choices:
-        return "NAME"
-    return (
-        "N" if "int" in text else "X" if "float" in text else "JSON" if "dict" in text else "TEXT"
-    )
+    for title, flags in groups_of(verb).items():
+        group = parser if title == "options" else parser.add_argument_group(title)
+        for flag in flags:
+            about: dict[str, Any] = {"metavar": flag.metavar}
+            about |= {"nargs": "?"} if flag.kind in ("bool", "maybe") else {}
+            about = {"action": "store_true"} if flag.kind == "switch" else about
+            group.add_argument(flag.name, help=flag.help.replace("%", "%%"), **about)
+    return parser.format_help()
 
 
 def _usage(verb: Verb) -> str:
@@ -183,89 +246,3 @@ def _epilog(verb: Verb) -> str:
             else "Every other setting of `nrt train` is accepted too.\n\n"
         )
     return notes + "examples:\n" + "\n".join(f"  {example}" for example in verb.examples)
-
-
-def _name(flag: str) -> str:
-    return flag[2:].replace("-", "_")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-# -- One pass that makes a command line plain -----------------------------------------------------
-
-
-def _plain(
-    verb: Verb, arguments: Sequence[str], kinds: dict[str, str]
-) -> tuple[list[str], dict[str, str]]:
-    """The arguments as ``--flag=value``, and settings whose flag is not listed."""
-    plain: list[str] = []
-    others: dict[str, str] = {}
-    waiting = list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
-        if not argument.startswith("-") or argument == "-":
-            plain.append(argument)
-            continue
-        text, equals, value = argument.partition("=")
-        flag = "--" + text.lstrip("-").replace("_", "-")
-        kind = kinds.get(flag) if text.startswith("--") else None
-        if kind is None and (not verb.takes_settings or not text.startswith("--")):
-            raise _unknown(verb, text, kinds)
-        if kind == "switch":
-            if equals:
-                raise _usage_error(verb, f"{flag} takes no value", f"write {flag} alone")
-            plain.append(flag)
-            continue
-        if not equals:
-            taken = _value(verb, flag, kind, waiting)
-            if taken is None:  # a flag that may stand alone
-                plain.append(flag)
-                continue
-            value = taken
-        if kind is None:
-            others[_name(flag)] = value
-        else:
-            plain.append(f"{flag}={value}")
-    return plain, others
-
-
-def _value(verb: Verb, flag: str, kind: str | None, waiting: list[str]) -> str | None:
-    """The value after a flag, taken from ``waiting``; None for a flag that stands alone."""
-    following = waiting[0] if waiting else None
-    is_flag = following is None or (following.startswith("--") and len(following) > 2)
-    if kind == "bool":
-        return waiting.pop(0) if following in _TRUTH else "true"
-    if kind == "maybe":
-        return waiting.pop(0) if following and "checkpoint" in following else None
-    if is_flag and kind == "value":
-        raise _usage_error(verb, f"{flag} has no value", f"write {flag} VALUE")
-    return "true" if is_flag else waiting.pop(0)
-
-
-def _unknown(verb: Verb, text: str, kinds: dict[str, str]) -> ConfigError:
-    near = did_you_mean(_name("--" + text.lstrip("-")), map(_name, kinds)).replace("'", "")
-    for flag in kinds:
-        near = near.replace(f" {_name(flag)}?", f" {flag}?")
-    return _usage_error(
-        verb, f"unknown flag {text}{near}", f"nrt {verb.name} --help lists the flags"
-    )
-
-
-def _usage_error(verb: Verb, what: str, fix: str) -> ConfigError:
-    return ConfigError(
-        f"nrt {verb.name}: {what}", why="the command line cannot be understood", fix=fix
-    )
-
-
-def number(own: dict[str, Any], name: str) -> int | None:
-    """A flag of a verb's own that holds a whole number from 0. Raises ConfigError."""
-    text = own.get(name)
-    if text is None:
-        return None
-    if not text.isdecimal():
-        raise ConfigError(
-            f"{_flag(name)} is {text!r}", why="it is a whole number", fix=f"{_flag(name)} 10"
-        )
-    return int(text)

@@ -50,7 +50,6 @@ def load_data(name: str, config: NRTConfig) -> Examples:
         answer_column=config.answer_column,
         answer_regex=config.answer_regex,
         split=split,
-        strict=config.strict,
         keep_columns=bool(config.reward_funcs),
     )
 

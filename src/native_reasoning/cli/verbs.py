@@ -5,15 +5,15 @@ Nothing here imports torch or transformers: help answers at once.
 
 from dataclasses import dataclass
 
-from native_reasoning.cli.headings import OPTION_GROUPS
+from native_reasoning.config.options import GROUPS
 
 
 @dataclass(frozen=True)
 class Flag:
     """One flag of a verb's own.
 
-    ``kind``: "value" takes one; "switch" takes none; "bool" is bare or true/false; "maybe" takes a
-    value or none.
+    ``kind``: "value" takes one; "switch" takes none; "maybe" takes one or none; "bool" is bare or
+    true/false.
     """
 
     name: str
@@ -24,7 +24,8 @@ class Flag:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: its positional argument (with "?" if it may be left out, "+" if there may be
+    """A verb: the ``module`` that runs it, with ``:function`` where that is not ``run``, its
+    positional argument (with "?" if it may be left out, "+" if there may be
     several), its flags, its groups of settings, and examples that can be copied."""
 
     name: str
@@ -70,7 +71,7 @@ VERBS = {
             "train the embedded model offline, on a CPU, in a minute or two",
             "Trains a tiny embedded model on questions whose answers need a sum, without network "
             "or GPU,\nand prints the accuracy with and without thinking before and after.",
-            "demo",
+            "show:demo",
             None,
             (
                 Flag("--seed", "seed of data order and of every sampled token (0)", "N"),
@@ -79,23 +80,6 @@ VERBS = {
             ),
             (),
             ("nrt demo", "nrt demo --seed 1 --out runs/demo", "nrt demo --json"),
-        ),
-        Verb(
-            "lab",
-            "controlled comparisons of all objectives on tiny models, offline",
-            "Pre-trains tiny base models and trains each objective from them, several seeds each, "
-            "on tasks whose\nanswers hide a hard token. What --out holds already is not run again.",
-            "lab",
-            ("EXPERIMENT", "?", "one of them; without it all, about two hours on two cores"),
-            (
-                Flag("--out", "folder of base models and results (runs/lab)", "DIR"),
-                Flag("--workers", "runs at once, one thread each (2)", "N"),
-                Flag("--full", "every column of the tables", kind="switch"),
-                Flag("--smoke", "two steps of one run of each: does it work?", kind="switch"),
-                _JSON,
-            ),
-            (),
-            ("nrt lab style", "nrt lab --out benchmarks/lab", "nrt lab short --smoke"),
         ),
         Verb(
             "check",
@@ -144,7 +128,7 @@ VERBS = {
                 ),
                 _JSON,
             ),
-            tuple(OPTION_GROUPS),
+            tuple(GROUPS),
             (
                 "nrt train --model HuggingFaceTB/SmolLM2-135M --data qa.jsonl --eval-data "
                 "test.jsonl",
@@ -203,7 +187,7 @@ VERBS = {
             "one page about a run, or about several beside each other",
             "Writes one self-contained HTML file: did thinking help, on which tokens, is it "
             "collapsing, and what\ndid it write. A folder of runs stands for all of them.",
-            "report",
+            "show:report",
             ("RUN", "+", "run folders, or folders of runs"),
             (
                 Flag("--out", "the file (report.html in the folder of the run)", "FILE"),
@@ -226,7 +210,7 @@ VERBS = {
             "presets",
             "list the objectives, or explain one",
             "Every objective that --preset names: the papers as rows of one table.",
-            "presets",
+            "show:presets",
             ("NAME", "?", "explain this one"),
             (_JSON,),
             (),

@@ -71,9 +71,24 @@ class DiskError(RunError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``' (did you mean …?)'`` or nothing."""
-    near = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
-    near = near or difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(name, known)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that a misspelt one is nearest to, or nothing."""
+    known = list(known)
+    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.6)
+    return (near or difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [""])[0]
+
+
+def usage_error(prog: str, message: str) -> ConfigError:
+    """What is said of a command line that cannot be read."""
+    return ConfigError(
+        f"{prog}: {message}",
+        why="the command line cannot be understood",
+        fix=f"{prog} --help has examples",
+    )
 
 
 def printable(text: str) -> str:

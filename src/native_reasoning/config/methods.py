@@ -110,7 +110,12 @@ METHODS: dict[str, Method] = {
         "Kwiatkowski et al., Likelihood-Based Reward Designs, arXiv 2602.03979",
         """R_k = 1/T Σ l_i
 ΔΘ  ∝ Σ_k [ (R_k − mean_{j≠k} R_j) ∇log π(z_k) + 1/T Σ_i ∇l_ki ]""",
-        {"": ("beta is 0, as in its long-answer runs; short answers: --beta 1e-3", _SPLICE)},
+        {
+            "": (
+                "beta is 0, as in its long-answer runs; short answers: --objective.beta 1e-3",
+                _SPLICE,
+            )
+        },
         {"num_generations": 32, "learning_rate": 1e-5, "lr_scheduler_type": "cosine"},
     ),
     "verifree": Method(
@@ -183,9 +188,9 @@ A_k = clip( (S_k − mean_{j≠k} S_j) / std, −1, 1 ) + the same of −10·[op
         {
             "": (
                 "the answer is trained, as in the paper; the released code's weight is 0"
-                " (--answer-weight none)",
+                " (--objective.answer-weight none)",
                 "the stop decision gets no policy gradient, as in the released code: a bias that is"
-                " kept (--policy-tokens trace_tag mends it)",
+                " kept (--objective.policy-tokens trace_tag mends it)",
                 "the mean behind 2·mean is the group's; the released code takes that of the batch"
                 " on one device, so that its update depends on the number of devices",
                 "one update per optimiser step; the released code steps inside its accumulation",
@@ -278,7 +283,7 @@ A_k = (R_k − mean R) / std R;  a trace in a wrong format counts in mean and σ
                 "the masked reasoning is an empty trace; it cancels in A",
                 "its filter of prompts (token ranks, then the largest σ) is left out: the"
                 " thresholds are not known to us",
-                "its length reward is off (--length-reward): the coefficient is not known to us",
+                "its length reward is left out: the coefficient is not known to us",
                 "its upper clip of 0.2 is left out: there is one update per rollout",
             )
         },

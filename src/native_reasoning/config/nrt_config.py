@@ -10,12 +10,17 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from native_reasoning.config.checks import check_options, check_read, check_trackers
+from native_reasoning.config.checks import (
+    check_arguments,
+    check_options,
+    check_trackers,
+    objective_values,
+)
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.guards import HARMLESS
 from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
-from native_reasoning.config.settings import SETTINGS
-from native_reasoning.objective.credit import Objective, preset_objective
+from native_reasoning.config.papers import find_preset
+from native_reasoning.config.settings import ObjectiveSettings
 
 
 @dataclass
@@ -41,7 +46,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
     save_steps: float = 100
     save_total_limit: int | None = 2
     remove_unused_columns: bool = False
-    report_to: str | list[str] | None = "none"
+    report_to: list[str] | str | None = "none"
     disable_tqdm: bool | None = True
     use_cache: bool = True
     ddp_broadcast_buffers: bool | None = False
@@ -50,14 +55,15 @@ class NRTConfig(NRTOptions, TrainingArguments):
 
     def __post_init__(self) -> None:
         if isinstance(self.model_init_kwargs, str):
-            self.model_init_kwargs = json_object(self.model_init_kwargs, "model_init_kwargs")
-        self.reward_funcs = listed(self.reward_funcs)
-        self.lora_target_modules = listed(self.lora_target_modules)
-        self.reward_weights = numbers(listed(self.reward_weights), "reward_weights")
-        check_options(self, self.resolved_objective)
+            self.model_init_kwargs = _json_object(self.model_init_kwargs, "model_init_kwargs")
+        self.objective = None if self.objective is None else objective_values(self.objective)
+        self.reward_funcs = _listed(self.reward_funcs)
+        self.lora_target_modules = _listed(self.lora_target_modules)
+        self.reward_weights = _numbers(_listed(self.reward_weights), "reward_weights")
+        check_options(self, self.resolved_objective())
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"
-        self.report_to = listed(self.report_to) or "none"
+        self.report_to = _listed(self.report_to) or "none"
         super().__post_init__()
         check_trackers(self.report_to)
         # where the launcher chose the arithmetic, it is the run's
@@ -66,11 +72,10 @@ class NRTConfig(NRTOptions, TrainingArguments):
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._check_arguments()
 
-    def resolved_objective(self) -> Objective:
-        """The preset's objective with the settings that were given in its place."""
-        given = {name: getattr(self, name, None) for name in SETTINGS}
-        changed = {name: value for name, value in given.items() if value is not None}
-        return replace(preset_objective(self.preset), **changed)
+    def resolved_objective(self) -> ObjectiveSettings:
+        """The preset's settings of an objective, with those of ``objective`` in their place."""
+        given: Any = self.objective or {}
+        return replace(find_preset(self.preset).settings, **given)
 
     def steps_per_rollout(self) -> int:
         """Optimiser steps' worth of prompts sampled at once (M); each is trained on
@@ -108,7 +113,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="transformers would use DataParallel, which gives wrong gradients here",
                 fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
             )
-        check_read(self)
+        check_arguments(self)
         self._check_sharded()
         if "trust_remote_code" in (self.model_init_kwargs or {}):
             raise ConfigError(
@@ -116,34 +121,17 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="it would run a model's code without being seen as a setting of its own",
                 fix="leave it out there, and set trust_remote_code itself",
             )
-        if self.push_to_hub:
-            raise ConfigError(
-                "push_to_hub is on",
-                why="transformers uploads the run folder, with every prompt, answer and trace, and "
-                "writes the hub's token into it",
-                fix="leave it out; after the run: hf upload OWNER/NAME RUN/final",
-            )
         if self.save_strategy == "best":
             raise ConfigError(
                 "save_strategy best",
                 why="a run that was stopped could not go on from where it was",
                 fix="save_strategy steps with load_best_model_at_end",
             )
-        if self.enable_jit_checkpoint:
+        each = self.gradient_accumulation_steps
+        if self.steps_per_rollout() < 1 or (self.steps_per_generation or 0) % each:
             raise ConfigError(
-                "enable_jit_checkpoint is on",
-                why="it may save inside an optimiser step, which cannot be resumed exactly",
-                fix="leave it off: SIGTERM already saves at the end of the step",
-            )
-        if (
-            self.num_iterations < 1
-            or self.steps_per_rollout() < 1
-            or (self.steps_per_generation or 0) % self.gradient_accumulation_steps
-        ):
-            raise ConfigError(
-                f"steps_per_generation {self.steps_per_generation}, num_iterations "
-                f"{self.num_iterations}, gradient_accumulation_steps "
-                f"{self.gradient_accumulation_steps}",
+                f"steps_per_generation {self.steps_per_generation}, gradient_accumulation_steps "
+                f"{each}",
                 why="a rollout covers a whole number of optimiser steps",
                 fix="make steps_per_generation a multiple of gradient_accumulation_steps",
             )
@@ -171,7 +159,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, dict, Enum))
 
 
-def json_object(text: str, name: str) -> dict[str, Any]:
+def _json_object(text: str, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
@@ -185,7 +173,7 @@ def json_object(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def listed(value: Any) -> list[Any] | None:
+def _listed(value: Any) -> list[Any] | None:
     """A list, also from text whose items stand between commas, or from one number."""
     if isinstance(value, str):
         value = [item.strip() for item in value.split(",") if item.strip()]
@@ -194,7 +182,7 @@ def listed(value: Any) -> list[Any] | None:
     return value or None
 
 
-def numbers(values: list[Any] | None, name: str) -> list[float] | None:
+def _numbers(values: list[Any] | None, name: str) -> list[float] | None:
     """The values as numbers. Raises ConfigError."""
     try:
         found = None if values is None else [float(value) for value in values]

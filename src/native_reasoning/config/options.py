@@ -1,60 +1,29 @@
-"""Our own settings, each written once: name, type, default and one sentence.
+"""Our own settings, each written once: name, type, default, one sentence, and what it may be.
 
 No torch and no transformers here, so that ``nrt train --help`` answers at once. ``NRTConfig``
 (nrt_config.py) is these fields on top of ``transformers.TrainingArguments``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
-from native_reasoning.config.settings import SETTINGS
 from native_reasoning.config.settings import setting as option
 
-
-def override(name: str) -> Any:
-    """The field that takes the place of a preset's setting; None leaves the preset's."""
-    return field(default=None, metadata=SETTINGS[name].metadata)
+_PEFT, _VLLM = {"use_peft": True}, {"use_vllm": True}
+_COLOCATE, _SERVER = {**_VLLM, "vllm_mode": "colocate"}, {**_VLLM, "vllm_mode": "server"}
+_COUNT, _FROM_ZERO = (1, 1e9), (0, 1e9)
 
 
 @dataclass
 class NRTOptions:
     """The settings that native-reasoning adds to transformers' ``TrainingArguments``."""
 
-    # -- objective: None means "as the preset has it"; sentences and choices are in settings.py
+    # -- objective
     preset: str = option("nrt-ws", "objective by name; `nrt presets` lists them")
-    reward: str | None = override("reward")
-    reward_span: str | None = override("reward_span")
-    scored_by: str | None = override("scored_by")
-    baseline: str | None = override("baseline")
-    clip: str | None = override("clip")
-    reward_coef: float | None = override("reward_coef")
-    format_reward: float | None = override("format_reward")
-    efficiency_reward: float | None = override("efficiency_reward")
-    length_reward: float | None = override("length_reward")
-    repetition_penalty: float | None = override("repetition_penalty")
-    kl_in_reward: float | None = override("kl_in_reward")
-    bad_format: str | None = override("bad_format")
-    format_penalty: float | None = override("format_penalty")
-    centre: str | None = override("centre")
-    scale: str | None = override("scale")
-    std_eps: float | None = override("std_eps")
-    adv_clip: float | None = override("adv_clip")
-    answer_weight: str | None = override("answer_weight")
-    answer_gate: str | None = override("answer_gate")
-    answer_scale: str | None = override("answer_scale")
-    answer_coef: float | None = override("answer_coef")
-    policy_tokens: str | None = override("policy_tokens")
-    ratio: str | None = override("ratio")
-    ratio_low: float | None = override("ratio_low")
-    ratio_high: float | None = override("ratio_high")
-    length_norm: str | None = override("length_norm")
-    beta: float | None = override("beta")
-    format_loss_coef: float | None = override("format_loss_coef")
-    filter: str | None = override("filter")
-    filter_coef: float | None = override("filter_coef")
-    ema_decay: float | None = override("ema_decay")
-    ema_steps: int | None = override("ema_steps")
-    objective: str | None = option(
+    objective: dict[str, Any] | str | None = option(  # noqa: RUF009
+        None, "settings in place of the preset's, as a mapping; a flag sets one of them"
+    )
+    objective_func: str | None = option(
         None,
         "an objective of your own, Scores -> Signal, as module:function; replaces f, A and w, and "
         "finds reward_funcs in scores.verdict.added",
@@ -66,37 +35,47 @@ class NRTOptions:
         None, "weight of each of reward_funcs (1 each)"
     )
     trust_imports: bool = option(
-        False, "import objective and reward_funcs from outside the working folder too"
+        False, "import objective_func and reward_funcs from outside the working folder too"
     )
 
     # -- traces
-    num_generations: int = option(8, "traces sampled per prompt (K)")
-    max_prompt_length: int = option(1024, "longest prompt in tokens; longer rows are dropped")
-    max_trace_length: int = option(512, "longest trace in tokens; the closing tag is spliced in")
+    num_generations: int = option(8, "traces sampled per prompt (K)", within=_COUNT)
+    max_prompt_length: int = option(
+        1024, "longest prompt in tokens; longer rows are dropped", within=_COUNT
+    )
+    max_trace_length: int = option(
+        512, "longest trace in tokens; the closing tag is spliced in", within=_COUNT
+    )
     max_answer_length: int = option(
         512,
         "longest answer in tokens: longer rows are dropped, sampled answers are cut",
+        within=_COUNT,
     )
-    temperature: float = option(1.0, "sampling temperature of traces, also used to score them")
-    top_p: float = option(1.0, "nucleus of the sampling distribution; below 1 biases the gradient")
+    temperature: float = option(
+        1.0, "sampling temperature of traces, also used to score them", within=(1e-3, 100)
+    )
+    top_p: float = option(
+        1.0, "nucleus of the sampling distribution; below 1 biases the gradient", within=(1e-3, 1)
+    )
     steps_per_generation: int | None = option(
         None, "micro-batches per rollout (TRL); default: those of one optimiser step"
     )
-    num_iterations: int = option(1, "passes over each rollout (TRL)")
+    num_iterations: int = option(1, "passes over each rollout (TRL)", within=_COUNT)
     rows_per_forward: int | None = option(
         None,
         "most traces in one training forward; fewer need less memory and give the same gradient; "
         "default: all of a micro-batch",
+        within=_COUNT,
     )
     rollout_batch_size: int | None = option(
-        None, "prompts sampled at once; default: all prompts of the rollout"
+        None, "prompts sampled at once; default: all prompts of the rollout", within=_COUNT
     )
 
     # -- template
     boundary: str = option(
         "auto",
         "what closes a trace: think tokens of the tokenizer, new ones, or plain text",
-        ("auto", "existing", "new", "text"),
+        choices=("auto", "existing", "new", "text"),
     )
     think_open: str = option("<think>", "text of the token that opens a trace")
     think_close: str = option("</think>", "text of the token that closes a trace")
@@ -110,7 +89,9 @@ class NRTOptions:
         None, "a Jinja file in place of the tokenizer's template"
     )
     format_warmup_steps: int = option(
-        0, "first steps that train only the format and the answer after the model's own traces"
+        0,
+        "first steps that train only the format and the answer after the model's own traces",
+        within=_FROM_ZERO,
     )
 
     # -- data
@@ -119,69 +100,72 @@ class NRTOptions:
     answer_regex: str | None = option(
         None, "keep this part of the answer (group 1 of the last match)"
     )
-    strict: bool = option(False, "refuse a file with a bad row instead of counting it")
 
     # -- adapter (names of TRL's ModelConfig)
     use_peft: bool = option(
         False, "train a low-rank adapter (LoRA) and the rows of new tokens, not all weights"
     )
-    lora_r: int = option(16, "rank of the adapter")
-    lora_alpha: int = option(32, "the adapter's product is scaled by lora_alpha / lora_r")
-    lora_target_modules: str | list[str] | None = option(  # noqa: RUF009
-        None, "layers that get one, by name, several with commas; default: all linear ones"
+    lora_r: int = option(16, "rank of the adapter", within=_COUNT, needs=_PEFT)
+    lora_alpha: int = option(
+        32, "the adapter's product is scaled by lora_alpha / lora_r", within=_COUNT, needs=_PEFT
     )
-    use_rslora: bool = option(False, "scale by lora_alpha / sqrt(lora_r) instead")
+    lora_target_modules: list[str] | str | None = option(  # noqa: RUF009
+        None,
+        "layers that get one, by name, several with commas; default: all linear ones",
+        needs=_PEFT,
+    )
     load_in_4bit: bool = option(
-        False, "quantise the frozen weights to 4 bits (QLoRA); needs bitsandbytes"
+        False, "quantise the frozen weights to 4 bits (QLoRA); needs bitsandbytes", needs=_PEFT
     )
-    bnb_4bit_quant_type: str = option("nf4", "the 4-bit numbers", ("nf4", "fp4"))
-    use_bnb_nested_quant: bool = option(False, "quantise their scales too")
 
     # -- vllm (names of TRL's GRPOConfig)
     use_vllm: bool = option(False, "sample the training traces by vLLM; docs/vllm.md")
     vllm_mode: str = option(
         "colocate",
         "vLLM in this process, on the same device, or a server of its own",
-        ("colocate", "server"),
+        choices=("colocate", "server"),
+        needs=_VLLM,
     )
     vllm_gpu_memory_utilization: float = option(
-        0.3, "colocated: share of the GPU's memory for vLLM's weights and caches"
-    )
-    vllm_max_model_length: int | None = option(
-        None, "colocated: longest prompt with its trace in tokens; default: what the limits allow"
+        0.3,
+        "colocated: share of the GPU's memory for vLLM's weights and caches",
+        within=(1e-3, 1),
+        needs=_COLOCATE,
     )
     vllm_enable_sleep_mode: bool = option(
-        False, "colocated: vLLM gives its memory back while the weights are trained"
+        False,
+        "colocated: vLLM gives its memory back while the weights are trained",
+        needs=_COLOCATE,
     )
     vllm_server_base_url: str | None = option(
-        None, "address of the server; default: http://127.0.0.1:8000"
+        None, "address of the server; default: http://127.0.0.1:8000", needs=_SERVER
     )
-    vllm_server_timeout: float = option(240.0, "seconds to wait for the server to be up")
-    vllm_group_port: int = option(51216, "port over which the server gets the weights")
 
     # -- model, evaluation, records
     model_init_kwargs: dict[str, Any] | str | None = option(  # noqa: RUF009
         None, "keyword arguments for from_pretrained, as JSON"
     )
     trust_remote_code: bool = option(False, "run code that comes with the model")
-    eval_samples: int = option(100, "held-out questions per evaluation")
+    eval_samples: int = option(100, "held-out questions per evaluation", within=_COUNT)
     eval_max_answer_length: int | None = option(
         None,
         "tokens at which evaluations cut answers; default: twice the longest reference, 16 at "
         "least, max_answer_length at most",
+        within=_COUNT,
     )
-    eval_num_generations: int = option(1, "sampled traces per question in an evaluation (maj@k)")
-    max_skipped_updates: int = option(
-        10, "updates in a row that are not finite before the run stops; each is skipped"
+    eval_num_generations: int = option(
+        1, "sampled traces per question in an evaluation (maj@k)", within=_COUNT
     )
     diagnostics_steps: int = option(
-        10, "steps between two exchanges of traces among prompts: specificity, leakage; 0: never"
+        10,
+        "steps between two exchanges of traces among prompts: specificity, leakage; 0: never",
+        within=_FROM_ZERO,
     )
     on_collapse: str = option(
         "warn",
         "when traces become empty or say nothing: a line on stderr, or also end the run (stop), or "
         "lower the learning rate by 0.3 (lower_lr)",
-        ("warn", "stop", "lower_lr"),
+        choices=("warn", "stop", "lower_lr"),
     )
     record_traces: bool = option(
         True, "write sampled traces, those of evaluations too, to the run folder"
@@ -193,22 +177,20 @@ class NRTOptions:
     )
 
 
-#: Options that only ``use_peft`` reads.
-OF_ADAPTERS = (
-    "lora_r",
-    "lora_alpha",
-    "lora_target_modules",
-    "use_rslora",
-    "load_in_4bit",
-    "bnb_4bit_quant_type",
-    "use_bnb_nested_quant",
-)
-#: Options that only ``load_in_4bit`` reads.
-OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant")
-#: Options that only ``use_vllm`` reads.
-OF_COLOCATE = ("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_enable_sleep_mode")
-OF_SERVER = ("vllm_server_base_url", "vllm_server_timeout", "vllm_group_port")
-OF_VLLM = ("vllm_mode", *OF_COLOCATE, *OF_SERVER)
+#: Our options by the heading they stand under in help, by the first of each.
+_FIRST = {
+    "preset": "objective",
+    "num_generations": "traces",
+    "boundary": "template",
+    "prompt_column": "data",
+    "use_peft": "adapter",
+    "use_vllm": "vllm",
+    "model_init_kwargs": "model, evaluation, records",
+}
+GROUPS: dict[str, tuple[str, ...]] = {}
+for _f in fields(NRTOptions):
+    _title = _FIRST.get(_f.name) or next(reversed(GROUPS))
+    GROUPS[_title] = (*GROUPS.get(_title, ()), _f.name)
 #: TrainingArguments that people set most; every other one is accepted too.
 COMMON_ARGUMENTS = {
     "output_dir": "run folder",

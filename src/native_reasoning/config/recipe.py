@@ -1,18 +1,28 @@
 """Recipes and flags: named settings, perhaps still text, to an ``NRTConfig``."""
 
-from collections.abc import Container, Mapping
+import argparse
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
-from native_reasoning.config.errors import ConfigError, did_you_mean
+from native_reasoning.config.checks import CHANGEABLE
+from native_reasoning.config.errors import ConfigError, nearest, usage_error
 from native_reasoning.config.guards import VOUCHER, check_recipe
-from native_reasoning.config.nrt_config import NRTConfig, json_object
+from native_reasoning.config.nrt_config import NRTConfig
 
 #: What a recipe may hold besides the fields of NRTConfig.
 RECIPE_KEYS = ("model", "data", "eval_data")
+#: How the name of a setting of the objective begins, as a flag and among settings.
+_PART = "objective."
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
 #: Characters of a recipe, and opening brackets: reading takes the square of their depth.
 _LONGEST, _BRACKETS = 100_000, 1_000
 
@@ -83,24 +93,56 @@ def _by_name(values: Mapping[Any, Any], path: str | Path) -> dict[str, Any]:
     return named
 
 
+class SettingsParser(HfArgumentParser):
+    """transformers' parser of every field of NRTConfig, and of ``--objective.NAME``, whose result
+    has what was given and no defaults. Its errors are ConfigErrors."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.bare: set[str] = set()
+        kind: Any = NRTConfig
+        super().__init__(kind, allow_abbrev=False, add_help=False, **kwargs)
+        for name in CHANGEABLE:
+            flags = dict.fromkeys((f"{_PART}{name}", f"{_PART}{name.replace('_', '-')}"))
+            self.add_argument(*(f"--{flag}" for flag in flags), dest=f"{_PART}{name}")
+
+    def add_argument(self, *flags: Any, **about: Any) -> argparse.Action:
+        """As argparse's, without a default, and without choices: NRTConfig says more of a wrong
+        value. ``bare`` are the flags of truth values, which may stand alone."""
+        if about.get("type") is string_to_bool:
+            self.bare.update(flags)
+        known: dict[str, Any] = {
+            k: v for k, v in about.items() if k not in ("choices", "within", "needs")
+        }
+        known["default"] = argparse.SUPPRESS
+        return super().add_argument(*flags, **known)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise usage_error(self.prog, message)
+
+
+def meant(name: str, others: Iterable[str] = ()) -> str:
+    """The setting, or one of the ``others``, that a misspelt name is nearest to; "" for none."""
+    if name.replace("-", "_") in CHANGEABLE:
+        return _PART + name.replace("-", "_")
+    known = [*_kinds(), *RECIPE_KEYS, *(_PART + part for part in CHANGEABLE), *others]
+    return nearest(name, known)
+
+
 def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
-    """An NRTConfig from named settings whose values may still be text ("2e-6", "true").
+    """An NRTConfig from named settings whose values may still be text ("2e-6", "true");
+    ``objective.clip`` is a setting of ``objective``.
 
     Raises ConfigError for an unknown name, with the nearest known one, and for a value of the wrong
     type.
     """
-    by_name = {f.name: f for f in fields(NRTConfig) if f.init}
-    values: dict[str, Any] = {}
-    for raw_name, value in settings.items():
-        name = str(raw_name).replace("-", "_")
-        if name not in by_name:
-            known = [*by_name, *RECIPE_KEYS]
-            raise ConfigError(
-                f"unknown setting {raw_name!r}{did_you_mean(str(raw_name), known)}",
-                why="a setting that nothing reads would change nothing",
-                fix="nrt train --help lists ours; the others are transformers' TrainingArguments",
-            )
-        values[name] = coerce(name, value, str(by_name[name].type))
+    named = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    parts = {name: named.pop(name) for name in list(named) if name.startswith(_PART)}
+    values = {name: _typed(name, value) for name, value in named.items()}
+    given = values.get("objective")
+    if parts and not isinstance(given, str):
+        parts = {name.removeprefix(_PART): value for name, value in parts.items()}
+        values["objective"] = {**(given or {}), **parts}
     try:
         return NRTConfig(**{**values, **fixed})
     except ConfigError:
@@ -111,47 +153,36 @@ def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
         ) from error
 
 
-def coerce(name: str, value: Any, annotation: str) -> Any:
-    """``value`` as the field's type has it: YAML reads 2e-6 as text. Raises ConfigError."""
-    if not isinstance(value, str):
-        if not _fits(value, annotation):
-            raise ConfigError(
-                f"{name} is {value!r}",
-                why=f"it is {annotation_text(annotation)}",
-                fix=f"change {name}",
-            )
-        return value
-    lowered = value.strip().lower()
-    if lowered in ("null", "none") and ("None" in annotation and "str" not in annotation):
-        return None
-    if "bool" in annotation and lowered in ("true", "false"):
-        return lowered == "true"
-    for kind in (int, float):
-        if kind.__name__ in annotation:
-            try:
-                return kind(value)
-            except ValueError:
-                pass
-    if "dict" in annotation and lowered.startswith("{"):
-        return json_object(value, name)
-    if "str" in annotation or "Any" in annotation or "Strategy" in annotation:
-        return value
+@cache
+def _kinds() -> dict[str, tuple[Any, ...]]:
+    """The types that each setting may have."""
+    hints = get_type_hints(NRTConfig)
+    unions = {n: get_origin(hint) in (Union, UnionType) for n, hint in hints.items()}
+    kinds = {n: get_args(hint) if unions[n] else (hint,) for n, hint in hints.items()}
+    return {f.name: kinds[f.name] for f in fields(NRTConfig) if f.init}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value as the setting has it; what is no list and no mapping is read as a flag's text is,
+    because YAML takes 2e-6 for a text. Raises ConfigError."""
+    if name not in _kinds():
+        near = meant(name)
+        raise ConfigError(
+            f"unknown setting {name!r}" + (f" (did you mean {near!r}?)" if near else ""),
+            why="a setting that nothing reads would change nothing",
+            fix="nrt train --help lists ours; the others are transformers' TrainingArguments",
+        )
+    kinds = _kinds()[name]
+    if value is None or isinstance(value, dict | list):
+        if type(value) in {get_origin(kind) or kind for kind in kinds}:
+            return value
+    else:
+        with suppress(ConfigError):
+            return getattr(_parser().parse_args([f"--{name}={value}"]), name)
+    kind = get_origin(kinds[0]) or kinds[0]
     raise ConfigError(
-        f"{name} is {value!r}", why=f"it is {annotation_text(annotation)}", fix=f"change {name}"
+        f"{name} is {value!r}", why=f"it is {_WORDS.get(kind, 'text')}", fix=f"change {name}"
     )
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether a value that YAML gave is of the option's type."""
-    if value is None:
-        return "None" in annotation
-    if isinstance(value, bool):
-        return "bool" in annotation
-    kinds = {int: ("int", "float"), float: ("float",), dict: ("dict",), list: ("list",)}
-    return any(kind in annotation for kind in kinds.get(type(value), ()))
-
-
-def annotation_text(annotation: str) -> str:
-    """A field's type in words, for messages."""
-    kind = annotation.replace("<class '", "").replace("'>", "").replace(" | None", "")
-    return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, kind)
+_parser = cache(SettingsParser)

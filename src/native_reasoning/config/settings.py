@@ -4,15 +4,29 @@ No torch here, so that ``nrt presets`` and ``nrt train --help`` answer at once. 
 (objective/credit.py) is these settings as a function; a preset (papers.py) is one choice of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its one sentence of help and the values it may take."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    within: tuple[float, float] | None = None,
+    needs: Mapping[str, Any] | None = None,
+) -> Any:
+    """A dataclass field with its one sentence of help.
+
+    ``choices`` are the values that it may take, ``within`` the least and the largest number, and
+    ``needs`` the settings, with their values, without which nothing reads it.
+    """
+    about = {"help": help, "choices": choices, "within": within, "needs": needs or {}}
+    return field(default=default, metadata=about)
 
 
+_COEFFICIENT = (0, 1e6)
 NONE_RELU, CURRENT_EMA, SAMPLED_EMPTY = ("none", "relu"), ("current", "ema"), ("sampled", "empty")
 #: Rewards whose exact answer weights exist; the others judge traces and train no answer token.
 TOKEN_REWARDS = (
@@ -25,6 +39,8 @@ TOKEN_REWARDS = (
     "weighted_neglog",
     "jepo",
 )
+#: Those that are logarithms of probabilities: negative, with 0 the best there is.
+LOG_PROBABILITIES = ("logp", "avg_logp", "jepo")
 GROUP_REWARDS = ("reflection", "length_normalised", "perplexity_rank", "exact_match")
 
 
@@ -39,101 +55,130 @@ class ObjectiveSettings:
     reward: str = setting(
         "weighted_neglog",
         "f: what a trace is worth, from the reference answer's log-probabilities",
-        ("none", *TOKEN_REWARDS, *GROUP_REWARDS),
+        choices=("none", *TOKEN_REWARDS, *GROUP_REWARDS),
     )
     reward_span: str = setting(
         "answer_end",
         "tokens of the answer that f looks at: with its end-of-turn token, or without",
-        ("answer_end", "answer"),
+        choices=("answer_end", "answer"),
     )
     scored_by: str = setting(
-        "current", "whose probabilities of the answer f takes: ema is a lagging copy", CURRENT_EMA
+        "current",
+        "whose probabilities of the answer f takes: ema is a lagging copy",
+        choices=CURRENT_EMA,
     )
     baseline: str = setting(
         "current",
         "whose answer without a trace is R_base: of this step, of the first policy, of an EMA",
-        ("none", "current", "frozen", "ema"),
+        choices=("none", "current", "frozen", "ema"),
     )
-    clip: str = setting("relu", "relu: a trace that hurts is worth nothing", NONE_RELU)
+    clip: str = setting("relu", "relu: a trace that hurts is worth nothing", choices=NONE_RELU)
     # -- what is added to it
-    reward_coef: float = setting(1.0, "coefficient of the clipped reward")
-    format_reward: float = setting(0.0, "added for a sampled text in the right format")
-    efficiency_reward: float = setting(
-        0.0, "times the share of the other traces that are both longer and worse (NOVER)"
+    reward_coef: float = setting(1.0, "coefficient of the clipped reward", within=(1e-9, 1e6))
+    format_reward: float = setting(
+        0.0, "added for a sampled text in the right format", within=_COEFFICIENT
     )
-    length_reward: float = setting(
-        0.0, "times minus the relative difference of sampled and reference answer length (DRO)"
+    efficiency_reward: float = setting(
+        0.0,
+        "times the share of the other traces that are both longer and worse (NOVER)",
+        within=_COEFFICIENT,
     )
     repetition_penalty: float = setting(
-        0.0, "taken off a text in which ten words in a row occur ten times (RLPR)"
+        0.0,
+        "taken off a text in which ten words in a row occur ten times (RLPR)",
+        within=_COEFFICIENT,
     )
     kl_in_reward: float = setting(
-        0.0, "times log(pi/pi_0) of the sampled tokens, taken off the reward (LaTRO)"
+        0.0,
+        "times log(pi/pi_0) of the sampled tokens, taken off the reward (LaTRO)",
+        within=_COEFFICIENT,
     )
     bad_format: str = setting(
         "splice",
         "a trace that did not close itself: score it with the tag spliced in, leave it out, give "
         "it 0, give it a penalty of its own, or twice the group's mean",
-        ("splice", "mask", "zero", "penalty", "twice_mean"),
+        choices=("splice", "mask", "zero", "penalty", "twice_mean"),
     )
     format_penalty: float = setting(
-        10.0, "size of the penalty with bad_format penalty (JEPO); with scale std it is divided out"
+        10.0,
+        "size of the penalty with bad_format penalty (JEPO); with scale std it is divided out",
+        within=(1e-9, 1e9),
     )
     # -- advantages
     centre: str = setting(
         "mean",
         "what is subtracted from the group's rewards",
-        ("mean", "leave_one_out", "lme_loo", "rank", "none"),
+        choices=("mean", "leave_one_out", "lme_loo", "rank", "none"),
     )
     scale: str = setting(
-        "std", "std: divide advantages by the group's standard deviation", ("std", "none")
+        "std", "std: divide advantages by the group's standard deviation", choices=("std", "none")
     )
     std_eps: float | None = setting(
-        None, "added to the standard deviation; default: a millionth of the rewards' size"
+        None,
+        "added to the standard deviation; default: a millionth of the rewards' size",
+        within=_COEFFICIENT,
     )
-    adv_clip: float | None = setting(None, "bound of an advantage's size, after scaling")
+    adv_clip: float | None = setting(
+        None, "bound of an advantage's size, after scaling", within=(1e-9, 1e9)
+    )
     # -- the answer term
     answer_weight: str = setting(
-        "one", "weight of each answer token in the answer term", ("one", "exact", "none")
+        "one", "weight of each answer token in the answer term", choices=("one", "exact", "none")
     )
     answer_gate: str = setting(
-        "none", "relu: train the answer only after traces that helped", NONE_RELU
+        "none", "relu: train the answer only after traces that helped", choices=NONE_RELU
     )
     answer_scale: str = setting(
         "none",
         "group_std: divide answer weights by the std too; they grow as a group gets flat",
-        ("none", "group_std"),
+        choices=("none", "group_std"),
     )
-    answer_coef: float = setting(1.0, "coefficient of the answer term (lambda)")
+    answer_coef: float = setting(
+        1.0, "coefficient of the answer term (lambda)", within=_COEFFICIENT
+    )
     # -- the loss
     policy_tokens: str = setting(
         "trace_tag",
         "sampled tokens with policy gradient: the trace, its closing tag, an answer after it",
-        ("trace", "trace_tag", "trace_tag_answer"),
+        choices=("trace", "trace_tag", "trace_tag_answer"),
     )
     ratio: str = setting(
-        "cispo", "importance ratio with several updates per rollout", ("none", "cispo", "ppo")
+        "cispo",
+        "importance ratio with several updates per rollout",
+        choices=("none", "cispo", "ppo"),
     )
-    ratio_low: float = setting(0.8, "lower bound of the importance ratio")
-    ratio_high: float = setting(1.28, "upper bound of the importance ratio")
+    ratio_low: float = setting(0.8, "lower bound of the importance ratio", within=(0, 1))
+    ratio_high: float = setting(1.28, "upper bound of the importance ratio", within=(1, 1e6))
     length_norm: str = setting(
         "token_sum",
         "a trace's tokens: summed, divided by the step's mean length, or by its own length",
-        ("token_sum", "token_mean", "sequence_mean"),
+        choices=("token_sum", "token_mean", "sequence_mean"),
     )
-    beta: float = setting(0.0, "coefficient of the KL divergence from the first policy (k3)")
+    beta: float = setting(
+        0.0, "coefficient of the KL divergence from the first policy (k3)", within=_COEFFICIENT
+    )
     format_loss_coef: float = setting(
-        0.3, "coefficient of the loss on a closing tag that had to be spliced in"
+        0.3,
+        "coefficient of the loss on a closing tag that had to be spliced in",
+        within=_COEFFICIENT,
     )
     # -- which groups are trained on, and copies of the policy
     filter: str = setting(
-        "none", "ema_std: drop groups whose rewards differ little (RLPR)", ("none", "ema_std")
+        "none",
+        "ema_std: drop groups whose rewards differ little (RLPR)",
+        choices=("none", "ema_std"),
     )
-    filter_coef: float = setting(0.5, "the filter's share of the running mean of the std")
-    ema_decay: float = setting(0.9, "weight of the old copy at each update of the EMA")
-    ema_steps: int = setting(100, "optimiser steps between updates of the EMA")
+    filter_coef: float = setting(
+        0.5, "the filter's share of the running mean of the std", within=_COEFFICIENT
+    )
+    ema_decay: float = setting(
+        0.9, "weight of the old copy at each update of the EMA", within=(0, 1)
+    )
+    ema_steps: int = setting(100, "optimiser steps between updates of the EMA", within=(1, 1e9))
     traces: str = setting(
-        "sampled", "empty: nothing is sampled, the answer follows an empty trace", SAMPLED_EMPTY
+        "sampled",
+        "empty: nothing is sampled, the answer follows an empty trace",
+        choices=SAMPLED_EMPTY,
     )
 
     @property

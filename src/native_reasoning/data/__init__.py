@@ -1,4 +1,4 @@
-"""Rows in any common shape -> validated examples; whatever is left out is counted and named.
+"""Any file of questions and answers becomes rows, and rows become token ids.
 
     source --(sources)--> rows --(shapes)--> prompt and answer --(loading)--> Examples + report
 

@@ -53,10 +53,6 @@ class Prepared:
         lazy = Groups(self, kept)
         return lazy if len(self.examples) > SMALL else tuple(lazy)
 
-    def refusal(self, row: int) -> str:
-        """Why the template refused an example."""
-        return self._table(row // CHUNK).column("refused")[row % CHUNK].as_py()
-
     def group(self, row: int) -> PromptGroup:
         """One example that the template did not refuse."""
         return PromptGroup(self.examples[row], *self.ids(row))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import FileLock
 
 from native_reasoning.config.errors import DataError
 
@@ -116,20 +117,11 @@ def claimed(path: Path) -> Generator[None]:
 
     Where files cannot be locked everybody writes: the last one wins, with the same contents.
     """
-    try:
-        import fcntl
-
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock")
-        file = lock.open("wb")
-    except (ImportError, OSError):
+        lock.acquire()
+    try:
         yield
-        return
-    with file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()
+    finally:
+        lock.release()

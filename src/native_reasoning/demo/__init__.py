@@ -1,14 +1,14 @@
-"""The embedded lab: a tiny base model and procedural tasks, so that everything runs offline.
+"""The embedded base model, its two tasks, and four methods on them (``nrt demo``), offline.
 
-:mod:`.tasks` makes the questions and answers, :mod:`.tokenizer` the word-level tokenizer, and
-:mod:`.pretrain` the base model that lies in ``base/``. Importing this package imports no torch.
+``make_rows`` (tasks) makes questions and answers, ``run_demo`` (race) trains. ``base/`` is a
+Llama of 0.14 M parameters from benchmarks/lab/pretrain.py. Importing this package imports no torch.
 """
 
 from pathlib import Path
 
-from native_reasoning.demo.tasks import DEMO, documents, final_digit, make_rows
+from native_reasoning.demo.tasks import make_rows
 
-__all__ = ["DEMO", "base_path", "documents", "final_digit", "make_rows"]
+__all__ = ["base_path", "make_rows"]
 
 
 def base_path() -> Path:

@@ -171,7 +171,7 @@ def render(result: dict[str, Any]) -> str:
         lines.append("")
     lines += [
         "A laboratory, not a benchmark: the base was pre-trained on documents in which one",
-        "trace in ten is the running sum that these problems need (lab/pretrain.py).",
+        "trace in ten is the running sum that these problems need (benchmarks/lab).",
         f"seed {result['seed']}, {result['seconds']:.0f} s, runs in {result['run']}",
         f"every curve and trace: {result['report']}",
     ]

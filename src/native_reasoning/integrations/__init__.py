@@ -1,1 +1,1 @@
-"""NRT inside other trainers."""
+"""The method inside other trainers: verl."""

@@ -21,7 +21,7 @@ def missing(settings: ObjectiveSettings) -> str | None:
     """What these settings need and verl's rows do not hold, or None."""
     if settings.traces == "empty":
         return "it samples no trace, and verl's trainer only learns from what was sampled"
-    if settings.samples_answers or settings.length_reward or settings.reward == "exact_match":
+    if settings.samples_answers or settings.reward == "exact_match":
         return "it judges an answer that is sampled after the trace; here the reference follows it"
     if settings.needs_ema:
         return "it needs a lagging copy of the policy, and verl keeps none"

@@ -57,7 +57,6 @@ def lora_config(options: NRTOptions) -> "PeftConfig | None":
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
         target_modules=options.lora_target_modules or "all-linear",
-        use_rslora=options.use_rslora,
     )
 
 

@@ -188,7 +188,7 @@ def warmup_warning(template: Template, config: NRTConfig) -> str | None:
         f"{template.boundary.open_text.strip()} and {template.boundary.close_text} are new to this "
         "model, and traces are judged from the first step on, when it knows neither: "
         f"--format-warmup-steps {WARMUP_STEPS}"
-        f"{'' if trained else ' --format-loss-coef 0.3'} teaches the format first"
+        f"{'' if trained else ' --objective.format-loss-coef 0.3'} teaches the format first"
     )
 
 

@@ -32,8 +32,7 @@ def quantisation(options: NRTOptions, compute: torch.dtype) -> dict[str, Any]:
 
     made = BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=options.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=options.use_bnb_nested_quant,
+        bnb_4bit_quant_type="nf4",  # QLoRA's, which suits weights near a normal distribution
         bnb_4bit_compute_dtype=compute,
     )
     return {"quantization_config": made}

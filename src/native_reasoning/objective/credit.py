@@ -30,7 +30,6 @@ from native_reasoning.objective.rewards import (
     Group,
     Reward,
     efficiency,
-    length_difference,
     log_ratio,
     per_trace,
     policy_mask,
@@ -202,7 +201,6 @@ class Objective(ObjectiveSettings):
         return bool(
             self.format_reward
             or self.efficiency_reward
-            or self.length_reward
             or self.repetition_penalty
             or self.kl_in_reward
             or self.reward_coef != 1
@@ -224,9 +222,6 @@ class Objective(ObjectiveSettings):
         if self.repetition_penalty and verdicts:  # a reward of exactly 0 escapes it
             again = torch.stack([v.repetitive for v in verdicts])
             r = torch.where(again & (r != 0), r - self.repetition_penalty, r)
-        if self.length_reward and (sampled := [s.answer_length for s in scores])[0] is not None:
-            lengths = torch.stack(sampled).to(r.dtype)  # type: ignore[arg-type]
-            r = r - self.length_reward * length_difference(lengths, scores[0].answer.shape[-1])
         if verdicts and verdicts[0].added is not None:
             r = r + torch.stack([v.added for v in verdicts])  # type: ignore[misc]
         return r
@@ -292,6 +287,11 @@ class Objective(ObjectiveSettings):
         return weights if self.answer_coef == 1 else self.answer_coef * weights
 
 
+def objective_of(settings: ObjectiveSettings) -> Objective:
+    """The settings as a function."""
+    return Objective(**asdict(settings))
+
+
 def preset_objective(name: str) -> Objective:
     """The objective of a preset. Raises ConfigError for an unknown name."""
-    return Objective(**asdict(find_preset(name).settings))
+    return objective_of(find_preset(name).settings)

@@ -120,8 +120,8 @@ def find_custom(
     Raises ConfigError where a name leads nowhere.
     """
     trust = args.trust_imports
-    if objective is None and args.objective is not None:
-        objective = load_callable(args.objective, trust)
+    if objective is None and args.objective_func is not None:
+        objective = load_callable(args.objective_func, trust)
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     functions = functions or [load_callable(name, trust) for name in args.reward_funcs or ()]
     return objective, RewardFunctions(functions, args.reward_weights)
@@ -136,7 +136,7 @@ def given_names(
     """What config.yaml calls an objective, reward functions, an adapter and optimizers (with
     schedulers or arguments) that were given from Python."""
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-    names: dict[str, Any] = {} if objective is None else {"objective": name_of(objective)}
+    names: dict[str, Any] = {} if objective is None else {"objective_func": name_of(objective)}
     names |= {"reward_funcs": list(map(name_of, functions))} if functions else {}
     made = [x if isinstance(x, dict) else name_of(x) for x in optimizers if x is not None]
     names |= {"optimizers": made} if made else {}

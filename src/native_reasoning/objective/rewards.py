@@ -221,11 +221,6 @@ def efficiency(group: Group) -> Tensor:
     return both.sum(-1).to(worth.dtype) / others
 
 
-def length_difference(sampled: Tensor, reference: int) -> Tensor:
-    """||ŷ| − |y*||/|y*| for sampled answers of ``sampled`` tokens each. DRO (2506.13351)."""
-    return (sampled - reference).abs() / reference
-
-
 def log_ratio(trace: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
     """(K,) log(π/π_0) of the sampled tokens in ``mask`` (K, L), summed. LaTRO (2411.04282)."""
     return ((trace - reference) * mask).sum(-1)

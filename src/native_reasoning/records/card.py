@@ -1,122 +1,124 @@
-"""The model card: README.md of a saved folder, in the hub's form.
+"""The model card: README.md of a saved folder, in the hub's form (card.md.jinja).
 
-Nothing that a model wrote is in it. What files and settings say is escaped.
+All of it comes from the run folder (config.yaml, metrics.jsonl) and from the base model's own card.
+Nothing that a model wrote is in it, and what files and settings say is escaped.
 """
 
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, model_info
 
 from native_reasoning.config.errors import printable
-from native_reasoning.config.papers import Preset
-from native_reasoning.data.boundary import Boundary
-from native_reasoning.records.bases import NAME, OURS, Base, is_name, is_ours
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.options import COMMON_ARGUMENTS
+from native_reasoning.config.papers import find_preset
+from native_reasoning.data.sources import is_hub_id
+from native_reasoning.model.folders import is_path
 from native_reasoning.records.disk import write_atomically
-from native_reasoning.records.metrics import STATES
+from native_reasoning.records.folder import read_config, read_metrics
+from native_reasoning.records.metrics import COLLAPSE, STATES
 
-_EXAMPLE = """\
-from transformers import pipeline
+NAME = "README.md"
+#: A card with this line is ours to write anew; without it, it is somebody's own.
+OURS = "<!-- native-reasoning writes this card anew unless this line is taken out -->"
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
+_PATIENCE = 5.0  # seconds that the hub has to answer
+_IDENTIFIER = re.compile(r"[\w.+-]{1,96}(/[\w.+-]{1,96})?")
 
-generator = pipeline("text-generation", model="PATH")
-turns = [{"role": "user", "content": "..."}]
-message = generator(turns, max_new_tokens=2048)[0]["generated_text"][-1]
-print(message.get("reasoning_content"), message["content"], sep="\\n---\\n")"""
+_ALWAYS = {*COMMON_ARGUMENTS, "num_generations", "max_trace_length", "temperature"}
+#: Settings that are about the machine or a place, or that have a line of their own.
+_ELSEWHERE = re.compile(
+    r"(eval|hub|logging|save|vllm_server)_.*|output_dir|run_name|project|report_to|preset|use_cpu"
+)
+#: Settings whose text is part of prompts.
+_TEXTS = {"boundary_text", "system_prompt", "think_close", "think_open"}
 _MEASURES = (
-    ("accuracy", "accuracy", 100, " %"),
-    ("accuracy_greedy", "accuracy, greedy", 100, " %"),
-    ("answer_logp", "log-probability of the reference (nats per token)", 1, ""),
+    ("accuracy", "accuracy_no_think", "accuracy", 100, " %"),
+    ("accuracy_greedy", "accuracy_no_think_greedy", "accuracy, greedy", 100, " %"),
+    (
+        "answer_logp",
+        "answer_logp_no_think",
+        "log-probability of the reference (nats per token)",
+        1,
+        "",
+    ),
+    ("trace_length", "", "trace (tokens)", 1, ""),
 )
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a card tells. ``evaluation`` has the metrics of the last evaluation without ``eval_``,
-    at optimiser step ``evaluated_at``; ``data`` is the source's name, rows kept, rows read and the
-    content's hash; ``custom`` are names of functions given from Python."""
-
-    name: str
-    base: Base
-    preset_name: str
-    preset: Preset
-    boundary: Boundary
-    steps: int
-    settings: Mapping[str, Any]
-    versions: Mapping[str, str]
-    data: tuple[str, int, int, str] | None = None
-    evaluation: Mapping[str, Any] | None = None
-    evaluated_at: int = 0
-    collapse: int | None = None
-    adapter: bool = False
-    custom: Sequence[str] = ()
-
-
-# -- Writing ---------------------------------------------------------------------------------------
-
-
-def write_card(folder: Path, facts: Facts) -> None:
-    """Writes README.md into a folder, unless somebody's own is there."""
+def write_card(folder: Path, run: Path, step: int) -> None:
+    """Writes README.md into the folder of a model of the run folder ``run``, as it was after
+    ``step`` optimiser steps, unless somebody's own is there. Raises RunError where the run cannot
+    be read."""
     path = folder / NAME
-    if path.is_file() and not is_ours(path):
-        return
-    made = ModelCard(f"---\n{_metadata(facts)}\n---\n\n{OURS}\n\n{body(facts)}")
-    write_atomically(path, str(made).encode())
+    if not path.is_file() or _is_ours(path):
+        write_atomically(path, card(run, step))
 
 
-def _metadata(facts: Facts) -> str:
-    base = facts.base
-    return ModelCardData(
-        base_model=base.hub_id if is_name(base.hub_id) else None,
+def card(run: Path, step: int) -> str:
+    """The card's text."""
+    page = read_config(run)
+    config: dict[str, Any] = page["config"]
+    base = base_of(str(config.get("model") or ""))
+    preset = find_preset(config["preset"])
+    licence: Any = {"license": "unknown", **base["head"]}
+    head = ModelCardData(
         library_name="transformers",
-        license=base.licence or "unknown",
         pipeline_tag="text-generation",
-        tags=["reasoning", "native-reasoning", facts.preset_name],
-        license_name=base.details.get("license_name"),
-        license_link=base.details.get("license_link"),
-    ).to_yaml()
-
-
-def body(facts: Facts) -> str:
-    """The card's Markdown."""
-    parts = [
-        f"# {plain(facts.name)}",
-        f"{plain(facts.base.name) or 'A model'}, trained with native-reasoning on questions and "
-        f"their answers. {_rewarded(facts)}",
-        "## Use",
-        *_use(facts),
-        "## Training",
-        _training(facts),
-        "## Evaluation",
-        _evaluation(facts),
-        "## Limits",
-        _limits(facts),
-        "## Settings",
-        "Those that are not a default, and the usual ones:",
-        _block("yaml", yaml.safe_dump(dict(facts.settings), allow_unicode=True).rstrip()),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _rewarded(facts: Facts) -> str:
-    """What traces were worth in training."""
-    if facts.custom:
-        return "What a reasoning trace was worth was up to functions of the trainer's own, below."
-    settings = facts.preset.settings
-    if settings.reward == "none":
-        return "It is a supervised control: reasoning traces were rewarded with nothing."
-    if settings.reward == "exact_match":
-        return "It is a control: a reasoning trace was worth whether the answer after it was right."
-    return (
-        "A reasoning trace was worth what it did to the model's own probability of the reference "
-        "answer (Native Reasoning Training, "
-        "[arXiv 2602.11549](https://arxiv.org/abs/2602.11549), and its relatives); nobody wrote or "
-        "judged one."
+        tags=["reasoning", "native-reasoning", config["preset"]],
+        **licence,
     )
+    made = ModelCard.from_template(
+        head,
+        template_path=str(_TEMPLATE),
+        ours=OURS,
+        plain=plain,
+        name=run.resolve().name,
+        base=base["name"],
+        licence=base["head"].get("license", "unknown"),
+        preset_name=config["preset"],
+        preset=preset,
+        custom=[*_listed(config, "objective_func"), *_listed(config, "reward_funcs")],
+        adapter=bool(config.get("use_peft") or config.get("peft_config")),
+        boundary=page["boundary"],
+        system_prompt=config.get("system_prompt"),
+        step=step,
+        data=_data(page),
+        data_hash=page["data_hash"],
+        versions=", ".join(f"{name} {value}" for name, value in page["versions"].items()),
+        settings=_block(yaml.safe_dump(_settings(config), allow_unicode=True).rstrip()),
+        states=STATES,
+        **_measured(run, step),
+    )
+    return str(made)
+
+
+def base_of(name: str) -> dict[str, Any]:
+    """What the README.md of a base model, a hub id or a folder, says of it: its ``name``, and under
+    ``head`` as much as is known of base_model, license, license_name and license_link. The hub is
+    asked once."""
+    if not name:
+        return {"name": "", "head": {}}
+    path, local = Path(name).expanduser(), is_path(name)
+    try:
+        found = ModelCard.load(path / NAME) if local else None
+        about: Any = found.data if found else model_info(name, timeout=_PATIENCE).card_data
+    except Exception:  # no network, no such file, no YAML: of many libraries
+        found = about = None
+    head = {"base_model": None if local else name, "license": getattr(about, "license", None)}
+    if found is not None and OURS in found.content:
+        head["base_model"] = getattr(about, "base_model", None)
+    head = {key: value for key, value in head.items() if _is_identifier(value)}
+    for key in ("license_name", "license_link") if head.get("license") == "other" else ():
+        value = getattr(about, key, None)
+        head |= {key: value} if isinstance(value, str) and len(value) < 200 else {}
+    return {"name": _folder_name(path.resolve()) if local else name, "head": head}
 
 
 def plain(text: str) -> str:
@@ -125,123 +127,85 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|{}#~$])", r"\\\1", text)
 
 
-def _block(kind: str, text: str) -> str:
+def _is_ours(path: Path) -> bool:
+    return OURS in path.read_text("utf-8", errors="replace")
+
+
+def _is_identifier(value: Any) -> bool:
+    """Whether something can be a name of the hub's, or of a licence."""
+    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
+
+
+def _folder_name(path: Path) -> str:
+    """A folder's name, with the run's where it is a part of one: other paths say too much."""
+    inside = path.name == "final" or path.name.startswith("checkpoint-")
+    return "/".join(path.parts[-2:]) if inside else path.name
+
+
+def _listed(config: Mapping[str, Any], name: str) -> Sequence[Any]:
+    value = config.get(name) or ()
+    return [value] if isinstance(value, str) else value
+
+
+def _block(text: str) -> str:
     """A fenced block that ``text`` cannot end."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{kind}\n{printable(text)}\n{fence}"
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}yaml\n{printable(text)}\n{fence}"
 
 
-def _use(facts: Facts) -> list[str]:
-    boundary, parts = facts.boundary, []
-    if boundary.closes_by_text:
-        parts.append(
-            f"A trace ends with the words {plain(repr(boundary.close_text.strip()))}, which are "
-            "ordinary text: programs and servers return trace and answer as one text, to be cut "
-            "where these words stand last. `enable_thinking` does nothing."
-        )
-    else:
-        tags = f"{plain(boundary.open_text.strip())} and {plain(boundary.close_text)}"
-        parts += [
-            _block("python", _EXAMPLE),
-            f"The chat template opens the trace; {tags} are single tokens around it. Earlier "
-            "turns may come with their reasoning, which is left out. `enable_thinking=False` gives "
-            "the empty trace: the answer comes at once. Sampling as in training is the default. "
-            "`transformers serve PATH` parts reasoning from answer by itself, vLLM with "
-            "`vllm serve PATH --reasoning-parser deepseek_r1`.",
-        ]
-    if facts.settings.get("system_prompt"):
-        parts.append(
-            "It was trained with the `system_prompt` under Settings before questions without a "
-            "system turn. The chat template does not add it: send it as the first turn."
-        )
-    return parts
-
-
-def _training(facts: Facts) -> str:
-    method = facts.preset.method
-    rows = [
-        ("base model", plain(facts.base.name) or "unknown"),
-        ("licence of the base model", plain(facts.base.licence or "unknown")),
-        ("method", f"{plain(method.title)} ({plain(method.source)})"),
-        ("preset", f"`{facts.preset_name}`: {plain(facts.preset.summary)}"),
-        ("optimiser steps", str(facts.steps)),
-    ]
-    if facts.custom:
-        rows.append(("functions of the trainer's own", plain(", ".join(facts.custom))))
-    if facts.adapter:
-        rows.append(("adapter", "low-rank, merged into the weights"))
-    if facts.data is not None:
-        source, kept, read, digest = facts.data
-        rows.append(("data", f"{plain(source)}: {kept} of {read} rows"))
-        rows.append(("SHA-256 of its questions and answers", f"`{digest}`"))
-    rows.append(("versions", plain(", ".join(f"{k} {v}" for k, v in facts.versions.items()))))
-    if facts.collapse is not None:
-        rows.append(("state at the end", f"{STATES[facts.collapse]} (of {', '.join(STATES)})"))
-    return _table(("", ""), rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _evaluation(facts: Facts) -> str:
-    found = facts.evaluation
+def _data(page: Mapping[str, Any]) -> str:
+    """``qa.jsonl: 12 of 12 rows``, after the account of the data; a path's last name alone."""
+    found = re.match(r"(.*): (\d+ of \d+ rows)", next(iter(page.get("data_report") or ()), ""))
     if found is None:
-        return "None was made."
+        return ""
+    source = found[1]
+    if not is_hub_id(source.partition(" [")[0]) or source.startswith("."):
+        source = re.split(r"[/\\]+", source.rstrip("/"))[-1]
+    return f"{source}: {found[2]}"
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are no default, and the usual ones: numbers, names and texts of prompts, so
+    that no path and no address is among them."""
+    defaults = {field.name: field.default for field in fields(NRTConfig)}
+    return {
+        name: value
+        for name, value in config.items()
+        if name in defaults
+        and not _ELSEWHERE.fullmatch(name)
+        and (name in _ALWAYS or value != defaults[name])
+        and (name in _TEXTS or _says_no_place(value))
+    }
+
+
+def _says_no_place(value: Any) -> bool:
+    if isinstance(value, list | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return bool(value) and all(map(_says_no_place, inner))
+    return isinstance(value, int | float) or (_is_identifier(value) and "/" not in value)
+
+
+def _measured(run: Path, step: int) -> dict[str, Any]:
+    """The last evaluation of the run's own questions, at ``step`` if there is one: its step, its
+    metrics, a row for each of ``_MEASURES``, and the bounds of what thinking gained; and the last
+    state of the collapse guard."""
+    lines = read_metrics(run)
+    evaluated = [x for x in lines if "eval_accuracy" in x and "eval_other_data" not in x]
+    last = ([line for line in evaluated if line["step"] == step] or evaluated or [None])[-1]
+    states = [line[COLLAPSE] for line in lines if line.get(COLLAPSE) is not None]
+    state = int(states[-1]) if states else None
+    found = {key.removeprefix("eval_"): x for key, x in (last or {}).items()}
     rows = [
-        (label, _interval(found, name, scale, unit), _interval(found, f"{name}_off", scale, unit))
-        for name, label, scale, unit in _MEASURES
+        (label, _interval(found, on, scale, unit), _interval(found, off, scale, unit) if off else 0)
+        for on, off, label, scale, unit in _MEASURES
     ]
-    rows.append(("trace (tokens)", _interval(found, "trace_length"), "0"))
-    return "\n\n".join(
-        [
-            f"{found.get('questions', '?')} held-out questions at step {facts.evaluated_at}, with "
-            "95 % intervals over questions. An answer is right if it is the reference, "
-            "or ends with its number where it is one. Traces and answers were sampled as in "
-            "training, or taken greedily.",
-            _table(("", "thinking", "not thinking"), rows),
-        ]
-    )
+    gain = [found.get(f"accuracy_gain_{end}") for end in ("low", "high")]
+    return {"evaluation": found, "rows": rows, "gain": None not in gain and gain, "state": state}
 
 
-_OFF = {
-    "accuracy_off": "accuracy_no_think",
-    "accuracy_greedy_off": "accuracy_no_think_greedy",
-    "answer_logp_off": "answer_logp_no_think",
-}
-
-
-def _interval(found: Mapping[str, Any], name: str, scale: float = 1, unit: str = "") -> str:
-    name = _OFF.get(name, name)
+def _interval(found: Mapping[str, Any], name: str, scale: float, unit: str) -> str:
     values = [found.get(key) for key in (name, f"{name}_low", f"{name}_high")]
     if any(value is None for value in values):
         return "–"
     mean, low, high = (f"{scale * float(value):.4g}" for value in values)  # type: ignore[arg-type]
     return f"{mean}{unit} ({low} to {high}{unit})"
-
-
-def _limits(facts: Facts) -> str:
-    found = facts.evaluation
-    said = [
-        "Nothing checked what a reasoning trace says: it may be wrong, beside the point or no "
-        "reason for the answer that follows, and is no explanation of it. Answers may be wrong "
-        "too. What the base model knows and how it is biased is still there.",
-    ]
-    if found is None:
-        said.append("Whether thinking helps was not measured.")
-    else:
-        low, high = found.get("accuracy_gain_low"), found.get("accuracy_gain_high")
-        if low is not None and high is not None and low <= 0 <= high:
-            said.append("On the held-out questions thinking made no difference that was certain.")
-        elif high is not None and high < 0:
-            said.append("On the held-out questions thinking made answers worse.")
-        said.append(
-            "The questions of the evaluation are of the trainer's choosing, often of the same "
-            "source as those of training: the numbers say nothing about others."
-        )
-    if facts.collapse:
-        said.append(f"The run was {STATES[facts.collapse]} when it ended: distrust its traces.")
-    said.append("No test of safety was made.")
-    return " ".join(said)

@@ -8,11 +8,9 @@ has collapsed counts as collapsed until exchanges say that traces are about thei
 The bounds were set on seeds 0 to 2 of benchmarks/collapse.py and tried on others.
 """
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,7 +21,6 @@ from native_reasoning.records.metrics import COLLAPSE, LEAST, STATES
 WINDOW = 10
 #: Exchanges that have to say nothing, and how many there must have been.
 SILENT, KNOWN = 3, 5
-SAVED = "guard.json"
 _WATCHED = ("empty", "closed", "answer_logp", "skipped_updates")
 #: What on_collapse lower_lr leaves of the learning rate.
 LOWERED = 0.3
@@ -152,10 +149,10 @@ class CollapseGuard(TrainerCallback):
                 "--resume --on-collapse warn goes on all the same",
             )
 
-    def save(self, folder: Path) -> None:
-        """Into an unfinished checkpoint."""
-        (folder / SAVED).write_text(json.dumps(vars(self.history)), encoding="utf-8")
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return vars(self.history)
 
-    def load(self, folder: Path) -> None:
-        """From a checkpoint."""
-        self.history = History(**json.loads((folder / SAVED).read_text(encoding="utf-8")))
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from ``state``."""
+        self.history = History(**state)

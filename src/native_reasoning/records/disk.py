@@ -10,10 +10,11 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from native_reasoning.config.errors import DiskError, RunError, warn
@@ -25,14 +26,18 @@ _TORCH_SAVES = ("PytorchStreamWriter", "inline_container")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a whole file beside ``path``, to the disk, and renames it: old or new, never half."""
+def write_atomically(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
+    """Writes a whole file beside ``path``, to the disk, and renames it: old or new, never half.
+    A function as ``content`` writes into the path that it is called with."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    if callable(content):
+        content(beside)
+    elif isinstance(content, str):
+        beside.write_text(content, encoding="utf-8", errors="replace", newline="\n")
+    else:
+        beside.write_bytes(content)
+    sync(beside)
     os.replace(beside, path)
     sync(path.parent)
 
@@ -54,11 +59,10 @@ def sync(path: Path) -> None:
 def seal(folder: Path) -> None:
     """Writes ``CHECKSUMS``: from now on ``damage`` knows what belongs in the folder, a card
     (README.md) apart, which may be written anew. All is on the disk afterwards."""
-    (folder / CHECKSUMS).unlink(missing_ok=True)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = [path for path in files if path != folder / "README.md"]
+    apart = (folder / CHECKSUMS, folder / "README.md")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in apart]
     about = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
-    (folder / CHECKSUMS).write_text(json.dumps(about, indent=1), encoding="utf-8")
+    write_atomically(folder / CHECKSUMS, json.dumps(about, indent=1))
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 
@@ -117,8 +121,6 @@ def put_aside(path: Path) -> Path:
 
 #: In a run folder; a file, because network disks do not lock folders. It stays there.
 LOCK = ".lock"
-#: Folders that this process has, with the handles that hold them; None where there are no locks.
-_held: dict[Path, int | None] = {}
 
 
 @contextmanager
@@ -129,65 +131,33 @@ def claimed(folder: Path) -> Generator[None]:
 
     Raises RunError while another process has it, DiskError where it cannot be made.
     """
-    place = folder.resolve()
-    if place in _held:
-        yield
-        return
     with writing(str(folder), None):
         folder.mkdir(parents=True, exist_ok=True)
         sync(folder.parent)
-    _held[place] = _lock(folder, os.O_CREAT)
+    lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"another process is training into {folder}",
+            why="two runs would mix their steps and overwrite each other's checkpoints",
+            fix="wait for it or stop it, or name another folder with --out",
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+            raise unwritten(f"{folder}/{LOCK}", error) from error
+        warn(f"warning: {folder} cannot be locked ({error.strerror}): start no second run in it")
     try:
         yield
     finally:
-        handle = _held.pop(place, None)
-        if handle is not None:
-            os.close(handle)
+        lock.release()
 
 
 def check_free(folder: Path) -> None:
     """Raises RunError while another process has a run folder; makes nothing."""
-    if folder.resolve() not in _held and (folder / LOCK).is_file():
-        handle = _lock(folder, 0)
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(folder: Path, flags: int) -> int | None:
-    """A handle that holds the folder until it is closed, None where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    with writing(f"{folder}/{LOCK}", None):
-        handle = os.open(folder / LOCK, os.O_RDWR | flags, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return handle
-    except OSError as error:
-        os.close(handle)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            warn(
-                f"warning: {folder} cannot be locked ({error.strerror}): start no second run in it"
-            )
-            return None
-    raise RunError(
-        f"another process is training into {folder}",
-        why="two runs would mix their steps and overwrite each other's checkpoints",
-        fix="wait for it or stop it, or name another folder with --out",
-    )
-
-
-def _forget() -> None:
-    """A child of this process does not hold what its parent has: it may outlive it."""
-    for handle in _held.values():
-        if handle is not None:
-            os.close(handle)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    if (folder / LOCK).is_file():
+        with claimed(folder):
+            pass
 
 
 # -- Full disks ------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The run folder: what a run leaves behind, readable by people and by programs::
 
-    config.yaml                 settings, versions, data hash, seed, command; never a secret
+    config.yaml                 settings, versions, data hash, seed; never a secret
     metrics.jsonl               one object a line, "step" first; no times: runs can be compared
     timings.jsonl               the same with times, which never repeat
     quarantine.jsonl            the rows of each update that was skipped (callbacks.FiniteGuard)
@@ -11,13 +11,15 @@ Whole files are written beside and renamed, lines are appended; so a killed writ
 ``*.tmp`` file and half a line, and ``RunFolder.cut_back`` removes both on resume.
 """
 
+import importlib.metadata
 import itertools
 import json
 import math
 import os
+import platform
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from native_reasoning import __version__
 from native_reasoning.config.errors import RunError
 from native_reasoning.records.disk import sync, write_atomically
-from native_reasoning.records.manifest import manifest, plain_number
 from native_reasoning.records.tables import (
     HELD_OUT_SCHEMA,
     TRACE_SCHEMA,
@@ -97,17 +99,12 @@ class RunFolder:
         *,
         data_hash: str | None,
         seed: int,
-        command: Sequence[str] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """config.yaml: the settings under ``config``; ``command`` is sys.argv unless given.
-
-        ``extra`` has further entries, say the machine. Secrets are left out (manifest.py).
-        """
-        if not self.writes:
-            return
-        text = manifest(config, data_hash, seed, command or sys.argv, extra or {})
-        write_atomically(self.path / CONFIG, text.encode("utf-8", "replace"))
+        """config.yaml: the settings under ``config``, and ``extra`` entries, say the machine.
+        Secrets are left out."""
+        if self.writes:
+            write_atomically(self.path / CONFIG, manifest(config, data_hash, seed, extra or {}))
 
     def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl. Values are numbers, strings or None; no times.
@@ -194,8 +191,11 @@ class RunFolder:
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
+# -- Reading ---------------------------------------------------------------------------------------
+
+
 def read_config(folder: PathLike) -> dict[str, Any]:
-    """config.yaml as written (manifest.py). Raises RunError where it cannot be read."""
+    """config.yaml as it was written. Raises RunError where it cannot be read."""
     path = Path(folder) / CONFIG
     kinds = {"config": dict, "machine": dict, "changed_on_resume": list}
     try:
@@ -276,3 +276,66 @@ def _free_name(path: Path) -> Path:
     stem = re.sub(r"-\d{1,3}$", "", path.name) or "run"
     names = (path.parent / f"{stem}-{n}" for n in itertools.count(2))
     return next(name for name in names if not name.exists())
+
+
+# -- config.yaml -----------------------------------------------------------------------------------
+
+
+HIDDEN = "<secret>"
+#: A setting that is named like one is left out: nobody reads a placeholder back as a token.
+_SECRET = re.compile(
+    r"(?!.*(bos|eos|pad|unk|sep|cls|mask)_token$).*"
+    r"(token|(api|access|private)[_-]?key|secret|passw(or)?d|passphrase|credentials?)",
+    re.IGNORECASE,
+)
+#: What looks like one in the text of another setting is written as ``HIDDEN``.
+_LOOKS_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_)\w{16,}|(?<=://)[^\s/@]+:[^\s/@]+(?=@)")
+_PACKAGES = ("torch", "transformers", "accelerate")
+
+
+def manifest(
+    config: Mapping[str, Any], data_hash: str | None, seed: int, extra: Mapping[str, Any]
+) -> str:
+    """The text of config.yaml: YAML with sorted keys that ``yaml.safe_load`` reads back.
+
+    Values that YAML lacks are written as their nearest: a tuple as a list, any other object as its
+    ``str``. ``extra`` has further top-level entries.
+    """
+    about = {"config": config, "versions": versions(), "data_hash": data_hash, "seed": seed}
+    page = _plain({**extra, **about})
+    return yaml.safe_dump(page, sort_keys=True, allow_unicode=True, width=100)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of what a run's numbers depend on."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **found, "native_reasoning": __version__}
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting's name says that it must not be written down.
+
+    >>> is_secret("hub_token"), is_secret("max_tokens"), is_secret("eos_token")
+    (True, False, False)
+    """
+    return _SECRET.fullmatch(name) is not None
+
+
+def _plain(value: Any) -> Any:
+    """A value in YAML's own types, without secrets."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(inner) for k, inner in value.items() if not is_secret(str(k))}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, set | frozenset):
+        return sorted((_plain(inner) for inner in value), key=str)
+    if value is None or isinstance(value, Real):
+        return plain_number(value)
+    return _LOOKS_SECRET.sub(HIDDEN, str(value))
+
+
+def plain_number(value: Any) -> Any:
+    """numpy and tensor scalars as Python's int and float; None, bool and text as they are."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)

@@ -17,7 +17,10 @@ STAGES = (
 LEAST = 0.02
 #: Kinds of answer tokens that can take a reward over: how they are called, and what to set then.
 KINDS = {
-    "end": ("the end-of-turn token", "--reward-span answer leaves that token out of the reward"),
+    "end": (
+        "the end-of-turn token",
+        "--objective.reward-span answer leaves that token out of the reward",
+    ),
     "space": (
         "white space",
         "more --format-warmup-steps teach the format before traces are judged",

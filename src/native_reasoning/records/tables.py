@@ -93,9 +93,7 @@ def table_of(rows: Iterable[TraceRow | HeldOutRow], schema: pa.Schema) -> pa.Tab
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Writes a whole file, beside and renamed."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_atomically(path, lambda beside: pq.write_table(table, beside, compression="zstd"))
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

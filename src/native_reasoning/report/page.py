@@ -32,7 +32,7 @@ SCRIPTS = ("data.js", "curves.js", "inspector.js", "page.js")
 
 
 def build(runs: Sequence[Run], *, watch: str = "", most_bytes: int = MOST_BYTES) -> bytes:
-    """The page, UTF-8. ``watch`` is its version where a server refreshes it (serve.py)."""
+    """The page, UTF-8. ``watch`` is its version where a server refreshes it (watch.py)."""
     figures = figure_parts(runs)
     figure_data = compressed({figure.name: figure.json for figure in figures})
     values = {

@@ -1,7 +1,6 @@
 """What a page says in words and tables, beside its figures and traces: values for page.html."""
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ class RunPart:
     verdict: Verdict
     problems: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
-    command: str
     config: str
     data_report: tuple[str, ...]
     difficulty: list[dict[str, Any]]
@@ -152,7 +150,6 @@ def _run_part(run: Run, name: str) -> RunPart:
         verdict=verdict(run),
         problems=tuple(one for one in (*run.problems, *_skipped(run)) if one != known),
         facts=tuple(_facts(run)),
-        command=shlex.join(_listed(run.config.get("command"))),
         config=yaml.safe_dump(run.config, allow_unicode=True, width=100) if run.config else "",
         data_report=tuple(_listed(run.config.get("data_report"))),
         difficulty=_records(by_difficulty(run, tokens)),

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +29,8 @@ from native_reasoning.rollout.vllm import Generator, Reply, Request, VLLMEngine
 
 #: Where a server is unless vllm_server_base_url says otherwise.
 LOCAL = "http://127.0.0.1:8000"
+#: Seconds in which the server has to be up.
+_PATIENCE = 240.0
 #: Requests that a server gets at once.
 CONCURRENT = 64
 
@@ -95,7 +98,7 @@ class Colocated:
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
             "logprobs_mode": "processed_logprobs",  # at the temperature, as the trainer's are
-            "max_model_len": a.vllm_max_model_length or longest(a, self.model),
+            "max_model_len": longest(a, self.model),
             "gpu_memory_utilization": a.vllm_gpu_memory_utilization,
             "enable_sleep_mode": a.vllm_enable_sleep_mode and not cpu,
             "enforce_eager": cpu,  # else vLLM compiles the model with a C++ compiler
@@ -122,7 +125,7 @@ class Colocated:
                 why="it shares the device with what trains",
                 fix=f"another --vllm-gpu-memory-utilization than "
                 f"{self.args.vllm_gpu_memory_utilization:g} (less where the device is full, more "
-                "where vLLM's caches are), a smaller --vllm-max-model-length, "
+                "where vLLM's caches are), a smaller --max-prompt-length, "
                 "--vllm-enable-sleep-mode true, or --vllm-mode server",
             ) from None
 
@@ -190,17 +193,17 @@ class Served:
         """Finds the server. Raises RunError where none answers."""
         from trl.generation.vllm_client import VLLMClient
 
-        a, url = self.args, self.args.vllm_server_base_url or LOCAL
+        url = self.args.vllm_server_base_url or LOCAL
         try:
             self.client = VLLMClient(
                 base_url=url,
-                group_port=a.vllm_group_port,
-                connection_timeout=a.vllm_server_timeout,
+                group_port=_group_port(url),
+                connection_timeout=_PATIENCE,
             )
-        except ConnectionError:
+        except (ConnectionError, ValueError):  # a port that is no number
             raise RunError(
                 f"no vLLM server answers at {url}",
-                why=f"traces are sampled there; {a.vllm_server_timeout:g} seconds were waited",
+                why=f"traces are sampled there; {_PATIENCE:g} seconds were waited",
                 fix="start it as docs/vllm.md says, or vllm_server_base_url, or vllm_mode colocate",
             ) from None
 
@@ -239,6 +242,12 @@ class Served:
 
     def sleep(self) -> None:
         """See ``Generator``: a server has a device of its own."""
+
+
+def _group_port(url: str) -> int:
+    """The port over which the server at ``url`` gets the weights: TRL's own, 51216, for 8000, so
+    that two servers on a machine have two."""
+    return 51216 + ((urlsplit(url).port or 8000) - 8000) % 10_000
 
 
 def config_of(model: PreTrainedModel, vocabulary: int) -> Any:

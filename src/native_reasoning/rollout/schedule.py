@@ -48,7 +48,6 @@ def read_groups(
             prompt_column=config.prompt_column,
             answer_column=config.answer_column,
             answer_regex=config.answer_regex,
-            strict=config.strict,
             keep_columns=keep_columns,
         )
         if source.report.source.endswith("]") and config.process_index == 0:
@@ -77,28 +76,18 @@ def make_groups(
     of ``config``, and the model's ``context`` with a full trace. More than 5,000 examples are read
     from the disk as they are looked at (prepared.py).
 
-    Raises DataError if nothing is left, or, with ``config.strict``, at the first row that does not
-    fit.
+    Raises DataError if nothing is left.
     """
     prepared = prepare(data.examples, template)
     limits = _limits(config, template, context)
     kept, lines = array("q"), dict[str, list[int]]()
     sizes = zip(prepared.prompt_sizes.tolist(), prepared.answer_sizes.tolist(), strict=True)
     for row, size in enumerate(sizes):
-        reason, detail = limits.misfit(*size)
-        if size[0] < 0:
-            reason, detail = "refused_by_template", prepared.refusal(row)
-        if not reason:
+        reason = "refused_by_template" if size[0] < 0 else limits.misfit(*size)
+        if reason:
+            lines.setdefault(reason, []).append(line_of(data.examples, row))
+        else:
             kept.append(row)
-            continue
-        line = line_of(data.examples, row)
-        if config.strict:
-            raise DataError(
-                f"{data.report.source} {data.report.unit} {line}: {detail}",
-                why="--strict refuses a file with a bad row",
-                fix="mend the row, or leave --strict out",
-            )
-        lines.setdefault(reason, []).append(line)
     report = data.report
     for reason, numbers in lines.items():
         report = with_dropped(report, reason, numbers)
@@ -118,17 +107,14 @@ class _Limits:
     least: int
     context: int | None
 
-    def misfit(self, prompt: int, answer: int) -> tuple[str, str]:
-        """Why a row of these sizes is left out and what was seen; ("", "") where it fits."""
-        for part, size, limit in (("prompt", prompt, self.prompt), ("answer", answer, self.answer)):
-            if size > limit:
-                detail = f"the {part} has {size} tokens, max_{part}_length is {limit}"
-                return f"too_long_{part}", detail
+    def misfit(self, prompt: int, answer: int) -> str:
+        """Why a row of these sizes is left out; "" where it fits."""
+        if prompt > self.prompt:
+            return "too_long_prompt"
+        if answer > self.answer:
+            return "too_long_answer"
         row = prompt + self.around + max(answer, self.least)
-        if self.context is not None and row > self.context:
-            seen = f"the row has {row} tokens, the model's context is {self.context}"
-            return "too_long_for_model", f"with a full trace {seen}"
-        return "", ""
+        return "" if self.context is None or row <= self.context else "too_long_for_model"
 
 
 def _limits(config: NRTConfig, template: Template, context: int | None) -> _Limits:

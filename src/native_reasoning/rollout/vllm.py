@@ -3,7 +3,7 @@
 The seed is a pure function of (run's seed, domain, step, row, trace), as the random numbers of
 HFEngine are (noise.py), so what else is sampled at the same time plays no role but for rounding.
 Prompts go out and traces come back as token ids. What vLLM says of the probability of its tokens is
-kept as a diagnostic (mismatch.py): rewards and gradients come from the trainer's weights alone.
+kept as a diagnostic (runlog.py): rewards and gradients come from the trainer's weights alone.
 
 Nothing here imports vLLM: a ``Generator`` (generators.py) runs it, in this process or elsewhere.
 """
@@ -133,7 +133,6 @@ class VLLMEngine:
             raise RunError(
                 f"vLLM ended a sequence after {len(ids)} of {request.max_tokens} tokens",
                 why=f"with a prompt of {len(request.prompt)} its context was full",
-                fix="a larger vllm_max_model_length (a server: --max-model-len), or a smaller "
-                "max_trace_length",
+                fix="a smaller max_trace_length (a server: or a larger --max-model-len)",
             )
         return Sample(tuple(ids), "limit", reply.logps)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from native_reasoning.config.errors import RunError
 from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.model.adapters import written_into
@@ -98,8 +99,15 @@ class Judges:
             save_file({n: p.detach().contiguous() for n, p in kept.items()}, folder / EMA)
 
     def load(self, folder: Path) -> None:
-        """The lagging copy that ``save`` wrote."""
+        """The lagging copy that ``save`` wrote. Raises RunError where a checkpoint has none."""
         if self.ema is not None:
+            if not (folder / EMA).is_file():
+                raise RunError(
+                    f"{folder} has no {EMA}",
+                    why="this objective goes on with it, and the run was begun with another one",
+                    fix="resume with the old objective, or start a new run with the checkpoint as "
+                    "--model",
+                )
             saved = load_file(folder / EMA)
             with torch.no_grad():
                 for name, parameter in self.ema.named_parameters():

@@ -26,7 +26,6 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _SAVING: int | None = getattr(signal, "SIGUSR1", None)
 #: In the order of what wins where ranks hear different ones.
 _RANKED = (None, _SAVING, *_STOPPING)
-SKIPPED = "skipped.json"
 
 
 class SignalCallback(TrainerCallback):
@@ -115,15 +114,16 @@ class FiniteGuard(TrainerCallback):
     """Drops an update whose loss or gradient is not finite, on all ranks together; the scheduler
     and the step counter go on.
 
-    ``report`` is told the step of each, on every rank. After ``limit`` of them in a row the run
+    ``report`` is told the step of each, on every rank. After ``LIMIT`` of them in a row the run
     ends with a RunError. ``scaled``: a gradient scaler (float16) finds its scale by overflowing,
     and skips by itself; it gets ``SCALING`` more.
     """
 
+    LIMIT = 10
     SCALING = 20  # 2^16, the first scale, halved to 1 and then some
 
-    def __init__(self, limit: int, report: Callable[[int], None], *, scaled: bool = False) -> None:
-        self.limit, self.report = limit + (self.SCALING if scaled else 0), report
+    def __init__(self, report: Callable[[int], None], *, scaled: bool = False) -> None:
+        self.limit, self.report = self.LIMIT + (self.SCALING if scaled else 0), report
         self.scaled = scaled
         self.in_a_row = 0
         self._skipped = 0
@@ -170,10 +170,10 @@ class FiniteGuard(TrainerCallback):
                 "--bf16 or full precision in place of --fp16",
             )
 
-    def save(self, folder: Path) -> None:
-        """Into an unfinished checkpoint."""
-        (folder / SKIPPED).write_text(json.dumps({"in_a_row": self.in_a_row}), encoding="utf-8")
+    def state(self) -> dict[str, int]:
+        """What a checkpoint holds."""
+        return {"in_a_row": self.in_a_row}
 
-    def load(self, folder: Path) -> None:
-        """From a checkpoint."""
-        self.in_a_row = json.loads((folder / SKIPPED).read_text(encoding="utf-8"))["in_a_row"]
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes on from ``state``."""
+        self.in_a_row = state["in_a_row"]

@@ -1,8 +1,9 @@
 """Checkpoints that appear whole or not at all: written in a staging folder, synced, renamed."""
 
+import json
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,19 +14,29 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
-from native_reasoning.config.errors import warn
+from native_reasoning.config.errors import RunError, warn
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.adapters import has_adapter, load_adapter, merged, save_adapter
 from native_reasoning.model.gathered import WholeCopy, fill
 from native_reasoning.model.policy import load_model
 from native_reasoning.model.shards import in_shards, load_state, save_shards
 from native_reasoning.records.clock import Clock
-from native_reasoning.records.disk import CHECKSUMS, damage, put_aside, seal, sync, writing
+from native_reasoning.records.disk import (
+    CHECKSUMS,
+    damage,
+    put_aside,
+    seal,
+    sync,
+    write_atomically,
+    writing,
+)
 from native_reasoning.training.callbacks import BestCheckpoint
 from native_reasoning.training.resume import checkpoint_number, checkpoints
 
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
+#: In a checkpoint: what parts of the run keep besides tensors, by their names.
+KEPT = "kept.json"
 
 
 def publish(staged: Path, final: Path) -> None:
@@ -48,15 +59,36 @@ def _same(one: Path, other: Path) -> bool:
 
 
 class Kept(Protocol):
-    """A part of a run that goes into its checkpoints."""
+    """A part of a run whose state is in its checkpoints, as plain data."""
 
-    def save(self, folder: Path) -> None:
-        """Writes it into an unfinished checkpoint."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Reads it from a checkpoint."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what ``state`` returned."""
         ...
+
+
+def save_kept(folder: Path, parts: Mapping[str, Kept]) -> None:
+    """Writes the states of the parts into an unfinished checkpoint."""
+    states = {name: part.state() for name, part in parts.items()}
+    write_atomically(folder / KEPT, json.dumps(states))
+
+
+def load_kept(folder: Path, parts: Mapping[str, Kept]) -> None:
+    """Gives each part its state back. Raises RunError where a checkpoint has none for one."""
+    known = (folder / KEPT).is_file()
+    states = json.loads((folder / KEPT).read_text(encoding="utf-8")) if known else {}
+    for name, part in parts.items():
+        if name not in states:
+            raise RunError(
+                f"{folder} has no state of the {name}",
+                why="this run goes on with it, and was begun with another objective or version",
+                fix="resume with the old settings, or start a new run with the checkpoint as "
+                "--model",
+            )
+        part.restore(states[name])
 
 
 class WholeCheckpoints(Trainer):
@@ -64,8 +96,8 @@ class WholeCheckpoints(Trainer):
     ``add_to_checkpoint`` are for the subclass."""
 
     _staging: str | None = None
-    #: What a checkpoint holds besides transformers' own.
-    kept: Sequence[Kept] = ()
+    #: What ``KEPT`` holds.
+    kept: Mapping[str, Kept] = {}
     args: NRTConfig
     clock: Clock
     #: What stands in for a model that is cut among ranks, wherever no gradient is needed.
@@ -90,8 +122,7 @@ class WholeCheckpoints(Trainer):
 
     def load_kept(self, checkpoint: Path) -> None:
         """What a checkpoint holds besides transformers' own."""
-        for kept in self.kept:
-            kept.load(checkpoint)
+        load_kept(checkpoint, self.kept)
 
     def go_on_from(self, checkpoint: Path) -> None:
         """The same, and where the best checkpoint is now, for which that one is read whole."""
@@ -261,8 +292,7 @@ class WholeCheckpoints(Trainer):
             self.state.best_model_checkpoint = str(final)
         if not self.args.should_save:
             return
-        for kept in self.kept:
-            kept.save(staged)
+        save_kept(staged, self.kept)
         self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         publish(staged, final)
         self._delete_old(final.parent)

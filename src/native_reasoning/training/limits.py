@@ -1,16 +1,12 @@
 """How much is forwarded at once, and what becomes of it when memory runs out."""
 
-import json
 import sys
-from pathlib import Path
 
 from accelerate.utils.memory import should_reduce_batch_size
 
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig, sharded
 from native_reasoning.rollout.hf import HFEngine
-
-LIMITS = "limits.json"
 
 
 class Limits:
@@ -74,17 +70,14 @@ class Limits:
             flush=True,
         )
 
-    def save(self, folder: Path) -> None:
-        """Into an unfinished checkpoint."""
-        state = {"rows": self.rows, "prompts": self.engine.batch_size}
-        (folder / LIMITS).write_text(json.dumps(state), encoding="utf-8")
+    def state(self) -> dict[str, int | None]:
+        """What a checkpoint holds."""
+        return {"rows": self.rows, "prompts": self.engine.batch_size}
 
-    def load(self, folder: Path) -> None:
-        """From a checkpoint: the smaller of what fitted then and what is asked for now."""
-        if (folder / LIMITS).is_file():
-            state = json.loads((folder / LIMITS).read_text(encoding="utf-8"))
-            self.rows = _smaller(self.rows, state["rows"] if self.splitting else None)
-            self.engine.batch_size = _smaller(self.engine.batch_size, state["prompts"])
+    def restore(self, state: dict[str, int | None]) -> None:
+        """The smaller of what fitted then and what is asked for now."""
+        self.rows = _smaller(self.rows, state["rows"] if self.splitting else None)
+        self.engine.batch_size = _smaller(self.engine.batch_size, state["prompts"])
 
 
 def out_of_memory(error: RuntimeError) -> str:

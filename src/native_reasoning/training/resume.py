@@ -23,7 +23,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 #: Settings that leave the steps themselves as they were.
 FREE = re.compile(
     r"(output_dir|model|data|eval_data|report_to|run_name|(record|report)_traces|per_device_eval_batch_size"
-    r"|max_skipped_updates|rollout_batch_size|disable_tqdm|strict)|(eval|save|logging|hub)_.*"
+    r"|rollout_batch_size|disable_tqdm)|(eval|save|logging|hub)_.*"
 )
 #: Settings that say when a run ends; most schedules of the learning rate stretch to it.
 LENGTH = ("max_steps", "num_train_epochs")
@@ -169,8 +169,7 @@ def open_run(
         told = "; ".join(changed)
         warn(f"resuming, not as an uninterrupted run: {told}")
         extra = {**extra, "changed_on_resume": [*before.get("changed_on_resume", []), *changed]}
-        command = before.get("command")  # the first: what changed since is said beside it
-        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra, command=command)
+        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
     return records
 
 

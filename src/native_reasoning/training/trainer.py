@@ -26,6 +26,7 @@ from native_reasoning.config.nrt_config import NRTConfig, model_dtype
 from native_reasoning.model.gathered import stand_in
 from native_reasoning.model.policy import load_policy, warmup_warning
 from native_reasoning.model.ranks import from_first_rank
+from native_reasoning.objective.credit import objective_of
 from native_reasoning.objective.custom import (
     RewardFunctions,
     check_optimizer,
@@ -47,6 +48,7 @@ from native_reasoning.scoring.judges import Judges
 from native_reasoning.scoring.layouts import LAYOUTS
 from native_reasoning.scoring.scorer import Scorer, install_scoring, rounding_of
 from native_reasoning.training.callbacks import FiniteGuard, SignalCallback
+from native_reasoning.training.checkpoints import Kept
 from native_reasoning.training.collector import WindowMaker
 from native_reasoning.training.limits import Limits
 from native_reasoning.training.publishing import Publishing
@@ -103,7 +105,7 @@ class NRTTrainer(Publishing):
     ) -> None:
         theirs = check_call(model, args, eval_dataset, others)
         assert model is not None and args is not None
-        self.settings = args.resolved_objective()
+        self.settings = objective_of(args.resolved_objective())
         made = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
         self.given = given_names(objective, reward_funcs, peft_config, made)
         objective, rewards = find_custom(args, objective, reward_funcs)
@@ -118,9 +120,7 @@ class NRTTrainer(Publishing):
         if warmup and args.process_index == 0:
             warn(f"warning: {warmup}")
         install_scoring(policy.model)
-        self.finite_guard = FiniteGuard(
-            args.max_skipped_updates, self._quarantine, scaled=args.fp16
-        )
+        self.finite_guard = FiniteGuard(self._quarantine, scaled=args.fp16)
         self.signals, self.guard = SignalCallback(), CollapseGuard(args.on_collapse)
         self.memory = ObjectiveState(self.settings)
         self.clock = Clock()
@@ -141,7 +141,10 @@ class NRTTrainer(Publishing):
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         self.engine = self._make_engine(policy.model)
         self.limits = Limits(args, self.engine)
-        self.kept = (self.memory, self.limits, self.finite_guard, self.guard)
+        self.kept: dict[str, Kept] = {"limits": self.limits, "skipped_updates": self.finite_guard}
+        self.kept["collapse"] = self.guard
+        if self.memory.filter is not None:
+            self.kept["filter"] = self.memory.filter
         self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
         self.runlog = self._new_log(RunFolder(self.folder, writes=False))
         #: More of config.yaml; the command line puts the data paths here.
@@ -392,8 +395,16 @@ class NRTTrainer(Publishing):
         self.runlog.write_traces(self.state.global_step)
         self.runlog.records.sync()
 
+    def load_kept(self, checkpoint: Path) -> None:
+        """With the lagging copy, if the objective asks one."""
+        super().load_kept(checkpoint)
+        if self.memory.judges is not None:
+            self.memory.judges.load(checkpoint)
+
     def add_to_checkpoint(self, folder: Path) -> None:
-        """The open window, if the next step goes on with it."""
+        """The lagging copy; the open window, if the next step goes on with it."""
+        if self.memory.judges is not None and self.args.should_save:
+            self.memory.judges.save(folder)
         if self._window_is_open():
             assert self.window is not None
             self.window.save(folder, self.args.process_index)

@@ -1,20 +1,28 @@
-"""``nrt presets``: the objectives as a table, or one of them explained.
+"""The verbs that show: ``nrt demo``, ``nrt report`` and ``nrt presets``.
 
-No torch here: it answers at once. docs/make_objectives.py writes the same texts as pages.
+No torch at the top: ``nrt presets`` answers at once. docs/make_objectives.py writes its texts as
+pages.
 """
 
+import os
 import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from native_reasoning.cli.flags import Parsed
+from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import (
     indented,
+    quiet_libraries,
+    say,
     show,
     show_json,
     show_table,
     terminal_width,
 )
+from native_reasoning.config.errors import ConfigError, RunError
 from native_reasoning.config.methods import differences
 from native_reasoning.config.papers import DEFAULT, PRESETS, Preset, find_preset
 from native_reasoning.config.settings import SETTINGS, ObjectiveSettings
@@ -36,7 +44,92 @@ _LONGEST = 27
 _TOKENS = {"trace": "z", "trace_tag": "z + tag", "trace_tag_answer": "z + tag + ŷ"}
 
 
-def run(parsed: Parsed) -> int:
+def demo(parsed: Parsed) -> int:
+    """Runs the demo and prints its table."""
+    seed = number(parsed.own, "seed") or 0
+    quiet_libraries()
+    from native_reasoning.demo.race import render, run_demo
+
+    result = run_demo(seed=seed, out=parsed.own["out"], say=say)
+    if parsed.own["json"]:
+        show_json(result)
+    else:
+        show(render(result))
+    return 0
+
+
+# -- nrt report ------------------------------------------------------------------------------------
+
+
+def report(parsed: Parsed) -> int:
+    """Writes or serves the page; returns the exit code."""
+    _check(parsed)
+    paths = run_folders(parsed.positionals)
+    if parsed.own["watch"]:
+        from native_reasoning.report.watch import serve
+
+        serve(paths, number(parsed.own, "port") or 0, _serving)
+        return 0
+    from native_reasoning.report import write_report
+
+    out = Path(parsed.own["out"] or place_of(paths))
+    problems = write_report(paths, out)
+    for problem in problems:
+        say(f"note: {problem}")
+    if parsed.own["json"]:
+        runs = [str(path) for path in paths]
+        show_json({"report": str(out), "runs": runs, "problems": problems})
+    else:
+        show(f"{out}  ({out.stat().st_size / 1e6:.1f} MB: open it in a browser)")
+    return 0
+
+
+def _check(parsed: Parsed) -> None:
+    """Raises ConfigError for flags that say nothing together."""
+    served = ("port",) if not parsed.own["watch"] else ("out", "json")
+    for name in served:
+        if parsed.own[name]:
+            watch = "with" if parsed.own["watch"] else "without"
+            raise ConfigError(
+                f"--{name} means nothing {watch} --watch",
+                why="--watch serves the page and writes no file",
+                fix=f"leave out --{name}, or {'leave out' if watch == 'with' else 'add'} --watch",
+            )
+
+
+def _serving(address: str) -> None:
+    show(f"{address}  (this machine alone; Ctrl-C ends it)")
+    sys.stdout.flush()
+
+
+def run_folders(names: Sequence[str]) -> list[Path]:
+    """The run folders that are named, each once; a folder that only holds runs stands for them."""
+    from native_reasoning.report.runs import is_run
+
+    found: dict[Path, Path] = {}
+    for path in map(Path, names):
+        inside = [] if is_run(path) or not path.is_dir() else sorted(filter(is_run, path.iterdir()))
+        if not inside and not is_run(path):
+            raise RunError(
+                f"{path} {'holds no run' if path.is_dir() else 'is not there'}",
+                why="a run folder has config.yaml or metrics.jsonl in it",
+                fix="name the folder that `nrt train` said it was training into",
+            )
+        for one in inside or [path]:
+            found.setdefault(one.resolve(), one)
+    return [*found.values()]
+
+
+def place_of(paths: Sequence[Path]) -> Path:
+    """report.html in the folder of the one run, or beside several."""
+    folder = paths[0] if len(paths) == 1 else Path(os.path.normpath(paths[0] / ".."))
+    return folder / "report.html"
+
+
+# -- nrt presets -----------------------------------------------------------------------------------
+
+
+def presets(parsed: Parsed) -> int:
     """Prints the table, or one preset."""
     name = parsed.positional
     if name is not None:
@@ -109,7 +202,6 @@ def _f(s: ObjectiveSettings) -> str:
     added = {
         "format": s.format_reward,
         "efficiency": s.efficiency_reward,
-        "length": s.length_reward,
         "repetition": -s.repetition_penalty,
     }
     first = s.reward if s.reward_coef == 1 else f"{s.reward_coef:g} {s.reward}"
@@ -157,4 +249,4 @@ def _explain(name: str, preset: Preset) -> None:
     show("* not as in nrt-ws\n")
     if method.published:
         show(f"with the settings of the authors' runs:\n  {command(name, preset)}")
-    show(f"nrt train --preset {name} ...; --reward, --clip and so on change one setting of it")
+    show(f"nrt train --preset {name} ...; --objective.clip and so on change one setting of it")

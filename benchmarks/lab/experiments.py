@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from native_reasoning.demo.families import kind_of
+from lab.families import kind_of
 
 #: Pre-training seeds of the three base models of a kind: the first that were admitted
 #: (benchmarks/lab/bases.py; one_sum's seeds 2 and 3 were not).

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from lab.experiments import EXPERIMENTS, Run
+from lab.families import KINDS
+from lab.pretrain import Recipe, pretrain
+from lab.trial import base_folder, base_of, do, fingerprint, told
 from native_reasoning.config.errors import RunError
-from native_reasoning.demo.experiments import EXPERIMENTS, Run
-from native_reasoning.demo.families import KINDS
-from native_reasoning.demo.pretrain import Recipe, pretrain
-from native_reasoning.demo.trial import base_folder, base_of, do, fingerprint, told
-from native_reasoning.records.disk import claimed
 
 
 @dataclass(frozen=True)
@@ -59,28 +58,27 @@ def run_lab(
     """The results of these experiments by name, those that were missing now made.
 
     ``out`` holds a file of lines for each experiment, and in ``bases`` the base models. A line
-    counts as long as its fingerprint is that of its run. Raises RunError where another process
-    uses the folder, and at the end where a run failed.
+    counts as long as its fingerprint is that of its run. Raises RunError at the end where a run
+    failed.
     """
     wanted = {name: scale.runs_of(name) for name in names}
     out.mkdir(parents=True, exist_ok=True)
-    with claimed(out):
-        bases = sorted({base_of(run) for runs in wanted.values() for run in runs})
-        for base in _as_done(workers, _pretrain, [(b, out, scale) for b in bases], say):
-            say(f"base model {base}")
-        found = {name: _valid(name, runs, out, scale) for name, runs in wanted.items()}
-        jobs = [
-            (name, run, out, scale.held_out)
-            for name, runs in wanted.items()
-            for run in runs
-            if run.key not in found[name]
-        ]
-        began = time.perf_counter()
-        for i, (name, result) in enumerate(_as_done(workers, _named, jobs, say), start=1):
-            _append(out / f"{name}.jsonl", result)
-            found[name][result["key"]] = result
-            minutes = (time.perf_counter() - began) / 60
-            say(f"{i}/{len(jobs)} {minutes:.0f} min  {name}: {told(result)}")
+    bases = sorted({base_of(run) for runs in wanted.values() for run in runs})
+    for base in _as_done(workers, _pretrain, [(b, out, scale) for b in bases], say):
+        say(f"base model {base}")
+    found = {name: _valid(name, runs, out, scale) for name, runs in wanted.items()}
+    jobs = [
+        (name, run, out, scale.held_out)
+        for name, runs in wanted.items()
+        for run in runs
+        if run.key not in found[name]
+    ]
+    began = time.perf_counter()
+    for i, (name, result) in enumerate(_as_done(workers, _named, jobs, say), start=1):
+        _append(out / f"{name}.jsonl", result)
+        found[name][result["key"]] = result
+        minutes = (time.perf_counter() - began) / 60
+        say(f"{i}/{len(jobs)} {minutes:.0f} min  {name}: {told(result)}")
     missing = sum(run.key not in found[name] for name, runs in wanted.items() for run in runs)
     if missing:
         raise RunError(

@@ -5,21 +5,22 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lab.controls import Watched, watched
+from lab.experiments import Run
+from lab.families import EXPERIMENTAL, kind_of
+from lab.measure import POINT, measure
+from lab.tasks import DIGITS, Family, make_rows
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.config.options import OF_ADAPTERS, OF_VLLM
+from native_reasoning.config.settings import SETTINGS as OF_OBJECTIVE
 from native_reasoning.demo import base_path
-from native_reasoning.demo.controls import Watched, watched
-from native_reasoning.demo.experiments import Run
-from native_reasoning.demo.families import EXPERIMENTAL, kind_of
-from native_reasoning.demo.measure import POINT, measure
-from native_reasoning.demo.tasks import DIGITS, Family, make_rows
+from native_reasoning.objective.credit import Objective, preset_objective
 from native_reasoning.records.folder import read_metrics
 from native_reasoning.records.metrics import COLLAPSE, STATES
 from native_reasoning.training.resume import machine
@@ -64,7 +65,7 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
     sets = _held_out_sets(families, held_out)
     began, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        args = NRTConfig(output_dir=folder + "/run", **_settings(run))
+        args = NRTConfig(output_dir=folder + "/run", **_arguments(run))
         args.eval_max_answer_length = args.max_answer_length  # as in all lines so far
         objective = watched(args.resolved_objective(), families[0].hard, run.control)
         trainer = NRTTrainer(
@@ -102,12 +103,14 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
 
 
 def fingerprint(run: Run, out: Path, held_out: int) -> str:
-    """A hash of what the result depends on beside the code: settings and objective as resolved, the
-    families, the held-out problems, and the weights of the base model."""
+    """A hash of what the result depends on beside the code: the run, the lab's settings, what the
+    preset changes in the objective, the families, the held-out problems, and the weights of the
+    base model. A setting that no preset sets can come or go: the lines still count."""
     weights = base_folder(out, base_of(run)) / "model.safetensors"
     parts = (
         run.key,
-        _resolved(run),
+        _settings(run),
+        _objective(run.preset),
         [asdict(family) for family in _families(run)],
         (HELD_OUT_SEED, held_out, LENGTHS),
         _sha256(weights),
@@ -115,15 +118,11 @@ def fingerprint(run: Run, out: Path, held_out: int) -> str:
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _resolved(run: Run) -> dict[str, Any]:
-    """All settings but the length of evaluated answers, which is ``max_answer_length`` here; those
-    of an adapter, or of vLLM, only where there is one, so that lines written before there were any
-    still count."""
-    config = NRTConfig(output_dir="run", **_settings(run))
-    off = ("eval_max_answer_length",)
-    off += () if config.use_peft else ("use_peft", *OF_ADAPTERS)
-    off += () if config.use_vllm else ("use_vllm", *OF_VLLM)
-    return {name: value for name, value in config.resolved().items() if name not in off}
+def _objective(preset: str) -> dict[str, Any]:
+    """The preset's settings of the objective that are not the defaults."""
+    objective = preset_objective(preset)
+    values = {f.name: (getattr(objective, f.name), f.default) for f in fields(Objective)}
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 @cache
@@ -180,6 +179,13 @@ def base_folder(out: Path, base: tuple[str, int]) -> Path:
     if base == ("demo", 0):
         return base_path()
     return out / "bases" / f"{kind}-{seed}"
+
+
+def _arguments(run: Run) -> dict[str, Any]:
+    """The settings as NRTConfig takes them."""
+    settings = _settings(run)
+    changed = {name: settings.pop(name) for name in list(settings) if name in OF_OBJECTIVE}
+    return {**settings, "objective": changed}
 
 
 def _settings(run: Run) -> dict[str, Any]:

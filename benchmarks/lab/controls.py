@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.objective.credit import Objective, preset_objective
 from native_reasoning.objective.types import Scores, Signal
 
@@ -46,7 +47,7 @@ class Watched(Objective):
         return [replace(signal, advantages=a) for signal, a in pairs]
 
 
-def watched(settings: Objective, hard: tuple[int, ...], control: str = "") -> Watched:
+def watched(settings: ObjectiveSettings, hard: tuple[int, ...], control: str = "") -> Watched:
     """The same settings, watched."""
     return Watched(**asdict(settings), hard=hard, control=control)
 

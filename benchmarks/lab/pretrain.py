@@ -1,7 +1,7 @@
-"""Pre-trains the lab's base model: ``python -m native_reasoning.demo.pretrain OUT --seed 0``.
+"""Pre-trains a base model: ``python benchmarks/lab/pretrain.py OUT --seed 0``.
 
 A Llama of two layers and width 64 (0.14 million parameters) learns the documents of
-:func:`native_reasoning.demo.tasks.documents` by plain next-token prediction. It learns to open with
+``tasks.documents`` by plain next-token prediction. It learns to open with
 any kind of trace and to read the digit from a running sum; it does not learn to prefer the useful
 traces. That is left to the training that this package is for.
 
@@ -29,9 +29,10 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from native_reasoning.demo.families import KINDS
-from native_reasoning.demo.tasks import LONGEST, OPEN, Family, documents
-from native_reasoning.demo.tokenizer import build_tokenizer
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.families import KINDS
+from lab.tasks import LONGEST, OPEN, Family, documents
+from lab.tokenizer import build_tokenizer
 
 IGNORED = -100
 
@@ -153,7 +154,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, t
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: ``OUT --kind demo --seed 0 --steps 1800``."""
-    parser = argparse.ArgumentParser(prog="native_reasoning.demo.pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the model and its tokenizer")
     parser.add_argument("--kind", choices=tuple(KINDS), default="demo")
     parser.add_argument("--seed", type=int, default=0)

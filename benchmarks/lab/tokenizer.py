@@ -1,4 +1,4 @@
-"""The lab's word-level tokenizer, built from the words of :mod:`.tasks`.
+"""The lab's word-level tokenizer, built from the words of tasks.py.
 
 It is an ordinary ``PreTrainedTokenizerFast``: one token per word, words separated by spaces.
 ``<think>`` and ``</think>`` are added tokens like those of reasoning models: single ids that are
@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from native_reasoning.demo.tasks import CLOSE, DEMO, END, LONGEST, OPEN, Family, words
+from lab.tasks import CLOSE, DEMO, END, LONGEST, OPEN, Family, words
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 

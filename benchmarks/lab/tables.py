@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from native_reasoning.demo.experiments import EXPERIMENTS, SETTINGS
-from native_reasoning.demo.measure import COLLAPSED, END, LEARNT, POINT, first_point
+from lab.experiments import EXPERIMENTS, SETTINGS
+from lab.measure import COLLAPSED, END, LEARNT, POINT, first_point
 
 Result = dict[str, Any]
 

@@ -7,7 +7,7 @@ digit is the same in all of them.
 
 from dataclasses import replace
 
-from native_reasoning.demo.tasks import DEMO, LONGEST, STYLES, Family
+from lab.tasks import DEMO, LONGEST, STYLES, Family
 
 _SHORT, _STYLE = DEMO["short_answer"], DEMO["style_shift"]
 

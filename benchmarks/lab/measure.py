@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from native_reasoning.demo.tasks import Family, digit_strings, running_sums
+from lab.tasks import Family, digit_strings, running_sums
 from native_reasoning.evaluation.grading import exact_match
 from native_reasoning.evaluation.held_out import Outcome
 
