@@ -180,16 +180,6 @@ def test_rows_that_the_template_refuses_are_counted(config):
     groups, report = make_groups(data, strict, config())
     assert len(groups) == 1
     assert report.count("refused_by_template") == 1
-    with pytest.raises(DataError, match="row 2: the chat template refuses the turns"):
-        make_groups(data, strict, config(strict=True))
-
-
-def test_strict_names_the_first_row_that_does_not_fit(config):
-    data = examples({"question": "short", "answer": LONG})
-    count = len(TEMPLATE.answer_ids(LONG.strip()))
-    expected = f"row 4: the answer has {count} tokens, max_answer_length is 40"
-    with pytest.raises(DataError, match=expected):
-        make_groups(data, TEMPLATE, config(strict=True, max_answer_length=40))
 
 
 def test_data_set_that_was_not_given_is_named(config):

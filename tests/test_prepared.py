@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import tiny
-from native_reasoning.config.errors import DataError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import load_examples, prepared, stored, workers
 from native_reasoning.data.prepared import Groups, examples_of, sizes_of
@@ -118,20 +117,6 @@ def test_part_of_the_examples_can_be_prepared(config):
     assert [g.example.line for g in groups] == list(range(6, 46, 3))
     for group in groups:
         assert group == TEMPLATE.group(group.example)
-
-
-def test_strict_names_the_first_row_that_does_not_fit(config):
-    for settings in (config(strict=True, **LIMITS), config(strict=True, max_answer_length=35)):
-        errors = []
-        for make in (in_memory, lambda rows, *rest: make_groups(load_examples(rows), *rest)):
-            with pytest.raises(DataError) as caught:
-                make(ROWS, TEMPLATE, settings)
-            errors.append(str(caught.value))
-        assert errors[0] == errors[1]
-    refusing = make_template(tiny.word_tokenizer())
-    rows = [*ROWS[:30], {"question": "the <end> of", "answer": "it"}]
-    with pytest.raises(DataError, match="row 31: user text holds a control token"):
-        make_groups(load_examples(rows), refusing, config(strict=True))
 
 
 # -- The cache -------------------------------------------------------------------------------------
