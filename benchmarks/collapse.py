@@ -39,7 +39,7 @@ def run(name: str, seed: int, folder: Path) -> dict[str, Any]:
     preset, changes = RUNS[name]
     trainer = trainer_of(preset, seed, folder, **changes)
     trainer.train()
-    after = summarise(trainer.outcomes(trainer.eval_groups))
+    after = summarise(trainer.evaluator.outcomes(trainer.eval_groups))
     lines = [line for line in read_metrics(trainer.folder) if COLLAPSE in line]
     states = [(line["step"], STATES[int(line[COLLAPSE])]) for line in lines]
     changes_of_state = [

@@ -193,7 +193,7 @@ def run_ours(regime: Regime, steps: int, folder: str) -> None:
     trainer = NRTTrainer(
         policy(), args, rows(regime, steps), processing_class=tokenizer(), callbacks=[watch]
     )
-    trainer.engine.stop = lambda ids: None
+    trainer.forwards.engine.stop = lambda ids: None
     group = trainer.train_groups[0]
     assert (len(group.prompt_ids), len(group.answer_ids)) == (regime.prompt, regime.answer)
     trainer.train()

@@ -103,7 +103,7 @@ def trained(trainer: Any) -> dict[str, Any]:
 
     with trainer.whole_model():
         old = compared(trainer)
-    syncs, generator = 0, trainer.maker.engine.generator
+    syncs, generator = 0, trainer.collector.engine.generator
     send = generator.weights.sync_weights
 
     def counted() -> None:
@@ -197,10 +197,10 @@ def compared(trainer: Any) -> dict[str, Any]:
     """Greedy ids of both engines, which must be equal, and what sampling by vLLM depends on."""
     from native_reasoning.rollout.engine import NoiseKey, Sampling
 
-    engine, groups, key = trainer.maker.engine, trainer.train_groups[:2], NoiseKey(7, 3)
+    engine, groups, key = trainer.collector.engine, trainer.train_groups[:2], NoiseKey(7, 3)
     greedy = Sampling(K, trainer.args.max_trace_length, temperature=0.0)
     drawn = Sampling(K, trainer.args.max_trace_length)
-    own = trainer.engine.rollout(groups, greedy, key)
+    own = trainer.forwards.engine.rollout(groups, greedy, key)
     with engine.ready():
         theirs = engine.rollout(groups, greedy, key)
         both = engine.rollout(groups, drawn, key)
@@ -219,7 +219,7 @@ def compared(trainer: Any) -> dict[str, Any]:
 def sampling(trainer: Any, folder: Path) -> dict[str, Any]:
     """The same of a server with the model's weights."""
     trainer.save_model(str(folder))
-    generator = trainer.maker.engine.generator
+    generator = trainer.collector.engine.generator
     generator.wake = lambda: None  # a server takes no weights without a GPU
     arguments = ["--max-model-len", "112", "--logprobs-mode", "processed_logprobs"]
     with vllm_served.server(str(folder), *arguments):
@@ -238,7 +238,7 @@ def split(trainer: Any, folder: Path) -> dict[str, Any]:
     from native_reasoning.demo.race import FAMILY
 
     trainer.train()
-    trainer.save_whole_model(folder)
+    trainer.checkpoints.save_whole_model(folder)
     questions = [row["question"] for row in make_rows(FAMILY, "train", 2, 0)]
     return vllm_served.split(str(folder), questions)
 

@@ -62,7 +62,7 @@ def main(folder: str, mistake: str = "") -> None:
     except RunError as error:
         refused = error.what
     seen = {
-        "received": trainer.signals.received,
+        "received": trainer.checkpoints.signals.received,
         "steps": trainer.state.global_step,
         "refused": refused,
         "weights": [p.detach().sum().item() for p in trainer.model.parameters()],

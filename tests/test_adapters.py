@@ -228,7 +228,7 @@ def test_the_best_checkpoint_comes_back(tmp_path):
     )
     made.train()
     best = load_file(Path(made.state.best_model_checkpoint) / ADAPTER_FILE)
-    made.save_whole_model(tmp_path / "model")
+    made.checkpoints.save_whole_model(tmp_path / "model")
     kept = {p.sum().item() for p in trained(made.model).values()}
     assert kept == {t.sum().item() for t in best.values()}
 
@@ -265,7 +265,7 @@ def test_the_finished_model_is_an_ordinary_one_that_says_the_same(tmp_path, tied
     made.train()
     logits(made.model, IDS)  # puts the trained rows into the table
     before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
-    made.save_whole_model(tmp_path / "model")
+    made.checkpoints.save_whole_model(tmp_path / "model")
     assert not list((tmp_path / "model").glob("adapter*"))
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert not has_adapter(read)
@@ -399,10 +399,10 @@ def test_a_merge_that_is_another_model_is_not_saved(tmp_path):
     projection = made.model.model.layers[1].self_attn.o_proj
     hook = projection.register_forward_hook(lambda layer, args, out: 1.1 * out)
     with pytest.raises(RunError, match="the merged model is not the one that was trained"):
-        made.save_whole_model(tmp_path / "model")
+        made.checkpoints.save_whole_model(tmp_path / "model")
     assert not (tmp_path / "model").exists()
     hook.remove()
-    made.save_whole_model(tmp_path / "model")
+    made.checkpoints.save_whole_model(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
@@ -446,7 +446,7 @@ def test_a_whole_head_of_its_own_is_kept_where_the_embedding_was_one_with_it(tmp
 
 def test_a_first_policy_costs_no_second_model(tmp_path):
     made = trainer(tmp_path / "run", preset="dro")
-    judges = made.memory.judges
+    judges = made.objective.judges
     assert judges is not None
     for copied in (one for one in (judges.frozen, judges.ema) if one is not None):
         shared = dict(copied.named_parameters())

@@ -40,8 +40,7 @@ ROOMS = (
 PLACE = {room: place for place, room in enumerate(ROOMS)}
 #: What is not yet as it shall be.
 NAMES = 12
-CROWDED = {"data": 22, "rollout": 13, "cli": 15, "training": 13}
-LONG = {"trainer.py": 410}
+CROWDED = {"data": 22, "cli": 15}
 CIRCLES = {("cli.suite", "cli.evaluate")}
 TWICE = {"suite", "needs", "answers"}
 
@@ -122,7 +121,7 @@ def test_no_two_modules_have_one_name():
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_files_functions_and_parameter_lists_stay_short(path):
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= LONG.get(path.name, 400)
+    assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name

@@ -166,11 +166,11 @@ def test_the_metrics_that_may_choose_the_best_model_are_those_of_an_evaluation(t
     words = [{"question": "Who?", "answer": "she"}, {"question": "Why?", "answer": "because"}]
     for rows, traces in ((QA[:2], 1), (QA[:2], 2), (words, 2)):
         trainer = make(tmp_path, held_out=rows, eval_num_generations=traces)
-        expected = {f"eval_{name}" for name in trainer.metric_names()}
+        expected = {f"eval_{name}" for name in trainer.evaluator.names()}
         assert set(trainer.evaluate()) == expected | {"eval_max_answer_length"}
     sets = make(tmp_path, held_out={"a": QA[:2], "b": words})
     lengths = {"eval_a_max_answer_length", "eval_b_max_answer_length"}
-    assert {f"eval_{name}" for name in sets.metric_names()} | lengths == set(sets.evaluate())
+    assert {f"eval_{name}" for name in sets.evaluator.names()} | lengths == set(sets.evaluate())
     with pytest.raises(ConfigError, match="a_accuracy"):
         make(tmp_path, held_out={"a": QA[:2]}, metric_for_best_model="accuracy")
 
@@ -266,7 +266,7 @@ def test_of_a_dataset_dict_the_split_that_is_taken_is_told(tmp_path, capsys):
     with pytest.raises(DataError, match="several splits and none is train: dev, test") as caught:
         make(tmp_path, train=two)
     assert "data['dev']" in three_lines(caught.value)
-    assert [*make(tmp_path, held_out=two).eval_sets] == ["dev", "test"]
+    assert [*make(tmp_path, held_out=two).evaluator.questions.sets] == ["dev", "test"]
 
 
 def test_no_set_at_all_is_refused(tmp_path):

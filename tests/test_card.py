@@ -17,7 +17,7 @@ from native_reasoning.records import card
 from native_reasoning.records.card import NAME, OURS, base_of, plain, write_card
 from native_reasoning.records.disk import damage, seal
 from native_reasoning.records.folder import RunFolder, read_config
-from native_reasoning.training import publishing
+from native_reasoning.training import checkpoints
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
@@ -321,8 +321,8 @@ def test_a_card_that_fails_does_not_take_the_model_with_it(trained, tmp_path, mo
     def broken(*args):
         raise ValueError("no card today")
 
-    monkeypatch.setattr(publishing, "write_card", broken)
-    trained[0].save_whole_model(tmp_path / "final")
+    monkeypatch.setattr(checkpoints, "write_card", broken)
+    trained[0].checkpoints.save_whole_model(tmp_path / "final")
     held = {path.name for path in (tmp_path / "final").iterdir()}
     assert "model.safetensors" in held
     assert NAME not in held

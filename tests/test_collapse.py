@@ -132,13 +132,13 @@ def make(folder, rates, **settings) -> NRTTrainer:
         **settings,
     )
     trainer = NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), callbacks=[rates])
-    plain = trainer.guard.look
+    plain = trainer.recorder.collapse.look
 
     def look(logs, step, *, tell):  # answers get unlikely from the second step on
         worse = {**logs, "answer_logp": -1.0 if step == 1 else -9.0}
         return plain(worse, step, tell=tell)
 
-    trainer.guard.look = look  # type: ignore[method-assign]
+    trainer.recorder.collapse.look = look  # type: ignore[method-assign]
     return trainer
 
 

@@ -134,10 +134,10 @@ def test_7_a_tag_that_was_forced_in_gets_the_format_loss_alone():
 def test_9_answers_are_scored_at_temperature_one_and_traces_as_they_were_drawn(tmp_path):
     trainer = lab_trainer(tmp_path / "run", temperature=0.5, max_steps=1, learning_rate=0.0)
     trainer.train()
-    (micro,) = trainer.window.minibatches[0]
+    (micro,) = trainer.collector.window.minibatches[0]
     group, traces = micro.groups[0], micro.traces[0]
     with inference(trainer.model):
-        found = trainer.maker.scores(micro, trainer.model)[0]
+        found = trainer.objective.scores(micro, trainer.model)[0]
         for k, (ids, closed) in enumerate(zip(traces.ids, traces.closed, strict=True)):
             before = trainer.template.answer_prompt(group.prompt_ids, ids, closed)
             logits = trainer.model(torch.tensor([[*before, *group.answer_ids]])).logits[0]
@@ -197,13 +197,13 @@ def test_permuting_the_answer_leaves_the_traces_probability(tmp_path):
     """log π(z) is read before y*: whatever the answer is, it is the same."""
     trainer = lab_trainer(tmp_path / "run", preset="sft-think", max_steps=1, learning_rate=0.0)
     trainer.train()
-    (micro,) = trainer.window.minibatches[0]
+    (micro,) = trainer.collector.window.minibatches[0]
     group, traces = micro.groups[0], micro.traces[0]
     found = []
     for answer in itertools.islice(itertools.permutations(group.answer_ids[:-1]), 0, 500, 125):
         other = type(group)(group.example, group.prompt_ids, (*answer, group.answer_ids[-1]))
         with inference(trainer.model):
-            found.append(trainer.maker.scorer(trainer.model, [other], [traces])[0])
+            found.append(trainer.objective.scorer(trainer.model, [other], [traces])[0])
     assert len(found) == 4
     for one in found[1:]:
         torch.testing.assert_close(one.trace, found[0].trace, rtol=1e-5, atol=1e-6)

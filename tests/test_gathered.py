@@ -16,7 +16,6 @@ from native_reasoning.config.errors import ConfigError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.gathered import WholeCopy, fill, stand_in
 from native_reasoning.model.shards import in_shards, load_state, save_shards
-from native_reasoning.training.limits import Limits
 from tiny import tiny_model
 
 IDS = torch.arange(3, 13)[None]
@@ -156,15 +155,6 @@ def test_the_state_of_another_model_is_refused(tmp_path):
     other = nn.Sequential(nn.Linear(3, 5))
     with pytest.raises(RunError, match="2 of 2 are the same"):
         load_state(other, torch.optim.AdamW(other.parameters()), tmp_path)
-
-
-def test_parts_of_a_run_that_was_not_cut_are_not_taken_over(tmp_path, monkeypatch):
-    args = NRTConfig(output_dir=str(tmp_path / "run"), use_cpu=True)
-    for cut, rows in (("false", 8), ("true", None)):
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", cut)
-        limits = Limits(args, SimpleNamespace(batch_size=None))
-        limits.restore({"rows": 8, "prompts": 2})
-        assert limits.rows == rows
 
 
 def test_the_launchers_arithmetic_is_the_runs(tmp_path, monkeypatch):

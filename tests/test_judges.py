@@ -199,7 +199,7 @@ def test_copies_do_not_train_and_leave_the_models_mode_alone():
 
 def test_training_moves_the_policy_and_never_the_first_policy(tmp_path):
     trainer = lab_trainer(tmp_path / "run", preset="jepo")
-    made = trainer.memory.judges
+    made = trainer.objective.judges
     base = load_file(base_path() / "model.safetensors")
     mark = made.fingerprint()
     trainer.train()

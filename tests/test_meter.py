@@ -12,8 +12,8 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
 from native_reasoning.objective.losses import LossTerms
 from native_reasoning.objective.types import Scores, Signal
+from native_reasoning.records.meter import Meter, means, trace_rows
 from native_reasoning.records.metrics import one_kind
-from native_reasoning.records.runlog import Meter, means, trace_rows
 
 TEMPLATE = make_template(tiny.byte_tokenizer())
 TAG = TEMPLATE.boundary.close_ids[0]

@@ -229,13 +229,13 @@ def trained(folder, model):
         use_cpu=True,
     )
     trainer = NRTTrainer(model, args, QA, None, byte_tokenizer())
-    rollouts, rollout = [], trainer.engine.rollout
+    rollouts, rollout = [], trainer.forwards.engine.rollout
 
-    def keep(groups, sampling, key, watch=None):
-        rollouts.append((groups, rollout(groups, sampling, key, watch)))
+    def keep(groups, sampling, key):
+        rollouts.append((groups, rollout(groups, sampling, key)))
         return rollouts[-1][1]
 
-    trainer.engine.rollout = keep
+    trainer.forwards.engine.rollout = keep
     before = flat(trainer.model.parameters()).detach().clone()
     trainer.train()
     return trainer, rollouts, before

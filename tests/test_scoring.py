@@ -392,7 +392,7 @@ def test_a_run_that_checkpoints_activations_is_tried_so(tmp_path):
                 NRTTrainer(model, args, tiny.QA, None, tiny.byte_tokenizer())
         else:
             trainer = NRTTrainer(model, args, tiny.QA, None, tiny.byte_tokenizer())
-            assert "shared" not in trainer.layouts
+            assert "shared" not in trainer.forwards.layouts
         assert not model.is_activation_checkpointing  # it is left as it was
 
 

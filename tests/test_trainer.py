@@ -307,7 +307,7 @@ def test_a_signal_saves_at_the_end_of_the_step_and_stops(number, tmp_path):
         tmp_path / "run", callbacks=[Send(number, 1)], max_steps=5, save_strategy="steps"
     )
     trainer.train()
-    assert trainer.signals.received == number
+    assert trainer.checkpoints.signals.received == number
     assert trainer.state.global_step == 2
     assert (tmp_path / "run" / "checkpoint-2" / "trainer_state.json").exists()
     assert signal.getsignal(number) is before
@@ -321,7 +321,7 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path):
 
     trainer = make(tmp_path / "run", callbacks=[Late()], max_steps=2, save_strategy="steps")
     trainer.train()
-    assert (trainer.state.global_step, trainer.signals.received) == (2, signal.SIGTERM)
+    assert (trainer.state.global_step, trainer.checkpoints.signals.received) == (2, signal.SIGTERM)
 
 
 def test_a_second_interrupt_leaves_at_once(tmp_path):
@@ -361,7 +361,10 @@ def test_evaluation_does_not_depend_on_its_batch_size(tmp_path):
     for size in (1, 3, 8):
         trainer = make(tmp_path / str(size), per_device_eval_batch_size=size)
         outcomes.append(
-            [(o.traces, o.answers, o.answer_greedy) for o in trainer.outcomes(trainer.eval_groups)]
+            [
+                (o.traces, o.answers, o.answer_greedy)
+                for o in trainer.evaluator.outcomes(trainer.eval_groups)
+            ]
         )
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
@@ -377,7 +380,7 @@ def test_where_the_context_ends_does_not_depend_on_the_batch(tmp_path):
     for size in (1, 4):
         settings = {"max_answer_length": 40, "per_device_eval_batch_size": size}
         trainer = make(tmp_path / str(size), model, held_out=rows, **settings)
-        asked = trainer.outcomes(trainer.eval_groups)
+        asked = trainer.evaluator.outcomes(trainer.eval_groups)
         answers.append([(o.answers, o.answer_greedy, o.answer_no_think) for o in asked])
     assert answers[0] == answers[1]
     tokens = [len(byte_tokenizer().encode(few[1])) for few in answers[0]]
@@ -391,10 +394,10 @@ def test_answers_of_an_evaluation_are_cut_by_their_references(tmp_path):
     most = {"max_answer_length": 512}
     given = make(tmp_path / "run", held_out=rows, eval_max_answer_length=long, **most)
     found = make(tmp_path / "run", held_out=rows, **most)
-    outcomes = found.outcomes(found.eval_groups)
-    assert outcomes == given.outcomes(given.eval_groups)
+    outcomes = found.evaluator.outcomes(found.eval_groups)
+    assert outcomes == given.evaluator.outcomes(given.eval_groups)
     longer = make(tmp_path / "run", held_out=rows, eval_max_answer_length=2 * long, **most)
-    for one, other in zip(outcomes, longer.outcomes(longer.eval_groups), strict=True):
+    for one, other in zip(outcomes, longer.evaluator.outcomes(longer.eval_groups), strict=True):
         assert other.answer_greedy.startswith(one.answer_greedy.rstrip("\ufffd"))
         assert one.traces == other.traces
         tokens = len(byte_tokenizer().encode(one.answer_no_think))
@@ -421,16 +424,16 @@ def test_a_checkpoints_time_is_that_of_records(tmp_path):
 
     class Part:
         def state(self):
-            heard.append(trainer.clock.running)
+            heard.append(trainer.recorder.clock.running)
             return {}
 
         def restore(self, state): ...
 
     trainer = make(tmp_path / "run", save_strategy="steps", save_steps=1)
-    trainer.kept = {**trainer.kept, "part": Part()}
+    trainer.checkpoints.kept["part"] = Part()
     trainer.train()
     assert heard == ["records", "records"]
-    assert trainer.clock.running is None
+    assert trainer.recorder.clock.running is None
 
 
 def test_metrics_are_json_that_a_stranger_can_read(tmp_path):

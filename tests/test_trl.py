@@ -51,7 +51,7 @@ def ours(folder, **settings):
     trainer.train()
     rows = read_traces(folder).to_pylist()
     found = {}
-    for micro in trainer.window.minibatches[0]:
+    for micro in trainer.collector.window.minibatches[0]:
         for group, traces in zip(micro.groups, micro.traces, strict=True):
             ids = [[*z, *([] if end is None else [end])] for z, end in traces.stops()]
             mine = [r for r in rows if r["row_id"] == group.example.row_id]

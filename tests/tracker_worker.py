@@ -28,10 +28,10 @@ class Hostile(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
-            self.trainer.finite_guard.saw_loss(torch.tensor(float("nan")))
+            self.trainer.recorder.finite.saw_loss(torch.tensor(float("nan")))
 
     def on_log(self, args, state, control, **kwargs):
-        newest = self.trainer.runlog._newest
+        newest = self.trainer.recorder._newest
         texts = iter(HOSTILE)
         for question, rows in newest.items():
             newest[question] = [replace(r, trace=next(texts, r.trace)) for r in rows]

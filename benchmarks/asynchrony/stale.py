@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from native_reasoning.objective import losses
-from native_reasoning.training.collector import WindowMaker
+from native_reasoning.training.collector import Collector
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lab.experiments import Run
@@ -35,17 +35,17 @@ CASES = (
 
 
 def late(make: Callable) -> Callable:
-    """``WindowMaker.make`` that hands out the rollout which was made when it was last called."""
+    """``Collector.sample`` that hands out the rollout which was made when it was last called."""
     waiting: dict[int, Any] = {}
 
-    def made(self: WindowMaker, schedule: Any, plan: Any, model: Any, **context: Any) -> Any:
+    def made(self: Collector, plan: Any, model: Any, state: Any) -> Any:
         window = waiting.pop(plan.rollout, None)
         if window is None:  # the first: there is none before it
-            window = make(self, schedule, plan, model, **context)
+            window = make(self, plan, model, state)
+        schedule = self.schedule
         following = plan.rollout + schedule.minibatches * schedule.passes
         if following < self.args.max_steps:
-            ahead = schedule.step(following)
-            waiting[following] = make(self, schedule, ahead, model, **context)
+            waiting[following] = make(self, schedule.step(following), model, state)
         return window
 
     return made
@@ -65,13 +65,13 @@ def run(updates: int, lag: int, ratio: str, seed: int) -> dict[str, float]:
     """Accuracy with thinking, and how far rho went, of one run."""
     changes = (("steps_per_generation", updates), ("ratio", ratio))
     seen: list[torch.Tensor] = []
-    make, kind = WindowMaker.make, losses.RATIOS[ratio]
-    WindowMaker.make = late(make) if lag else make
+    make, kind = Collector.sample, losses.RATIOS[ratio]
+    Collector.sample = late(make) if lag else make
     losses.RATIOS[ratio] = watch(kind, seen) if updates > 1 else kind
     try:
         told = do(Run("style_shift", "nrt-ws", 0, seed, STEPS, changes), Path("."), HELD_OUT)
     finally:
-        WindowMaker.make, losses.RATIOS[ratio] = make, kind
+        Collector.sample, losses.RATIOS[ratio] = make, kind
     log_rho = torch.cat(seen) if seen else torch.zeros(1)
     (held_out,) = told["held_out"].values()
     outside = (log_rho.exp() < 0.8) | (log_rho.exp() > 1.28)

@@ -27,7 +27,7 @@ def run(preset: str, seed: int, folder: Path) -> dict[str, float]:
     began = time.perf_counter()
     trainer = trainer_of(preset, seed, folder)
     trainer.train()
-    row = _row(trainer.outcomes(trainer.eval_groups))
+    row = _row(trainer.evaluator.outcomes(trainer.eval_groups))
     return {**row, "seconds": round(time.perf_counter() - began, 1)}
 
 

@@ -76,11 +76,11 @@ def do(run: Run, out: Path, held_out: int) -> dict[str, Any]:
             objective=objective,
         )
         trainer.train()
-        if trainer.signals.received is not None:
+        if trainer.checkpoints.signals.received is not None:
             raise KeyboardInterrupt
         metrics = [row for row in read_metrics(folder + "/run") if "loss" in row]
     samples = objective.traces == "sampled"
-    outcomes = iter(trainer.outcomes(trainer.eval_groups))
+    outcomes = iter(trainer.evaluator.outcomes(trainer.eval_groups))
     return {
         "run": asdict(run),
         "key": run.key,

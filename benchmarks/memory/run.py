@@ -108,7 +108,7 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
         tokenizer = speed.tokenizer()
         trainer = NRTTrainer(policy(setting.model), args, rows, processing_class=tokenizer)
     began = peak()
-    with trainer.engine.to_the_limit():
+    with trainer.forwards.engine.to_the_limit():
         trainer.train()
     return {"measured": peak(), "before_a_model": process, "before_training": began}
 

@@ -36,7 +36,7 @@ def measure(base: Path, count: int) -> dict[str, dict[int, dict[str, Any]]]:
     every = [problem for cell in cells.values() for problem in cell]
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(Run("base", steps=1), base, Path(folder), every)
-        outcomes = trainer.outcomes(trainer.eval_groups)
+        outcomes = trainer.evaluator.outcomes(trainer.eval_groups)
         worked = forced(trainer, every, [p.worked for p in every])
         copied = forced(trainer, every, [p.copied for p in every])
     found: dict[str, dict[int, dict[str, Any]]] = {family: {} for family in FAMILIES}
@@ -64,7 +64,7 @@ def forced(trainer: NRTTrainer, chosen: Sequence[Problem], traces: Sequence[str]
         prompts.append(template.answer_prompt(group.prompt_ids, whole, True))
     key, sampling = NoiseKey(0, 0, EVALUATION), Sampling(1, LONGEST_ANSWER, 1.0)
     numbers = list(range(len(prompts)))
-    samples = trainer.engine.sample(prompts, numbers, sampling, key, template.stop_answer)
+    samples = trainer.forwards.engine.sample(prompts, numbers, sampling, key, template.stop_answer)
     answers = [template.text(one.ids).strip() for (one,) in samples]
     return [accuracy(a, p.answer) for a, p in zip(answers, chosen, strict=True)]
 

@@ -126,10 +126,10 @@ def do(run: Run, base: Path, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     if run.method != "base":
         trainer.train()
-        if trainer.signals.received is not None:
+        if trainer.checkpoints.signals.received is not None:
             raise KeyboardInterrupt  # a run that was cut short has no file
     trained = time.perf_counter()
-    outcomes = trainer.outcomes(trainer.eval_groups)
+    outcomes = trainer.evaluator.outcomes(trainer.eval_groups)
     return {
         **asdict(replace(run, learning_rate=run.rate)),
         "prompts": PROMPTS,

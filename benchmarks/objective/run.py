@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from native_reasoning.demo.race import FAMILY, QUESTIONS, _trainer
-from native_reasoning.training import trainer as trainer_module
+from native_reasoning.training import step as trainer_module
 from native_reasoning.training.resume import machine
 
 PRESETS = ("nrt-ws", "verifree", "jepo", "latro", "rlpr", "nover", "dro", "rlvr")
@@ -39,7 +39,7 @@ def measure(preset: str, folder: Path) -> dict[str, float]:
     """Seconds of CPU per step: all of it, the signal's and the loss's."""
     made = _trainer(preset, 0, folder)
     made.args.max_steps = STEPS
-    signal = made.maker.signals = Timer(made.maker.signals)
+    signal = made.objective.signals = Timer(made.objective.signals)
     loss = Timer(trainer_module.group_loss)
     plain, trainer_module.group_loss = trainer_module.group_loss, loss
     began = time.process_time()

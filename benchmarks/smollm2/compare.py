@@ -108,10 +108,10 @@ def do(run: Run, model: str, path: Path, folder: Path) -> dict[str, Any]:
     trainer = NRTTrainer(model=model, args=args, train_dataset=train, eval_dataset=held_out)
     if run.method != "base":
         trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
-        if trainer.signals.received is not None:
+        if trainer.checkpoints.signals.received is not None:
             raise KeyboardInterrupt
     began = time.perf_counter()
-    outcomes = trainer.outcomes(trainer.eval_groups)
+    outcomes = trainer.evaluator.outcomes(trainer.eval_groups)
     metrics = [m for m in read_metrics(folder) if "loss" in m] if run.method != "base" else []
     return {
         **asdict(run),

@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
 def test_rows_are_what_the_outcomes_say(trained):
     rows = read_held_out(trained.folder).to_pylist()
     assert [row["step"] for row in rows] == [0] * 8 + [1] * 8 + [2] * 8
-    outcomes = trained.outcomes(trained.eval_groups)
+    outcomes = trained.evaluator.outcomes(trained.eval_groups)
     last = iter(row for row in rows if row["step"] == 2)
     for outcome, group in zip(outcomes, trained.eval_groups, strict=True):
         for k in range(2):
@@ -99,7 +99,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_correctness_is_the_one_that_is_asked_for(trained):
-    outcomes = trained.outcomes(trained.eval_groups)
+    outcomes = trained.evaluator.outcomes(trained.eval_groups)
 
     def length(answer: str, reference: str) -> float:
         return min(1.0, len(answer) / 100)
@@ -195,7 +195,7 @@ def test_the_best_model_is_recorded_at_the_step_that_made_it(tmp_path):
     trainer.train()
     before = files(tmp_path / "run")
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
-    assert trainer.step_of_weights == 1
+    assert trainer.checkpoints.step_of_weights == 1
     assert before["step-000001.parquet"] != before["step-000003.parquet"]
     trainer.evaluate()
     assert files(tmp_path / "run") == before

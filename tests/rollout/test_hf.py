@@ -130,25 +130,6 @@ def test_logits_agree_with_whole_forwards(kind, shared):
             decoder.advance(tokens)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_branch_goes_on_from_some_rows_and_leaves_the_others_alone(kind):
-    model, k, n = tiny.tiny_model(kind).eval(), 3, len(PROMPTS)
-    torch.manual_seed(0)
-    own, further = torch.randint(0, VOCABULARY, (n * k, 10)), torch.randint(0, VOCABULARY, (9, 4))
-    with torch.no_grad():
-        decoder = SharedDecoder(model, decoding_head(model)).start(PROMPTS, k)
-        decoder.forward(own)
-        branch, places = decoder.branch([1, 2, 7, 9, 10, 11])
-        assert places == [1, 2, 1, 7, 7, 7, 9, 10, 11]  # a grid, filled up
-        hidden = branch.forward(further)
-        for i, place in enumerate(places):
-            whole = [*PROMPTS[place // k], *own[place].tolist(), *further[i].tolist()]
-            expected = model.base_model(input_ids=torch.tensor([whole]))[0][0, -4:]
-            torch.testing.assert_close(hidden[i], expected, rtol=1e-4, atol=1e-4)
-        assert decoder.cache.length == 10
-        assert branch.cache.length == 14
-
-
 def test_architectures_that_can_keep_a_prompt_once_are_recognised():
     template = make_template(tiny.byte_tokenizer())
 

@@ -219,14 +219,14 @@ def test_a_final_that_holds_another_model_is_set_aside(tmp_path):
     trainer = make(tmp_path / "run", max_steps=1)
     trainer.train()
     final = tmp_path / "run" / "final"
-    trainer.save_whole_model(final)
+    trainer.checkpoints.save_whole_model(final)
     (final / "notes.txt").write_text("mine")
-    trainer.save_whole_model(final)  # the same model
+    trainer.checkpoints.save_whole_model(final)  # the same model
     assert (final / "notes.txt").read_text() == "mine"
     assert damage(final) == []
     with torch.no_grad():
         next(trainer.model.parameters()).add_(1)
-    trainer.save_whole_model(final)
+    trainer.checkpoints.save_whole_model(final)
     assert (tmp_path / "run" / "set-aside-1-final" / "notes.txt").read_text() == "mine"
     assert not (final / "notes.txt").exists()
     assert damage(final) == []

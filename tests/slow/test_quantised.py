@@ -62,7 +62,7 @@ def test_the_adapter_is_trained_and_the_finished_model_is_ordinary(tmp_path, tie
     made.train()
     assert all(not torch.equal(p, before[n]) for n, p in trained(made.model).items())
     assert all(torch.equal(a, b) for a, b in zip(weights, packed(made.model), strict=True))
-    made.save_whole_model(tmp_path / "model")
+    made.checkpoints.save_whole_model(tmp_path / "model")
     assert len(layers(made.model)) == 14  # merging was of a copy
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert all(type(m) is nn.Linear for m in read.modules() if isinstance(m, nn.Linear))
@@ -145,7 +145,7 @@ def test_a_checkpoint_stands_for_its_model_on_the_same_base(tmp_path):
 def test_the_finished_model_is_not_quantised_again_to_be_evaluated(tmp_path):
     made = trainer(tmp_path / "run", base(tmp_path / "base"))
     made.train()
-    made.save_whole_model(tmp_path / "run" / "final")
+    made.checkpoints.save_whole_model(tmp_path / "run" / "final")
     for name, in_4bit in (("run", False), ("run/checkpoint-2", True)):
         _, values = asked_for(parse(VERBS["eval"], [str(tmp_path / name), "--data", "x.jsonl"]))
         assert values.get("load_in_4bit", False) == in_4bit

@@ -151,7 +151,7 @@ def test_resuming_with_another_first_policy_is_said(tmp_path, capsys):
     lab_trainer(tmp_path / "run", **settings).train()
     trainer = lab_trainer(tmp_path / "run", **{**settings, "max_steps": 3})
     with torch.no_grad():
-        next(trainer.memory.judges.frozen.parameters()).add_(1)
+        next(trainer.objective.judges.frozen.parameters()).add_(1)
     trainer.train(resume_from_checkpoint=True)
     assert "first_policy" in capsys.readouterr().err
 
@@ -185,15 +185,15 @@ def test_copies_compute_in_the_trainers_arithmetic(tmp_path):
 def test_a_step_without_a_trace_in_the_right_format_is_said_once(tmp_path, capsys):
     rows = [{"question": "add 1 2 3 4 5", "answer": "the last digit of their sum is 5 ."}]
     trainer = lab_trainer(tmp_path / "run", preset="rlpr", rows=rows, max_steps=2)
-    trainer.runlog.records.writes = True
+    trainer.recorder.records.writes = True
     for closed in (0.0, 0.0, 1.0):
-        trainer.runlog.meter.add("sampled_complete", closed, 4)
-        trainer.runlog.means()
+        trainer.recorder.meter.add("sampled_complete", closed, 4)
+        trainer.recorder.means()
     told = [x for x in capsys.readouterr().err.splitlines() if "right format" in x]
     assert len(told) == 1
     assert "--objective.format-loss-coef 0.3" in told[0]
     lenient = lab_trainer(tmp_path / "other", preset="nrt-ws", rows=rows)
-    lenient.runlog.records.writes = True
-    lenient.runlog.meter.add("closed", 0.0, 4)
-    lenient.runlog.means()
+    lenient.recorder.records.writes = True
+    lenient.recorder.meter.add("closed", 0.0, 4)
+    lenient.recorder.means()
     assert "right format" not in capsys.readouterr().err

@@ -13,7 +13,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
 from native_reasoning.objective.types import Scores
 from native_reasoning.records.folder import read_metrics
-from native_reasoning.records.runlog import Mismatch, mismatch, mismatch_means
+from native_reasoning.records.meter import Mismatch, mismatch, mismatch_means
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Reply, VLLMEngine
@@ -210,7 +210,7 @@ def trained(folder, callbacks=None, resume=None, fake=None, **settings):
     args = NRTConfig(output_dir=str(folder), **values)
     trainer = NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), callbacks=callbacks)
     generator = Fake(trainer.model, trainer.template.vocabulary, **(fake or {}))
-    trainer.maker.engine = VLLMEngine(generator, trainer.template)
+    trainer.collector.engine = VLLMEngine(generator, trainer.template)
     trainer.train(resume_from_checkpoint=resume)
     return trainer, generator
 
@@ -259,19 +259,6 @@ def test_a_resumed_run_wakes_vllm_with_the_weights_of_the_checkpoint(tmp_path, s
     assert torch.equal(weights_of(resumed.model), weights_of(whole.model))
     assert [*map(float, again.woken[-1])] == [*map(float, generator.woken[-1])]
     assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
-
-
-def test_rows_of_a_step_that_is_begun_again_are_counted_once(tmp_path):
-    trainer, _ = trained(tmp_path, max_steps=1)
-    log, micro = trainer.runlog, trainer.window.minibatches[0][0]
-    scores = trainer.maker.scores(micro, trainer.model)
-    signals = trainer.maker.signals(micro, scores, trainer.plan)
-    log.mark()
-    for _ in range(2):
-        log.rewind()
-        for about in zip(micro.groups, micro.traces, scores, signals, strict=True):
-            log.note(*about)
-    assert len(log._mismatches) == len(micro.groups)
 
 
 def test_the_models_own_sampler_logs_no_mismatch(tmp_path):

@@ -90,13 +90,13 @@ def evaluate(
         say(line)
     say_loading(model)
     trainer = NRTTrainer(model, config, eval_dataset=examples)
-    trainer.add_callback(ProgressCallback(trainer.clock))
+    trainer.add_callback(ProgressCallback(trainer.recorder.clock))
     assert trainer.eval_report is not None
     for line in trainer.eval_report.lines():
         if line not in examples.report.lines():
             say(line)
     groups = trainer.eval_groups[: config.eval_samples]
-    outcomes = trainer.outcomes(groups)
+    outcomes = trainer.evaluator.outcomes(groups)
     length = answer_length(groups, config)
     return {**summarise(outcomes), "max_answer_length": length}, outcomes
 

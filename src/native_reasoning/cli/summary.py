@@ -136,7 +136,7 @@ def plan_of(trainer: Any, args: Any) -> dict[str, Any]:
         "steps": total_steps(schedule, args),
         "boundary": template.boundary.mode,
         "think": [template.boundary.open_text, template.boundary.close_text],
-        "layouts": list(trainer.layouts),
+        "layouts": list(trainer.forwards.layouts),
         "first_prompt": rendered(groups[0], template),
     }
 

@@ -216,8 +216,8 @@ def build(plan: Plan, folder: str) -> Any:
     with refused_by_libraries():
         profiling: list[Any] = [ProfileCallback(plan.profile)] if plan.profile else []
         trainer = NRTTrainer(plan.model, config, data, held_out, callbacks=profiling)
-    trainer.add_callback(ProgressCallback(trainer.clock, lambda: trainer.runlog.latest))
-    trainer.recipe = {"model": plan.model, "data": plan.data, "eval_data": plan.eval_data}
+    trainer.add_callback(ProgressCallback(trainer.recorder.clock, lambda: trainer.recorder.latest))
+    trainer.recorder.recipe.update(model=plan.model, data=plan.data, eval_data=plan.eval_data)
     for report in (trainer.train_report, trainer.eval_report):
         for line in report.lines() if report else ():
             if line not in told:
@@ -325,19 +325,19 @@ def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
     from native_reasoning.cli.summary import result_of, show_result
     from native_reasoning.records.trackers import end_runs
 
-    final, stopped = Path(plan.out) / "final", trainer.signals.received
+    final, stopped = Path(plan.out) / "final", trainer.checkpoints.signals.received
     if trainer.state.global_step >= trainer.total_steps:
-        trainer.save_whole_model(final)
+        trainer.checkpoints.save_whole_model(final)
     after: Mapping[str, float] | None = None
     with _trackers():
         if trainer.eval_groups and stopped is None:
             try:
-                after = trainer.evaluation_made() or trainer.evaluate()
+                after = trainer.evaluator.made() or trainer.evaluate()
             except KeyboardInterrupt:
                 say(f"trained and saved; to evaluate: nrt train --out {plan.out} --resume")
                 raise
             if final.is_dir():
-                trainer.write_card(final)
+                trainer.checkpoints.write_card(final)
         end_runs(trainer.callback_handler.callbacks)
     if stopped is not None:
         return _stopped(trainer, plan, stopped, as_json)
@@ -372,7 +372,7 @@ def _dry_run(plan: Plan, nowhere: str, as_json: bool) -> int:
     from native_reasoning.cli.inputs import refused_by_libraries
     from native_reasoning.cli.summary import plan_of, show_plan
     from native_reasoning.config.recipe import make_config
-    from native_reasoning.training.measure import full_step
+    from native_reasoning.training.parts import full_step
 
     with refused_by_libraries():
         args = make_config(plan.settings, output_dir=nowhere)

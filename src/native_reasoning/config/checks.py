@@ -61,6 +61,17 @@ REFUSED = {
 }
 #: Keywords of transformers' Trainer that NRTTrainer hands on.
 HANDED_ON = ("optimizers", "optimizer_cls_and_kwargs", "compute_metrics")
+#: Methods of transformers' Trainer that NRTTrainer has not, with the reason and what to do.
+NO_METHODS = {
+    "hyperparameter_search": (
+        "a trial needs a model, a run folder and a trainer of its own",
+        "a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) anew for each value",
+    ),
+    "push_to_hub": (
+        "transformers uploads the run folder, with every prompt, answer and trace",
+        "trainer.save_model(FOLDER), then: hf upload OWNER/NAME FOLDER",
+    ),
+}
 #: What to do in place of its other keywords.
 INSTEAD = {
     "tokenizer": "processing_class=tokenizer",
@@ -305,6 +316,12 @@ def check_call(
             fix=f"give eval_dataset (--eval-data), or leave {name} out",
         )
     return {name: value for name, value in others.items() if value is not None}
+
+
+def refused(method: str) -> ConfigError:
+    """What to raise where a method of transformers' Trainer is called that NRTTrainer has not."""
+    why, fix = NO_METHODS[method]
+    return ConfigError(f"NRTTrainer has no {method}", why=why, fix=fix)
 
 
 def check_metric(name: str, known: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from native_reasoning.config.errors import TemplateError
+from native_reasoning.config.errors import TemplateError, warn
 from native_reasoning.data.chat_template import render, unwrap, wrap
 
 
@@ -35,6 +35,15 @@ class Boundary:
     def closes_by_text(self) -> bool:
         """Whether a trace closes when its text, not its last token, is the tag."""
         return self.mode == "text"
+
+    def warn_of_servers(self) -> None:
+        """Says what servers cannot do with a boundary that is text."""
+        if self.closes_by_text:
+            warn(
+                f"the boundary is the text {self.close_text!r}: pipelines and servers return "
+                "trace and answer as one text, and enable_thinking does nothing. Models for "
+                "servers: --boundary auto"
+            )
 
 
 # -- Choosing one ----------------------------------------------------------------------------------

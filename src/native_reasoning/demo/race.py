@@ -46,13 +46,13 @@ def run_demo(
             trainer = trainer_of(preset, seed, folder)
             if not before:
                 say("measuring the base model")
-                before = trainer.outcomes(trainer.eval_groups)
+                before = trainer.evaluator.outcomes(trainer.eval_groups)
                 result["base"] = _row(before)
             say(f"training {preset}: {STEPS} steps")
             started = time.perf_counter()
             trainer.train()
             seconds = time.perf_counter() - started
-            after = trainer.outcomes(trainer.eval_groups)
+            after = trainer.evaluator.outcomes(trainer.eval_groups)
             for step, outcomes in ((0, before), (trainer.state.global_step, after)):
                 _record(trainer, step, outcomes)
             trainer.save_model(str(folder / preset / "final"))
@@ -70,7 +70,7 @@ def run_demo(
 
 def _record(trainer: NRTTrainer, step: int, outcomes: list[Outcome]) -> None:
     """As an evaluation at that step would have."""
-    records = trainer.runlog.records
+    records = trainer.recorder.records
     records.append_metrics(step, {f"eval_{k}": v for k, v in summarise(outcomes).items()})
     records.write_held_out(held_out_rows(step, outcomes))
 

@@ -18,7 +18,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import inference
 from native_reasoning.model.policy import context_of
-from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
+from native_reasoning.rollout.engine import NoiseKey, Sampling, Stop, sample_answers, traces_of
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import ANSWERS, CONVERSATION
 from native_reasoning.scoring.capabilities import capabilities_of
@@ -84,8 +84,8 @@ class Conversation:
         turns = (*self.turns, ("user", question))
         example = Example(turns, reference or "", row_id=len(turns), line=1)
         group = self.template.group(example)
-        hear = listen if traces == 1 else None
-        thought = self._think(group, traces, hear) if think else self._empty(traces)
+        hear, room = listen if traces == 1 else None, self._room(group)
+        thought = self._think(group, traces, room, hear) if think else self._empty(traces)
         answers = self._answer(group, thought, hear)
         logps = self._score(group, thought) if reference is not None else [(None, None)] * traces
         lengths = self.template.trace_lengths(thought)
@@ -106,10 +106,15 @@ class Conversation:
         self.turns = [*turns, ("assistant", replies[0].answer)]
         return replies
 
-    def _think(self, group: PromptGroup, traces: int, listen: Listener | None) -> Traces:
-        room = self._room(self.config.max_trace_length, len(group.prompt_ids), spare=2)
-        stop = self._heard(self.template.stop_trace, "reasoning", listen)
-        samples = self._sample([list(group.prompt_ids)], group, traces, room, CONVERSATION, stop)
+    def _think(self, group: PromptGroup, traces: int, room: int, listen: Listener | None) -> Traces:
+        c = self.config
+        (samples,) = self.engine.sample(
+            [group.prompt_ids],
+            [group.example.row_id],
+            Sampling(traces, room, c.temperature, c.top_p),
+            NoiseKey(c.seed, 0, CONVERSATION),
+            self._heard(self.template.stop_trace, "reasoning", listen),
+        )
         return traces_of(samples)
 
     def _empty(self, traces: int) -> Traces:
@@ -119,47 +124,32 @@ class Conversation:
         self, group: PromptGroup, traces: Traces, listen: Listener | None
     ) -> list[tuple[str, bool]]:
         """Text after each trace, and whether it ended itself."""
-        prompts = [
-            self.template.answer_prompt(group.prompt_ids, ids, closed)
-            for ids, closed in zip(traces.ids, traces.closed, strict=True)
-        ]
-        room = self._room(self.config.max_answer_length, max(map(len, prompts)))
-        stop = self._heard(self.template.stop_answer, "answer", listen)
-        samples = self._sample(prompts, group, 1, room, ANSWERS, stop)
+        c = self.config
+        (samples,) = sample_answers(
+            self.engine,
+            self.template,
+            [group],
+            [traces],
+            Sampling(1, c.max_answer_length, c.temperature, c.top_p),
+            NoiseKey(c.seed, 0, ANSWERS),
+            stop=self._heard(self.template.stop_answer, "answer", listen),
+        )
         return [(self.template.text(s.ids).strip(), s.stopped == "ended") for s in samples]
 
-    def _sample(
-        self,
-        prompts: list[list[int]],
-        group: PromptGroup,
-        copies: int,
-        room: int,
-        domain: int,
-        stop: Stop,
-    ) -> list[Sample]:
-        c = self.config
-        found = self.engine.sample(
-            prompts,
-            [group.example.row_id] * len(prompts),
-            Sampling(copies, room, c.temperature, c.top_p),
-            NoiseKey(c.seed, 0, domain),
-            stop,
-            range(len(prompts)),
-        )
-        return [sample for some in found for sample in some]
-
-    def _room(self, wanted: int, taken: int, spare: int = 1) -> int:
-        """How many tokens may be written."""
+    def _room(self, group: PromptGroup) -> int:
+        """Tokens that a trace may have, so that its tag and an answer follow. Raises DataError."""
         if self.context is None:
-            return wanted
-        if taken + spare >= self.context:
+            return self.config.max_trace_length
+        taken, t = len(group.prompt_ids), self.template
+        room = self.context - taken - len(t.boundary.close_ids) - len(t.gap_ids) - 1
+        if room < 1:
             raise DataError(
                 f"the conversation is {taken} tokens long, and the model has {self.context} "
                 "positions",
                 why="beyond them it was not trained",
                 fix="begin a new one, or ask something shorter",
             )
-        return min(wanted, self.context - taken - spare)
+        return min(self.config.max_trace_length, room)
 
     def _heard(self, stop: Stop, part: str, listen: Listener | None) -> Stop:
         """``stop``, which also tells what was written."""

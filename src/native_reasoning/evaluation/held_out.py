@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import PromptGroup, Traces
-from native_reasoning.data.template import Template
 from native_reasoning.evaluation.grading import (
     Correctness,
     accuracy,
@@ -27,11 +26,10 @@ from native_reasoning.evaluation.grading import (
 )
 from native_reasoning.model.forward import inference
 from native_reasoning.records.tables import HeldOutRow
-from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, sample_answers
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import EVALUATION
-from native_reasoning.scoring.packing import pack
-from native_reasoning.scoring.scorer import unpack
+from native_reasoning.scoring.scorer import Scorer
 
 #: Questions of an evaluation whose traces are kept in the run folder: the first.
 RECORDED = 100
@@ -100,25 +98,21 @@ class Outcome:
 class HeldOut:
     """Evaluates groups on a model that ``install_scoring`` has prepared.
 
-    ``model`` is the unwrapped module; ``engine`` samples from the same weights. ``args`` has the
-    length of traces, temperature, seed and how many traces to sample; ``layouts`` are those that
-    are right for the model (layouts.py). An answer is cut at ``length`` tokens (``answer_length``)
-    and at the model's ``context``.
+    ``model`` is the unwrapped module; ``engine`` samples from the same weights, ``scorer`` scores.
+    ``args`` has the length of traces, temperature, seed and how many traces to sample. An answer is
+    cut at ``length`` tokens (``answer_length``).
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         engine: HFEngine,
-        template: Template,
+        scorer: Scorer,
         args: NRTConfig,
         length: int,
-        *,
-        layouts: tuple[str, ...] = ("shared",),
-        context: int | None = None,
     ) -> None:
-        self.model, self.engine, self.template = model, engine, template
-        self.args, self.length, self.layouts, self.context = args, length, layouts, context
+        self.model, self.engine, self.scorer = model, engine, scorer
+        self.template, self.args, self.length = scorer.template, args, length
 
     def run(self, groups: Sequence[PromptGroup], tell: Callable[[int], None]) -> list[Outcome]:
         """One outcome per group, by row; the ranks share the work and all have the whole.
@@ -141,22 +135,14 @@ class HeldOut:
         traces = self.engine.rollout(groups, sampled, key)
         greedy_traces = self.engine.rollout(groups, greedy, key)
         empty = [Traces((self.template.empty_trace(),), (True,)) for _ in groups]
-        after = self._answers(groups, traces, s.temperature, 1)
-        after_greedy = self._answers(groups, greedy_traces, 0.0, 2)
-        none = self._answers(groups, empty, s.temperature, 3)
-        none_greedy = self._answers(groups, empty, 0.0, 4)
-        packed = pack(
-            groups,
-            traces,
-            self.template,
-            self.model.device,
-            layouts=self.layouts,
-            hidden=self.model.config.get_text_config().hidden_size,
-        )
+        after = self._answers(groups, traces, s.temperature, 2)
+        after_greedy = self._answers(groups, greedy_traces, 0.0, 3)
+        none = self._answers(groups, empty, s.temperature, 4)
+        none_greedy = self._answers(groups, empty, 0.0, 5)
         with inference(self.model):
-            logps = self.model(score=packed.batch)
+            scored = self.scorer(self.model, groups, traces)
         outcomes = []
-        for i, scores in enumerate(unpack(packed, logps, self.template)):
+        for i, scores in enumerate(scored):
             example = groups[i].example
             outcomes.append(
                 Outcome(
@@ -180,49 +166,15 @@ class HeldOut:
         return outcomes
 
     def _answers(
-        self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, draw: int
+        self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, step: int
     ) -> list[tuple[Sample, ...]]:
-        """An answer after each trace. ``draw`` keeps its random numbers apart."""
-        columns = []
-        for k in range(len(traces[0].ids)):
-            prompts = [
-                self.template.answer_prompt(group.prompt_ids, t.ids[k], t.closed[k])
-                for group, t in zip(groups, traces, strict=True)
-            ]
-            # the answers to a question's k traces differ in the step of the random key
-            key = NoiseKey(self.args.seed, 1 + 8 * k + draw, EVALUATION)
-            columns.append(self._sample(groups, prompts, temperature, key))
-        return list(zip(*columns, strict=True))
+        """An answer after each trace. ``step`` keeps its random numbers apart."""
+        sampling = Sampling(1, self.length, temperature, self.args.top_p)
+        key = NoiseKey(self.args.seed, step, EVALUATION)
+        return sample_answers(self.engine, self.template, groups, traces, sampling, key)
 
     def _text(self, sample: Sample) -> str:
         return self.template.text(sample.ids).strip()
-
-    def _sample(
-        self,
-        groups: Sequence[PromptGroup],
-        prompts: Sequence[list[int]],
-        temperature: float,
-        key: NoiseKey,
-    ) -> list[Sample]:
-        """An answer to each prompt. One that reaches the model's context is cut there, whatever
-        it is sampled together with: prompts with less room are sampled apart."""
-        context = self.context
-        rooms = [
-            self.length if context is None else min(self.length, context - len(prompt))
-            for prompt in prompts
-        ]
-        found: dict[int, Sample] = {}
-        for room in sorted({*rooms}):
-            places = [i for i, other in enumerate(rooms) if other == room]
-            samples = self.engine.sample(
-                [prompts[i] for i in places],
-                [groups[i].example.row_id for i in places],
-                Sampling(1, room, temperature, self.args.top_p),
-                key,
-                self.template.stop_answer,
-            )
-            found |= {i: sample for i, (sample,) in zip(places, samples, strict=True)}
-        return [found[i] for i in range(len(prompts))]
 
 
 def held_out_rows(

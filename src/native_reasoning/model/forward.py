@@ -35,14 +35,6 @@ def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tenso
     return ids.to(device), mask.to(device)
 
 
-def right_pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Ids (rows, longest), int64, padded on the right with id 0."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return ids.to(device)
-
-
 def positions(mask: Tensor) -> Tensor:
     """Position ids of a padded batch: 0 at the first real token of each row."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

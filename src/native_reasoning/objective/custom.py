@@ -11,17 +11,22 @@ import inspect
 import json
 import sys
 import sysconfig
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from native_reasoning.config.checks import check_sampling
 from native_reasoning.config.errors import ConfigError, RunError
+from native_reasoning.objective.credit import objective_of
 from native_reasoning.objective.types import Scores, Signal
 
+#: An objective of whatever kind.
+AnyObjective = Callable[[Scores], Signal]
 _INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 #: A reward that float32 holds, also after weights and sums.
 LARGEST_REWARD = 1e30
@@ -112,9 +117,9 @@ def _check_origin(name: str, here: Path, trust_imports: bool) -> None:
 
 def find_custom(
     args: Any,
-    objective: Callable[[Scores], Signal] | None = None,
+    objective: AnyObjective | None = None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
-) -> tuple[Callable[[Scores], Signal] | None, "RewardFunctions"]:
+) -> tuple[AnyObjective | None, "RewardFunctions"]:
     """The objective and the reward functions that are given, or that ``args`` (NRTConfig) names.
 
     Raises ConfigError where a name leads nowhere.
@@ -127,14 +132,41 @@ def find_custom(
     return objective, RewardFunctions(functions, args.reward_weights)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What judges traces: an objective, the settings' own or another, and reward functions.
+    ``rewarded``: traces are told apart."""
+
+    objective: AnyObjective
+    rewards: "RewardFunctions"
+    rewarded: bool
+
+
+def find_asked(
+    args: Any,
+    objective: AnyObjective | None,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
+) -> Asked:
+    """``find_custom``, or the objective of ``args`` (NRTConfig). Raises ConfigError where nothing
+    could be told apart."""
+    given, rewards = find_custom(args, objective, reward_funcs)
+    own = objective_of(args.resolved_objective())
+    if given is None:
+        check_sampling(args, own, judged=bool(rewards))
+    found = given or own
+    return Asked(found, rewards, found != own or own.reward != "none" or bool(rewards))
+
+
 def given_names(
-    objective: Callable[[Scores], Signal] | None,
+    objective: AnyObjective | None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
     peft_config: Any = None,
-    optimizers: Iterable[Any] = (),
+    theirs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What config.yaml calls an objective, reward functions, an adapter and optimizers (with
-    schedulers or arguments) that were given from Python."""
+    schedulers or arguments: keywords of transformers' Trainer) that were given from Python."""
+    theirs = theirs or {}
+    optimizers = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     names: dict[str, Any] = {} if objective is None else {"objective_func": name_of(objective)}
     names |= {"reward_funcs": list(map(name_of, functions))} if functions else {}

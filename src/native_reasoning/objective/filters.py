@@ -40,10 +40,6 @@ class StdFilter:
         """The signal, marked as not kept where the filter leaves its group out."""
         return signal if self.keeps(signal.spread) else replace(signal, kept=False)
 
-    def forget(self) -> None:
-        """Drops what was noted since the last rollout was closed: it is judged again."""
-        self._sum, self._count = 0.0, 0
-
     def close(self, device: torch.device) -> None:
         """Ends a rollout, on all ranks together."""
         total, count = sum_of_ranks([self._sum, float(self._count)], device)

@@ -1,5 +1,4 @@
 """What a run leaves behind: metrics, traces, settings, the model's card.
 
-``RunLog`` (runlog) notes a step, ``RunFolder`` (folder) writes it, ``disk`` makes files whole or
-absent.
+``RunFolder`` (folder) writes what a step leaves, ``disk`` makes files whole or absent.
 """

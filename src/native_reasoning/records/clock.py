@@ -1,6 +1,6 @@
 """Where the time of a step goes, stage by stage.
 
-``sampling`` traces (with answers and scores off the caches), ``scoring`` forwards, the
+``sampling`` traces (with answers), ``scoring`` forwards, the
 ``objective`` and its loss, ``backward``, the ``optimiser`` with clipping, ``diagnostics``,
 ``records`` (metrics, traces, checkpoints), ``waiting`` for other ranks, and ``other``. On an
 accelerator work is queued, so a stage is where the queue was waited for, not where the work was

@@ -16,9 +16,9 @@ from transformers.integrations.integration_utils import (
     TrackioCallback,
     WandbCallback,
 )
+from transformers.trainer_callback import CallbackHandler
 
 from native_reasoning.config.errors import printable
-from native_reasoning.records.runlog import RunLog
 from native_reasoning.records.tables import TraceRow
 
 #: The table's name in every tracker.
@@ -44,17 +44,17 @@ _AS_NUMBERS = {ord(sign): f"&#{ord(sign)};" for sign in string.punctuation} | {o
 class TraceTables(TrainerCallback):
     """Logs the newest traces at the first logged step and then every ``every`` steps (0: never).
 
-    ``callbacks`` returns those of the trainer, ``runlog`` what keeps its traces. Rank 0 alone logs,
-    and its own traces alone.
+    ``handler`` has the trainer's callbacks, ``newest`` returns the latest traces by question. Rank
+    0 alone logs, and its own traces alone.
     """
 
     def __init__(
         self,
         every: int,
-        callbacks: Callable[[], Sequence[TrainerCallback]],
-        runlog: Callable[[], RunLog],
+        handler: CallbackHandler,
+        newest: Callable[[], list[list[TraceRow]]],
     ) -> None:
-        self.every, self.callbacks, self.runlog = every, callbacks, runlog
+        self.every, self.handler, self.newest = every, handler, newest
         self._turn = -1
         self._training = False
 
@@ -64,7 +64,7 @@ class TraceTables(TrainerCallback):
         self._training = True
         if self.every:
             self._turn = (state.global_step - 1) // self.every
-        tracked = any(isinstance(callback, TrackioCallback) for callback in self.callbacks())
+        tracked = any(isinstance(callback, TrackioCallback) for callback in self.handler.callbacks)
         if tracked and state.is_world_process_zero and args.run_name is None:
             run = import_module("trackio").context_vars.current_run.get()
             args.run_name = run.name  # by which an evaluation after training finds it again
@@ -83,8 +83,10 @@ class TraceTables(TrainerCallback):
         if turn == self._turn:
             return
         self._turn = turn
-        sends = [send for callback in self.callbacks() if (send := sender(callback)) is not None]
-        cells = table(self.runlog().newest()) if sends else []
+        sends = [
+            send for callback in self.handler.callbacks if (send := sender(callback)) is not None
+        ]
+        cells = table(self.newest()) if sends else []
         for send in sends if cells else ():
             send(cells, state.global_step)
 
@@ -94,7 +96,7 @@ class TraceTables(TrainerCallback):
         """An evaluation after training opened again what the end of training had closed."""
         if self._training or not state.is_world_process_zero:
             return
-        for callback in self.callbacks():
+        for callback in self.handler.callbacks:
             if isinstance(callback, TensorBoardCallback | TrackioCallback):
                 callback.on_train_end(args, state, control, **kwargs)
 

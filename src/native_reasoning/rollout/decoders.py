@@ -59,52 +59,31 @@ class SharedDecoder:
 
     def advance(self, tokens: Tensor) -> None:
         """See ``Decoder``."""
-        self.logits = self.head(self.forward(tokens[:, None])[:, -1])
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Hidden states (rows, S, H) of further tokens (rows, S), which go into the cache."""
-        start = self.cache.length
-        steps = torch.arange(start, start + ids.shape[1], device=ids.device)
-        at = (self.lengths + steps).repeat_interleave(self.copies, 0)
+        at = (self.lengths + self.cache.length).repeat_interleave(self.copies, 0)
         with attending(self.model, self.cache):
-            return self.model.base_model(
-                input_ids=ids,
-                attention_mask=ids.new_zeros(1, 1, 1, 1),  # ready-made: none is built
+            hidden = self.model.base_model(
+                input_ids=tokens[:, None],
+                attention_mask=tokens.new_zeros(1, 1, 1, 1),  # ready-made: none is built
                 position_ids=at,
                 past_key_values=self.cache,
                 use_cache=True,
             )[0]
+        self.logits = self.head(hidden[:, -1])
 
     def keep(self, alive: Sequence[int]) -> list[int] | None:
-        """See ``Decoder``."""
-        groups, grid = self._grid(alive)
-        if len(grid) > (1 - DROP_SHARE) * len(self.lengths) * self.copies:
-            return None
-        smaller = self._at(groups, grid)
-        self.cache, self.copies = smaller.cache, smaller.copies
-        self.lengths = smaller.lengths
-        return grid
-
-    def branch(self, rows: Sequence[int]) -> tuple["SharedDecoder", list[int]]:
-        """A decoder of its own that goes on from these rows, and its rows by their place here."""
-        groups, grid = self._grid(rows)
-        return self._at(groups, grid), grid
-
-    def _grid(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The prompts of some rows, and the rows in a grid, filled up with the first of each."""
+        """See ``Decoder``. The rows stay a grid: prompts with fewer rows than another one are
+        filled up with their first."""
         by_prompt: dict[int, list[int]] = {}
-        for row in rows:
+        for row in alive:
             by_prompt.setdefault(row // self.copies, []).append(row)
         widest = max(map(len, by_prompt.values()))
-        filled = [rows + rows[:1] * (widest - len(rows)) for rows in by_prompt.values()]
-        return list(by_prompt), [row for rows in filled for row in rows]
-
-    def _at(self, groups: list[int], grid: list[int]) -> "SharedDecoder":
-        made = SharedDecoder(self.model, self.head)
-        made.cache = self.cache.select(groups, grid)
-        made.copies = len(grid) // len(groups)
-        made.lengths = self.lengths[torch.tensor(groups, device=self.lengths.device)]
-        return made
+        grid = [r for rows in by_prompt.values() for r in rows + rows[:1] * (widest - len(rows))]
+        if len(grid) > (1 - DROP_SHARE) * len(self.lengths) * self.copies:
+            return None
+        prompts = list(by_prompt)
+        self.cache, self.copies = self.cache.select(prompts, grid), widest
+        self.lengths = self.lengths[torch.tensor(prompts, device=self.lengths.device)]
+        return grid
 
 
 class RepeatDecoder:

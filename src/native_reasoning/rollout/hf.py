@@ -7,7 +7,7 @@ stateless uniform number (noise.py, pick.py).
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.model.forward import inference
+from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.decoders import (
     Decoder,
     RepeatDecoder,
@@ -27,30 +28,6 @@ from native_reasoning.rollout.noise import uniforms
 from native_reasoning.rollout.pick import pick
 
 
-class Watcher(Protocol):
-    """Looks on while rows are decoded by a ``SharedDecoder``. ``rows`` are places in the decoder's
-    batch, ``which`` the numbers of the sequences there."""
-
-    def begins(self, decoder: SharedDecoder) -> None:
-        """The prompts are in the cache, and nothing else."""
-        ...
-
-    def drew(self, which: Sequence[int], logps: Tensor) -> None:
-        """A token was drawn for each sequence, with these log-probabilities."""
-        ...
-
-    def finished(
-        self,
-        decoder: SharedDecoder,
-        rows: Sequence[int],
-        which: Sequence[int],
-        samples: Sequence[Sample],
-    ) -> None:
-        """These sequences are whole. Their last token is not in the cache, and ``decoder.logits``
-        are those that it was drawn from."""
-        ...
-
-
 class HFEngine:
     """A rollout engine on a transformers causal language model.
 
@@ -58,8 +35,9 @@ class HFEngine:
     tag and "ended" after an end-of-turn token. ``vocabulary`` is the template's: ids from there on
     are padding of the embedding table and are never sampled. ``share`` False keeps a cache for each
     row, ``repeat_cache`` False prefills each of the K copies, ``padding`` False decodes prompts of
-    one length together: capabilities.py says what the architecture can do. ``autocast`` gives the
-    context to compute in.
+    one length together: capabilities.py says what the architecture can do. ``batch_size`` prompts
+    are decoded at once, None means all. ``autocast`` gives the context to compute in. A sequence
+    that reaches the positions that the model was made for ends there.
     """
 
     def __init__(
@@ -77,6 +55,7 @@ class HFEngine:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
         self.repeat_cache, self.batch_size, self.autocast = repeat_cache, batch_size, autocast
         self.share, self.padding = share and repeat_cache and padding, padding
+        self.context = context_of(model)
 
     def ready(self) -> AbstractContextManager[None]:
         """See ``RolloutEngine``: the weights are the policy's own."""
@@ -92,19 +71,12 @@ class HFEngine:
             self.stop = stop
 
     def rollout(
-        self,
-        groups: Sequence[PromptGroup],
-        sampling: Sampling,
-        key: NoiseKey,
-        watch: Callable[[int, int], Watcher] | None = None,
+        self, groups: Sequence[PromptGroup], sampling: Sampling, key: NoiseKey
     ) -> list[Traces]:
-        """See ``RolloutEngine``: the random numbers of a group depend on its row id alone.
-        ``watch`` makes a watcher for the groups from one number to another that are decoded
-        together."""
+        """See ``RolloutEngine``: the random numbers of a group depend on its row id alone."""
         prompts = [group.prompt_ids for group in groups]
-        rows = [(group.example.row_id, 0) for group in groups]
-        samples = self._sample(prompts, rows, sampling, key, self.stop, watch)
-        return [traces_of(group_samples) for group_samples in samples]
+        rows = [group.example.row_id for group in groups]
+        return [*map(traces_of, self.sample(prompts, rows, sampling, key, self.stop))]
 
     def sample(
         self,
@@ -115,32 +87,26 @@ class HFEngine:
         stop: Stop,
         traces: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
-        """See ``RolloutEngine``; ``batch_size`` prompts at once."""
+        """See ``RolloutEngine``."""
         first = [0] * len(prompts) if traces is None else traces
-        streams = list(zip(row_ids, first, strict=True))
-        return self._sample(prompts, streams, sampling, key, stop)
-
-    def _sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        streams: Sequence[tuple[int, int]],
-        sampling: Sampling,
-        key: NoiseKey,
-        stop: Stop,
-        watch: Callable[[int, int], Watcher] | None = None,
-    ) -> list[list[Sample]]:
         out: list[list[Sample]] = [[] for _ in prompts]
+        k = sampling.num_generations
         with inference(self.model), self.autocast():
             head = decoding_head(self.model) if self.share else None
             for batch in self._batches(prompts):
-                noise = _noise(key, [streams[i] for i in batch], sampling)
-                watcher = watch(batch[0], batch[-1] + 1) if watch is not None else None
-                k = sampling.num_generations
+                noise = _noise(key, [(row_ids[i], first[i]) for i in batch], sampling)
                 decoder = self._decoder([prompts[i] for i in batch], k, head)
-                flat = self._decode(decoder, sampling, noise, stop, watcher)
+                rooms = [self._room(prompts[i], sampling) for i in batch for _ in range(k)]
+                flat = self._decode(decoder, sampling, noise, stop, rooms)
                 for j, i in enumerate(batch):
                     out[i] = flat[j * k : (j + 1) * k]
         return out
+
+    def _room(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """Most tokens after a prompt."""
+        if self.context is None:
+            return sampling.max_tokens
+        return min(sampling.max_tokens, self.context - len(prompt))
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Which prompts are decoded together."""
@@ -166,44 +132,29 @@ class HFEngine:
         sampling: Sampling,
         noise: np.ndarray,
         stop: Stop,
-        watcher: Watcher | None,
+        rooms: Sequence[int],
     ) -> list[Sample]:
         ids: list[list[int]] = [[] for _ in noise]
-        stopped: list[str | None] = [None] * len(noise)
+        stopped = [None if room > 0 else "limit" for room in rooms]
         active = list(range(len(noise)))  # the batch row at index i holds sequence active[i]
         uniform = torch.from_numpy(noise).to(self.model.device)
-        if watcher is not None:
-            assert isinstance(decoder, SharedDecoder)
-            watcher.begins(decoder)
-        for t in range(sampling.max_tokens):
-            drawn, logps = pick(decoder.logits[:, : self.vocabulary], sampling, uniform[active, t])
+        for t in range(max(rooms)):
+            drawn = pick(decoder.logits[:, : self.vocabulary], sampling, uniform[active, t])
             open_rows = [i for i, q in enumerate(active) if q >= 0 and stopped[q] is None]
             tokens = drawn.tolist()
             for i in open_rows:
-                ids[active[i]].append(tokens[i])
-                stopped[active[i]] = stop(ids[active[i]])
+                q = active[i]
+                ids[q].append(tokens[i])
+                stopped[q] = stop(ids[q]) or ("limit" if t + 1 == rooms[q] else None)
             alive = [i for i in open_rows if stopped[active[i]] is None]
-            last = t + 1 == sampling.max_tokens
-            if watcher is not None:
-                assert isinstance(decoder, SharedDecoder)
-                which = [active[i] for i in open_rows]
-                watcher.drew(which, logps[open_rows])
-                done = [i for i in open_rows if last or stopped[active[i]] is not None]
-                if done:
-                    samples = [_as_sample(ids[active[i]], stopped[active[i]]) for i in done]
-                    watcher.finished(decoder, done, [active[i] for i in done], samples)
-            if last or not alive:
+            if not alive:
                 break
             if (kept := decoder.keep(alive)) is not None:
                 drawn = drawn[torch.tensor(kept, device=drawn.device)]
                 seen: set[int] = set()  # rows that come again only fill up the batch
                 active = [-1 if r in seen or seen.add(r) else active[r] for r in kept]
             decoder.advance(drawn)
-        return [_as_sample(*pair) for pair in zip(ids, stopped, strict=True)]
-
-
-def _as_sample(ids: Sequence[int], stopped: str | None) -> Sample:
-    return Sample(tuple(ids), stopped or "limit")
+        return [Sample(tuple(i), s or "limit") for i, s in zip(ids, stopped, strict=True)]
 
 
 def _noise(key: NoiseKey, streams: Sequence[tuple[int, int]], sampling: Sampling) -> np.ndarray:

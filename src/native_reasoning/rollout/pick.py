@@ -10,32 +10,27 @@ from native_reasoning.rollout.engine import Sampling
 _BLOCK = 256
 
 
-def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The token of each row at which the cumulative distribution passes ``uniform``, and its
-    log-probability at the sampling temperature, before any nucleus is cut out (0 for greedy).
+def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """The token (rows,) of each row at which the cumulative distribution passes ``uniform``.
 
     ``logits`` (rows, V), ``uniform`` (rows,) in [0, 1). The distribution is summed in blocks, the
     block found where the number falls, then the token in it. Sums are float64; the last one is not
     exactly 1, so the number is scaled by it. A token of probability 0 is never chosen.
     """
     if sampling.temperature == 0:
-        tokens = logits.argmax(-1)
-        return tokens, torch.zeros_like(tokens, dtype=torch.float32)
+        return logits.argmax(-1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights = logits - logits.amax(-1, keepdim=True)
     if sampling.temperature != 1:
         weights.div_(sampling.temperature)
     weights.exp_()
     if sampling.top_p < 1:
-        whole = weights.sum(-1)
-        tokens, _ = _invert(nucleus(weights / whole[:, None], sampling.top_p), uniform)
-    else:
-        tokens, whole = _invert(weights, uniform)
-    return tokens, (weights.gather(-1, tokens[:, None])[:, 0] / whole).log().to(weights.dtype)
+        weights = nucleus(weights / weights.sum(-1, keepdim=True), sampling.top_p)
+    return _invert(weights, uniform)
 
 
-def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum of each row passes ``uniform`` times its end, and that end."""
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Where the running sum of each row passes ``uniform`` times its end."""
     rows, size = weights.shape
     if size % _BLOCK:
         weights = functional.pad(weights, (0, _BLOCK - size % _BLOCK))
@@ -46,7 +41,7 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     inside = blocks[torch.arange(rows, device=weights.device), block[:, 0]].double()
     before = ends.gather(-1, block) - inside.sum(-1, keepdim=True)
     found = block * _BLOCK + _passed(inside.cumsum(-1), (goal - before).clamp(min=0))
-    return found[:, 0].clamp(max=size - 1), ends[:, -1]
+    return found[:, 0].clamp(max=size - 1)
 
 
 def _passed(sums: Tensor, goal: Tensor) -> Tensor:

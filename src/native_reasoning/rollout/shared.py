@@ -155,18 +155,18 @@ def shared_prompt_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. ``query`` (rows, heads, S, width), ``key`` and ``value``
-    (rows, key heads, T, width) of the rows' own tokens, of which the queries are the last S."""
+    """transformers' attention interface. ``query`` (rows, heads, 1, width) of the newest tokens,
+    ``key`` and ``value`` (rows, key heads, T, width) of the rows' own tokens."""
     if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise NotImplementedError("attention with a soft cap, sinks or a bias")
     cache = _ACTIVE[-1]
     prompt_keys, prompt_values = cache.of_prompt(module.layer_idx)  # type: ignore[arg-type]
     groups, heads, before, width = prompt_keys.shape
-    rows, copies, s = len(query), len(query) // groups, query.shape[2]
-    queries = (query * (scaling or width**-0.5)).reshape(rows, heads, -1, width)  # (R, H, rep·S, D)
+    rows, copies = len(query), len(query) // groups
+    queries = (query * (scaling or width**-0.5)).reshape(rows, heads, -1, width)  # (R, H, rep, D)
     each = queries.shape[2]
 
-    def by_prompt(x: Tensor) -> Tensor:  # (R, H, rep·S, n) -> (G, H, K·rep·S, n)
+    def by_prompt(x: Tensor) -> Tensor:  # (R, H, rep, n) -> (G, H, K·rep, n)
         x = x.view(groups, copies, heads, each, -1).transpose(1, 2)
         return x.reshape(groups, heads, copies * each, -1)
 
@@ -178,25 +178,13 @@ def shared_prompt_attention(
     if cache.padding is not None:
         to_prompt = to_prompt.masked_fill(cache.padding, -torch.inf)
     scores = torch.cat([by_row(to_prompt), queries @ key.transpose(-1, -2)], dim=-1)
-    hidden = _hidden(s, scores.shape[-1], sliding_window, query.device)
-    if hidden is not None:
-        shape = (rows, heads, each // s, s, -1)
-        scores = scores.view(shape).masked_fill(hidden, -torch.inf).view(scores.shape)
+    if sliding_window is not None:  # a prompt is padded on the left: distances are of columns
+        scores[..., : max(scores.shape[-1] - sliding_window, 0)] = -torch.inf
     exact = torch.promote_types(scores.dtype, torch.float32)
     weights = scores.softmax(-1, dtype=exact).to(value.dtype)
     out = by_row(by_prompt(weights[..., :before]) @ prompt_values)
     out = out + weights[..., before:] @ value
-    return out.reshape(rows, -1, s, out.shape[-1]).transpose(1, 2).contiguous(), None
-
-
-def _hidden(s: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """(S, keys): what the last S of ``keys`` tokens must not see: later tokens, and those from
-    ``window`` tokens back. A prompt is padded on the left, so distances are those of columns."""
-    if s == 1 and (window is None or keys <= window):
-        return None
-    at = torch.arange(keys, device=device)
-    distance = at[keys - s :, None] - at[None, :]
-    return distance < 0 if window is None else (distance < 0) | (distance >= window)
+    return out.reshape(rows, -1, 1, out.shape[-1]).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(_NAME, shared_prompt_attention)

@@ -61,12 +61,11 @@ class MicroBatch:
 
 
 class Cell(NamedTuple):
-    """One group of a rollout, on its way into a micro-batch; ``scores`` where they are known,
-    ``recall`` where it was remembered before."""
+    """One group of a rollout, on its way into a micro-batch; ``recall`` where it was remembered
+    before."""
 
     group: PromptGroup
     traces: Traces
-    scores: Scores | None = None
     verdict: Verdict | None = None
     recall: Recall | None = None
 
@@ -136,7 +135,7 @@ class Window:
             rollout, cells = _read(path, wanted, device)
             for row, traces, recall in cells:
                 group = filler if row is None else groups[row]
-                kept[row] = Cell(group, traces, None, recall.scores.verdict, recall)
+                kept[row] = Cell(group, traces, recall.scores.verdict, recall)
             if kept.keys() == wanted:  # its own file alone, where the ranks are as they were
                 break
         minibatches = []

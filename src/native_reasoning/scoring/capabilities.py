@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from native_reasoning.config.errors import PolicyError
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.forward import in_mode, right_pad
+from native_reasoning.model.forward import in_mode
 from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.decoders import (
     Decoder,
@@ -269,8 +269,9 @@ class _Trials:
                 for first in [0] if padding else range(len(self.prompts)):
                     after = len(self.prompts) if padding else first + 1
                     decoder = self._decoder(share, repeat, self.prompts[first:after], copies)
-                    found += self._decoded(decoder, self.rows[first * copies : after * copies])
-            return torch.cat(found), torch.cat([*self.expected] * (2 if share else 1))
+                    rows = self.rows[first * copies : after * copies]
+                    found.append(self._decoded(decoder, rows))
+            return torch.cat(found), torch.cat(self.expected)
 
         return self._agrees(way, trial)
 
@@ -281,16 +282,8 @@ class _Trials:
             return SharedDecoder(self.model, decoding_head(self.model)).start(prompts, copies)
         return RepeatDecoder(self.model, repeat).start(prompts, copies)
 
-    def _decoded(self, decoder: Decoder, rows: Sequence[list[int]]) -> list[Tensor]:
-        """log π of the tokens of each row, which leaves the batch at its end; a shared prompt is
-        also followed by all tokens at once, as where the sampler's caches score an answer."""
-        at_once: list[Tensor] = []
-        if isinstance(decoder, SharedDecoder):
-            branch, _ = decoder.branch(range(len(rows)))
-            hidden = branch.forward(right_pad(rows, decoder.logits.device))
-            for logits, states, row in zip(decoder.logits, hidden, rows, strict=True):
-                later = branch.head(states[: len(row) - 1])
-                at_once.append(self._chosen(torch.cat([logits[None], later]), row))
+    def _decoded(self, decoder: Decoder, rows: Sequence[list[int]]) -> Tensor:
+        """log π of the tokens of each row, which leaves the batch at its end."""
         found: dict[tuple[int, int], Tensor] = {}
         active = list(range(len(rows)))
         for t in range(max(map(len, rows))):
@@ -305,7 +298,7 @@ class _Trials:
                 active, tokens = [active[i] for i in kept], [tokens[i] for i in kept]
             decoder.advance(torch.tensor(tokens, device=decoder.logits.device))
         places = [(r, t) for r, row in enumerate(rows) for t in range(len(row))]
-        return [torch.stack([found[place] for place in places]), *at_once]
+        return torch.stack([found[place] for place in places])
 
 
 def _may_round_products(device: torch.device) -> bool:

@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
 
 from native_reasoning.config.errors import RunError, warn
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.adapters import has_adapter, load_adapter, merged, save_adapter
-from native_reasoning.model.gathered import WholeCopy, fill
+from native_reasoning.model.gathered import fill
 from native_reasoning.model.policy import load_model
+from native_reasoning.model.ranks import from_first_rank
 from native_reasoning.model.shards import in_shards, load_state, save_shards
-from native_reasoning.records.clock import Clock
+from native_reasoning.records.card import write_card
 from native_reasoning.records.disk import (
     CHECKSUMS,
     damage,
@@ -30,8 +30,22 @@ from native_reasoning.records.disk import (
     write_atomically,
     writing,
 )
-from native_reasoning.training.callbacks import BestCheckpoint
-from native_reasoning.training.resume import checkpoint_number, checkpoints
+from native_reasoning.records.folder import CONFIG, RunFolder
+from native_reasoning.rollout.schedule import data_hash
+from native_reasoning.training.callbacks import BestCheckpoint, SignalCallback
+from native_reasoning.training.collector import Collector
+from native_reasoning.training.forwards import Forwards
+from native_reasoning.training.recorder import Recorder
+from native_reasoning.training.resume import (
+    alone,
+    checkpoint_number,
+    checkpoint_step,
+    checkpoints,
+    find_checkpoint,
+    machine,
+    open_run,
+)
+from native_reasoning.training.state import RunObjective
 
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"
@@ -91,138 +105,221 @@ def load_kept(folder: Path, parts: Mapping[str, Kept]) -> None:
         part.restore(states[name])
 
 
-class WholeCheckpoints(Trainer):
-    """A Trainer whose checkpoints appear whole. Abstract: ``before_checkpoint`` and
-    ``add_to_checkpoint`` are for the subclass."""
+class Checkpoints:
+    """Checkpoints and saved models of a run: opened, written whole, read again.
 
-    _staging: str | None = None
-    #: What ``KEPT`` holds.
-    kept: Mapping[str, Kept] = {}
-    args: NRTConfig
-    clock: Clock
-    #: What stands in for a model that is cut among ranks, wherever no gradient is needed.
-    whole_copy: WholeCopy | None = None
-    #: The step of the best checkpoint, while the model has its weights in place of the last ones.
-    _back_at: int | None = None
+    ``trainer`` is transformers' part of the trainer: its model, optimizer, state and processes.
+    ``signals`` and ``best`` are callbacks of it.
+    """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.best = BestCheckpoint()
-        self.add_callback(self.best)
+    def __init__(
+        self,
+        trainer: Trainer,
+        args: NRTConfig,
+        forwards: Forwards,
+        objective: RunObjective,
+        collector: Collector,
+        recorder: Recorder,
+    ) -> None:
+        self.trainer, self.args, self.forwards = trainer, args, forwards
+        self.objective, self.collector, self.recorder = objective, collector, recorder
+        self.folder = Path(str(args.output_dir))
+        self.signals, self.best = SignalCallback(), BestCheckpoint()
+        self.callbacks = [self.signals, self.best]
+        self.kept: dict[str, Kept] = {
+            "skipped_updates": recorder.finite,
+            "collapse": recorder.collapse,
+        }
+        if objective.filter is not None:
+            self.kept["filter"] = objective.filter
+        #: Where an unfinished checkpoint is written just now.
+        self.staging: str | None = None
+        #: The step of the best checkpoint, while the model has its weights in place of the last.
+        self._back_at: int | None = None
+
+    # -- a run -------------------------------------------------------------------------------------
 
     @contextmanager
-    def whole_model(self) -> Generator[Any]:
-        """The model for forwards without gradients, of which each rank may make its own number."""
-        if self.whole_copy is None:
-            yield self.model_wrapped
-            return
-        cut = self.accelerator.unwrap_model(self.model_wrapped)
-        with self.whole_copy.filled(cut) as model, self.accelerator.autocast():
-            yield model
+    def opened(
+        self,
+        resume: str | Path | bool | None,
+        settings: Mapping[str, Any],
+        about: Mapping[str, Any],
+    ) -> Generator[Path | None]:
+        """Inside, the run folder belongs to this run; yields the checkpoint that it goes on from.
+        ``settings`` and what is known ``about`` the run go into a new config.yaml.
 
-    def load_kept(self, checkpoint: Path) -> None:
-        """What a checkpoint holds besides transformers' own."""
+        Raises RunError if the folder holds a run and nothing is resumed, nothing can be, or another
+        process trains into it.
+        """
+        with alone(self.folder):
+            self.recorder.open(RunFolder(self.folder, writes=False))
+            checkpoint = from_first_rank(lambda: self._open(resume, settings, about))
+            self.collector.restart(checkpoint)
+            self._back_at = None
+            if checkpoint is not None:
+                self._load_kept(checkpoint)
+                self.best.load(checkpoint)
+            yield checkpoint
+
+    def _open(
+        self,
+        resume: str | Path | bool | None,
+        settings: Mapping[str, Any],
+        about: Mapping[str, Any],
+    ) -> Path | None:
+        """What to go on from, and the run folder made ready for it; on the rank that writes."""
+        checkpoint = find_checkpoint(resume, self.folder)
+        if checkpoint is not None:
+            self._load_kept(checkpoint)  # nothing is cut back before it is known that it can be
+        here = machine(self.args.world_size, self.objective.first_policy)
+        records = open_run(
+            self.folder,
+            checkpoint,
+            settings,
+            {**about, "machine": here},
+            data_hash=data_hash(self.collector.groups),
+            seed=self.args.seed,
+            finished=self.is_finished(checkpoint),
+        )
+        self.recorder.open(records)
+        return checkpoint
+
+    def is_finished(self, checkpoint: Path | None) -> bool:
+        """Whether no step is left after a checkpoint."""
+        return checkpoint is not None and checkpoint_step(checkpoint) >= self.collector.total_steps
+
+    @contextmanager
+    def training(self) -> Generator[None]:
+        """Inside, steps are trained: their traces are written at the end, also after an error."""
+        try:
+            yield
+        except BaseException:
+            if self.args.world_size == 1:
+                with suppress(OSError):  # the first error is told
+                    self.recorder.write_traces(self.trainer.state.global_step)
+            raise
+        finally:
+            self.signals.restore()
+        self.recorder.write_traces(self.trainer.state.global_step)
+        self.recorder.collapse.raise_if_stopped()
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _load_kept(self, checkpoint: Path) -> None:
         load_kept(checkpoint, self.kept)
-
-    def go_on_from(self, checkpoint: Path) -> None:
-        """The same, and where the best checkpoint is now, for which that one is read whole."""
-        self.load_kept(checkpoint)
-        self.best.load(checkpoint)
-        self._back_at = None
+        if self.objective.judges is not None:
+            self.objective.judges.load(checkpoint)
 
     @property
     def step_of_weights(self) -> int:
         """The optimiser step that the model's weights come from."""
-        return self.state.global_step if self._back_at is None else self._back_at
+        return self.trainer.state.global_step if self._back_at is None else self._back_at
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        here = self.accelerator.unwrap_model(self.model if model is None else model)
+    def ended_state(self, checkpoint: Path) -> TrainerState:
+        """The state of a run that has come to its end."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        state.best_model_checkpoint = self.best.place
+        return state
+
+    def load_weights(self, checkpoint: str, model: nn.Module | None = None) -> bool:
+        """The weights of a checkpoint into the model; False where transformers can do it."""
+        accelerator, copy = self.trainer.accelerator, self.forwards.copy
+        here = accelerator.unwrap_model(self.trainer.model if model is None else model)
         if has_adapter(here):
-            with self.whole_model():
-                into = here if self.whole_copy is None else self.whole_copy.model
-                load_adapter(into, Path(resume_from_checkpoint))
+            with self.forwards.whole(self.trainer.model_wrapped):
+                into = here if copy is None else copy.model
+                load_adapter(into, Path(checkpoint))
                 if into is not here:
                     fill(here, into)
-        elif self.is_fsdp_enabled:
-            fill(here, load_model(resume_from_checkpoint, self.args))
+        elif self.trainer.is_fsdp_enabled:
+            fill(here, load_model(checkpoint, self.args))
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return False
+        return True
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        optimizer, scheduler = self._both()
-        ranks = (self.args.process_index, self.args.world_size)
-        save_shards(self.model, optimizer, Path(output_dir), *ranks)  # type: ignore[arg-type]
-        if self.args.should_save:
-            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+    def went_back(self, checkpoint: str) -> None:
+        """The weights are now those of an earlier checkpoint."""
+        self._back_at = checkpoint_number(Path(checkpoint))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+    def load_optimizer(self, checkpoint: str | None) -> bool:
+        """Optimizer and scheduler, in shards; False where transformers can do it."""
         here = None if checkpoint is None else Path(checkpoint)
-        if here is None or not (self.is_fsdp_enabled or in_shards(here)):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        optimizer, scheduler = self._both()
-        load_state(self.model, optimizer, here)  # type: ignore[arg-type]
-        scheduler.load_state_dict(torch.load(here / SCHEDULER_NAME, weights_only=True))
+        if here is None or not (self.trainer.is_fsdp_enabled or in_shards(here)):
+            return False
+        load_state(self.trainer.model, self._optimizer, here)  # type: ignore[arg-type]
+        self._scheduler.load_state_dict(torch.load(here / SCHEDULER_NAME, weights_only=True))
+        return True
 
-    def _both(self) -> tuple[Any, Any]:
-        assert self.optimizer is not None and self.lr_scheduler is not None
-        return self.optimizer, self.lr_scheduler
+    @property
+    def _optimizer(self) -> Any:
+        assert self.trainer.optimizer is not None
+        return self.trainer.optimizer
 
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        adapter = has_adapter(self.accelerator.unwrap_model(self.model))
-        if adapter or self.is_fsdp_enabled:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
-        self._back_at = checkpoint_number(Path(self.state.best_model_checkpoint))
+    @property
+    def _scheduler(self) -> Any:
+        assert self.trainer.lr_scheduler is not None
+        return self.trainer.lr_scheduler
 
-    def before_checkpoint(self) -> None:
-        """Called on every rank before a checkpoint is written."""
-        raise NotImplementedError
+    # -- writing -----------------------------------------------------------------------------------
 
-    def add_to_checkpoint(self, folder: Path) -> None:
-        """Called on every rank with the unfinished checkpoint's folder."""
-        raise NotImplementedError
+    def save(self, write: Callable[[], None]) -> None:
+        """A checkpoint of this step, written beside and renamed, so that a killed writer leaves no
+        checkpoint at all. ``write`` writes transformers' part into ``staging``.
 
-    def add_to_model(self, folder: Path) -> None:
-        """Called on the rank that saves with the folder of a model that is no checkpoint."""
-        raise NotImplementedError
+        Raises DiskError where something could not be written.
+        """
+        state, step = self.trainer.state, self.trainer.state.global_step
+        final = self.folder / f"checkpoint-{step}"
+        staged = self.folder / STAGING / final.name
+        with self.recorder.clock.stage("records"), self._staged(staged):
+            self.recorder.flush(step)
+            self.staging = str(staged.parent)
+            try:
+                write()
+            finally:
+                self.staging = None
+            self.collector.save(staged, step)
+            self.trainer.accelerator.wait_for_everyone()
+            if state.best_model_checkpoint == str(staged):
+                state.best_model_checkpoint = str(final)
+            if self.args.should_save:
+                save_kept(staged, self.kept)
+                if self.objective.judges is not None:
+                    self.objective.judges.save(staged)
+                state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                publish(staged, final)
+                self._delete_old()
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """An ordinary model folder (weights, tokenizer, chat template, end tokens) in
-        ``output_dir``, by default the run folder; all ranks call it."""
-        if self.whole_copy is None:
-            super().save_model(output_dir, _internal_call)
-            return
-        with self.whole_model():
-            self._save(output_dir)
+    def save_optimizer(self, folder: Path) -> None:
+        """Optimizer and scheduler of a model that FSDP cut."""
+        ranks = (self.args.process_index, self.args.world_size)
+        save_shards(self.trainer.model, self._optimizer, folder, *ranks)  # type: ignore[arg-type]
+        if self.args.should_save:
+            torch.save(self._scheduler.state_dict(), folder / SCHEDULER_NAME)
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
+    def save_files(self, folder: str, state_dict: dict[str, Any] | None) -> None:
         """An ordinary model folder; of a checkpoint with an adapter, the adapter alone.
         transformers' adds a pickle that holds the hub token."""
         if not self.args.should_save:
             return
-        folder = output_dir or str(self.args.output_dir)
-        copy = self.whole_copy
-        model = self.accelerator.unwrap_model(self.model) if copy is None else copy.model
+        copy, tokenizer = self.forwards.copy, self.trainer.processing_class
+        model = (
+            self.trainer.accelerator.unwrap_model(self.trainer.model)
+            if copy is None
+            else copy.model
+        )
         if not has_adapter(model):
             model.save_pretrained(folder, state_dict=state_dict)
-        elif self._staging is None:
+        elif self.staging is None:
             merged(model).save_pretrained(folder)
         else:
             save_adapter(model, folder)
-        assert self.processing_class is not None
-        self.processing_class.save_pretrained(folder)
-        if self._staging is None:
-            self.add_to_model(Path(folder))
+        assert tokenizer is not None
+        tokenizer.save_pretrained(folder)
+        if self.staging is None:
+            self.recorder.template.boundary.warn_of_servers()
+            self.write_card(Path(folder))
 
     def save_whole_model(self, folder: Path) -> None:
         """``save_model`` into a folder that appears whole. One that holds the same model stays as
@@ -232,8 +329,8 @@ class WholeCheckpoints(Trainer):
         """
         staged = folder.parent / STAGING / folder.name
         with self._staged(staged):
-            self.save_model(str(staged))
-            self.accelerator.wait_for_everyone()
+            self.trainer.save_model(str(staged))
+            self.trainer.accelerator.wait_for_everyone()
             if not self.args.should_save:
                 return
             seal(staged)
@@ -244,26 +341,16 @@ class WholeCheckpoints(Trainer):
             os.replace(staged, folder)
             sync(folder.parent)
 
-    def load_finished(self, checkpoint: Path) -> None:
-        """The state of a run that has come to its end, and the weights that it ended with."""
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        self.state.best_model_checkpoint = self.best.place
-        if self.args.load_best_model_at_end and self.best.place is not None:
-            self._load_best_model()
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes beside and renames, so that a killed writer leaves no checkpoint at all.
-
-        Raises DiskError where something could not be written.
-        """
-        final = Path(super()._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        staged = final.parent / STAGING / final.name
-        with self.clock.stage("records"), self._staged(staged):
-            self._write_checkpoint(model, trial, final, staged)
+    def write_card(self, folder: Path) -> None:
+        """README.md of a saved model, as much as is known by now, on the process that saves; none
+        of a model that no run has trained."""
+        if not self.args.should_save or not (self.folder / CONFIG).is_file():
+            return
+        try:
+            write_card(folder, self.folder, self.step_of_weights)
+        except Exception as error:  # of whatever a card is made of: a model is worth more than it
+            reason = f"{type(error).__name__}: {error}"
+            warn(f"{folder.name} has no new model card (README.md), which needs {reason}")
 
     @contextmanager
     def _staged(self, staged: Path) -> Generator[None]:
@@ -273,43 +360,26 @@ class WholeCheckpoints(Trainer):
             with writing(staged.name, staged.parent.parent):
                 if clear:
                     shutil.rmtree(staged.parent, ignore_errors=True)
-                self.accelerator.wait_for_everyone()
+                self.trainer.accelerator.wait_for_everyone()
                 yield
         finally:
             if clear:
                 shutil.rmtree(staged.parent, ignore_errors=True)
 
-    def _write_checkpoint(self, model: nn.Module, trial: Any, final: Path, staged: Path) -> None:
-        self.before_checkpoint()
-        self._staging = str(staged.parent)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
-        self.add_to_checkpoint(staged)
-        self.accelerator.wait_for_everyone()
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
-        if not self.args.should_save:
-            return
-        save_kept(staged, self.kept)
-        self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-        publish(staged, final)
-        self._delete_old(final.parent)
-
-    def _delete_old(self, folder: Path) -> None:
+    def _delete_old(self) -> None:
         """Keeps ``save_total_limit`` checkpoints, of which the newest has just been written whole,
         and the best."""
-        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
-        for path in checkpoints(folder)[limit:] if limit else []:
+        limit, best = self.args.save_total_limit, self.trainer.state.best_model_checkpoint
+        for path in checkpoints(self.folder)[limit:] if limit else []:
             if best is None or path.name != Path(best).name:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """transformers' would delete the newest checkpoint where one may stay and another is
+    @contextmanager
+    def all_stay(self) -> Generator[None]:
+        """transformers would delete the newest checkpoint where one may stay and another is
         better: a run that was stopped could not go on."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            return super()._finalize_training(*args, **kwargs)
+            yield
         finally:
             self.args.save_total_limit = limit

@@ -1,27 +1,42 @@
-"""A micro-batch in parts of fewer rows, for groups that do not fit into memory.
+"""A micro-batch in parts of fewer rows, for groups that do not fit into memory; what a step needs.
 
 The signal is known beforehand and the loss is a sum over traces, so any split gives the same
 gradient (up to rounding).
 """
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.functional import pad
 
+from native_reasoning.config.errors import RunError
 from native_reasoning.data.rows import Traces
 from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
 from native_reasoning.rollout.window import MicroBatch, Recall
+
+Numbers = TypeVar("Numbers", Scores, Signal, Verdict, Judgement)
+
+#: What has a row for each trace; the first ones have a column for each sampled token.
+_BY_TOKEN = ("trace", "trace_mask", "trace_weights")
+_BY_TRACE = (
+    *_BY_TOKEN,
+    *("answer", "forced_tag", "closed", "trace_length", "answer_length"),
+    *("rewards", "advantages", "answer_weights", "token_rewards", "helped"),
+    *("complete", "correct", "repetitive", "added"),
+)
+_INSIDE = ("verdict", "frozen", "ema")
 
 
 def split(micro: MicroBatch, rows: int) -> list[MicroBatch]:
     """Parts of at most ``rows`` traces, each of one group where a group has more, else of whole
     groups as long as they fit. The traces of a group are sorted by length before they are cut, so
     that little is padded. ``micro`` has its recalls."""
-    assert micro.recalls is not None
     parts: list[list[tuple[int, list[int]]]] = []
     room = 0
     for g, traces in enumerate(micro.traces):
@@ -32,26 +47,7 @@ def split(micro: MicroBatch, rows: int) -> list[MicroBatch]:
                 room = rows
             parts[-1].append((g, ks))
             room -= len(ks)
-    return [_part(micro, cells) for cells in parts]
-
-
-def _part(micro: MicroBatch, cells: Sequence[tuple[int, list[int]]]) -> MicroBatch:
-    assert micro.recalls is not None
-    verdicts = micro.verdicts
-    return MicroBatch(
-        groups=tuple(micro.groups[g] for g, _ in cells),
-        traces=tuple(_traces(micro.traces[g], ks) for g, ks in cells),
-        verdicts=verdicts and tuple(_verdict(verdicts[g], ks) for g, ks in cells),
-        recalls=tuple(_recall(micro.recalls[g], ks) for g, ks in cells),
-    )
-
-
-def _traces(traces: Traces, ks: list[int]) -> Traces:
-    return Traces(*(tuple(of[k] for k in ks) if of else () for of in vars(traces).values()))
-
-
-def _verdict(verdict: Verdict, ks: list[int]) -> Verdict:
-    return Verdict(*(None if x is None else x[ks] for x in vars(verdict).values()))  # type: ignore[arg-type]
+    return [some(micro, cells) for cells in parts]
 
 
 def pieces(traces: Traces, rows: int) -> list[list[int]]:
@@ -64,79 +60,111 @@ def pieces(traces: Traces, rows: int) -> list[list[int]]:
     return [order[i : i + rows] for i in range(0, count, rows)]
 
 
-def cut(micro: MicroBatch, g: int, ks: list[int]) -> MicroBatch:
-    """These traces of one group, without recalls."""
-    verdicts = micro.verdicts and (_verdict(micro.verdicts[g], ks),)
-    return MicroBatch((micro.groups[g],), (_traces(micro.traces[g], ks),), verdicts)
-
-
-def cut_scores(scores: Scores, ks: list[int]) -> Scores:
-    """The scores of these traces, as wide as the longest of them."""
-    longest = int(scores.trace_mask[ks].sum(-1).max())
-
-    def tokens(x: Tensor) -> Tensor:
-        return x[ks][:, :longest]
-
-    return replace(
-        scores,
-        **{name: _at(getattr(scores, name), ks) for name in _BY_ROW},
-        trace=tokens(scores.trace),
-        trace_mask=tokens(scores.trace_mask),
-        verdict=None if scores.verdict is None else _verdict(scores.verdict, ks),
-        ema=None,
-        frozen=_judgement(scores.frozen, ks, longest),
+def some(micro: MicroBatch, cells: Sequence[tuple[int, list[int]]]) -> MicroBatch:
+    """Of each of these groups, by number, these traces."""
+    verdicts, recalls = micro.verdicts, micro.recalls
+    return MicroBatch(
+        groups=tuple(micro.groups[g] for g, _ in cells),
+        traces=tuple(_traces(micro.traces[g], ks) for g, ks in cells),
+        verdicts=verdicts and tuple(_cut(verdicts[g], ks) for g, ks in cells),
+        recalls=recalls and tuple(_recall(recalls[g], ks) for g, ks in cells),
     )
 
 
-def join(found: Sequence[Scores], cuts: Sequence[list[int]]) -> Scores:
-    """The scores of all traces of a group from those of its pieces."""
-    if len(found) == 1:
-        return found[0]
-    first, device = found[0], found[0].trace.device
-    back = torch.tensor([k for ks in cuts for k in ks], device=device).argsort()
-
-    def rows(tensors: Sequence[Any]) -> Any:
-        if tensors[0] is None:
-            return None
-        if tensors[0].dim() < 2:
-            return torch.cat([*tensors])[back]
-        width = max(x.shape[1] for x in tensors)
-        return torch.cat([pad(x, (0, width - x.shape[1])) for x in tensors])[back]
-
-    def said(name: str) -> Judgement | None:
-        one = [getattr(scores, name) for scores in found]
-        if one[0] is None:
-            return None
-        answer, trace = rows([j.answer for j in one]), rows([j.trace for j in one])
-        return Judgement(one[0].baseline, answer=answer, trace=trace)
-
-    verdict = None
-    if first.verdict is not None:
-        each = [vars(scores.verdict) for scores in found]
-        verdict = Verdict(**{name: rows([v[name] for v in each]) for name in each[0]})
-    names = ("trace", "trace_mask", *_BY_ROW)
-    whole = {name: rows([getattr(scores, name) for scores in found]) for name in names}
-    return replace(first, **whole, verdict=verdict, frozen=said("frozen"), ema=said("ema"))
-
-
-def _at(x: Tensor | None, ks: list[int]) -> Any:
-    return None if x is None else x[ks]
+def _traces(traces: Traces, ks: list[int]) -> Traces:
+    return Traces(*(tuple(of[k] for k in ks) if of else () for of in vars(traces).values()))
 
 
 def _recall(recall: Recall, ks: list[int]) -> Recall:
-    signal, scores = recall.signal, cut_scores(recall.scores, ks)
-    weights = {name: _at(getattr(signal, name), ks) for name in _SIGNAL_BY_ROW}
-    tokens = _at(signal.trace_weights, ks)
-    tokens = None if tokens is None else tokens[:, : scores.trace.shape[1]]
-    return replace(recall, scores=scores, signal=replace(signal, **weights, trace_weights=tokens))
+    longest = int(recall.scores.trace_mask[ks].sum(-1).max())
+    signal, scores = _cut(recall.signal, ks, longest), _cut(recall.scores, ks, longest)
+    return replace(recall, signal=signal, scores=scores)
 
 
-def _judgement(said: Judgement | None, ks: list[int], longest: int) -> Judgement | None:
-    if said is None or said.trace is None:
-        return said
-    return Judgement(said.baseline, trace=said.trace[ks][:, :longest])
+def _cut(numbers: Numbers, ks: list[int], longest: int | None = None) -> Numbers:
+    """Those of these traces, of which none has more than ``longest`` tokens."""
+    made: dict[str, Any] = {}
+    everything: dict[str, Any] = vars(numbers)
+    for name, value in everything.items():
+        if name in _BY_TRACE and value is not None:
+            made[name] = value[ks][:, :longest] if name in _BY_TOKEN else value[ks]
+        elif name in _INSIDE and value is not None:
+            made[name] = _cut(value, ks, longest)
+    return replace(numbers, **made)
 
 
-_BY_ROW = ("answer", "forced_tag", "closed", "trace_length", "answer_length")
-_SIGNAL_BY_ROW = ("rewards", "advantages", "answer_weights", "token_rewards", "helped")
-assert {*_BY_ROW, *_SIGNAL_BY_ROW} <= {f.name for kind in (Scores, Signal) for f in fields(kind)}
+def join(found: Sequence[Numbers], cuts: Sequence[list[int]]) -> Numbers:
+    """Those of all traces of a group from those of its pieces."""
+    made: dict[str, Any] = {}
+    for name, value in vars(found[0]).items():
+        each: list[Any] = [getattr(one, name) for one in found]
+        if name in _BY_TRACE and value is not None:
+            if name in _BY_TOKEN:
+                width = max(x.shape[1] for x in each)
+                each = [pad(x, (0, width - x.shape[1])) for x in each]
+            back = torch.tensor([k for ks in cuts for k in ks], device=value.device).argsort()
+            made[name] = torch.cat(each)[back]
+        elif name in _INSIDE and value is not None:
+            made[name] = join(each, cuts)
+    return replace(found[0], **made) if len(found) > 1 else found[0]
+
+
+@contextmanager
+def fitting(what: str, fix: str) -> Generator[None]:
+    """Raises a RunError where memory runs out inside: out of memory with ``what``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, RunError) or not should_reduce_batch_size(error):
+            raise
+        said = (str(error).splitlines() or [""])[0]
+        raise RunError(
+            f"out of memory with {what}: {said}",
+            why="they were computed together",
+            fix=f"{fix}; --resume goes on from the last checkpoint",
+        ) from None
+
+
+def fewer_rows(rows: int) -> tuple[str, str]:
+    """What ``fitting`` says of a forward of so many traces."""
+    fewer = f"--rows-per-forward {rows // 2}, " if rows > 1 else ""
+    fix = f"{fewer}--activation-checkpointing true, or a smaller --max-trace-length"
+    return f"{rows} traces in a forward", fix
+
+
+# -- What a step takes (``nrt train --dry-run``) --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``seconds`` of the longest step that there can be, and the bytes of ``memory`` at its peak:
+    what the process has held on a CPU (None where the system does not say), what torch has reserved
+    on a GPU. Both are this rank's."""
+
+    seconds: float
+    memory: int | None
+
+
+def full_step(trainer: Any) -> Cost:
+    """Trains one step on the longest rows, with traces that all run to ``max_trace_length``, and
+    says what it took. ``trainer``, an NRTTrainer with ``max_steps`` 1, is of no use afterwards."""
+    trainer.collector.take_longest()
+    cuda = trainer.args.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    with trainer.forwards.engine.to_the_limit():
+        trainer.train()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    return Cost(seconds, torch.cuda.max_memory_reserved() if cuda else _peak_of_process())
+
+
+def _peak_of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,71 +1,53 @@
 """``NRTTrainer``: transformers' Trainer, with a rollout before each optimiser step.
 
-Overrides, and nothing else: ``train`` (claims the run folder), ``get_train_dataloader`` (paces the
-loop), ``get_batch_samples`` (rolls out), ``log`` (adds the step's means) and
-``hyperparameter_search`` (refuses). Evaluation is in evaluating.py, what a saved model says of
-itself in publishing.py, the loss of a micro-batch in step.py, what makes checkpoints appear whole
-in checkpoints.py, the mathematics in objective/.
+Overrides, and nothing else: each hands over to what the constructor has made. ``collector`` samples
+what a step trains on (collector.py), ``objective`` scores and judges it (state.py), ``step`` makes
+the loss of it (step.py), ``recorder`` writes down what there was (recorder.py), ``checkpoints``
+appear whole (checkpoints.py), ``evaluator`` asks held-out questions (evaluating.py).
 """
 
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from native_reasoning.config.checks import check_call, check_metric, check_sampling
-from native_reasoning.config.errors import ConfigError, warn
-from native_reasoning.config.nrt_config import NRTConfig, model_dtype
-from native_reasoning.model.gathered import stand_in
-from native_reasoning.model.policy import load_policy, warmup_warning
-from native_reasoning.model.ranks import from_first_rank
-from native_reasoning.objective.credit import objective_of
+from native_reasoning.config.checks import check_call, refused
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.model.policy import load_policy
 from native_reasoning.objective.custom import (
-    RewardFunctions,
+    AnyObjective,
     check_optimizer,
-    find_custom,
+    find_asked,
     given_names,
 )
-from native_reasoning.objective.types import Scores, Signal
-from native_reasoning.records.clock import Clock, ClockCallback
-from native_reasoning.records.collapse import CollapseGuard
-from native_reasoning.records.folder import RunFolder
-from native_reasoning.records.runlog import RunLog
-from native_reasoning.records.trackers import TraceTables
-from native_reasoning.rollout.generators import longest, training_engine
-from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.rollout.schedule import Schedule, data_hash, make_schedule, require
-from native_reasoning.rollout.window import Window
-from native_reasoning.scoring.capabilities import capabilities_of, checkpointing
-from native_reasoning.scoring.judges import Judges
-from native_reasoning.scoring.layouts import LAYOUTS
-from native_reasoning.scoring.scorer import Scorer, install_scoring, rounding_of
-from native_reasoning.training.callbacks import FiniteGuard, SignalCallback
-from native_reasoning.training.checkpoints import Kept
-from native_reasoning.training.collector import WindowMaker
-from native_reasoning.training.limits import Limits
-from native_reasoning.training.publishing import Publishing
-from native_reasoning.training.resume import (
-    alone,
-    checkpoint_step,
-    find_checkpoint,
-    machine,
-    open_run,
-)
-from native_reasoning.training.state import ObjectiveState
+from native_reasoning.rollout.schedule import Schedule, read_groups, require
+from native_reasoning.training.checkpoints import Checkpoints
+from native_reasoning.training.collector import Collector
+from native_reasoning.training.evaluating import Evaluator, Questions
+from native_reasoning.training.forwards import Forwards
+from native_reasoning.training.recorder import Recorder
+from native_reasoning.training.state import RunObjective
+from native_reasoning.training.step import Step
 
 #: Entries of ``state.log_history``, which stays in memory and is in every checkpoint.
 LOGS_KEPT = 200
 
 
-class NRTTrainer(Publishing):
+class NRTTrainer(Trainer):
     """Trains ``model`` to reason from question–answer pairs.
 
     ``model`` is a hub id, a folder or a causal language model. ``train_dataset`` and
@@ -87,8 +69,6 @@ class NRTTrainer(Publishing):
 
     loss_is_scaled_for_ga = True
     args: NRTConfig
-    window: Window | None = None
-    _resumed: Path | None = None
 
     def __init__(
         self,
@@ -97,7 +77,7 @@ class NRTTrainer(Publishing):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        objective: Callable[[Scores], Signal] | None = None,
+        objective: AnyObjective | None = None,
         reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
         callbacks: list[TrainerCallback] | None = None,
         peft_config: Any = None,
@@ -105,126 +85,65 @@ class NRTTrainer(Publishing):
     ) -> None:
         theirs = check_call(model, args, eval_dataset, others)
         assert model is not None and args is not None
-        self.settings = objective_of(args.resolved_objective())
-        made = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
-        self.given = given_names(objective, reward_funcs, peft_config, made)
-        objective, rewards = find_custom(args, objective, reward_funcs)
-        if objective is None:
-            check_sampling(args, self.settings, judged=bool(rewards))
-        self.keep_columns = bool(rewards)
+        self._given = given_names(objective, reward_funcs, peft_config, theirs)
+        asked = find_asked(args, objective, reward_funcs)
+        settings = args.resolved_objective()
         policy = load_policy(model, args, processing_class, peft_config)
-        self.template, self.context = policy.template, policy.context
-        self.train_groups, self.train_report = self._read(train_dataset, args)
-        self.eval_groups, self.eval_report, self.eval_sets = self._read_held_out(eval_dataset, args)
-        warmup = warmup_warning(self.template, args) if self.train_groups else None
-        if warmup and args.process_index == 0:
-            warn(f"warning: {warmup}")
-        install_scoring(policy.model)
-        self.finite_guard = FiniteGuard(self._quarantine, scaled=args.fp16)
-        self.signals, self.guard = SignalCallback(), CollapseGuard(args.on_collapse)
-        self.memory = ObjectiveState(self.settings)
-        self.clock = Clock()
-        own = [self.finite_guard, self.guard, self.signals, self.memory, ClockCallback(self.clock)]
+        read = partial(
+            read_groups,
+            template=policy.template,
+            config=args,
+            context=policy.context,
+            keep_columns=bool(asked.rewards),
+        )
+        self.template = policy.template
+        self.train_groups, self.train_report = read(train_dataset)
+        questions = Questions.of(eval_dataset, read)
+        self.eval_groups, self.eval_report = questions.groups, questions.report
+        rows: Any = (self.train_groups or None, questions.sets or questions.groups or None)
+        self.recorder = Recorder(args, policy.template, settings, rewarded=asked.rewarded)
         super().__init__(
             model=policy.model,
             args=args,
-            train_dataset=self.train_groups or None,
-            eval_dataset=self.eval_sets or self.eval_groups or None,
+            train_dataset=rows[0],
+            eval_dataset=rows[1],
             processing_class=policy.tokenizer,
-            callbacks=[*own, *(callbacks or []), self._tables(args)],
+            callbacks=[*self.recorder.callbacks, *(callbacks or [])],
             **theirs,
         )
         if self.optimizer is not None:
             check_optimizer(self.optimizer, policy.model)
-        if args.metric_for_best_model is not None and self.compute_metrics is None:
-            check_metric(args.metric_for_best_model, self.metric_names())
+        self.forwards = f = Forwards(policy, args, settings, self.accelerator)
+        self.objective = RunObjective(args, asked.objective, f.scorer, f.judges)
+        self.collector = Collector(
+            args, self.train_groups, f.sampler, asked.rewards, self.objective, self.recorder.clock
+        )
+        self.step = Step(args, self.collector, self.objective, self.recorder, self.accelerator)
+        self.checkpoints = Checkpoints(self, args, f, self.objective, self.collector, self.recorder)
+        self.evaluator = Evaluator(self, args, questions, read, f, self.checkpoints, self.recorder)
+        tables = self.recorder.tables(self.callback_handler)
+        for callback in (*self.checkpoints.callbacks, self.objective, tables):
+            self.add_callback(callback)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
-        self.engine = self._make_engine(policy.model)
-        self.limits = Limits(args, self.engine)
-        self.kept: dict[str, Kept] = {"limits": self.limits, "skipped_updates": self.finite_guard}
-        self.kept["collapse"] = self.guard
-        if self.memory.filter is not None:
-            self.kept["filter"] = self.memory.filter
-        self.maker = self._make_maker(policy.model, objective or self.settings, rewards)
-        self.runlog = self._new_log(RunFolder(self.folder, writes=False))
-        #: More of config.yaml; the command line puts the data paths here.
-        self.recipe: dict[str, Any] = {}
-        self._clock: dict[str, float] = {}
 
-    def _make_engine(self, model: PreTrainedModel) -> HFEngine:
-        """What samples, on a stand-in for a model that will be cut; and the ways to forward it."""
-        lagging = self.settings.needs_ema
-        self.whole_copy = stand_in(model, self.accelerator, lagging=lagging)
-        #: Activation checkpointing drops caches, and hooks that make weights whole for one layer's
-        #: forward do not expect another one.
-        once = self.args.activation_checkpointing or self.whole_copy is not None
-        with checkpointing(model, self.args):
-            able = capabilities_of(
-                model,
-                self.template,
-                layouts=[way for way in LAYOUTS if way != "shared" or not once],
-                training=True,
-                arithmetic=lambda: self.accelerator.autocast(),
-                dtype=self._dtype(model),
-                longest=longest(self.args, model),
-            )
-        self.layouts, self.left_out = able.layouts, able.left_out
-        return HFEngine(
-            model if self.whole_copy is None else self.whole_copy.model,
-            self.template.stop_trace,
-            self.template.vocabulary,
-            batch_size=self.args.rollout_batch_size,
-            autocast=lambda: self.accelerator.autocast(),
-            **able.sampling,
-        )
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.checkpoints.folder
 
-    def _dtype(self, model: PreTrainedModel) -> torch.dtype:
-        """Of the products: autocast's, or that of the weights."""
-        return model_dtype(self.args) if self.args.bf16 or self.args.fp16 else model.dtype
+    @property
+    def schedule(self) -> Schedule:
+        """Which rows each optimiser step takes."""
+        return self.collector.schedule
 
-    def _make_maker(
-        self,
-        model: PreTrainedModel,
-        objective: Callable[[Scores], Signal],
-        rewards: RewardFunctions,
-    ) -> WindowMaker:
-        """What samples and scores; copies of the policy are made of ``model`` as it is now."""
-        args, settings = self.args, self.settings
-        scorer = Scorer(
-            self.template,
-            args.device,
-            args.temperature,
-            self.layouts,
-            rounding_of(self._dtype(model)),
-            model.config.get_text_config().hidden_size,
-        )
-        if settings.needs_frozen or settings.needs_ema:
-            self.memory.judges = Judges(
-                model, settings, scorer, autocast=lambda: self.accelerator.autocast()
-            )
-        sampler = training_engine(self.engine, args, self.template, self.accelerator)
-        maker = WindowMaker(
-            args,
-            self.train_groups,
-            sampler,
-            scorer,
-            objective,
-            rewards,
-            self.memory,
-            self.limits,
-        )
-        maker.clock = self.clock
-        return maker
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.collector.total_steps
 
-    def _tables(self, args: NRTConfig) -> TraceTables:
-        every = args.diagnostics_steps if args.report_traces else 0
-        return TraceTables(every, lambda: self.callback_handler.callbacks, lambda: self.runlog)
-
-    def _new_log(self, records: RunFolder) -> RunLog:
-        supervised = self.maker.objective == self.settings and self.settings.reward == "none"
-        rewarded = not supervised or bool(self.maker.rewards)
-        strict = rewarded and self.settings.bad_format in ("zero", "mask")
-        return RunLog(records, self.template, rewarded=rewarded, strict=strict)
+    def whole_model(self) -> AbstractContextManager[Any]:
+        """The model for forwards without gradients, of which each rank may make its own number."""
+        return self.forwards.whole(self.model_wrapped)
 
     # -- The run -----------------------------------------------------------------------------------
 
@@ -237,86 +156,37 @@ class NRTTrainer(Publishing):
         process trains into it.
         """
         require(self.train_groups, "train_dataset")
-        with alone(self.folder):
-            self.runlog = self._new_log(RunFolder(self.folder, writes=False))
-            checkpoint = from_first_rank(lambda: self._open_run(resume_from_checkpoint))
-            return self._train_from(checkpoint, **kwargs)
+        with self.checkpoints.opened(resume_from_checkpoint, *self._about()) as checkpoint:
+            if checkpoint is not None and self.checkpoints.is_finished(checkpoint):
+                return self._load_finished(checkpoint)  # nothing is trained again
+            path = None if checkpoint is None else str(checkpoint)
+            with self.checkpoints.training():
+                return super().train(resume_from_checkpoint=path, **kwargs)
 
-    def _train_from(self, checkpoint: Path | None, **kwargs: Any) -> TrainOutput:
-        self.window, self._resumed = None, checkpoint
-        path = str(checkpoint or "") or None
-        if checkpoint is not None:
-            self.go_on_from(checkpoint)
-        if checkpoint is not None and checkpoint_step(checkpoint) >= self.total_steps:
-            self.load_finished(checkpoint)  # nothing is trained again
-            return TrainOutput(self.state.global_step, 0.0, {})
-        try:
-            output = super().train(resume_from_checkpoint=path, **kwargs)
-        except BaseException:
-            if self.args.world_size == 1:
-                with suppress(OSError):  # the first error is told
-                    self.runlog.write_traces(self.state.global_step)
-            raise
-        finally:
-            self.signals.restore()
-        self.runlog.write_traces(self.state.global_step)
-        self.guard.raise_if_stopped()
-        return output
+    def _load_finished(self, checkpoint: Path) -> TrainOutput:
+        """The state of a run that has come to its end, and the weights that it ended with."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = self.checkpoints.ended_state(checkpoint)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        return TrainOutput(self.state.global_step, 0.0, {})
 
-    def _open_run(self, resume: str | Path | bool | None) -> Path | None:
-        """What to go on from, and the run folder made ready for it; on the rank that writes."""
-        checkpoint = find_checkpoint(resume, self.folder)
-        if checkpoint is not None:
-            self.load_kept(checkpoint)  # nothing is cut back before it is known that it can be
-        model = self.accelerator.unwrap_model(self.model)
-        settings = {"model": model.config.name_or_path, **self.recipe, **self.args.resolved()}
-        settings |= self.given
-        report = () if self.train_report is None else self.train_report.lines()
-        records = open_run(
-            self.folder,
-            checkpoint,
-            settings,
-            {
-                "data_report": list(report),
-                "boundary": asdict(self.template.boundary),
-                "layouts": list(self.layouts),
-                "left_out": list(self.left_out),
-                "machine": machine(self.args.world_size, self.memory.first_policy),
-            },
-            data_hash=data_hash(self.train_groups),
-            seed=self.args.seed,
-            finished=checkpoint is not None and checkpoint_step(checkpoint) >= self.total_steps,
-        )
-        self.runlog = self._new_log(records)
-        return checkpoint
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * self.schedule.steps_per_epoch)
-
-    @property
-    def schedule(self) -> Schedule:
-        """Which rows each optimiser step takes."""
-        return make_schedule(len(self.train_groups), self.args)
+    def _about(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of config.yaml, and what else it says of the run."""
+        name = self.accelerator.unwrap_model(self.model).config.name_or_path
+        settings = {"model": name, **self.recorder.recipe, **self.args.resolved(), **self._given}
+        about = {
+            "data_report": [] if self.train_report is None else list(self.train_report.lines()),
+            "boundary": asdict(self.template.boundary),
+            "layouts": list(self.forwards.layouts),
+            "left_out": list(self.forwards.left_out),
+        }
+        return settings, about
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Only paces the loop: the rows of a step are a function of the step (schedule.py)."""
         count = self.schedule.steps_per_epoch * self.args.gradient_accumulation_steps
         return DataLoader(range(count), batch_size=1)  # type: ignore[arg-type]
-
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises ConfigError: this trainer trains one model."""
-        raise ConfigError(
-            "NRTTrainer has no hyperparameter_search",
-            why="a trial needs a model, a run folder and a trainer of its own",
-            fix="in Python, a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) anew "
-            "for each value; then nrt report RUN RUN ... sets the runs beside each other",
-        )
-
-    # -- Rollout -----------------------------------------------------------------------------------
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -324,87 +194,130 @@ class NRTTrainer(Publishing):
         """The step's micro-batches, sampled now if the step opens a rollout."""
         for _ in range(num_batches):
             next(epoch_iterator)
-        self._clock = {"began": time.perf_counter(), **self.clock.take()}
-        self.plan = self.schedule.step(self.state.global_step)
-        if self.window is None or self.window.rollout != self.plan.rollout:
-            if self._resumed is not None and self._window_is_open():
-                self.window = self.maker.reopen(self._resumed, self.schedule, self.plan)
-            else:
-                with self.whole_model() as model:
-                    self.window = self.maker.make(
-                        self.schedule,
-                        self.plan,
-                        model,
-                        beforehand=self.limits.splits(self.args.per_device_train_batch_size),
-                        trainer_state=self.state,
-                    )
-        self.memory.rollout = self.window.rollout
-        minibatch = self.window.minibatches[self.plan.minibatch]
-        with self.clock.stage("waiting"):
-            self.mean_tokens = self.maker.mean_tokens(minibatch, self.traces_per_step)
-        self.diagnose(minibatch)
-        self._clock["rollout"] = time.perf_counter() - self._clock["began"]
-        self.runlog.mark()
-        last = len(minibatch) - 1
-        return [{"place": i, "last": i == last} for i in range(last + 1)], None
+        self.recorder.begins(self.state.global_step + 1)
+        micros = self.step.collect(self.state, self.whole_model)
+        self.recorder.collected(micros)
+        return [{"micro": micro} for micro in micros], None
 
-    def _window_is_open(self) -> bool:
-        """Whether this step trains on traces that an earlier one sampled."""
-        return self.schedule.step(self.state.global_step).rollout < self.state.global_step
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:  # type: ignore[override]
+        """Forward and backward of a micro-batch."""
+        return self.step.train(inputs["micro"], model, super().training_step)
 
-    # -- What is written ---------------------------------------------------------------------------
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kw: Any
+    ) -> Tensor:
+        """The share of the step's loss that a micro-batch, or a part of it, has."""
+        return self.step.loss(inputs["micro"], model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the step's means; to the run folder with it, metrics at the step of the weights."""
-        step = self.state.global_step
-        if "train_runtime" in logs:
-            self.runlog.records.append_timings(step, logs)
-            super().log(logs, start_time)
-            return
         if "loss" in logs:
-            with self.clock.stage("waiting"):
-                logs |= self.runlog.means()
-            logs["skipped_updates"] = skipped = self.finite_guard.take()
-            logs["loss"] = math.nan if skipped else logs["loss"]
-            if self.maker.samples:
-                logs |= self.guard.look(logs, step, tell=self.is_world_process_zero())
-            self.runlog.records.append_timings(step, self._seconds())
-        with self.clock.stage("records"):
+            self.recorder.close_step(logs, self.state.global_step)
+        with self.recorder.clock.stage("records"):
             super().log(logs, start_time)
-            self.runlog.records.append_metrics(self.step_of_weights, logs)
+            self.recorder.write(logs, self.state.global_step, self.checkpoints.step_of_weights)
         del self.state.log_history[:-LOGS_KEPT]
 
-    def _seconds(self) -> dict[str, float]:
-        """Times of the step that ends now, with the records that were written before it began."""
-        stages, whole = self.clock.take(), time.perf_counter() - self._clock["began"]
-        other = whole - sum(stages.values())
-        stages["records"] += self._clock["records"]
-        named = {**stages, "other": other, "step": whole + self._clock["records"]}
-        named["rollout"] = self._clock["rollout"]
-        return {f"{name}_seconds": value for name, value in named.items()}
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: this trainer trains one model."""
+        raise refused("hyperparameter_search")
 
-    def _quarantine(self, step: int) -> None:
-        assert self.window is not None
-        micros = self.window.minibatches[self.plan.minibatch]
-        self.runlog.quarantine(step, [pair for micro in micros for pair in micro.pairs])
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: a saved model is uploaded by the hub's own command."""
+        raise refused("push_to_hub")
 
-    # -- Checkpoints (checkpoints.py) --------------------------------------------------------------
+    # -- Evaluation --------------------------------------------------------------------------------
 
-    def before_checkpoint(self) -> None:
-        """Traces and metrics up to here are on the disk before the checkpoint is."""
-        self.runlog.write_traces(self.state.global_step)
-        self.runlog.records.sync()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Accuracy with and without thinking, answer log-likelihood and uplift, with intervals.
 
-    def load_kept(self, checkpoint: Path) -> None:
-        """With the lagging copy, if the objective asks one."""
-        super().load_kept(checkpoint)
-        if self.memory.judges is not None:
-            self.memory.judges.load(checkpoint)
+        At most ``eval_samples`` questions; keys as in ``evaluate.held_out.summarise``, prefixed:
+        shares from 0 to 1, nats per token, tokens, and ``max_answer_length``, where answers were
+        cut; then those of ``compute_metrics``, which take the place of ours of the same name.
+        ``eval_dataset`` replaces the run's own. Sets in a dict are evaluated one by one, with keys
+        ``eval_NAME_accuracy``.
+        Of the run's own the traces are recorded too, unless there are several; metrics of another
+        are logged with ``eval_other_data``, so that nobody takes them for the run's. Raises
+        DataError where there is none, or it cannot be read, ConfigError where ``compute_metrics``
+        returns no dict.
+        """
+        found: dict[str, float] = {}
+        for prefix, metrics in self.evaluator.evaluate(eval_dataset, metric_key_prefix):
+            self.log(metrics | ({} if eval_dataset is None else {f"{prefix}_other_data": 1.0}))
+            about = (self.args, self.state, self.control, metrics)
+            self.control = self.callback_handler.on_evaluate(*about)
+            found |= metrics
+        return found
 
-    def add_to_checkpoint(self, folder: Path) -> None:
-        """The lagging copy; the open window, if the next step goes on with it."""
-        if self.memory.judges is not None and self.args.should_save:
-            self.memory.judges.save(folder)
-        if self._window_is_open():
-            assert self.window is not None
-            self.window.save(folder, self.args.process_index)
+    def predict(
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        """Traces and answers to all rows of ``test_dataset``, one set of rows in any form that is
+        read. Nothing is logged.
+
+        ``predictions`` are the rows' ``Outcome``s (``traces``, ``answers``, ``answer_no_think``,
+        and how the reference scored), ``label_ids`` their references as text, ``metrics`` those of
+        ``evaluate`` under this prefix. Rows that are left out have no outcome: stderr says which.
+        Raises DataError as ``evaluate`` does.
+        """
+        found = self.evaluator.predict(test_dataset, metric_key_prefix)
+        about = (self.args, self.state, self.control, found.metrics)
+        self.control = self.callback_handler.on_predict(*about)
+        return found
+
+    # -- Checkpoints -------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """An ordinary model folder (weights, tokenizer, chat template, end tokens) in
+        ``output_dir``, by default the run folder; all ranks call it."""
+        if self.forwards.copy is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        with self.whole_model():
+            self._save(output_dir)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        self.checkpoints.save_files(output_dir or str(self.folder), state_dict)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.checkpoints.staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.checkpoints.save(partial(super()._save_checkpoint, model, trial))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            self.checkpoints.save_optimizer(Path(output_dir))
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.checkpoints.load_optimizer(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if not self.checkpoints.load_weights(resume_from_checkpoint, model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        assert best is not None
+        if not self.checkpoints.load_weights(best):
+            super()._load_best_model()
+        self.checkpoints.went_back(best)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        with self.checkpoints.all_stay():
+            return super()._finalize_training(*args, **kwargs)

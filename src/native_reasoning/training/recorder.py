@@ -1,0 +1,222 @@
+"""What a run leaves behind of each step: means for metrics.jsonl, seconds for timings.jsonl, traces
+and skipped rows for the run folder, warnings."""
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers.trainer_callback import CallbackHandler
+
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.settings import ObjectiveSettings
+from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.template import Template
+from native_reasoning.objective.losses import LossTerms
+from native_reasoning.objective.types import Scores, Signal
+from native_reasoning.records.clock import Clock, ClockCallback
+from native_reasoning.records.collapse import CollapseGuard
+from native_reasoning.records.folder import RunFolder
+from native_reasoning.records.meter import (
+    Meter,
+    Mismatch,
+    means,
+    mismatch,
+    mismatch_means,
+    trace_rows,
+)
+from native_reasoning.records.metrics import one_kind
+from native_reasoning.records.tables import TraceRow
+from native_reasoning.records.trackers import TraceTables
+from native_reasoning.rollout.window import MicroBatch
+from native_reasoning.scoring.diagnostics import Finding, summary
+from native_reasoning.training.callbacks import FiniteGuard
+
+#: Steps after each of which it may be said that the reward so far is one kind of token's.
+FIRST = 5
+#: Metrics of a step that samples and rewards nothing would only be zeros.
+_OF_REWARDS = ("reward", "reward_baseline", "helped")
+
+
+class Recorder:
+    """Collects on every rank; what is written goes through ``records``, on rank 0 alone.
+
+    ``clock`` is asked where the time went. ``finite`` drops updates that are not finite, and
+    ``collapse`` says whether the run is healthy. ``rewarded``: traces are told apart.
+    """
+
+    def __init__(
+        self, args: NRTConfig, template: Template, settings: ObjectiveSettings, *, rewarded: bool
+    ) -> None:
+        self.args, self.template = args, template
+        self.rewarded, self.samples = rewarded, settings.traces == "sampled"
+        #: Traces in a wrong format are worth nothing.
+        self.strict = rewarded and settings.bad_format in ("zero", "mask")
+        self.clock = Clock()
+        self.finite = FiniteGuard(self.quarantine, scaled=args.fp16)
+        self.collapse = CollapseGuard(args.on_collapse)
+        self.callbacks = [self.finite, self.collapse, ClockCallback(self.clock)]
+        #: More of config.yaml; the command line puts the paths of the data here.
+        self.recipe: dict[str, Any] = {}
+        self.open(RunFolder(str(args.output_dir), writes=False))
+
+    def open(self, records: RunFolder) -> None:
+        """A run begins, or goes on, that is written to ``records``."""
+        self.records, self.meter = records, Meter()
+        self._pending: list[TraceRow] = []
+        self._findings: list[Finding] = []
+        self._mismatches: list[Mismatch] = []
+        #: A trace of the latest step, the one with the largest advantage of its group.
+        self.latest: TraceRow | None = None
+        self._newest: dict[int, list[TraceRow]] = {}  # by question
+        self._told: set[str] = set()
+        self._first: list[dict[str, float]] = []  # metrics of the first steps that judged traces
+        self._step, self._minibatch, self._began, self._rollout = 0, (), 0.0, 0.0
+        self._earlier: dict[str, float] = {}
+
+    def tables(self, handler: CallbackHandler) -> TraceTables:
+        """A callback that shows the traces to the trackers of ``handler``."""
+        every = self.args.diagnostics_steps if self.args.report_traces else 0
+        return TraceTables(every, handler, self.newest)
+
+    # -- a step ------------------------------------------------------------------------------------
+
+    def begins(self, step: int) -> None:
+        """Step ``step``, counted from 1, begins."""
+        self._step, self._began, self._earlier = step, time.perf_counter(), self.clock.take()
+
+    def collected(self, minibatch: Sequence[MicroBatch]) -> None:
+        """These are its micro-batches."""
+        self._minibatch, self._rollout = minibatch, time.perf_counter() - self._began
+
+    def note(
+        self, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal, *, keeps: bool
+    ) -> None:
+        """One group of the step. ``keeps``: its traces are written."""
+        about = (group, traces, scores, signal, self.template)
+        self.meter.add_group(*about)
+        if (found := mismatch(traces, scores)) is not None:
+            self._mismatches.append(found)
+        if not keeps:
+            return
+        rows = trace_rows(self._step, *about)
+        self.latest = max(rows, key=lambda row: row.advantage)
+        if any(old[0].step != self._step for old in self._newest.values()):
+            self._newest = {}
+        self._newest[group.example.row_id] = rows
+        self._pending += rows
+
+    def note_findings(self, findings: Iterable[Finding]) -> None:
+        """What exchanging traces between the prompts of a step says (diagnostics.py)."""
+        self._findings += findings
+
+    def note_loss(self, terms: LossTerms, weight: float) -> None:
+        """Loss terms of a group or of a part of it; ``weight`` divides them by N."""
+        self.meter.add_loss(terms, weight)
+
+    def newest(self) -> list[list[TraceRow]]:
+        """This rank's traces of the latest step that sampled any, by question."""
+        return list(self._newest.values())
+
+    def write_traces(self, step: int) -> None:
+        """Hands the traces of steps up to ``step`` of all ranks to the records."""
+        done = [row for row in self._pending if row.step <= step]
+        self._pending = [row for row in self._pending if row.step > step]
+        self.records.add_traces(gather_object(done))
+        self.records.flush_traces(step)
+
+    def quarantine(self, step: int) -> None:
+        """The rows of the step, whose update is skipped, of all ranks, to the records."""
+        rows = [
+            {
+                "row_id": group.example.row_id,
+                "line": group.example.line,
+                "prompt": group.example.question,
+                "answer": group.example.answer,
+                "traces": [self.template.text(ids) for ids in traces.ids],
+            }
+            for micro in self._minibatch
+            for group, traces in micro.pairs
+            if group.weight  # else it only fills up a rank
+        ]
+        for row in gather_object(rows):
+            self.records.append_quarantine(step, row)
+
+    def flush(self, step: int) -> None:
+        """Traces and metrics up to ``step`` are on the disk afterwards."""
+        self.write_traces(step)
+        self.records.sync()
+
+    def close_step(self, logs: dict[str, float], step: int) -> None:
+        """Adds to ``logs`` the means since the last time, over all ranks; writes the times."""
+        with self.clock.stage("waiting"):
+            logs |= self.means()
+        logs["skipped_updates"] = skipped = self.finite.take()
+        logs["loss"] = math.nan if skipped else logs["loss"]
+        if self.samples:
+            logs |= self.collapse.look(logs, step, tell=self.args.process_index == 0)
+        self.records.append_timings(step, self._seconds())
+
+    def write(self, logs: dict[str, float], step: int, step_of_weights: int) -> None:
+        """Metrics at the step of the weights; the times of a whole run at its last step."""
+        if "train_runtime" in logs:
+            self.records.append_timings(step, logs)
+        else:
+            self.records.append_metrics(step_of_weights, logs)
+
+    def _seconds(self) -> dict[str, float]:
+        """Times of the step that ends now, with the records that were written before it began."""
+        stages, whole = self.clock.take(), time.perf_counter() - self._began
+        other = whole - sum(stages.values())
+        stages["records"] += self._earlier["records"]
+        named = {**stages, "other": other, "step": whole + self._earlier["records"]}
+        named["rollout"] = self._rollout
+        return {f"{name}_seconds": value for name, value in named.items()}
+
+    def means(self) -> dict[str, float]:
+        """The means since they were asked for last, over all ranks."""
+        values = means(gather_object([self.meter.sums()]))
+        values |= summary(gather_object(self._findings))
+        values |= mismatch_means(gather_object(self._mismatches))
+        self._findings, self._mismatches = [], []
+        if not self.rewarded:
+            values = {name: value for name, value in values.items() if name not in _OF_REWARDS}
+        self._warn(values)
+        self._warn_of_kinds(values)
+        return values
+
+    def _warn(self, values: dict[str, Any]) -> None:
+        """Of what looks like rewards that are all equal."""
+        if share := values.get("underflow", 0.0):
+            self._tell(
+                "underflow",
+                f"{share:.0%} of this step's rewards are below e^-87 and underflow: whole answers "
+                "are too improbable for reward prob without scaling. Shorter answers, "
+                "--objective.scale std, or --objective.reward geometric_mean",
+            )
+        if self.strict and values.get("sampled_complete", values.get("closed")) == 0:
+            self._tell(
+                "format",
+                "no trace of this step is in the right format, and this preset gives such traces "
+                "nothing, so nothing is learned. A longer --max-trace-length, or "
+                "--objective.format-loss-coef 0.3, which teaches the closing tag",
+            )
+
+    def _warn_of_kinds(self, values: dict[str, float]) -> None:
+        """Of a reward that is one kind of token's from the start."""
+        if len(self._first) == FIRST or "spread_share_end" not in values:
+            return
+        self._first.append(values)
+        names = [name for name in values if "_share_" in name]
+        so_far = {name: fmean(step.get(name, 0.0) for step in self._first) for name in names}
+        for kind, told in one_kind(so_far).items():
+            self._tell(kind, told)
+
+    def _tell(self, what: str, text: str) -> None:
+        """A warning, once a run."""
+        if what not in self._told and self.records.writes:
+            self._told.add(what)
+            print(f"warning: {text}", file=sys.stderr, flush=True)
