@@ -1,19 +1,9 @@
-"""Writes docs/cli.md from the verbs and flags of ``nrt``: ``python docs/make_cli.py``.
-
-A test compares the page with what this would write.
-"""
-
-from pathlib import Path
+"""The verbs and flags of ``nrt`` for docs/cli.md, where the site is built (conf.py)."""
 
 from native_reasoning.cli.flags import common_flags, setting_flags
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
 from native_reasoning.config.options import GROUPS
 
-FILE = Path(__file__).parent / "cli.md"
-NOTE = "<!-- written by docs/make_cli.py -->"
-INTRODUCTION = """`nrt VERB --help` prints the same. stdout is the result, stderr the progress;
-`--json` puts one object on the last line of stdout. Underscores may stand for hyphens, and
-`--key=value` for `--key value`."""
 EXAMPLES = "<!-- not run: examples of the help, with models of the hub -->"
 EXIT_CODES = """| exit code | |
 | --- | --- |
@@ -71,11 +61,11 @@ def anchor(title: str) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """All of it, in Markdown."""
     verbs = table(
         ["verb", "what"], [[f"[`{v.name}`](#{verb_anchor(v)})", v.summary] for v in VERBS.values()]
     )
-    parts = [NOTE, "# Commands", INTRODUCTION, verbs, EXIT_CODES]
+    parts = [verbs, EXIT_CODES]
     parts += [verb_text(verb) for verb in VERBS.values()]
     parts += ["## Settings", SETTINGS]
     header = ["flag", "what"]
@@ -90,7 +80,3 @@ def page() -> str:
 def verb_anchor(verb: Verb) -> str:
     """The anchor of a verb's heading."""
     return anchor(f"nrt {verb.name}" + (f" {verb.positional[0]}" if verb.positional else ""))
-
-
-if __name__ == "__main__":
-    FILE.write_text(page(), encoding="utf-8")

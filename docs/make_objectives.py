@@ -1,26 +1,10 @@
-"""Writes docs/objectives/ from the tables of the package: ``python docs/make_objectives.py``.
-
-One page per method with all of its forms, and README.md with the whole table. A test compares the
-pages with what this would write.
-"""
-
-from pathlib import Path
+"""Every objective for docs/objectives.md, where the site is built (conf.py): the whole table, then
+each method with all of its forms."""
 
 from native_reasoning.cli.show import COLUMNS, command, setting_rows, table_row
 from native_reasoning.config.methods import METHODS, differences
 from native_reasoning.config.papers import PRESETS, Preset
 
-FOLDER = Path(__file__).parent / "objectives"
-NOTE = "<!-- written by docs/make_objectives.py -->"
-INTRODUCTION = """Every preset is a choice of settings of one computation
-([settings.py](../../src/native_reasoning/config/settings.py)); each can be changed by itself:
-`nrt train --preset verifree --objective.beta 0.001`. A rival has two forms: its own recipe, and
-`@shared`, which takes only f and the answer weight from it and all else from `nrt-ws`. `-paper`
-has the exact answer weights, `-released` no clip."""
-LEGEND = """f: what a trace is worth. R_base: the empty trace's worth, and with whose weights.
-answer: what a reference token weighs. policy tokens: sampled tokens with policy gradient, ŷ a
-sampled answer. KL: coefficient. bad format: what happens to a trace without its tag, + the loss on
-a tag that was spliced in."""
 NOT_RUN = "<!-- not run: a model of your choice, at the authors' sizes -->"
 FORMS = {
     "": "The recipe of its own",
@@ -44,7 +28,7 @@ def forms_of(name: str) -> dict[str, Preset]:
 
 def form_text(key: str, preset: Preset) -> str:
     """One form: its line of the table, what differs from the source, settings unlike nrt-ws."""
-    parts = [f"## `{key}`: {FORMS[preset.form][0].lower()}{FORMS[preset.form][1:]}"]
+    parts = [f"### `{key}`: {FORMS[preset.form][0].lower()}{FORMS[preset.form][1:]}"]
     if other := preset.method.formulas.get(preset.form):
         parts.append(f"```\n{other}\n```")
     if told := differences(preset.method, preset.form):
@@ -59,12 +43,11 @@ def form_text(key: str, preset: Preset) -> str:
     return "\n\n".join(parts)
 
 
-def page(name: str) -> str:
-    """The page of a method."""
+def method_text(name: str) -> str:
+    """A method: formula, source, forms, and how its authors ran it."""
     method = METHODS[name]
     parts = [
-        NOTE,
-        f"# {method.title}",
+        f"## {method.title}",
         f"{method.summary[0].upper()}{method.summary[1:]}.",
         f"Source: {method.source}.",
         f"```\n{method.formula}\n```",
@@ -76,27 +59,12 @@ def page(name: str) -> str:
             "(a micro-batch is one prompt with its traces):"
         )
         block = f"{NOT_RUN}\n```sh\n{command(name, PRESETS[name])}\n```"
-        parts += ["## As its authors ran it", told, block]
-    parts.append(f"`nrt presets {name}` prints every setting. [All objectives](README.md)")
-    return "\n\n".join(parts) + "\n"
+        parts += [told, block]
+    return "\n\n".join(parts)
 
 
-def index() -> str:
-    """The page with the whole table."""
-    rows = []
-    for key, preset in PRESETS.items():
-        name = next(name for name, method in METHODS.items() if method is preset.method)
-        rows.append([f"[`{key}`]({name}.md)", *table_row(key, preset)[1:]])
-    parts = [NOTE, "# Objectives", INTRODUCTION, table(list(COLUMNS), rows), LEGEND]
-    return "\n\n".join(parts) + "\n"
-
-
-def pages() -> dict[str, str]:
-    """File name -> text."""
-    return {"README.md": index(), **{f"{name}.md": page(name) for name in METHODS}}
-
-
-if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for file, text in pages().items():
-        (FOLDER / file).write_text(text, encoding="utf-8")
+def page() -> str:
+    """The whole of it, in Markdown."""
+    rows = [[f"`{key}`", *table_row(key, preset)[1:]] for key, preset in PRESETS.items()]
+    parts = [table(list(COLUMNS), rows), *map(method_text, METHODS)]
+    return "\n\n".join(parts)

@@ -1,14 +1,10 @@
-"""Writes docs/performance.md from the benchmarks' results: ``python docs/make_performance.py``.
-
-A test compares the page with what this would write.
-"""
+"""The benchmarks' results for docs/performance.md, where the site is built (conf.py)."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-PAGE = Path(__file__).with_name("performance.md")
 NAMES = {
     "short": "prompt 128, trace 64",
     "long-prompt": "prompt 512, trace 64",
@@ -120,9 +116,6 @@ def page() -> str:
         read("layouts/results.json"),
     )
     lines = [
-        "<!-- written by docs/make_performance.py -->",
-        "# Performance",
-        "",
         "## Beside TRL",
         "",
         SETTING.format(**speed["machine"]) if "machine" in speed else "`python benchmarks/speed.py`",  # noqa: E501
@@ -193,7 +186,3 @@ def peaks(memory: dict[str, Any]) -> list[str]:
         "",
         *table(["setting", "peak"], cells),
     ]
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

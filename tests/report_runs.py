@@ -23,7 +23,7 @@ HOSTILE = (
 )
 
 #: Of the figures, those that tests of other things draw: for speed.
-FEW = ("uplift", "gradient", "places", "time")
+FEW = ("uplift", "gradient", "places")
 #: Metrics of a step, as functions of it.
 METRICS = {
     "reward": lambda step: 0.2 + 0.01 * step,
@@ -137,7 +137,7 @@ def draw_few(monkeypatch) -> None:
     from native_reasoning.report.figures import FIGURES
 
     few = {name: FIGURES[name] for name in FEW}
-    monkeypatch.setattr("native_reasoning.report.sections.FIGURES", few)
+    monkeypatch.setattr("native_reasoning.report.page.FIGURES", few)
 
 
 def _at(value, step):

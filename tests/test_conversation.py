@@ -47,7 +47,8 @@ def test_a_reply_is_thinking_and_answer_and_the_same_again(talk):
 def test_what_is_heard_is_the_reply_token_for_token_as_it_is_sampled(talk):
     heard: list[tuple[str, str]] = []
     passes, sampled = [], []
-    counting = talk.model.register_forward_hook(lambda *_: passes.append(1))
+    embedding = talk.model.get_input_embeddings()
+    counting = embedding.register_forward_hook(lambda *_: passes.append(1))
 
     def listen(part, text):
         heard.append((part, text))

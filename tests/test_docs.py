@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import math
 import re
 import subprocess
 import sys
@@ -13,8 +14,11 @@ from native_reasoning.config.methods import METHODS
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config
-from native_reasoning.records.folder import read_metrics
+from native_reasoning.records.folder import read_metrics, read_timings
+from native_reasoning.records.meter import Mismatch, mismatch_means
+from native_reasoning.records.metrics import MEASURED, METRICS
 from native_reasoning.rollout.schedule import make_schedule
+from native_reasoning.scoring.diagnostics import BINS, Finding, summary
 from native_reasoning.training.trainer import NRTTrainer
 from test_architecture import ROOMS
 from tiny import QA, byte_tokenizer, tiny_model
@@ -43,24 +47,21 @@ def script(name):
     return module
 
 
-@pytest.fixture(scope="module")
-def made():
-    return script("make_objectives").pages()
+MADE = re.compile(r"<!-- made by docs/(\w+)\.py -->")
 
 
-def test_the_page_of_performance_is_up_to_date():
-    written = (DOCS / "performance.md").read_text("utf-8")
-    assert written == script("make_performance").page(), "python docs/make_performance.py"
+def test_every_part_that_is_made_where_the_site_is_built_can_be_made():
+    names = [name for page in PAGES for name in MADE.findall(page.read_text("utf-8"))]
+    assert sorted(names) == ["make_cli", "make_metrics", "make_objectives", "make_performance"]
+    for name in names:
+        assert "\n| --- |" in script(name).page()
 
 
-def test_the_pages_of_the_objectives_are_up_to_date(made):
-    written = {path.name: path.read_text("utf-8") for path in (DOCS / "objectives").glob("*.md")}
-    assert written == made, "python docs/make_objectives.py writes them anew"
-
-
-def test_every_method_has_a_page_with_formula_source_forms_and_differences(made):
+def test_every_method_is_told_with_formula_source_forms_and_differences():
+    made = script("make_objectives")
     for name, method in METHODS.items():
-        text = made[f"{name}.md"]
+        text = made.method_text(name)
+        assert text in made.page()
         assert method.source in text
         assert method.formula in text
         for key, preset in PRESETS.items():
@@ -68,12 +69,6 @@ def test_every_method_has_a_page_with_formula_source_forms_and_differences(made)
         assert all(formula in text for formula in method.formulas.values())
         for told in method.differs.values():
             assert all(line in text for line in told)
-
-
-def test_the_page_of_commands_is_up_to_date():
-    assert (DOCS / "cli.md").read_text("utf-8") == script("make_cli").page(), (
-        "python docs/make_cli.py writes it anew"
-    )
 
 
 def test_the_picture_is_what_the_model_says():
@@ -167,9 +162,7 @@ def no_reward(completions, **kwargs):
     return [0.0] * len(completions)
 
 
-def test_every_metric_is_explained(tmp_path):
-    """Names of metrics are stable, and docs/diagnostics.md knows each of them."""
-    text = (DOCS / "diagnostics.md").read_text(encoding="utf-8")
+def test_every_number_that_a_run_writes_is_in_the_table_and_nothing_else(tmp_path):
     seen: set[str] = set()
     for preset in ("nrt-ws", "rlpr"):
         args = NRTConfig(
@@ -179,22 +172,27 @@ def test_every_metric_is_explained(tmp_path):
             num_generations=2,
             max_trace_length=4,
             max_answer_length=16,
+            eval_num_generations=2,
             max_steps=1,
             save_strategy="no",
             use_cpu=True,
         )
-        trainer = NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), reward_funcs=no_reward)
+        trainer = NRTTrainer(
+            tiny_model(), args, QA, QA[:2], byte_tokenizer(), reward_funcs=no_reward
+        )
         trainer.train()
-        seen |= {name for line in read_metrics(tmp_path / preset) for name in line}
-    assert {
-        "uplift",
-        "trace_dependence",
-        "collapse_state",
-        "sampled_correct",
-        "added_reward",
-    } <= seen
-    known = set(re.findall(r"`(\w+)`", text)) | {"step", "non_finite"}
-    assert seen - known == set()
+        trainer.evaluate(QA[:1])
+        trainer.evaluate()
+        records = trainer.recorder.records
+        records.append_metrics(1, {"loss": math.nan})
+        lines = (*read_metrics(records.path), *read_timings(records.path))
+        seen |= {name for line in lines for name in line} - {"step"}
+    # what a model without a middle and a run without vLLM do not write
+    finding = Finding(0.0, 0.0, (0.0, 0.0), 0.0, ((1, 0.0, 0.0),) * len(BINS))
+    seen |= {*summary([finding] * 2), *mismatch_means([Mismatch(1, 0.0, 0.0)])}
+    intervals = {f"{metric.name}{end}" for metric in MEASURED for end in ("_low", "_high")}
+    assert intervals <= seen
+    assert seen - intervals == {*METRICS}
 
 
 def test_decisions_stay_few_and_short():

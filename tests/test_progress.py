@@ -1,20 +1,17 @@
 """What is told while a run goes on."""
 
 import io
+import re
 import time
 from types import SimpleNamespace
 
 import pytest
-from transformers import TrainerControl, TrainerState
-from transformers.trainer_callback import DefaultFlowCallback
 
 from native_reasoning.records import progress
 from native_reasoning.records.clock import Clock
 from native_reasoning.records.progress import (
-    Course,
     Pace,
     ProgressCallback,
-    evaluations_left,
     fitted,
     live_numbers,
     sparkline,
@@ -65,13 +62,14 @@ def _run(stream: io.StringIO, main: bool = True) -> str:
 
 def test_one_plain_line_per_logged_step():
     lines = _run(io.StringIO()).splitlines()
-    told = "reward 0.31 (base 0.22)  uplift +0.050  length 31  closed 80 %  "
+    told = "reward 0.31  reward baseline 0.22  uplift +0.050  "
+    told += "trace length 31.2  closed 80.0 %  "
     assert lines[0].startswith(f"step 1/2  {told}")
     assert lines[1].startswith(f"step 2/2  {told}")
-    assert " tokens/s  elapsed 0:00  left 0:00" in lines[0]
+    assert re.search(r" tokens/s  elapsed 0:0\d:\d\d  left 0:0\d:\d\d$", lines[0])
     assert lines[2:] == [
         "evaluating 20 questions, answers up to 16 tokens",
-        "evaluation at step 2: accuracy 25.0 % with thinking, 20.0 % without; uplift +0.051",
+        "evaluation at step 2: accuracy 25.0 %, accuracy without thinking 20.0 %, uplift +0.051",
     ]
 
 
@@ -80,8 +78,8 @@ def test_a_live_line_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     text = _run(Terminal())
     assert "step 2/2  ━━━━━━━━━━  ended " in text
-    assert "reward 0.31  uplift +0.050  ▁▁  length 31  loss 1.23" in text
-    assert "tokens/s  0:00 left 0:00" in text
+    assert "reward 0.31  uplift +0.050  ▁▁  trace length 31.2  loss 1.23" in text
+    assert re.search(r"tokens/s  0:0\d:\d\d left 0:0\d:\d\d", text)
     assert "evaluating 20 questions, answers up to 16 tokens" in text
     assert "evaluation at step 2" in text
 
@@ -187,18 +185,10 @@ def test_sparklines(values, drawn):
 
 
 def test_the_course_is_that_of_the_whole_run():
-    course = Course(most=4)
-    for value in (1.0, 3.0, 5.0, float("nan"), 7.0):
-        course.add(value)
-    assert course.means() == [1, 3, 5, 7]
-    course.add(9.0)
-    assert course.means() == [2, 6, 9]  # two steps each from now on
-    for value in (11.0, 13.0, 15.0, 17.0):
-        course.add(value)
-    assert course.means() == [4, 12, 17]
-    for value in range(1000):
-        course.add(float(value))
-    assert len(course.means()) <= 4
+    """Means over equally many steps; what is no number is left out."""
+    assert sparkline([1.0, 3.0, 5.0, float("nan"), 7.0], 2) == "▁█"
+    assert sparkline([0.0, 0.0, 2.0, 4.0, 7.0, 7.0], 3) == sparkline([0.0, 3.0, 7.0]) == "▁▄█"
+    assert len(sparkline([float(value) for value in range(1000)])) == 12
 
 
 def test_a_narrow_terminal_loses_the_loss_first_and_the_rate_last():
@@ -207,8 +197,8 @@ def test_a_narrow_terminal_loses_the_loss_first_and_the_rate_last():
     whole = "  ".join(text for _, text in parts)
     assert fitted(parts, len(whole)) == whole
     assert fitted(parts, len(whole) - 1) == whole.replace("  loss 1.23", "")
-    at_80 = "step 3/12  reward 0.31  uplift +0.050  length 31  25 tokens/s  3:12 left 8:40"
-    assert fitted(parts, 80) == at_80
+    at_88 = "step 3/12  reward 0.31  uplift +0.050  trace length 31.2  25 tokens/s  3:12 left 8:40"
+    assert fitted(parts, 88) == at_88
     assert fitted(parts, 40) == "step 3/12  25 tokens/s  3:12 left 8:40"
     assert fitted(parts, 10) == "step 3/12  3:12 left 8:40"
 
@@ -219,27 +209,26 @@ def test_a_narrow_terminal_loses_the_loss_first_and_the_rate_last():
 def test_time_left_is_that_of_slow_steps_too():
     """rich's own estimate forgets what is older than half a minute."""
     pace = Pace(100.0)
-    assert pace.left(120.0, 12, 1) is None  # before the first step
+    assert pace.left(120.0, 12) is None  # before the first step
     pace.step_ended(146.0)
-    assert pace.left(146.0, 11, 0) == 11 * 46
-    assert pace.left(156.0, 11, 0) == 11 * 46 - 10  # it runs while a step does
-    assert pace.left(199.0, 11, 0) == 10 * 46  # a step that is late is still to end
+    assert pace.left(146.0, 11) == 11 * 46
+    assert pace.left(156.0, 11) == 11 * 46 - 10  # it runs while a step does
+    assert pace.left(199.0, 11) == 10 * 46  # a step that is late is still to end
     pace.step_ended(200.0)
-    assert pace.left(200.0, 10, 0) == 10 * 50
-    assert pace.left(300.0, 0, 0) == 0
+    assert pace.left(200.0, 10) == 10 * 50
+    assert pace.left(300.0, 0) == 0
 
 
-def test_evaluations_are_counted_apart():
+def test_the_time_of_an_evaluation_is_no_steps():
     pace = Pace(0.5)
-    pace.evaluation_began(0.5)
+    pace.asked = 0.5
     pace.evaluation_ended(300.5)
     pace.step_ended(310.5)
     assert pace.seconds() == 10
-    assert pace.left(310.5, 3, 2) == 3 * 10 + 2 * 300
-    pace.evaluation_began(312.5)
-    assert pace.left(322.5, 3, 1) == 3 * 10 - 2 + 290 + 300
-    pace.evaluation_ended(412.5)  # 100 s this time
-    assert pace.left(412.5, 3, 1) == 3 * 10 - 2 + 100
+    pace.asked = 312.5
+    assert pace.left(322.5, 3) == 3 * 10 - 2
+    pace.evaluation_ended(412.5)
+    assert pace.left(412.5, 3) == 3 * 10 - 2
     pace.step_ended(420.5)
     assert pace.seconds() == 10
 
@@ -251,23 +240,4 @@ def test_only_recent_steps_count():
     for step in range(1, 21):
         pace.step_ended(101.0 + 3 * step)
     assert pace.seconds() == 3
-    assert pace.left(161.0, 10, 0) == 30
-
-
-@pytest.mark.parametrize(("strategy", "every"), [("steps", 5), ("steps", 4), ("epoch", 5)])
-def test_evaluations_left_are_those_that_transformers_makes(strategy, every):
-    args = SimpleNamespace(
-        eval_strategy=strategy, eval_delay=0, logging_first_step=False, logging_strategy="no",
-        save_strategy="no",
-    )  # fmt: skip
-    state, flow, evaluated = TrainerState(max_steps=12, eval_steps=every), DefaultFlowCallback(), []
-    for step in range(1, 13):
-        state.global_step, control = step, TrainerControl()
-        state.epoch = step / every
-        flow.on_step_end(args, state, control)
-        if step % every == 0 or step == 12:
-            flow.on_epoch_end(args, state, control)
-        evaluated += [step] if control.should_evaluate else []
-    for step in range(1, 14):
-        state.global_step, state.epoch = step, step / every
-        assert evaluations_left(args, state, step) == sum(s >= step for s in evaluated), step
+    assert pace.left(161.0, 10) == 30

@@ -7,6 +7,7 @@ from typing import Any
 from lab.tasks import Family, digit_strings, running_sums
 from native_reasoning.evaluation.grading import exact_match
 from native_reasoning.evaluation.held_out import Outcome
+from native_reasoning.objective.types import uplift
 
 #: Accuracy, or probability of the hard tokens, from which a run counts as having learnt.
 LEARNT = 0.9
@@ -30,7 +31,7 @@ def measure(outcomes: Sequence[Outcome], family: Family) -> dict[str, float]:
         return round(fmean(right(o) for o in outcomes), 4)
 
     def gain(o: Outcome, places: Sequence[int]) -> float:
-        return fmean(o.answer_logps[0][i] - o.baseline_logps[i] for i in places)
+        return fmean(uplift(o.answer_logps[0][i], o.baseline_logps[i]) for i in places)
 
     return {
         "questions": len(outcomes),

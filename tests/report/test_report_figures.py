@@ -11,15 +11,22 @@ from native_reasoning import load_run
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.records.metrics import STATES
 from native_reasoning.report import FIGURES, figure
-from native_reasoning.report.curves import CURVES
-from native_reasoning.report.figures import COLOURS, MOST_POINTS, colour, thinned
+from native_reasoning.report.figures import (
+    COLOURS,
+    CURVES,
+    MOST_POINTS,
+    colour,
+    label_of,
+    metric_of,
+    thinned,
+)
 from report_runs import evaluation, made_run, trace_row
 
 #: Metrics of every curve, times among them.
 ALL = {
-    series.column: lambda step, i=i: 0.5 + 0.01 * step + 0.001 * i
-    for i, series in enumerate(s for curves in CURVES.values() for s in curves.series)
-    if not series.column.startswith("eval_") and series.column != "collapse_state"
+    column: lambda step, i=i: 0.5 + 0.01 * step + 0.001 * i
+    for i, column in enumerate(name for curves in CURVES.values() for name in curves.columns)
+    if not column.startswith("eval_") and column != "collapse_state"
 }
 ALL.pop("answer_logp_no_think")
 TIMES = {name: ALL.pop(name) for name in list(ALL) if name.endswith("_seconds")}
@@ -66,18 +73,18 @@ def test_every_figure_of_one_run_of_two_and_of_none(name, full, of):
 
 @pytest.mark.parametrize("name", CURVES)
 def test_curves_are_the_metrics(name, full):
-    drawn = figure(name, full)
-    assert [line.name for line in drawn.data] == [series.label for series in CURVES[name].series]
-    for line, series in zip(drawn.data, CURVES[name].series, strict=True):
-        table = full.evaluations if series.column.startswith("eval_") else full.metrics
-        table = full.timings if series.column.endswith("_seconds") else table
-        if series.column == "answer_logp_no_think":
+    drawn, columns = figure(name, full), CURVES[name].columns
+    assert [line.name for line in drawn.data] == [label_of(column) for column in columns]
+    for line, column in zip(drawn.data, columns, strict=True):
+        table = full.evaluations if column.startswith("eval_") else full.metrics
+        table = full.timings if column.endswith("_seconds") else table
+        if column == "answer_logp_no_think":
             expected = table["answer_logp"] - table["uplift"]
         else:
-            expected = table[series.column]
+            expected = table[column]
         assert list(line.x) == list(expected.index)
         assert list(line.y) == pytest.approx(list(expected), rel=1e-4)
-    assert drawn.layout.yaxis.title.text == CURVES[name].unit
+    assert drawn.layout.yaxis.title.text == metric_of(columns[0]).unit
     assert drawn.layout.xaxis.title.text == "step"
 
 
@@ -98,13 +105,16 @@ def test_a_figure_that_there_is_not(of):
 def test_a_baseline_is_the_log_probability_less_uplift(of):
     metrics = {"answer_logp": [-0.5, -0.4], "uplift": [0.25, None]}
     found = lines(figure("answer_logp", of(steps=2, metrics=metrics)))
-    assert found == {"with a trace": ([1, 2], [-0.5, -0.4]), "without": ([1], [-0.75])}
+    assert found == {
+        "answer logp": ([1, 2], [-0.5, -0.4]),
+        "answer logp without thinking": ([1], [-0.75]),
+    }
 
 
 def test_steps_without_a_number_are_left_out(of):
     metrics = {"uplift": [0.1, None, float("nan"), float("inf"), 0.5]}
     found = lines(figure("uplift", of(steps=5, metrics=metrics)))
-    assert found == {"training questions": ([1, 5], [0.1, 0.5])}
+    assert found == {"uplift": ([1, 5], [0.1, 0.5])}
 
 
 @pytest.mark.parametrize(("leaks", "curves"), [(0.0, 1), (0.2, 2)])
@@ -120,7 +130,7 @@ def test_only_the_gradient_norm_has_a_log_axis(full):
 
 def test_the_guard_is_shown_by_its_words(of):
     drawn = figure("guard", of(steps=3, metrics={"collapse_state": [0.0, 1.0, 2.0]}))
-    assert lines(drawn) == {"state": ([1, 2, 3], [0, 1, 2])}
+    assert lines(drawn) == {"collapse state": ([1, 2, 3], [0, 1, 2])}
     axis = drawn.layout.yaxis
     assert (axis.tickvals, axis.ticktext) == ((0, 1, 2), STATES)
 
@@ -203,8 +213,8 @@ def test_runs_over_each_other(of):
     first, second = of("first"), of("second", metrics={"uplift": 0.5})
     drawn = figure("uplift", first, second)
     assert [line.name for line in drawn.data] == [
-        "first: training questions",
-        "second: training questions",
+        "first: uplift",
+        "second: uplift",
     ]
     assert [line.meta[0] for line in drawn.data] == ["first", "second"]
     assert set(drawn.data[1].y) == {0.5}
@@ -248,22 +258,6 @@ def test_places_without_a_number_are_left_out(of):
     assert (list(bars.x), list(bars.y)) == ([1], [1.0])
 
 
-def test_time_of_a_step(of):
-    first, second = of("first"), of("second", steps=3)
-    with open(second.path / "timings.jsonl", "a") as file:
-        file.write('{"step": 4, "sampling_seconds": 9.0}\n{"step": 5, "sampling_seconds": 9.0}\n')
-        file.write('{"step": 6, "sampling_seconds": 9.0}\n{"step": 7, "waiting_seconds": 0.0}\n')
-        file.write('{"step": 8, "sampling_seconds": 9.0}\n')
-    drawn = figure("time", first, load_run(second.path))
-    found = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in drawn.data}
-    assert found == {
-        "sampling": {"first": 1.0, "second": 9.0},
-        "scoring": {"first": 0.5, "second": 0.5},
-        "other": {"first": 0.25, "second": 0.25},
-    }
-    assert drawn.layout.barmode == "stack"
-
-
 # -- Columns ---------------------------------------------------------------------------------------
 
 
@@ -292,10 +286,9 @@ def test_a_name_of_a_run_is_no_markup(of):
     """But what a page's boxes are compared with is the name itself."""
     first, second = of("<b>&y"), of("second")
     (line, *_), (bars, _) = (figure(name, first, second).data for name in ("reward", "places"))
-    assert line.name == "&lt;b&gt;&amp;y: with a trace"
+    assert line.name == "&lt;b&gt;&amp;y: reward"
     assert bars.name == "&lt;b&gt;&amp;y"
     assert line.meta[0] == bars.meta[0] == "<b>&y"
-    assert figure("time", first, second).data[0].y == ("&lt;b&gt;&amp;y", "second")
 
 
 # -- Colours ---------------------------------------------------------------------------------------
@@ -336,7 +329,7 @@ def test_a_run_that_slows_down(of):
     times = {"sampling_seconds": lambda step: float(step), "scoring_seconds": 0.0}
     found = lines(figure("seconds", of(steps=3, timings=times)))
     assert found == {
-        "whole step": ([1, 2, 3], [1.75] * 3),
+        "step": ([1, 2, 3], [1.75] * 3),
         "sampling": ([1, 2, 3], [1.0, 2.0, 3.0]),
         "other": ([1, 2, 3], [0.25] * 3),
     }
@@ -351,5 +344,3 @@ def test_every_stage_of_several_runs_has_a_dash_of_its_own(of):
 def test_words_among_the_times(of):
     run = of(steps=3, timings={"sampling_seconds": [1.0, "long", 3.0]})
     assert lines(figure("seconds", run))["sampling"] == ([1, 3], [1.0, 3.0])
-    bars = {bar.name: bar.x for bar in figure("time", run).data}
-    assert bars["sampling"] == (2.0,)

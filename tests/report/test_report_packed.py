@@ -238,31 +238,3 @@ def test_too_much_text_is_thinned_out_before_it_is_compressed(of, monkeypatch):
     size = sum(run.traces[name].nbytes for name in columns)
     monkeypatch.setattr("native_reasoning.report.packed.MOST_TEXT", size / 2 + 1)
     assert packed([run], PLENTY)[1:] == (400, 800)
-
-
-@pytest.mark.parametrize("knobs", [{"traces": many(400)}, {"hostile": True}])
-def test_a_sample_changes_nothing_where_all_fits(of, monkeypatch, knobs):
-    """Also where it seems not to: the sample has every question, and most groups share one."""
-    run = of(steps=400, **knobs)
-    whole = packed([run], PLENTY)
-    assert whole[1] == whole[2]
-    monkeypatch.setattr("native_reasoning.report.packed.MANY_TEXT", 0)
-    assert packed([run], PLENTY) == packed([run], len(whole[0])) == whole
-
-
-@pytest.mark.parametrize("limit", [20_000, 8_000, 3_000])
-def test_a_sample_says_what_share_may_fit(of, monkeypatch, limit):
-    run = of(traces=many(800), steps=800)
-    tried = []
-
-    def counted(value):
-        tried.append(value)
-        return compressed(value)
-
-    monkeypatch.setattr("native_reasoning.report.packed.MANY_TEXT", 0)
-    monkeypatch.setattr("native_reasoning.report.packed.compressed", counted)
-    text, kept, there = packed([run], limit)
-    assert 0.8 * limit < len(text) <= limit and kept < there
-    sizes = [len(value["runs"][0]["sets"][0]["groups"]) for value in tried]
-    assert sizes[0] == 40 and max(sizes) < 800
-    assert len(sizes) <= 4

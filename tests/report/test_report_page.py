@@ -15,9 +15,8 @@ from native_reasoning import load_run
 from native_reasoning.config.errors import RunError
 from native_reasoning.records.folder import RunFolder
 from native_reasoning.report import FIGURES, build, write_report
-from native_reasoning.report.page import MARK
+from native_reasoning.report.page import MARK, run_part, warnings
 from native_reasoning.report.runs import NO_TRACES, run_names
-from native_reasoning.report.sections import run_parts, warnings
 from report_runs import HOSTILE, draw_few, evaluation, held_out_row, made_run, trace_row
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -83,7 +82,7 @@ def few_figures(monkeypatch):
 
 @pytest.fixture
 def all_figures(few_figures, monkeypatch):
-    monkeypatch.setattr("native_reasoning.report.sections.FIGURES", FIGURES)
+    monkeypatch.setattr("native_reasoning.report.page.FIGURES", FIGURES)
 
 
 @pytest.fixture
@@ -120,7 +119,6 @@ def test_a_page_of_one_run(of, all_figures):
         "The collapse guard says healthy.",
         "All 81 recorded traces.",
         "20 of 20",
-        "nrt train",
         "tiny/model",
     ):
         assert text in found.text, text
@@ -135,7 +133,7 @@ def test_a_page_of_one_run(of, all_figures):
         attributes["data-figure"] for attributes in found.all("div") if "data-figure" in attributes
     ]
     assert shown == list(figures) == [name for name in FIGURES if name in figures]
-    assert {"accuracy", "uplift", "places", "time"} <= {*figures} < {*FIGURES}
+    assert {"accuracy", "uplift", "places", "seconds"} <= {*figures} < {*FIGURES}
     assert figures["uplift"]["data"][0]["y"] == pytest.approx([0.01 * i for i in range(1, 21)])
     assert "Plotly" in gzip.decompress(base64.b64decode(found.data["data-plotly"])).decode()
 
@@ -143,7 +141,7 @@ def test_a_page_of_one_run(of, all_figures):
 def test_curves_in_numbers(of, all_figures):
     """First, last, lowest and highest value of each curve."""
     found = page(of(steps=4, metrics={"reward": [0.5, 0.125, 2.0, 1.25]}))
-    assert "with a trace 0.5 1.25 0.125 2" in " ".join(" ".join(found.texts).split())
+    assert "reward 0.5 1.25 0.125 2" in " ".join(" ".join(found.texts).split())
 
 
 def test_a_page_of_several_runs(of):
@@ -358,35 +356,35 @@ def test_skipped_updates_and_numbers_that_were_lost_are_told(of):
     records = RunFolder(run.path)
     for row in range(16):
         records.append_quarantine(4, {"row_id": row})
-    (part,) = run_parts([load_run(run.path)])
-    assert part.problems == (
+    part = run_part(load_run(run.path), "run")
+    assert part["problems"] == [
         "step 3: grad_norm, loss were not finite",
         "step 4: update skipped, 16 rows in quarantine.jsonl",
         "step 5: grad_norm was not finite",
-    )
+    ]
     assert "step 4: update skipped, 16 rows in quarantine.jsonl" in page(load_run(run.path)).text
 
 
 def test_of_many_lost_numbers_the_first_are_told(of):
-    (part,) = run_parts([of(steps=50, metrics={"loss": float("nan")})])
-    assert len(part.problems) == 21
-    assert part.problems[-2:] == ("step 20: loss was not finite", "… and 30 more")
+    part = run_part(of(steps=50, metrics={"loss": float("nan")}), "run")
+    assert len(part["problems"]) == 21
+    assert part["problems"][-2:] == ["step 20: loss was not finite", "… and 30 more"]
 
 
 def test_a_run_on_answers_alone_misses_no_traces(of):
     run = of(traces=[], metrics={"empty": 1.0})
     assert run.problems == (NO_TRACES,)
-    (part,) = run_parts([run])
-    assert part.problems == ()
-    assert "This run trains on answers alone: it writes no traces." in part.verdict.notes
+    part = run_part(run, "run")
+    assert part["problems"] == []
+    assert "This run trains on answers alone: it writes no traces." in part["verdict"].notes
     assert "Note:" not in page(run).text
 
 
 def test_words_among_the_numbers_end_no_page(of):
     times = {"step_seconds": ["long", *[2.0] * 19], "sampling_seconds": ["long"] * 20}
     run = of(timings=times, metrics={"reward": ["much"] * 20, "gain_easy": ["much"] * 20})
-    (part,) = run_parts([run])
-    assert ("time in steps", "38 s") in part.facts
+    part = run_part(run, "run")
+    assert ("time in steps", "38 s") in part["facts"]
     assert "Thinking helped" in page(run).text
 
 
@@ -461,7 +459,7 @@ def test_a_config_that_holds_other_things_than_it_should(of, change):
     settings = yaml.safe_load((run.path / "config.yaml").read_text())
     (run.path / "config.yaml").write_text(yaml.safe_dump({**settings, **change}))
     runs = [load_run(run.path), of("other")]
-    assert [part.verdict.number for part in run_parts(runs)] == ["+0.300 nats per token"] * 2
+    assert [run_part(run, "run")["verdict"].number for run in runs] == ["+0.300 nats per token"] * 2
     assert len(warnings(runs)) == len({"config", "data_hash"} & {*change})
 
 

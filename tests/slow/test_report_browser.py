@@ -187,7 +187,7 @@ def test_zoom_runs_and_exports(visit, two):
     assert lines[0] == "run,curve,x,y,low,high"
     logged = read_metrics(two.parent / "first")
     reward = next(line["reward"] for line in logged if line["step"] == 1)
-    assert f'"first","with a trace",1,{float(f"{reward:.5g}")},,' in lines
+    assert f'"first","reward",1,{float(f"{reward:.5g}")},,' in lines
     for kind, begins in (("svg", b"<svg"), ("png", b"\x89PNG")):
         with page.expect_download() as caught:
             page.locator(f"#figure-reward button[data-save={kind}]").click()

@@ -117,7 +117,7 @@ def _told(outcome: Any) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any], shown: list[dict[str, Any]]) -> None:
-    from native_reasoning.cli.summary import evaluation_rows
+    from native_reasoning.records.metrics import evaluation_rows
 
     for number_, told in enumerate(shown, start=1):
         end = "closed" if told["closed"] else "not closed"

@@ -145,7 +145,9 @@ def presets(parsed: Parsed) -> int:
         shown = fitted(rows, terminal_width())
         show_table(shown[0], shown[1:])
         if hidden := len(COLUMNS) - len(shown[0]):
-            show(f"{hidden} more columns in a wider terminal, with --json, or in docs/objectives/")
+            show(
+                f"{hidden} more columns in a wider terminal, with --json, or in docs/objectives.md"
+            )
         show("nrt presets NAME explains one; nrt train --preset NAME uses it")
     return 0
 

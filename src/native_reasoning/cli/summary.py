@@ -6,57 +6,11 @@ from typing import Any
 from native_reasoning.cli.doctor import bytes_text, rendered
 from native_reasoning.cli.output import indented, show, show_table
 from native_reasoning.records.folder import read_metrics
+from native_reasoning.records.metrics import METRICS, evaluation_rows
 from native_reasoning.records.progress import clock_text
 
-#: Keys of evaluate.held_out.summarise for people, and how they are written.
-ROWS = (
-    ("accuracy", "accuracy with thinking", "share"),
-    ("accuracy_maj", "  majority of the sampled answers", "share"),
-    ("accuracy_greedy", "  greedy", "share"),
-    ("accuracy_no_think", "accuracy without thinking", "share"),
-    ("accuracy_no_think_greedy", "  greedy", "share"),
-    ("token_f1", "word overlap with the reference (F1)", "share"),
-    ("uplift", "uplift of the reference (nats/token)", "signed"),
-    ("trace_length", "trace length (tokens)", "plain"),
-    ("closed", "traces closed", "share"),
-)
-_TRAINED = (
-    ("reward", "reward", "plain"),
-    ("reward_baseline", "reward without a trace", "plain"),
-    ("uplift", "uplift (nats/token)", "signed"),
-    ("trace_length", "trace length (tokens)", "plain"),
-    ("closed", "traces closed", "share"),
-)
-
-
-def number_text(value: float, style: str) -> str:
-    """25.0 %, +0.051 or 31.2."""
-    if style == "share":
-        return f"{100 * value:.1f} %"
-    return f"{value:+.3f}" if style == "signed" else f"{value:.4g}"
-
-
-def interval_text(values: Mapping[str, Any], name: str, style: str) -> str:
-    """A mean with its 95 % interval."""
-    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    text = number_text(values[name], style)
-    if low is None or high is None:
-        return text
-    return f"{text} ({number_text(low, style).removesuffix(' %')} to {number_text(high, style)})"
-
-
-def evaluation_rows(*columns: Mapping[str, Any] | None) -> list[list[str]]:
-    """One row per measure that the evaluations have."""
-    rows = []
-    for name, label, style in ROWS:
-        if any(column and name in column for column in columns):
-            cells = [
-                interval_text(column, name, style) if column and name in column else "-"
-                for column in columns
-            ]
-            rows.append([label, *cells])
-    return rows
-
+#: Of the first and the last steps, for people.
+_TRAINED = ("reward", "reward_baseline", "uplift", "trace_length", "closed")
 
 # -- After training -------------------------------------------------------------------------------
 
@@ -86,7 +40,7 @@ def _without_prefix(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _means(lines: list[dict[str, Any]]) -> dict[str, float]:
     found = {}
-    for name, _, _ in _TRAINED:
+    for name in _TRAINED:
         values = [line[name] for line in lines if line.get(name) is not None]
         if values:
             found[name] = sum(values) / len(values)
@@ -99,8 +53,8 @@ def show_result(result: Mapping[str, Any]) -> None:
     if after is None:
         first, last = result["first_steps"], result["last_steps"]
         rows = [
-            [label, number_text(first[name], style), number_text(last[name], style)]
-            for name, label, style in _TRAINED
+            [METRICS[name].title, METRICS[name].text(first[name]), METRICS[name].text(last[name])]
+            for name in _TRAINED
             if name in first and name in last
         ]
         show_table(["in training", "first steps", "last steps"], rows)

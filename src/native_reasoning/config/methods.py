@@ -1,6 +1,6 @@
 """What each method is: formula, source, how ours differs and why, and how its authors ran it.
 
-``nrt presets NAME`` and docs/objectives/ print this; papers.py has the settings. In the formulas
+``nrt presets NAME`` and docs/objectives.md print this; papers.py has the settings. In the formulas
 c_i = π(y*_i | x, z_k, y*_<i), l = log c, b the same log-probability after an empty trace, T tokens,
 K traces, ŷ a sampled answer.
 """

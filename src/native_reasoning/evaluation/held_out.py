@@ -25,6 +25,8 @@ from native_reasoning.evaluation.grading import (
     token_f1,
 )
 from native_reasoning.model.forward import inference
+from native_reasoning.objective.types import uplift
+from native_reasoning.records.metrics import BOUNDS, MEASURED, METRICS
 from native_reasoning.records.tables import HeldOutRow
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, sample_answers
 from native_reasoning.rollout.hf import HFEngine
@@ -33,14 +35,6 @@ from native_reasoning.scoring.scorer import Scorer
 
 #: Questions of an evaluation whose traces are kept in the run folder: the first.
 RECORDED = 100
-#: Scores that are shares, or differences of two: what a question can have.
-BOUNDS = {
-    **dict.fromkeys(("accuracy", "accuracy_greedy", "accuracy_maj"), (0.0, 1.0)),
-    **dict.fromkeys(("accuracy_no_think", "accuracy_no_think_greedy"), (0.0, 1.0)),
-    **dict.fromkeys(("exact_match", "numeric_match", "token_f1", "closed"), (0.0, 1.0)),
-    **dict.fromkeys(("cut", "cut_no_think"), (0.0, 1.0)),
-    "accuracy_gain": (-1.0, 1.0),
-}
 #: Fewest tokens at which an evaluation cuts answers by itself.
 SHORTEST = 16
 
@@ -224,7 +218,7 @@ def scores(o: Outcome, correct: Correctness = accuracy) -> dict[str, float]:
         "token_f1": sum(token_f1(a, o.reference) for a in o.answers) / k,
         "answer_logp": sum(o.logps) / k,
         "answer_logp_no_think": o.logp_no_think,
-        "uplift": sum(o.logps) / k - o.logp_no_think,
+        "uplift": uplift(sum(o.logps) / k, o.logp_no_think),
         "trace_length": sum(o.trace_lengths) / k,
         "closed": sum(o.closed) / k,
         "cut": sum(o.cut) / k,
@@ -247,7 +241,7 @@ def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> d
             values.setdefault(name, []).append(value)
     found: dict[str, Any] = {"questions": len(outcomes)}
     for name, cells in values.items():
-        interval = bootstrap_interval(cells, bounds=BOUNDS.get(name))
+        interval = bootstrap_interval(cells, bounds=BOUNDS.get(METRICS[f"eval_{name}"].unit))
         found[name] = interval.mean
         found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
     return found
@@ -255,22 +249,9 @@ def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> d
 
 def metric_names(references: Iterable[str], samples: int) -> set[str]:
     """What ``summarise`` names of questions with these references and ``samples`` traces each."""
-    known = next((text for text in references if numeric_match("", text) is not None), "")
-    made = Outcome(
-        row_id=0,
-        question="",
-        reference=known,
-        traces=("",) * samples,
-        trace_lengths=(0,) * samples,
-        closed=(True,) * samples,
-        answers=("",) * samples,
-        answer_greedy="",
-        answer_no_think="",
-        answer_no_think_greedy="",
-        answer_logps=((0.0,),) * samples,
-        baseline_logps=(0.0,),
-        answer_tokens=("",),
-        cut=(False,) * samples,
-        cut_no_think=False,
-    )
-    return set(summarise([made]))
+    names = {metric.name.removeprefix("eval_") for metric in MEASURED}
+    if samples == 1:
+        names.discard("accuracy_maj")
+    if all(numeric_match("", text) is None for text in references):
+        names.discard("numeric_match")
+    return {"questions", *(name + end for name in names for end in ("", "_low", "_high"))}

@@ -7,9 +7,18 @@ of the answer with its end-of-turn token. Log-probabilities are natural logarith
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Nats = TypeVar("Nats")
+
+
+def uplift(after: Nats, without: Any) -> Nats:
+    """l − b: what a trace does to the log-probability of a reference token. Both are tensors,
+    arrays or numbers; (K, T) and (T,) go together."""
+    return after - without
 
 
 @dataclass(frozen=True, eq=False)

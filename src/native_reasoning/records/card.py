@@ -22,7 +22,7 @@ from native_reasoning.data.sources import is_hub_id
 from native_reasoning.model.folders import is_path
 from native_reasoning.records.disk import write_atomically
 from native_reasoning.records.folder import read_config, read_metrics
-from native_reasoning.records.metrics import COLLAPSE, STATES
+from native_reasoning.records.metrics import COLLAPSE, STATES, evaluation_rows
 
 NAME = "README.md"
 #: A card with this line is ours to write anew; without it, it is somebody's own.
@@ -38,18 +38,6 @@ _ELSEWHERE = re.compile(
 )
 #: Settings whose text is part of prompts.
 _TEXTS = {"boundary_text", "system_prompt", "think_close", "think_open"}
-_MEASURES = (
-    ("accuracy", "accuracy_no_think", "accuracy", 100, " %"),
-    ("accuracy_greedy", "accuracy_no_think_greedy", "accuracy, greedy", 100, " %"),
-    (
-        "answer_logp",
-        "answer_logp_no_think",
-        "log-probability of the reference (nats per token)",
-        1,
-        "",
-    ),
-    ("trace_length", "", "trace (tokens)", 1, ""),
-)
 
 
 def write_card(folder: Path, run: Path, step: int) -> None:
@@ -187,7 +175,7 @@ def _says_no_place(value: Any) -> bool:
 
 def _measured(run: Path, step: int) -> dict[str, Any]:
     """The last evaluation of the run's own questions, at ``step`` if there is one: its step, its
-    metrics, a row for each of ``_MEASURES``, and the bounds of what thinking gained; and the last
+    metrics, rows of them for people, and the bounds of what thinking gained; and the last
     state of the collapse guard."""
     lines = read_metrics(run)
     evaluated = [x for x in lines if "eval_accuracy" in x and "eval_other_data" not in x]
@@ -195,17 +183,10 @@ def _measured(run: Path, step: int) -> dict[str, Any]:
     states = [line[COLLAPSE] for line in lines if line.get(COLLAPSE) is not None]
     state = int(states[-1]) if states else None
     found = {key.removeprefix("eval_"): x for key, x in (last or {}).items()}
-    rows = [
-        (label, _interval(found, on, scale, unit), _interval(found, off, scale, unit) if off else 0)
-        for on, off, label, scale, unit in _MEASURES
-    ]
     gain = [found.get(f"accuracy_gain_{end}") for end in ("low", "high")]
-    return {"evaluation": found, "rows": rows, "gain": None not in gain and gain, "state": state}
-
-
-def _interval(found: Mapping[str, Any], name: str, scale: float, unit: str) -> str:
-    values = [found.get(key) for key in (name, f"{name}_low", f"{name}_high")]
-    if any(value is None for value in values):
-        return "–"
-    mean, low, high = (f"{scale * float(value):.4g}" for value in values)  # type: ignore[arg-type]
-    return f"{mean}{unit} ({low} to {high}{unit})"
+    return {
+        "evaluation": found,
+        "rows": evaluation_rows(found),
+        "gain": None not in gain and gain,
+        "state": state,
+    }

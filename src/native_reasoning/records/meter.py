@@ -20,7 +20,7 @@ from torch import Tensor
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.objective.losses import LossTerms, kl_k3
-from native_reasoning.objective.types import Scores, Signal
+from native_reasoning.objective.types import Scores, Signal, uplift
 from native_reasoning.records.metrics import KINDS
 from native_reasoning.records.tables import TraceRow
 
@@ -52,7 +52,7 @@ class Meter:
         k, t = scores.answer.shape
         empty = sum(template.is_empty(ids) for ids in traces.ids)
         helped = signal.rewards > signal.baseline_reward if signal.helped is None else signal.helped
-        gain = scores.answer.detach() - scores.baseline.detach()
+        gain = uplift(scores.answer.detach(), scores.baseline.detach())
         self.add("reward", signal.rewards.sum(), k)
         self.add("reward_baseline", signal.baseline_reward, 1)
         self.add("helped", helped.sum(), k)

@@ -5,22 +5,20 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TextIO
 
+import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from native_reasoning.config.errors import printable
 from native_reasoning.records.clock import Clock
-from native_reasoning.records.metrics import COLLAPSE, STATES
+from native_reasoning.records.metrics import COLLAPSE, METRICS, STATES
 from native_reasoning.records.tables import TraceRow
 
-#: Metrics of the live line: key, label, form, and its turn to go where the terminal is narrow.
-_LIVE = (
-    ("reward", "reward", "{:.3g}", 2),
-    ("uplift", "uplift", "{:+.3f}", 3),
-    ("trace_length", "length", "{:.0f}", 4),
-    ("loss", "loss", "{:.3g}", 7),
-)
+#: Metrics of a plain line, and of the live line with their turn to go where it is narrow.
+_PLAIN = ("reward", "reward_baseline", "uplift", "trace_length", "closed")
+_LIVE = {"reward": 2, "uplift": 3, "trace_length": 4, "loss": 7}
 _RATE, _COURSE, _BAR = 1, 5, 6
 #: Stages of the clock that people know by another word than training.
 _PHASES = {"sampling": "sampling", "records": "saving"}
@@ -54,10 +52,9 @@ class ProgressCallback(TrainerCallback):
         self._live: Any = None
         self._steps = 0  # of the run; 0 outside training
         self._step = self._logged = 0
-        self._course = Course()
+        self._course: list[float] = []  # every uplift so far
         self._numbers: list[tuple[int, str]] = []
         self._doing = ""
-        self._evaluations = 0  # that are still to come
         self._shown = self._counted = 0.0
 
     def on_train_begin(
@@ -76,7 +73,6 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         self.pace.step_ended(time.perf_counter())
         self._step = state.global_step
-        self._evaluations = evaluations_left(args, state, self._step)
 
     def on_prediction_step(
         self,
@@ -98,12 +94,11 @@ class ProgressCallback(TrainerCallback):
                 self.close()
             return
         if not self._doing:
-            self.pace.evaluation_began(now)
+            self.pace.asked = now
             self._print(
                 f"evaluating {questions} questions, answers up to {max_answer_length} tokens"
             )
             self._counted = now
-            self._evaluations = evaluations_left(args, state, self._step + 1)
             self._open()
         elif self._live is None and now - self._counted >= _QUIET:
             self._print(f"evaluated {answered} of {questions} questions")
@@ -123,11 +118,11 @@ class ProgressCallback(TrainerCallback):
         if "eval_accuracy" in logs:
             self._print(evaluation_line(state.global_step, logs))
         elif "uplift" in logs:
-            self._course.add(logs["uplift"])
+            self._course.append(logs["uplift"])
             seconds = self.pace.seconds(state.global_step - self._logged) or 1e-9
             self._logged = state.global_step
             rate = f"{_sampled_tokens(args, logs) / seconds:,.0f} tokens/s"
-            self._numbers = [*live_numbers(logs, self._course.means()), (_RATE, rate)]
+            self._numbers = [*live_numbers(logs, self._course), (_RATE, rate)]
             if self._live is None:
                 elapsed, left = self._times()
                 line = step_line(state.global_step, state.max_steps, logs, seconds)
@@ -184,7 +179,7 @@ class ProgressCallback(TrainerCallback):
 
     def _times(self) -> tuple[str, str]:
         now = time.perf_counter()
-        left = self.pace.left(now, self._steps - self._step, self._evaluations)
+        left = self.pace.left(now, self._steps - self._step)
         began = self.pace.began if self._steps else self.pace.asked or now
         return clock_text(now - began), "-:--" if left is None else clock_text(left)
 
@@ -204,91 +199,65 @@ class ProgressCallback(TrainerCallback):
 
 
 class Pace:
-    """How fast this process goes, by its last steps; evaluations are counted apart. Times are
-    seconds of one clock: ``began`` is its first, ``asked`` the beginning of an evaluation that
-    runs."""
+    """How fast this process goes, by its last steps; evaluations are left out. Times are seconds of
+    one clock: ``began`` is its first, ``asked`` the beginning of an evaluation that runs."""
 
     def __init__(self, began: float) -> None:
         self.began = self._since = began
         self._steps: deque[float] = deque(maxlen=_RECENT)
         self.asked: float | None = None
-        self._evaluation = 0.0
 
     def step_ended(self, now: float) -> None:
         """A step, and what was written since the one before."""
         self._steps.append(now - self._since)
         self._since = now
 
-    def evaluation_began(self, now: float) -> None:
-        """No step's time until it ends."""
-        self.asked = now
-
     def evaluation_ended(self, now: float) -> None:
-        """The next one is expected to take as long."""
-        if self.asked is not None:
-            self._evaluation = now - self.asked
-            self._since += self._evaluation
-            self.asked = None
+        """Its time is no step's."""
+        self._since += now - (self.asked or now)
+        self.asked = None
 
     def seconds(self, steps: int = _RECENT) -> float | None:
         """Mean of the last steps, None before the first."""
         last = list(self._steps)[-max(steps, 1) :]
         return sum(last) / len(last) if last else None
 
-    def left(self, now: float, steps: int, evaluations: int) -> float | None:
-        """Seconds until these many steps and evaluations are over, beside the evaluation that goes
-        on; None before the first step."""
+    def left(self, now: float, steps: int) -> float | None:
+        """Seconds until these many steps are over; None before the first step."""
         each = self.seconds()
-        if each is None:
-            return None
-        asked = self.asked or now  # a step stands still meanwhile; another thread may reset it
-        training = max(0.0, steps * each - min(asked - self._since, each))
-        running = max(0.0, self._evaluation - (now - asked)) if asked < now else 0.0
-        return training + running + evaluations * self._evaluation
-
-
-def evaluations_left(args: Any, state: TrainerState, first: int) -> int:
-    """Evaluations from after step ``first`` on, the one at the end included."""
-    every = last = state.max_steps
-    if args.eval_strategy == "steps":
-        every = state.eval_steps
-    elif args.eval_strategy == "epoch" and state.epoch:
-        every = max(1, round(state.global_step / state.epoch))
-    return 0 if first > last else math.ceil(last / every) - math.ceil(max(first, 1) / every) + 1
+        gone = (self.asked or now) - self._since  # a step stands still during an evaluation
+        return None if each is None else max(0.0, steps * each - min(gone, each))
 
 
 def clock_text(seconds: float) -> str:
     """Hours, minutes and seconds.
 
-    >>> clock_text(192), clock_text(3792)
-    ('3:12', '1:03:12')
+    >>> clock_text(192.4)
+    '0:03:12'
     """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _told(name: str, logs: Mapping[str, float]) -> str:
+    """``uplift +0.051``."""
+    return f"{METRICS[name].label} {METRICS[name].text(logs[name])}"
 
 
 def step_line(step: int, steps: int, logs: Mapping[str, float], seconds: float) -> str:
-    """``step 3/20  reward 0.31 (base 0.22)  uplift +0.05  length 31  closed 80 %  2.1 s``."""
-    if "reward" in logs:
-        worth = f"reward {logs['reward']:.3g} (base {logs['reward_baseline']:.3g})"
-    else:  # supervised presets have none
-        worth = f"answer {logs['answer_logp']:.3f} nats/token"
+    """``step 3/20  reward 0.31  reward baseline 0.22  uplift +0.051  …  2.1 s``."""
+    names = _PLAIN if "reward" in logs else ("answer_logp", *_PLAIN)  # supervised presets
     state = STATES[int(logs.get(COLLAPSE, 0))]
-    return (
-        f"step {step}/{steps}  {worth}  uplift {logs['uplift']:+.3f}  "
-        f"length {logs['trace_length']:.0f}  closed {100 * logs['closed']:.0f} %  {seconds:.1f} s"
-        + ("" if state == "healthy" else f"  {state}")
-    )
+    parts = [f"step {step}/{steps}", *(_told(name, logs) for name in names if name in logs)]
+    return "  ".join([*parts, f"{seconds:.1f} s", *([] if state == "healthy" else [state])])
 
 
 def live_numbers(logs: Mapping[str, float], course: Sequence[float] = ()) -> list[tuple[int, str]]:
     """The numbers of the live line, each behind its turn to go (``fitted``). ``course`` are the
     uplifts so far, drawn behind the last one."""
     parts = [(0, STATES[int(logs[COLLAPSE])])] if logs.get(COLLAPSE) else []
-    for name, label, form, turn in _LIVE:
+    for name, turn in _LIVE.items():
         if name in logs:
-            parts.append((turn, f"{label} {form.format(logs[name])}"))
+            parts.append((turn, _told(name, logs)))
         if name == "uplift" and len(course) > 1:
             parts.append((_COURSE, sparkline(course)))
     return parts
@@ -304,40 +273,19 @@ def fitted(parts: Sequence[tuple[int, str]], width: int) -> str:
     return "  ".join(text for _, text in parts)
 
 
-class Course:
-    """The whole course of a number in at most ``most`` means over equally many steps each."""
-
-    def __init__(self, most: int = 12) -> None:
-        self.most, self._each = most, 1
-        self._cells: list[tuple[float, int]] = []  # sum and count
-
-    def add(self, value: float) -> None:
-        """One more step's; what is no number is left out."""
-        if not math.isfinite(value):
-            return
-        if not self._cells or self._cells[-1][1] == self._each:
-            self._cells.append((0.0, 0))
-        total, count = self._cells[-1]
-        self._cells[-1] = (total + value, count + 1)
-        if len(self._cells) > self.most:
-            pairs = zip(self._cells[::2], [*self._cells[1::2], (0.0, 0)], strict=False)
-            self._cells = [(a + c, b + d) for (a, b), (c, d) in pairs]
-            self._each *= 2
-
-    def means(self) -> list[float]:
-        """The means, oldest first."""
-        return [total / count for total, count in self._cells]
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """The values as bars between their least and largest.
+def sparkline(values: Sequence[float], most: int = 12) -> str:
+    """The course of a number in at most ``most`` bars, means over equally many values, without
+    those that are no number.
 
     >>> sparkline([0.0, 0.5, 1.0])
     '▁▅█'
     """
-    low, high = min(values, default=0.0), max(values, default=0.0)
+    finite = [value for value in values if math.isfinite(value)]
+    parts = np.array_split(finite, min(most, len(finite)) or 1)
+    means = [float(part.mean()) for part in parts if len(part)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((value - low) * scale)] for value in values)
+    return "".join(_BARS[round((value - low) * scale)] for value in means)
 
 
 def trace_line(row: TraceRow) -> str:
@@ -353,11 +301,9 @@ def _short(text: str, most: int) -> str:
 
 
 def evaluation_line(step: int, logs: Mapping[str, float]) -> str:
-    """``evaluation at step 40: accuracy 25.0 % with thinking, 20.0 % without; uplift +0.051``."""
-    return (
-        f"evaluation at step {step}: accuracy {100 * logs['eval_accuracy']:.1f} % with thinking, "
-        f"{100 * logs['eval_accuracy_no_think']:.1f} % without; uplift {logs['eval_uplift']:+.3f}"
-    )
+    """``evaluation at step 40: accuracy 25.0 %, …, uplift +0.051``."""
+    names = ("eval_accuracy", "eval_accuracy_no_think", "eval_uplift")
+    return f"evaluation at step {step}: {', '.join(_told(name, logs) for name in names)}"
 
 
 def _sampled_tokens(args: Any, logs: Mapping[str, float]) -> float:

@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import (
 from transformers.trainer_callback import CallbackHandler
 
 from native_reasoning.config.errors import printable
+from native_reasoning.objective.types import uplift
 from native_reasoning.records.tables import TraceRow
 
 #: The table's name in every tracker.
@@ -121,7 +122,8 @@ def table(groups: Sequence[Sequence[TraceRow]]) -> list[list[Any]]:
 
 
 def _cells(row: TraceRow) -> list[Any]:
-    gains = [a - b for a, b in zip(row.answer_logps, row.baseline_logps, strict=True)]
+    pairs = zip(row.answer_logps, row.baseline_logps, strict=True)
+    gains = [uplift(after, without) for after, without in pairs]
     return [
         row.step,
         cell_text(row.prompt),

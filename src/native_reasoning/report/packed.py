@@ -33,13 +33,11 @@ import pyarrow as pa
 from native_reasoning.report.runs import Run, run_names
 
 #: Traces, and bytes of their text and numbers, above which groups are left out at once.
-MOST_TRACES, MOST_TEXT = 100_000, 200_000_000
-#: From so many bytes on, a thin sample says first what share of the groups may fit.
-MANY_TEXT, SAMPLE = 5_000_000, 0.05
+MOST_TRACES, MOST_TEXT = 100_000, 100_000_000
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Sorted:
     """A table of traces. ``order`` sorts it by step, row and k; ``new`` is true where, in this
     order, a group begins. ``size`` is the bytes of what each trace brings along."""
 
@@ -57,25 +55,12 @@ def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
     there = sum(run.traces.num_rows + run.held_out.num_rows for run in runs)
     rows = [[_rows("training", run.traces), _rows("held-out", run.held_out)] for run in runs]
     size = sum(one.size for tables in rows for one in tables)
-    most = min(1.0, MOST_TRACES / max(there, 1), MOST_TEXT / max(size, 1))
-    names, share = run_names(runs), most
-    if most * size > MANY_TEXT:
-        share = min(most, SAMPLE * 0.95 * limit / len(_packed(names, rows, SAMPLE)[0]))
-    fits = None
+    share = min(1.0, MOST_TRACES / max(there, 1), MOST_TEXT / max(size, 1))
     while True:
-        blob, kept = _packed(names, rows, share)
-        if len(blob) > limit and kept:
-            if fits:
-                return *fits, there
-            share *= 0.95 * limit / len(blob)
-            continue
-        whole = len(blob) * most / share if share else 0  # bytes of all that may be shown, about
-        if not kept or fits or share == most:
+        blob, kept = _packed(run_names(runs), rows, share)
+        if len(blob) <= limit or not kept:
             return blob, kept, there
-        if 1.1 * limit < whole and 0.85 * limit < len(blob):
-            return blob, kept, there
-        fits = blob, kept
-        share = most if whole < 1.1 * limit else 0.95 * limit / len(blob) * share
+        share *= 0.95 * max(limit, 0) / len(blob)
 
 
 def compressed(value: Any) -> str:
@@ -84,7 +69,9 @@ def compressed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
 
 
-def _packed(names: Sequence[str], rows: Sequence[Sequence[_Rows]], share: float) -> tuple[str, int]:
+def _packed(
+    names: Sequence[str], rows: Sequence[Sequence[_Sorted]], share: float
+) -> tuple[str, int]:
     """A share of the groups of all runs, compressed, and how many traces there are in it."""
     chosen = [[(one, *_chosen(one, share)) for one in tables] for tables in rows]
     sets = [[_set(*one) for one in tables if len(one[2])] for tables in chosen]
@@ -93,17 +80,17 @@ def _packed(names: Sequence[str], rows: Sequence[Sequence[_Rows]], share: float)
     return blob, sum(len(one["traces"]) for found in sets for one in found)
 
 
-def _rows(label: str, table: pa.Table) -> _Rows:
+def _rows(label: str, table: pa.Table) -> _Sorted:
     step, row, k = (table[name].to_numpy() for name in ("step", "row_id", "k"))
     order = np.lexsort((k, row, step))
     step, row = step[order], row[order]
     new = np.ones(len(order), bool)
     new[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
     size = sum(table[name].nbytes for name in ("trace", "sampled_answer", "answer_logps"))
-    return _Rows(label, table, order, new, size)
+    return _Sorted(label, table, order, new, size)
 
 
-def _chosen(rows: _Rows, share: float) -> tuple[pa.Table, np.ndarray]:
+def _chosen(rows: _Sorted, share: float) -> tuple[pa.Table, np.ndarray]:
     """The rows of a share of the groups, sorted, and where each group starts."""
     group = np.cumsum(rows.new) - 1
     count = int(rows.new.sum())
@@ -113,7 +100,7 @@ def _chosen(rows: _Rows, share: float) -> tuple[pa.Table, np.ndarray]:
     return rows.table.take(rows.order[mask]), np.flatnonzero(rows.new[mask])
 
 
-def _set(rows: _Rows, table: pa.Table, starts: np.ndarray) -> dict[str, Any]:
+def _set(rows: _Sorted, table: pa.Table, starts: np.ndarray) -> dict[str, Any]:
     once = table.select(["step", "row_id", "prompt", "answer", "answer_tokens"]).take(starts)
     counts = np.diff([*starts, table.num_rows]).tolist()
     questions: dict[tuple[Any, ...], int] = {}
@@ -155,16 +142,9 @@ def _column(table: pa.Table, name: str) -> list[Any]:
 
 def _thousandths(lists: pa.ChunkedArray) -> list[list[int | None]]:
     """Nats as whole thousandths; None for what is not finite."""
-    nothing = [np.empty(0)]
-    values = np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks] or nothing)
-    values = values.astype(float)
-    known = np.isfinite(values)
-    flat: list[int | None] = np.rint(1000 * np.where(known, values, 0)).astype(int).tolist()
-    for place in np.flatnonzero(~known):
-        flat[place] = None
-    counts = [chunk.value_lengths().to_numpy() for chunk in lists.chunks] or nothing
-    ends = np.cumsum(np.concatenate(counts)).astype(int).tolist()
-    return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [
+        [round(1000 * x) if math.isfinite(x) else None for x in row] for row in lists.to_pylist()
+    ]
 
 
 def _short(value: float | None) -> float | None:

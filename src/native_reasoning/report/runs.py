@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from native_reasoning.config.errors import RunError
 from native_reasoning.evaluation.grading import Interval, bootstrap_interval
+from native_reasoning.objective.types import uplift
 from native_reasoning.records.folder import (
     CONFIG,
     METRICS,
@@ -99,7 +100,7 @@ class Run:
         out["place"] = np.concatenate([np.arange(n) for n in counts] or [np.empty(0, int)])
         for name, column in columns.items():
             out[name] = np.concatenate([*column]) if len(column) else []
-        out["uplift"] = out["logp"] - out["baseline_logp"]
+        out["uplift"] = uplift(out["logp"], out["baseline_logp"])
         return out
 
     def uplift(self, steps: int = LATE) -> Interval | None:

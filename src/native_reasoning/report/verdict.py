@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from native_reasoning.evaluation.grading import Interval
-from native_reasoning.records.metrics import COLLAPSE, LEAST, STATES, one_kind
+from native_reasoning.records.metrics import COLLAPSE, LEAST, METRICS, STATES, one_kind
 from native_reasoning.report.runs import LATE, Run, numbers
 
 #: Under so many questions an interval is only rough.
@@ -17,6 +17,7 @@ LEAST_ACCURACY = 0.02
 CUT_APART = 0.1
 #: Nats per token by which answers without thinking may get less likely before it is said.
 WORSE = 0.05
+GAIN, UPLIFT = "eval_accuracy_gain", "eval_uplift"
 HEADLINES = {
     "helped": "Thinking helped",
     "hurt": "Thinking hurt",
@@ -26,25 +27,31 @@ HEADLINES = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``state`` is a key of ``HEADLINES``; ``measure`` says in words what ``interval`` is of, in
-    ``unit``; None if nothing was measured. ``notes`` are sentences, the most important first."""
+class Conclusion:
+    """``state`` is a key of ``HEADLINES``. ``interval`` is of the metric ``name``, and ``measure``
+    says of what in words; None if nothing was measured. ``notes`` are sentences, the most important
+    first."""
 
     state: str
+    name: str
     measure: str
-    unit: str
     interval: Interval | None
     notes: tuple[str, ...]
 
     @property
     def headline(self) -> str:
-        """The verdict in words."""
+        """The conclusion in words."""
         return HEADLINES[self.state]
+
+    @property
+    def unit(self) -> str:
+        """Of the number."""
+        return METRICS[self.name].unit if self.name else ""
 
     @property
     def value(self) -> str:
         """The number as people read it, without its unit: ``+87.4``."""
-        return "–" if self.interval is None else self._text(self.interval.mean)
+        return "–" if self.interval is None else _text(self.name, self.interval.mean)
 
     @property
     def number(self) -> str:
@@ -54,12 +61,7 @@ class Verdict:
     @property
     def range(self) -> str:
         """Its interval: ``+84.2 to +90.4``."""
-        if self.interval is None:
-            return ""
-        return f"{self._text(self.interval.low)} to {self._text(self.interval.high)}"
-
-    def _text(self, value: float) -> str:
-        return nought(f"{100 * value:+.1f}" if self.unit == "points" else f"{value:+.3f}")
+        return "" if self.interval is None else _range(self.name, self.interval)
 
 
 def nought(text: str) -> str:
@@ -67,34 +69,44 @@ def nought(text: str) -> str:
     return text[1:] if not text.strip("+-0.") else text.replace("-", "−")
 
 
-def verdict(run: Run) -> Verdict:
+def _text(name: str, value: float) -> str:
+    return nought(METRICS[name].text(value))
+
+
+def _range(name: str, interval: Interval) -> str:
+    return f"{_text(name, interval.low)} to {_text(name, interval.high)}"
+
+
+def verdict(run: Run) -> Conclusion:
     """Of the last evaluation's accuracy, with thinking less without; where answers are hardly ever
     right, or are free text, of its uplift; without evaluations, of the uplift on the last ten
     recorded steps' own questions. Which of them is never chosen by what they say."""
-    state, measure, unit, interval, again = "unknown", "", "", None, []
-    last = numbers(run.evaluations.iloc[-1]) if len(run.evaluations) else pd.Series(dtype=float)
+    evaluations = [numbers(row) for _, row in run.evaluations.iterrows()]
+    last = evaluations[-1] if evaluations else pd.Series(dtype=float)
     asked = int(last.get("eval_questions", 0))
+    measure, uplift = "", "log-probability of a reference token, after a trace less after none"
+    name, interval, again = "", None, []
     if _accurate(last):
         measure = f"accuracy with thinking less accuracy without, on {asked} held-out questions"
-        unit, interval = "points", _logged(last, "eval_accuracy_gain", asked)
-    elif asked and "eval_uplift" in last:
-        measure = "log-probability of a reference token, after a trace less after none, on "
-        measure += f"{asked} held-out questions"
-        unit, interval = "nats per token", _logged(last, "eval_uplift", asked)
+        name, interval = GAIN, _logged(last, GAIN, asked)
+    elif asked and UPLIFT in last:
+        name, measure = UPLIFT, f"{uplift}, on {asked} held-out questions"
+        interval = _logged(last, UPLIFT, asked)
     elif (found := run.uplift()) is not None:
-        measure = "log-probability of a reference token, after a trace less after none, on "
-        measure += f"the {found.n} training questions of the last ten recorded steps"
-        unit, interval, again = "nats per token", found, _met_before(run)
+        name, interval, again = "uplift", found, _met_before(run)
+        measure = f"{uplift}, on the {found.n} training questions of the last ten recorded steps"
     if interval is not None and not math.isfinite(interval.low + interval.high):
         interval = None
+    state = "unknown"
     if interval is not None:
         state = "helped" if interval.low > 0 else "hurt" if interval.high < 0 else "even"
     notes = [
+        *([_why_unknown(run, measure)] if interval is None else []),
         *again,
-        *_accuracy(run, last, asked),
+        *_accuracy(run, evaluations, asked),
         *_cut(last),
-        *_other(state, unit, last),
-        *_change(run, unit),
+        *(_other(state, last) if name == GAIN else []),
+        *_change(GAIN if name == GAIN else UPLIFT, evaluations),
         *_about(run),
         *_baseline(run),
         *_kinds(run),
@@ -102,18 +114,16 @@ def verdict(run: Run) -> Verdict:
     ]
     if interval is not None and interval.n < FEW:
         notes.append(f"Only {interval.n} questions: the interval is rough.")
-    if interval is None:
-        notes.insert(0, _why_unknown(run, measure))
-    return Verdict(state, measure, unit, interval, tuple(notes))
+    return Conclusion(state, name, measure, interval, tuple(notes))
 
 
 def _accurate(last: pd.Series) -> bool:
     names = ["eval_accuracy", "eval_accuracy_no_think"]
-    known = {*names, "eval_accuracy_gain", "eval_questions"} <= {*last.index}
+    known = {*names, GAIN, "eval_questions"} <= {*last.index}
     return known and last[names].max() >= LEAST_ACCURACY
 
 
-def _logged(row: pd.Series, name: str, n: int) -> Interval:
+def _logged(row: pd.Series, name: str, n: int = 0) -> Interval:
     low, high = row.get(f"{name}_low", row[name]), row.get(f"{name}_high", row[name])
     return Interval(float(row[name]), float(low), float(high), n)
 
@@ -145,66 +155,56 @@ def _met_before(run: Run) -> list[str]:
     return ["Some of them had been trained on before."] if again else []
 
 
-def _accuracy(run: Run, last: pd.Series, asked: int) -> list[str]:
-    if not _accurate(last):
+def _accuracy(run: Run, evaluations: list[pd.Series], asked: int) -> list[str]:
+    if not evaluations or not _accurate(evaluations[-1]):
         return []
-    told = (
-        f"{_percent(last['eval_accuracy'])} of {asked} held-out questions are answered right after "
-        f"thinking, {_percent(last['eval_accuracy_no_think'])} without."
-    )
-    first = numbers(run.evaluations.iloc[0])
-    if len(run.evaluations) > 1 and {"eval_accuracy", "eval_accuracy_no_think"} <= {*first.index}:
-        told += (
-            f" At step {run.evaluations.index[0]} it was {_percent(first['eval_accuracy'])} and "
-            f"{_percent(first['eval_accuracy_no_think'])}."
-        )
+    names = ("eval_accuracy", "eval_accuracy_no_think")
+    thinking, plain = (_text(name, evaluations[-1][name]) for name in names)
+    told = f"{thinking} of {asked} held-out questions are answered right after thinking, "
+    told += f"{plain} without."
+    first = evaluations[0]
+    if len(evaluations) > 1 and {*names} <= {*first.index}:
+        before = " and ".join(_text(name, first[name]) for name in names)
+        told += f" At step {run.evaluations.index[0]} it was {before}."
     return [told]
 
 
 def _cut(last: pd.Series) -> list[str]:
     """Whether answers without thinking were cut more often, so that thinking only seems better."""
-    cut, plain = (float(last.get(f"eval_{name}", 0.0)) for name in ("cut", "cut_no_think"))
+    cut, plain = (float(last.get(name, 0.0)) for name in ("eval_cut", "eval_cut_no_think"))
     if abs(plain - cut) < CUT_APART:
         return []
     length = int(last.get("eval_max_answer_length", 0))
     return [
-        f"Answers were cut at {length} tokens: {_percent(plain)} of those without thinking, "
-        f"{_percent(cut)} of those after it. A larger --eval-max-answer-length compares fairly."
+        f"Answers were cut{f' at {length} tokens' if length else ''}: "
+        f"{_text('eval_cut', plain)} of those without thinking, {_text('eval_cut', cut)} of those "
+        "after it. A larger --eval-max-answer-length compares fairly."
     ]
 
 
-def _other(state: str, unit: str, last: pd.Series) -> list[str]:
+def _other(state: str, last: pd.Series) -> list[str]:
     """Where accuracy decides, and uplift on the same questions points the other way."""
-    if unit != "points" or "eval_uplift" not in last:
+    if UPLIFT not in last:
         return []
-    uplift = _logged(last, "eval_uplift", 0)
-    against = {"helped": uplift.high < 0, "hurt": uplift.low > 0}.get(state, False)
-    other = Verdict("even", "", "nats per token", uplift, ())
-    told = f"Uplift on the same questions points the other way: {other.number} ({other.range})."
-    return [told] if against else []
+    found = _logged(last, UPLIFT)
+    against = {"helped": found.high < 0, "hurt": found.low > 0}.get(state, False)
+    told = f"{_text(UPLIFT, found.mean)} {METRICS[UPLIFT].unit} ({_range(UPLIFT, found)})"
+    return [f"Uplift on the same questions points the other way: {told}."] if against else []
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _change(run: Run, unit: str) -> list[str]:
+def _change(name: str, evaluations: list[pd.Series]) -> list[str]:
     """Whether training changed what thinking is worth: the first evaluation beside the last."""
-    name = "eval_accuracy_gain" if unit == "points" else "eval_uplift"
-    rows = [numbers(row) for _, row in run.evaluations.iterrows()]
-    known = [row for row in rows if name in row]
+    known = [row for row in evaluations if name in row]
     if len(known) < 2:
         return []
-    first, last = (_logged(known[i], name, 0) for i in (0, -1))
+    first, last = (_logged(known[i], name) for i in (0, -1))
     change = "no difference to the end can be shown"
     if last.low > first.high:
         change = "training made it worth more"
     elif last.high < first.low:
         change = "training made it worth less"
-    before = Verdict("even", "", unit, first, ())
-    return [
-        f"At step {known[0].name} thinking was worth {before.number} ({before.range}): {change}."
-    ]
+    before = f"{_text(name, first.mean)} {METRICS[name].unit} ({_range(name, first)})"
+    return [f"At step {known[0].name} thinking was worth {before}: {change}."]
 
 
 def _about(run: Run) -> list[str]:
@@ -213,16 +213,17 @@ def _about(run: Run) -> list[str]:
     known = values.index.intersection(errors.index)
     if known.empty:
         return []
-    step = known[-1]
-    value, error = values[step], errors[step]
-    told = f"(specificity {nought(f'{value:+.3f}')} ± {error:.3f} nats per token, step {step})."
+    value, error = values[known[-1]], errors[known[-1]]
     if value > 2 * error:
-        return [f"Traces are about their question: another question's does worse {told}"]
-    if value < -2 * error:
-        return [f"Another question's trace does better: something is wrong {told}"]
-    if value + 2 * error > LEAST:
-        return [f"Whether traces are about their question cannot be told {told}"]
-    return [f"Another question's trace does as well: what helps, if anything, is their tone {told}"]
+        said = "Traces are about their question: another question's does worse"
+    elif value < -2 * error:
+        said = "Another question's trace does better: something is wrong"
+    elif value + 2 * error > LEAST:
+        said = "Whether traces are about their question cannot be told"
+    else:
+        said = "Another question's trace does as well: what helps, if anything, is their tone"
+    told = f"{_text('specificity', value)} ± {error:.3f} {METRICS['specificity'].unit}"
+    return [f"{said} (specificity {told}, step {known[-1]})."]
 
 
 def _baseline(run: Run) -> list[str]:

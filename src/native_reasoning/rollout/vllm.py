@@ -3,7 +3,7 @@
 The seed is a pure function of (run's seed, domain, step, row, trace), as the random numbers of
 HFEngine are (noise.py), so what else is sampled at the same time plays no role but for rounding.
 Prompts go out and traces come back as token ids. What vLLM says of the probability of its tokens is
-kept as a diagnostic (runlog.py): rewards and gradients come from the trainer's weights alone.
+kept as a diagnostic (meter.py): rewards and gradients come from the trainer's weights alone.
 
 Nothing here imports vLLM: a ``Generator`` (generators.py) runs it, in this process or elsewhere.
 """

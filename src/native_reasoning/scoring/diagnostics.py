@@ -21,7 +21,7 @@ from torch import nn
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import inference
-from native_reasoning.objective.types import Scores
+from native_reasoning.objective.types import Scores, uplift
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.scorer import Scorer
 
@@ -111,7 +111,7 @@ def _finding(
 ) -> Finding:
     """``own``: the scores of the other prompt, whose first trace is this one's second."""
     gain = (scores.answer[0] - scores.answer[1]).tolist()
-    uplift = (scores.answer[0] - scores.baseline).tolist()
+    lifted = uplift(scores.answer[0], scores.baseline).tolist()
     empty = [template.is_empty(ids) for ids in two.ids]
     length = int(scores.trace_mask[1].sum())
     dependence = None
@@ -119,14 +119,14 @@ def _finding(
         dependence = float(own.trace[0].sum() - scores.trace[1].sum()) / length
     answer, prompt = (_pieces(template, ids) for ids in (group.answer_ids[:-1], group.prompt_ids))
     taken = [taken_over(answer, _pieces(template, ids), prompt) for ids in two.ids]
-    clean = [value for value, hit in zip(uplift, taken[0], strict=False) if not hit]
+    clean = [value for value, hit in zip(lifted, taken[0], strict=False) if not hit]
     shares = [sum(hits) / max(len(hits), 1) for hits in taken]
     return Finding(
         specificity=None if empty[0] else sum(gain) / len(gain),
         dependence=dependence,
         leak=(shares[0], shares[1]) if len(answer) >= RUN else None,
         clean_uplift=sum(clean) / len(clean) if clean else None,
-        bins=_binned(scores.baseline.exp().tolist(), gain, uplift),
+        bins=_binned(scores.baseline.exp().tolist(), gain, lifted),
     )
 
 
@@ -157,10 +157,10 @@ def _runs(pieces: Sequence[str], n: int) -> set[tuple[str, ...]]:
 
 
 def _binned(
-    probabilities: Sequence[float], gain: Sequence[float], uplift: Sequence[float]
+    probabilities: Sequence[float], gain: Sequence[float], lifted: Sequence[float]
 ) -> tuple[tuple[int, float, float], ...]:
     cells = {name: [0, 0.0, 0.0] for name in BINS}
-    for p, of_trace, of_any in zip(probabilities, gain, uplift, strict=True):
+    for p, of_trace, of_any in zip(probabilities, gain, lifted, strict=True):
         cell = cells[next(name for name, edge in BINS.items() if p < edge)]
         cell[0] += 1
         cell[1] += of_trace

@@ -31,8 +31,7 @@ const Curves = {
     const layout = { ...structuredClone(spec.layout), ...this.look(), margin: { l: 56, r: 12, t: 8, b: 40 } };
     layout.xaxis = { ...layout.xaxis, ...this.axis(), ...this.range(node), ...zoomed.x };
     layout.yaxis = { ...layout.yaxis, ...this.axis(), ...zoomed.y };
-    const bars = layout.barmode === "stack"; // many names, and short ones
-    layout.legend = bars ? { orientation: "h", y: -0.3, yanchor: "top", x: 0 } : { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
+    layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
     layout.showlegend = spec.data.length > 1;
     layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom"; // a finger scrolls
     const data = spec.data.map((line) => ({ ...line, visible: this.shown(line) }));

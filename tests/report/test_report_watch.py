@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from native_reasoning.config.errors import ConfigError, RunError
-from native_reasoning.report import watch as serve
+from native_reasoning.report import watch
 from native_reasoning.report.watch import HOST, Pages, server
 from report_runs import draw_few, made_run
 
@@ -17,7 +17,7 @@ from report_runs import draw_few, made_run
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     draw_few(monkeypatch)
-    monkeypatch.setattr(serve, "REST", 0.0)
+    monkeypatch.setattr(watch, "REST", 0.0)
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_checkpoints_and_the_report_itself_do_not(run):
 
 
 def test_a_page_is_not_made_anew_at_once_where_it_took_long(run, monkeypatch):
-    monkeypatch.setattr(serve, "REST", 1e6)
+    monkeypatch.setattr(watch, "REST", 1e6)
     pages = Pages([run])
     first = pages.newest()
     log(run)
