@@ -39,6 +39,8 @@ def read_recipe(
     """
     try:
         values = _yaml(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds {type(values).__name__}, not settings")
     except FileNotFoundError:
         raise ConfigError(
             f"recipe {path} does not exist", why="it holds the settings", fix="check the path"
@@ -49,12 +51,6 @@ def read_recipe(
             why="a recipe is a YAML file of `setting: value` lines",
             fix="mend it, or start from one in recipes/",
         ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"recipe {path} holds {type(values).__name__}, not settings",
-            why="a recipe is a YAML file of `setting: value` lines",
-            fix="start from one in recipes/",
-        )
     of_run = isinstance(values.get("config"), dict)  # the config.yaml of a run is a recipe too
     named = _by_name(values["config"] if of_run else values, path)
     dropped = ("resolved_objective", VOUCHER) if of_run else ()
