@@ -3,6 +3,7 @@ clock nor slow disk, and an end to the processes that it started, should it fail
 
 import gc
 import multiprocessing
+import os
 import subprocess
 import weakref
 
@@ -10,7 +11,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["browser"]
+pytest_plugins = ["browser", "cli_fixtures"]
 
 # A slow machine is no failure. A hang is one, and pytest-timeout ends it (see the Makefile).
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -18,6 +19,9 @@ settings.load_profile("tests")
 
 FAILED = pytest.StashKey[bool]()
 STARTED: weakref.WeakSet[subprocess.Popen] = weakref.WeakSet()
+
+#: As the command has it where stderr is no terminal; tqdm reads it when it is imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")
