@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lab import runner, trial
 from lab.controls import watched
 from lab.experiments import BEST, EXPERIMENTS, SETTINGS, Run
 from lab.measure import digits_right, first_point, state_of
@@ -16,7 +17,6 @@ from lab.tables import best_changes, label_of, steps_to_learn, table, wilson
 from scipy.stats import binomtest
 
 from groups_of_scores import full_scores
-from lab import runner, trial
 from native_reasoning.config.errors import RunError
 from native_reasoning.objective.credit import preset_objective
 
