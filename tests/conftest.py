@@ -1,9 +1,13 @@
 """What every test has: a cache of prepared rows of its own, and a short collection of garbage."""
 
 import gc
+import os
 
 import datasets
 import pytest
+
+#: As the command has it where stderr is no terminal; tqdm reads it when it is imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -16,30 +16,35 @@ def _mmlu(subject: str, n: int, shift: int = 0) -> list[dict]:
         {
             "subject": subject,
             "question": f"Which letter stands for {i + shift}?",
-            **{f"choice{c}": f"letter {i + c}" for c in range(4)},
-            "answer": str(i % 4),
+            "choices": [f"letter {i + c}" for c in range(4)],
+            "answer": i % 4,
         }
         for i in range(n)
     ]
 
 
+def _drop(n: int) -> dict:
+    nowhen = {"day": "", "month": "", "year": ""}
+    spans = [[str(n)], [f"{n} cats"]]
+    return {
+        "query_id": str(n),
+        "passage": f"Here are {n} cats, 2 dogs.",
+        "question": "How many cats?",
+        "answer": {"number": "", "date": nowhen, "spans": spans[0]},
+        "validated_answers": {"number": ["", ""], "date": [nowhen, nowhen], "spans": spans},
+    }
+
+
 def write_all(folder: Path) -> Path:
     """The nine benchmarks: three questions each, bbh and mmlu from two subjects."""
-    bbh = [("boolean_expressions", "True and not False is", "True")] * 2
-    bbh += [("word_sorting", "Sort the following words alphabetically: List: b a", "a b")] * 2
-    write(folder, "bbh/test.jsonl", [{"task": t, "input": i, "target": y} for t, i, y in bbh])
-    mmlu = [*_mmlu("anatomy", 2), *_mmlu("astronomy", 2, 7)]
-    write(folder, "mmlu/test.jsonl", mmlu)
-    write(folder, "mmlu/dev.jsonl", [*_mmlu("anatomy", 5, 20), *_mmlu("astronomy", 5, 30)])
-    drop = [
-        {
-            "context": f"Passage: Here are {n} cats, 2 dogs.\nQuestion: How many cats?\nAnswer:",
-            "completion": f" {n}",
-            "ref_text": f"{n}|{n} cats",
-        }
-        for n in (3, 4, 5)
-    ]
-    write(folder, "drop/dev.jsonl", drop)
+    logic = [{"input": "True and not False is", "target": "True"}] * 2
+    words = "Sort the following words alphabetically: List: b a"
+    write(folder, "bbh/boolean_expressions/test.jsonl", logic)
+    write(folder, "bbh/word_sorting/test.jsonl", [{"input": words, "target": "a b"}] * 2)
+    for subject, shift in (("anatomy", 0), ("astronomy", 7)):
+        write(folder, f"mmlu/{subject}/test.jsonl", _mmlu(subject, 2, shift))
+        write(folder, f"mmlu/{subject}/dev.jsonl", _mmlu(subject, 5, 20 + shift))
+    write(folder, "drop/validation.jsonl", [_drop(n) for n in (3, 4, 5)])
     popqa = [
         {"question": f"What is town {i}'s country?", "possible_answers": f'["Land {i}", "L{i}"]'}
         for i in range(3)
@@ -53,7 +58,7 @@ def write_all(folder: Path) -> Path:
         }
         for i in range(3)
     ]
-    write(folder, "truthfulqa/mc.jsonl", truthful)
+    write(folder, "truthfulqa/validation.jsonl", truthful)
     sums = [
         {"question": f"What is {i} and {i}?", "answer": f"It is {i}+{i}.\n#### {2 * i}"}
         for i in range(9)
@@ -64,7 +69,7 @@ def write_all(folder: Path) -> Path:
         {"problem": f"Find ${i}+1$.", "solution": rf"It is $\boxed{{{i + 1}}}$.", "answer": f"{i}"}
         for i in range(3)
     ]
-    write(folder, "math/math500_test.jsonl", problems)
+    write(folder, "math/test.jsonl", problems)
     code = [
         {
             "task_id": f"Own/{i}",
@@ -84,5 +89,14 @@ def write_all(folder: Path) -> Path:
         {"key": i, "prompt": f"Write {i}.", "instruction_id_list": [name], "kwargs": [values]}
         for i, (name, values) in enumerate(rules)
     ]
-    write(folder, "ifeval/test.jsonl", asked)
+    write(folder, "ifeval/train.jsonl", asked)
+    return folder
+
+
+def write_punkt(folder: Path) -> Path:
+    """What nltk's sentence tokenizer reads, without its lists of abbreviations."""
+    english = folder / "tokenizers" / "punkt_tab" / "english"
+    english.mkdir(parents=True)
+    for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (english / name).touch()
     return folder

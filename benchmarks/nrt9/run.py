@@ -18,16 +18,12 @@ from typing import Any
 
 import lm_eval
 import torch
-from lm_eval.tasks import TaskManager
 
 from native_reasoning.cli.output import quiet_libraries, say
-from native_reasoning.cli.suite import summary
 from native_reasoning.config.recipe import make_config
-from native_reasoning.evaluation.suite.asked import load_asked
-from native_reasoning.evaluation.suite.benchmarks import SUITES, chosen
-from native_reasoning.evaluation.suite.needs import sentence_rules
-from native_reasoning.evaluation.suite.run import Plan, first_rows, run_suite, subjects_within
-from native_reasoning.evaluation.suite.yamls import write_tasks
+from native_reasoning.evaluation.asked import load_asked
+from native_reasoning.evaluation.benchmarks import BENCHMARKS, chosen
+from native_reasoning.evaluation.harness import Plan, first_rows, load_tasks, run_suite
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -38,7 +34,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int, default=5)
-    parser.add_argument("--tasks", default=",".join(SUITES["nrt9"]))
+    parser.add_argument("--tasks", default=",".join(BENCHMARKS))
     parser.add_argument("--max-gen-toks", type=int, default=48)
     parser.add_argument("--max-trace-length", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=2)
@@ -47,9 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     quiet_libraries()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    rules = sentence_rules(True, say)
     result = measure(args)
-    del rules
     print(json.dumps(result, indent=1))
     if args.write:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -57,9 +51,8 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The equality by benchmark, the table, and times in seconds."""
-    benchmarks = chosen("nrt9", args.tasks)
     plan = Plan(
-        benchmarks,
+        chosen("nrt9", args.tasks),
         ("off", "on"),
         args.data,
         limit=args.limit,
@@ -73,8 +66,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     theirs = by_lm_eval(args.model, plan)
     middle = time.perf_counter()
     asked = load_asked(args.model, config, plan.modes)
-    ran = run_suite(asked, config, plan, say)
+    summary, items = run_suite(asked, config, plan, say)
     end = time.perf_counter()
+    off = [item for item in items if item.mode == "off"]
     return {
         "model": Path(args.model).name,
         "limit": args.limit,
@@ -86,52 +80,48 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "seconds": {"hf": middle - began, "off and on": end - middle},
         "equal_to_hf": {
-            b.name: compared(theirs[b.name], ran.items[b.name]["off"]) for b in benchmarks
+            row["benchmark"]: compared(
+                theirs[row["benchmark"]],
+                [item for item in off if item.benchmark == row["benchmark"]],
+            )
+            for row in summary["benchmarks"]
         },
-        **summary(benchmarks, plan.modes, ran),
+        **summary,
     }
 
 
 def by_lm_eval(model: str, plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """lm-eval's samples by benchmark, of ``lm_eval.simple_evaluate(model="hf")``."""
-    with TemporaryDirectory() as folder:
-        files = write_tasks(Path(folder), plan.benchmarks, data_dir=plan.data_dir)
-        files = subjects_within(files, plan.limit)
-        manager = TaskManager(include_path=folder, include_defaults=False)
-        names = [file.task for file in files]
-        rows = first_rows(files, manager.load(names)["tasks"], plan.limit)
-        found = lm_eval.simple_evaluate(
-            model="hf",
-            model_args={"pretrained": model},
-            device="cpu",
-            batch_size=plan.batch_size,
-            tasks=names,
-            task_manager=manager,
-            samples=rows,
-            gen_kwargs=dict(plan.gen_kwargs),
-            bootstrap_iters=0,
-            confirm_run_unsafe_code=True,
-        )
+    tasks = {b: load_tasks(b, plan) for b in plan.benchmarks}
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": model},
+        device="cpu",
+        batch_size=plan.batch_size,
+        tasks=[task for some in tasks.values() for task in some.values()],
+        samples=first_rows(tasks.values(), plan.limit),
+        gen_kwargs=dict(plan.gen_kwargs),
+        bootstrap_iters=0,
+        confirm_run_unsafe_code=True,
+    )
     return {
         b.name: [
             sample
-            for file in files
-            if file.benchmark is b
-            for sample in found["samples"][file.task]
+            for task in some.values()
+            for sample in found["samples"][task.task_name]
             if sample["filter"] == b.filter
         ]
-        for b in plan.benchmarks
+        for b, some in tasks.items()
     }
 
 
 def compared(theirs: list[dict[str, Any]], ours: Any) -> dict[str, Any]:
-    """How many questions were asked, and in how many prompt, answer (a text, or log-probability and
-    greedy choice of each option) and value are the same to the last bit."""
+    """How many questions were asked, and in how many prompt and answer (a text, or log-probability
+    and greedy choice of each option) are the same to the last bit."""
     same = [
         (
             a["prompt_hash"] == b.prompt_hash,
-            plain(a["filtered_resps"])
-            == plain(b.answer if isinstance(b.answer, list) else [b.answer]),
+            a["filtered_resps"] == (b.answer if isinstance(b.answer, list) else [b.answer]),
         )
         for a, b in zip(theirs, ours, strict=True)
     ]
@@ -140,11 +130,6 @@ def compared(theirs: list[dict[str, Any]], ours: Any) -> dict[str, Any]:
         "same_prompt": sum(p for p, _ in same),
         "same_answer": sum(a for _, a in same),
     }
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists."""
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

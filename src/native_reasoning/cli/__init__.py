@@ -84,6 +84,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     # on some CPUs it tells each process that imports transformers of a kernel it could fetch
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():  # no bars; tqdm reads it when it is imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
     parsed = parse(verb, arguments[1:])
     if parsed is None:
         return 0

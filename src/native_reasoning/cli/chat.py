@@ -8,7 +8,6 @@ from math import exp
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from native_reasoning.cli.evaluate import asked_for
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import quiet_libraries, say, say_loading, show_json
 from native_reasoning.config.errors import ConfigError, NativeReasoningError, printable
@@ -65,10 +64,10 @@ def _traces(own: dict[str, Any]) -> int:
 
 
 def _load(parsed: Parsed) -> "Conversation":
-    from native_reasoning.cli.inputs import refused_by_libraries
+    from native_reasoning.cli.inputs import asked_for, refused_by_libraries
     from native_reasoning.config.recipe import make_config
+    from native_reasoning.evaluation.asked import load_asked
     from native_reasoning.evaluation.conversation import Conversation
-    from native_reasoning.evaluation.suite.asked import load_asked
 
     model, settings = asked_for(parsed)
     if parsed.own["seed"]:

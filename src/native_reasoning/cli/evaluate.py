@@ -17,8 +17,6 @@ from native_reasoning.cli.output import (
 from native_reasoning.cli.verbs import SUITE_FLAGS
 from native_reasoning.config.errors import ConfigError
 
-_JUDGING = ("preset", "objective", "objective_func", "reward_funcs", "reward_weights")
-
 
 def run(parsed: Parsed) -> int:
     """Evaluates; returns the exit code."""
@@ -32,6 +30,8 @@ def run(parsed: Parsed) -> int:
         raise ConfigError(
             "no data was given", why="there are no questions to ask", fix="--data test.jsonl"
         )
+    from native_reasoning.cli.inputs import asked_for
+
     quiet_libraries()
     showing = number(parsed.own, "show") or 0
     model, settings = asked_for(parsed)
@@ -44,22 +44,6 @@ def run(parsed: Parsed) -> int:
     else:
         _show(result, shown)
     return 0
-
-
-def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
-    """The model folder or hub id that a command line names, and its settings: those of its run,
-    then those of the command line."""
-    from native_reasoning.cli.inputs import model_folder, run_settings
-    from native_reasoning.model.adapters import base_of
-
-    assert parsed.positional is not None
-    model, run_folder = model_folder(parsed.positional)
-    settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
-    # how the run judged its traces does not matter, and functions of its own may be elsewhere
-    whole = base_of(Path(model)) is None
-    for key in ("model", "data", "eval_data", *_JUDGING, *(("load_in_4bit",) if whole else ())):
-        settings.pop(key, None)
-    return model, settings | parsed.settings
 
 
 def _refuse_suite_flags(parsed: Parsed) -> None:

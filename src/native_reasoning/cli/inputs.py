@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from native_reasoning.cli.flags import Parsed
 from native_reasoning.config.errors import ConfigError, NativeReasoningError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.recipe import read_recipe
@@ -14,7 +15,7 @@ from native_reasoning.data import Examples, load_examples
 from native_reasoning.records.folder import CONFIG
 
 FINAL = "final"
-_LIBRARIES = ("transformers", "accelerate")
+_LIBRARIES = ("transformers", "accelerate", "lm_eval")
 _SPLIT = re.compile(r"(?P<source>.+?)\s*\[(?P<split>[\w.-]+)\]")
 
 #: Settings of a training run that an evaluation of it leaves out.
@@ -33,6 +34,8 @@ _TRAINING_ONLY = (
     "peft_config",
     "optimizers",
 )
+#: How a run judged its traces, which does not matter to whoever asks its model.
+_JUDGING = ("preset", "objective", "objective_func", "reward_funcs", "reward_weights")
 
 
 def split_source(name: str) -> tuple[str, str | None]:
@@ -118,6 +121,20 @@ def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
     return kept
 
 
+def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
+    """The model folder or hub id that a command line names, and its settings: those of its run,
+    then those of the command line."""
+    from native_reasoning.model.adapters import base_of
+
+    assert parsed.positional is not None
+    model, run_folder = model_folder(parsed.positional)
+    settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
+    whole = base_of(Path(model)) is None
+    for key in ("model", "data", "eval_data", *_JUDGING, *(("load_in_4bit",) if whole else ())):
+        settings.pop(key, None)
+    return model, settings | parsed.settings
+
+
 @contextmanager
 def refused_by_libraries() -> Generator[None]:
     """Turns a library's refusal of a setting (``--report-to dvclive`` where that is not installed)
@@ -126,12 +143,12 @@ def refused_by_libraries() -> Generator[None]:
         yield
     except NativeReasoningError:
         raise
-    except (ValueError, ImportError, RuntimeError, OSError) as error:
+    except (ValueError, ImportError, RuntimeError, OSError, AssertionError) as error:
         origin = traceback.extract_tb(error.__traceback__)[-1].filename
         if not any(f"/{name}/" in origin.replace("\\", "/") for name in _LIBRARIES):
             raise
         raise ConfigError(
             " ".join(str(error).split()),
-            why="transformers refuses the settings",
+            why="a library refuses the settings",
             fix="change the setting, or install what is missing",
         ) from error

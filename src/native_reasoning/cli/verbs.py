@@ -52,7 +52,7 @@ it picks a split"
 SUITE_FLAGS = (
     Flag("--suite", "benchmarks through lm-eval (nrt9: the nine of the paper)", "NAME"),
     Flag("--tasks", "some of the suite's, with commas between", "NAMES"),
-    Flag("--thinking", "off on both plain (both); plain is lm-eval's hf", "HOW"),
+    Flag("--thinking", "off on both (both)", "HOW"),
     Flag("--data-dir", "local files of the benchmarks (the hub's data)", "DIR"),
     Flag("--limit", "the first N questions of each benchmark", "N"),
     Flag("--num-fewshot", "examples shown, where the prompt is not fixed", "N"),

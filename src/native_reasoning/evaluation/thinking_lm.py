@@ -15,7 +15,7 @@ now, and is left away. With thinking off the trace is empty.
 Everything else (batches, padding, stop sequences, argmax, sums) is lm-eval's own ``HFLM``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -36,6 +36,7 @@ from native_reasoning.rollout.noise import BENCHMARKS
 from native_reasoning.scoring.capabilities import capabilities_of
 
 _HFLM: Any = HFLM  # whose decorator hides its type
+_normalised: Any = normalize_gen_kwargs  # whose result promises no key
 
 
 @dataclass(frozen=True)
@@ -83,27 +84,23 @@ class ThinkingLM(_HFLM):
                 **capabilities_of(model, template, layouts=()).sampling,
             )
 
-    # -- lm-eval's requests ------------------------------------------------------------------------
-
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether it is the greedy choice) of each continuation."""
-        room: dict[str, int] = {}
-        for context, continuation in _arguments(requests):
-            if context:
-                length = len(self._answer_ids(continuation))
-                room[context] = max(room.get(context, 0), length)
-        self._think(room)
+        pairs: Any = [request.args for request in requests]
+        self._think(
+            (context, len(self._answer_ids(answer))) for context, answer in pairs if context
+        )
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The text of each answer up to a stop sequence."""
-        room: dict[str, int] = {}
-        for context, options in _arguments(requests):
-            length = longest_answer(options, self)
-            room[context] = max(room.get(context, 0), length)
-        self._think(room)
+        pairs: Any = [request.args for request in requests]
+        self._think(
+            (context, _normalised(options, self.max_gen_toks)["max_gen_toks"])
+            for context, options in pairs
+        )
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     # -- where HFLM encodes ------------------------------------------------------------------------
@@ -112,23 +109,19 @@ class ThinkingLM(_HFLM):
         return list(self.thoughts[context].ids), self._answer_ids(continuation)
 
     def tok_batch_encode(
-        self,
-        strings: Sequence[str],
-        padding_side: str = "left",
-        left_truncate_len: int | None = None,
-        truncation: bool = False,
+        self, strings: Sequence[str], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Ids and mask (contexts, longest) that generation starts from, padded on the left. What
         is too long was cut before the trace was sampled."""
         ids, mask = left_pad([self.thoughts[s].ids for s in strings], torch.device("cpu"))
         return ids.masked_fill(mask == 0, self.tokenizer.pad_token_id), mask
 
-    # -- traces ------------------------------------------------------------------------------------
-
     def _answer_ids(self, continuation: str) -> list[int]:
         """A continuation in ids as it follows the boundary, without an end of turn."""
         text = continuation.lstrip() or continuation
         return list(self.template.answer_ids(text)[:-1])
+
+    # -- traces ------------------------------------------------------------------------------------
 
     def _prompt(self, context: str, room: int) -> list[int]:
         """The context and the opening tag, cut on the left so that trace, tag and an answer of
@@ -149,18 +142,20 @@ class ThinkingLM(_HFLM):
         ids = self.tok_encode(context) or [self.prefix_token_id]
         return [*ids[-left:], *added]
 
-    def _think(self, room: Mapping[str, int]) -> None:
-        """A thought for each context, with room for its longest answer."""
-        prompts = {context: self._prompt(context, size) for context, size in room.items()}
+    def _think(self, answers: Iterable[tuple[str, int]]) -> None:
+        """A thought for each context, with room for its longest answer, given in tokens."""
+        room: dict[str, int] = {}
+        for context, length in answers:
+            room[context] = max(room.get(context, 0), length)
+        prompts = {context: self._prompt(context, length) for context, length in room.items()}
         order = sorted(prompts, key=lambda context: len(prompts[context]))  # little padding
         traces = self._traces([prompts[context] for context in order], order)
         for context, (ids, closed) in zip(order, traces, strict=True):
             t = self.template
-            tag = t.tag_length(ids) if closed else 0
             self.thoughts[context] = Thought(
                 ids=tuple(t.answer_prompt(prompts[context], ids, closed)),
                 text=t.text(ids),
-                length=len(ids) - tag,
+                length=len(ids) - (t.tag_length(ids) if closed else 0),
                 closed=closed,
             )
 
@@ -182,17 +177,6 @@ class ThinkingLM(_HFLM):
             (s.ids[:-1] if s.stopped == "ended" else s.ids, s.stopped == "closed")
             for (s,) in samples
         ]
-
-
-def _arguments(requests: Sequence[Instance]) -> list[Any]:
-    """The pairs that lm-eval asks about: a context, and a continuation or generation settings."""
-    return [request.args for request in requests]
-
-
-def longest_answer(options: dict[str, Any], lm: Any) -> int:
-    """Tokens that an answer may have by lm-eval's generation settings."""
-    normal: Any = normalize_gen_kwargs(options, lm.max_gen_toks)
-    return normal["max_gen_toks"]
 
 
 def row_of(context: str) -> int:

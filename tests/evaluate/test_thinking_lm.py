@@ -7,7 +7,7 @@ from lm_eval.models.huggingface import HFLM
 
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.data.template import make_template
-from native_reasoning.evaluation.suite.adapter import ThinkingLM, row_of
+from native_reasoning.evaluation.thinking_lm import ThinkingLM, row_of
 from native_reasoning.rollout.engine import Sample, Sampling
 from tiny import byte_tokenizer, tiny_model
 

@@ -1,5 +1,6 @@
 """The model that is asked: its weights once, and its tokenizer as it is and with a boundary."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.template import Template
-from native_reasoning.evaluation.suite.benchmarks import Benchmark
 from native_reasoning.model.policy import (
     knows_tags,
     load_merged,
@@ -27,24 +27,13 @@ class Asked:
     tokenizer: PreTrainedTokenizerBase
     template: Template | None
 
-    def splices(self, mode: str) -> bool:
-        """Whether something stands between question and answer: a trace; or, with thinking off,
-        the empty trace of a model that has think tokens. Else lm-eval's ``hf`` is asked."""
-        tokens = self.template is not None and not self.closes_by_text
-        return mode == "on" or (mode == "off" and tokens)
-
     @property
     def closes_by_text(self) -> bool:
         """Whether a text stands between trace and answer."""
         return self.template is not None and self.template.boundary.closes_by_text
 
-    def asks(self, benchmark: Benchmark, mode: str) -> bool:
-        """Whether a benchmark can be asked. Not after a boundary text where its filter looks in the
-        answer for a phrase that such a text has already said: every answer would count as wrong."""
-        return not (mode == "on" and self.closes_by_text and benchmark.phrase)
 
-
-def load_asked(name: str, config: NRTConfig, modes: tuple[str, ...]) -> Asked:
+def load_asked(name: str, config: NRTConfig, modes: Sequence[str]) -> Asked:
     """Loads a hub id or folder, in the precision that its weights were saved in unless the settings
     say otherwise, as lm-eval does.
 

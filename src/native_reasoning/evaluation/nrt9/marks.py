@@ -1,10 +1,10 @@
-"""Metrics of the tasks that are ours. lm-eval calls them with a row and the model's answers."""
+"""Metrics of the tasks here. lm-eval calls them with a row and the model's answers."""
 
 import json
 import re
 from typing import Any
 
-from native_reasoning.evaluation.suite.sandbox import passes
+from native_reasoning.evaluation.sandbox import passes
 
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
@@ -23,8 +23,7 @@ def popqa_target(doc: dict[str, Any]) -> str:
 
 
 def _possible(doc: dict[str, Any]) -> list[str]:
-    answers = doc["possible_answers"]  # JSON in a string, in the original
-    return [str(a) for a in (json.loads(answers) if isinstance(answers, str) else answers)]
+    return json.loads(doc["possible_answers"])  # a text that holds a list
 
 
 def humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
