@@ -9,28 +9,29 @@ SEED ?= 0
 # A file at a time, in their order: what its fixtures make, such as a trained model, is made once, and
 # the runs of several processes are not beside each other.
 BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
+# A test that hangs is ended; none here takes a tenth of that.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 1200
 
-.PHONY: demo test bare quantised coverage check lint types docs links release audit deepspeed-check verl-check
+.PHONY: demo test test-all quantised coverage check lint types docs links release audit deepspeed-check verl-check
 .PHONY: vllm-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
 
-test: .venv/test .qlora/ready  ## every test
-	$(MAKE) --no-print-directory --jobs 2 bare quantised  # one process each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BY_FILE)
+test: .venv/test  ## what a change has to pass
+	$(PYTEST) $(BY_FILE) --ignore tests/slow
 
-quantised: .venv/test .qlora/ready  ## the tests of weights in 4 bits
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py
+test-all: .venv/slow quantised  ## every test: many processes, 103 architectures, a browser, trackers, servers
+	$(PYTEST) $(BY_FILE)
 
-bare:  ## the mistakes of a newcomer, in an environment with the runtime dependencies alone
-	PYTHON=$(PYTHON) .ci/try . mistakes
+quantised: .venv/slow .qlora/ready  ## the tests of weights in 4 bits
+	PYTHONPATH=$(CURDIR)/.qlora $(PYTEST) tests/slow/test_quantised.py
 
-coverage: .venv/test .qlora/ready  ## the same, and which lines they reach (a third slower)
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.qlora $(BIN)/python -m pytest tests/test_quantised.py --cov --cov-fail-under=0
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(BY_FILE) --cov --cov-append --cov-report=term
+coverage: .venv/slow .qlora/ready  ## every test, and which lines they reach (a third slower)
+	PYTHONPATH=$(CURDIR)/.qlora $(PYTEST) tests/slow/test_quantised.py --cov --cov-fail-under=0
+	$(PYTEST) $(BY_FILE) --cov --cov-append --cov-report=term
 
-check: lint types test docs  ## all that a change has to pass (20 minutes)
+check: lint types test docs  ## all that a change has to pass
 
 lint: .venv/check  ## lint and formatting (a second)
 	$(BIN)/ruff check .
@@ -56,7 +57,7 @@ audit: .venv/check  ## known vulnerabilities of the pinned packages (asks a serv
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 deepspeed-check: .deepspeed/ready  ## ZeRO-2 and ZeRO-3 on two CPU processes (two minutes, needs a C++ compiler)
-	DS_ACCELERATOR=cpu PYTHONPATH=$(CURDIR)/.deepspeed $(BIN)/python -m pytest tests/test_distributed.py -k deepspeed
+	DS_ACCELERATOR=cpu PYTHONPATH=$(CURDIR)/.deepspeed $(BIN)/python -m pytest tests/slow/test_distributed.py -k deepspeed
 
 .deepspeed/ready: .venv/test
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation --no-deps --target .deepspeed --upgrade deepspeed==0.19.8 \
@@ -82,7 +83,7 @@ vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU,
 	$(VLLM_PIP) --editable .
 	touch $@
 
-venv: .venv/test .venv/check .venv/docs  ## .venv with everything
+venv: .venv/slow .venv/check .venv/docs  ## .venv with everything
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -96,8 +97,12 @@ venv: .venv/test .venv/check .venv/docs  ## .venv with everything
 	$(PIP) --editable '.[test]'
 	touch $@
 
+.venv/slow: .venv/test
+	$(PIP) --editable '.[slow]'
+	touch $@
+
 .venv/check: .venv/runtime
-	$(PIP) --editable '.[test,check]'
+	$(PIP) --editable '.[eval,test,check]'
 	touch $@
 
 .venv/docs: .venv/runtime

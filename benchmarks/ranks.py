@@ -21,7 +21,6 @@ RESULTS = Path(__file__).with_suffix(".json")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import launch  # noqa: E402
 
-PROMPTS = 4
 RUN = {"lab": False, "rows": 12, "preset": "nrt-ws", "max_steps": 5, "save_steps": 5}
 BF16 = {"ACCELERATE_MIXED_PRECISION": "bf16"}
 #: Name -> file of recipes/accelerate, processes, what the launcher adds, settings.
@@ -55,11 +54,10 @@ CASES: dict[str, tuple[str, int, dict[str, str], dict[str, Any]]] = {
 
 def run(folder: Path, config: str, processes: int, more: dict, settings: dict) -> dict[str, Any]:
     """The first gradient of rank 0 (None where it cannot be seen), and the weights at both ends."""
-    size = {"per_device_train_batch_size": PROMPTS // processes}
     given = launch.launched
     launch.launched = lambda *args: {**given(*args), **more}
     try:
-        launch.work(config, processes, [{"folder": str(folder), **RUN, **size, **settings}])
+        launch.work(config, processes, {str(folder): {**RUN, **settings}})
     finally:
         launch.launched = given
     first, last = torch.load(folder / "weights-0.pt")

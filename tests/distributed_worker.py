@@ -1,4 +1,4 @@
-"""One rank of tests/test_distributed.py: trains, and saves what the rank saw."""
+"""One rank of tests/slow/test_distributed.py: trains, and saves what the rank saw."""
 
 import json
 import operator

@@ -159,3 +159,31 @@ def _hostile(row):
                 said["answer_no_think"] = other
             rows.append(row(step, i, 0, **logps, **texts, **said))
     return rows
+
+
+def trained(folder, last=12):
+    """A run: four questions a step, three traces each, and the same held-out questions twice."""
+    traces = [
+        trace_row(
+            step,
+            row,
+            k,
+            prompt=f"How many {('pears', 'apples')[row % 2]} are {row} and {step}?",
+            trace=f"count the fruit {k} times" + " or not" * (step % 3),
+            advantage=[0.5, -1.0, 1.5][(k + row) % 3],
+            answer_logps=[-1.0 + 0.4 * (k - 1) + 0.01 * step, -0.2],
+        )
+        for step in range(1, last + 1)
+        for row in range(4)
+        for k in range(3)
+    ]
+    asked = [
+        held_out_row(step, row, trace=f"at step {step}", correct=float(row < step))
+        for step in (0, last)
+        for row in range(3)
+    ]
+    measured = {
+        0: evaluation(accuracy=0.1, accuracy_no_think=0.1, accuracy_gain=(0.0, -0.1, 0.1)),
+        last: evaluation(accuracy=0.9, accuracy_no_think=0.1, accuracy_gain=(0.8, 0.7, 0.9)),
+    }
+    return made_run(folder, steps=last, traces=traces, held_out=asked, evaluations=measured)

@@ -1,5 +1,5 @@
-"""Stands in for srun, scancel and scontrol, under whose names tests/test_cluster.py puts it on the
-path. What SLURM would do to the processes of a job is done to real ones.
+"""Stands in for srun, scancel and scontrol, under whose names tests/slow/test_cluster.py puts it on
+the path. What SLURM would do to the processes of a job is done to real ones.
 
 ``STUB`` is a folder: srun writes the processes of its tasks there, scontrol what it was asked for.
 """

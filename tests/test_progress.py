@@ -91,8 +91,7 @@ def test_the_live_line_moves_on_while_a_step_runs(monkeypatch):
     state = SimpleNamespace(global_step=0, max_steps=2, is_world_process_zero=True)
     callback.on_train_begin(ARGS, state, None)
     with clock.stage("sampling"):
-        until = time.perf_counter() + 10
-        while "sampling" not in stream.getvalue() and time.perf_counter() < until:
+        while "sampling" not in stream.getvalue():
             time.sleep(0.05)
     callback.close()
     assert "step 0/2  ╌╌╌╌╌╌╌╌╌╌  sampling  0:0" in stream.getvalue()

@@ -1,4 +1,4 @@
-"""One rank of tests/test_trackers.py: trains, goes on from a checkpoint, and evaluates."""
+"""One rank of tests/slow/test_trackers.py: trains, goes on from a checkpoint, and evaluates."""
 
 import sys
 from dataclasses import replace

@@ -5,7 +5,7 @@
 #     --steps-per-generation 16
 #
 # Edit the lines below and NRT_RUN for your cluster; submit from a shared folder with this repository.
-# Not run under SLURM here: tests/test_cluster.py runs it with stand-ins for srun, scancel, scontrol.
+# Not run under SLURM here: tests/slow/test_cluster.py runs it with stand-ins for srun, scancel, scontrol.
 
 #SBATCH --job-name=nrt
 #SBATCH --nodes=2

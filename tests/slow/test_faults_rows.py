@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -130,10 +129,8 @@ def test_what_looks_dangerous_is_plain_text(trainer, file):
 
 def test_strict_refuses_at_the_first_one(file):
     path, _ = file
-    began = time.monotonic()
     with pytest.raises(DataError, match="line 100 of"):
         load_examples(str(path), strict=True)
-    assert time.monotonic() - began < 60
 
 
 def test_the_file_was_what_it_says(file):

@@ -19,7 +19,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from cli_helpers import SMALL, SOURCE, sums, write_rows
-from launch import free_port
+from launch import TESTS, free_port
 from native_reasoning.config.checks import TRACKERS, check_trackers
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.nrt_config import NRTConfig
@@ -38,7 +38,6 @@ from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from tracker_worker import HOSTILE
 
-TESTS = Path(__file__).parent
 HERE = [name for name in TRACKERS if (found := find_spec(name)) is not None and found.origin]
 tensorboard, trackio, wandb = (
     pytest.mark.skipif(name not in HERE, reason=f"{name} is not installed: pip install {name}")
@@ -80,7 +79,7 @@ def run(tmp_path_factory) -> Path:
         for rank in range(2)
     ]
     for rank in ranks:
-        _, errors = rank.communicate(timeout=240)
+        _, errors = rank.communicate()
         assert rank.returncode == 0, errors
     return folder
 
@@ -446,7 +445,6 @@ def test_the_result_of_the_command_is_the_last_line_of_stdout(given, tmp_path):
         env=surroundings(tmp_path),
         capture_output=True,
         text=True,
-        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if not line.startswith("[INFO]")]
@@ -470,7 +468,6 @@ def test_a_tracker_that_refuses_the_run_is_told_in_three_lines(given, tmp_path):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=240,
     )
     assert done.returncode == 2, done.stderr
     told = done.stderr.splitlines()[-3:]

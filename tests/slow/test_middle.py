@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-MIDDLE = Path(__file__).parents[1] / "benchmarks" / "middle"
+MIDDLE = Path(__file__).parents[2] / "benchmarks" / "middle"
 sys.path.insert(0, str(MIDDLE))
 
 from families import FAMILIES, Problem, make, village, walks  # noqa: E402

@@ -63,7 +63,7 @@ def start_node(folder: Path, code: int = 0, saves: str = "", waits: str = "") ->
 )
 def test_a_run_is_started_again_only_where_it_came_further(code, saves, expected, tmp_path):
     (tmp_path / "run" / "checkpoint-9").mkdir(parents=True)
-    assert start_node(tmp_path, code, saves).wait(30) == expected
+    assert start_node(tmp_path, code, saves).wait() == expected
     assert "train recipe.yaml --resume --out" in (tmp_path / "run.asked").read_text()
 
 
@@ -72,7 +72,7 @@ def test_the_ranks_are_told_and_not_their_launcher(tmp_path):
     while not (tmp_path / "run.ready").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 143
+    assert process.wait() == 143
     told = (tmp_path / "run.asked").read_text()
     assert "was told" not in told
     assert "--resume" not in told
@@ -81,7 +81,7 @@ def test_the_ranks_are_told_and_not_their_launcher(tmp_path):
 def test_a_run_that_never_saved_is_set_aside_and_begun_again(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("{}")
-    assert start_node(tmp_path).wait(30) == 0
+    assert start_node(tmp_path).wait() == 0
     assert not (tmp_path / "run").exists()
     assert [path.name.startswith("run.unsaved-") for path in tmp_path.glob("run.u*")] == [True]
     assert "--resume" not in (tmp_path / "run.asked").read_text()
@@ -94,7 +94,7 @@ def test_a_folder_that_somebody_trains_into_stays(tmp_path):
     try:
         while subprocess.run(["flock", "-n", tmp_path / "run" / ".lock", "true"]).returncode == 0:
             time.sleep(0.05)
-        assert start_node(tmp_path).wait(30) == 0
+        assert start_node(tmp_path).wait() == 0
         assert (tmp_path / "run" / "config.yaml").exists()
     finally:
         held.kill()
@@ -121,9 +121,10 @@ def test_a_wrong_setting_is_told_through_the_real_launchers(gpus, tmp_path):
     env |= {"NRT_RUN": str(tmp_path / "run"), "NRT_GPUS": str(gpus), "NRT_PORT": str(free_port())}
     env |= {"NRT_ACCELERATE": str(tmp_path / "ranks.yaml"), "TMPDIR": str(tmp_path)}
     command = ["bash", CLUSTER / "node.sh", "--learning-rat", "1"]
-    node = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert node.returncode == 2, node.stderr
-    assert "error: no model was given" in node.stderr
+    node = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    _, err = node.communicate()
+    assert node.returncode == 2, err
+    assert "error: no model was given" in err
     assert [path.name for path in tmp_path.iterdir()] == ["ranks.yaml"]  # nothing is left behind
 
 
@@ -157,9 +158,8 @@ def start_job(folder: Path, attempt: int, port: int) -> subprocess.Popen:
 
 
 def wait_for(text: str, path: Path, job: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
     while not path.exists() or text not in path.read_text("utf-8"):
-        assert job.poll() is None and time.monotonic() < end, path.read_text("utf-8")
+        assert job.poll() is None, path.read_text("utf-8")
         time.sleep(0.05)
 
 
@@ -169,7 +169,7 @@ def test_a_job_whose_time_is_up_saves_is_queued_again_and_ends(tmp_path):
     job = start_job(tmp_path, 0, free_port())
     wait_for("step 2/14", log, job)
     job.send_signal(signal.SIGUSR1)  # --signal=B:USR1@900
-    assert job.wait(120) == 143, log.read_text("utf-8")
+    assert job.wait() == 143, log.read_text("utf-8")
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
     (saved,) = checkpoints(run)
     assert damage(saved) == []
@@ -180,7 +180,7 @@ def test_a_job_whose_time_is_up_saves_is_queued_again_and_ends(tmp_path):
         assert "stopped by SIGTERM" in told or number
 
     job = start_job(tmp_path, 1, free_port())
-    assert job.wait(120) == 0, log.read_text("utf-8")
+    assert job.wait() == 0, log.read_text("utf-8")
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
     assert f"going on with {run}" in log.read_text("utf-8")
     assert damage(run / "final") == []
