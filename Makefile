@@ -102,7 +102,7 @@ venv: .venv/slow .venv/check .venv/docs  ## .venv with everything
 	touch $@
 
 .venv/check: .venv/runtime
-	$(PIP) --editable '.[test,check]'
+	$(PIP) --editable '.[eval,test,check]'
 	touch $@
 
 .venv/docs: .venv/runtime

@@ -7,7 +7,6 @@ import os
 import subprocess
 import weakref
 
-import datasets
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,7 +29,7 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("hf_home")
         patch.setenv("HF_HOME", str(home))  # for processes
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", home / "datasets")
         yield
 
 

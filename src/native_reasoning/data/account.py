@@ -183,7 +183,8 @@ def report_from(found: Mapping[str, Any]) -> DataReport:
     """The report out of its ``asdict`` that went through JSON."""
     dropped = (Dropped(d["reason"], d["count"], tuple(d["places"])) for d in found["dropped"])
     shapes, unused = tuple(map(tuple, found["shapes"])), tuple(found["unused"])
-    return DataReport(**{**found, "dropped": tuple(dropped), "shapes": shapes, "unused": unused})
+    fields: dict[str, Any] = {**found, "dropped": tuple(dropped), "shapes": shapes}
+    return DataReport(**{**fields, "unused": unused})
 
 
 def content_hash(examples: Iterable[Example]) -> str:

@@ -250,6 +250,7 @@ def fingerprint(*parts: Any) -> str:
 def cached() -> Generator[None]:
     """While ``datasets`` keeps something in its cache: no progress bars, and errors of ours."""
     import datasets
+    from datasets import config
     from datasets.exceptions import DatasetGenerationError
 
     shown = not datasets.are_progress_bars_disabled()
@@ -261,8 +262,7 @@ def cached() -> Generator[None]:
         if not isinstance(cause, OSError):
             raise cause from None
         raise DataError(
-            f"rows cannot be kept in {datasets.config.HF_DATASETS_CACHE}: "
-            f"{cause.strerror or cause}",
+            f"rows cannot be kept in {config.HF_DATASETS_CACHE}: {cause.strerror or cause}",
             why="more than a few thousand are kept on the disk, so that they need no memory",
             fix="make room there, or set HF_DATASETS_CACHE to a folder with more",
         ) from error

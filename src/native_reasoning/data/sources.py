@@ -271,4 +271,6 @@ def _dataset_rows(data: object, name: str, split: str | None) -> Rows:
             "[data[i] for i in range(len(data))]",
         )
     _refuse_split(split, name)
-    return Rows(name, "row", _numbered(data.with_format(None)), lambda: data._fingerprint)
+    return Rows(
+        name, "row", _numbered(data.with_format(None)), partial(getattr, data, "_fingerprint")
+    )

@@ -113,8 +113,13 @@ def prepare(examples: Sequence[Example], template: Template) -> Prepared:
         ids = _from_cache(examples, template)
     else:
         ids = pa.table(_encode(examples, template), pa.schema(_COLUMNS))
-    bytes_ = (pc.binary_length(ids.column(name)) for name in _COLUMNS)
-    return Prepared(examples, ids, *(pc.fill_null(size, -4).to_numpy() // 4 for size in bytes_))
+    prompts, answers = (_sizes(ids.column(name)) for name in _COLUMNS)
+    return Prepared(examples, ids, prompts, answers)
+
+
+def _sizes(column: pa.ChunkedArray) -> np.ndarray:
+    size: Any = pc.call_function("binary_length", [column])
+    return pc.fill_null(size, -4).to_numpy() // 4
 
 
 _COLUMNS = {"prompt": pa.large_binary(), "answer": pa.large_binary()}
