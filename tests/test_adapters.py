@@ -527,7 +527,7 @@ def test_merging_leaves_the_model_as_it_was(tmp_path):
 
 
 def test_settings_of_an_adapter_need_one(tmp_path):
-    with pytest.raises(ConfigError, match="lora_r is 8 without use_peft"):
+    with pytest.raises(ConfigError, match="lora_r is 8 with use_peft False"):
         NRTConfig(output_dir=str(tmp_path), use_cpu=True, lora_r=8)
     with pytest.raises(ConfigError, match="lora_r is 0"):
         NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_peft=True, lora_r=0)

@@ -167,17 +167,17 @@ def test_the_ratio_makes_the_expected_trace_gradient_that_of_the_new_policy():
 def test_late_rollouts_are_made_before_the_one_ahead_is_trained_on():
     """stale.py's wrapper: rollout n is made when n - 1 is asked for, each once, none too many."""
     schedule = Schedule(rows=40, prompts=2, seed=0, minibatches=4)
-    maker = SimpleNamespace(args=SimpleNamespace(max_steps=20))
+    collector = SimpleNamespace(args=SimpleNamespace(max_steps=20), schedule=schedule)
     asked: list[tuple[int, int]] = []  # rollout, updates done when it was made
     done = 0
 
-    def make(self, schedule, plan, model, **context):
+    def make(self, plan, model, state):
         asked.append((plan.rollout, done))
         return plan.rollout
 
     made = load("stale").late(make)
     for done in range(0, 20, 4):
-        assert made(maker, schedule, schedule.step(done), None) == done
+        assert made(collector, schedule.step(done), None, None) == done
     assert asked == [(0, 0), (4, 0), (8, 4), (12, 8), (16, 12)]
 
 

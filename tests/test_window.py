@@ -39,7 +39,7 @@ def cell(row: int | None) -> Cell:
     signal = replace(Signal.nothing(scores), spread=n)
     group = FILLER if row is None else GROUPS[row]
     traces = Traces(((4,) * length, (5,)), (True, False), (None, 6), ((7,), ()), ((n,), (n,)))
-    return Cell(group, traces, None, verdict, Recall(signal, scores))
+    return Cell(group, traces, verdict, Recall(signal, scores))
 
 
 def shares(rank: int, ranks: int, per_device: int) -> list[list[tuple[int | None, ...]]]:
