@@ -184,7 +184,8 @@ def report_from(found: Mapping[str, Any]) -> DataReport:
     dropped = (Dropped(d["reason"], d["count"], tuple(d["places"])) for d in found["dropped"])
     shapes, unused = tuple(map(tuple, found["shapes"])), tuple(found["unused"])
     fields: dict[str, Any] = {**found, "dropped": tuple(dropped), "shapes": shapes}
-    return DataReport(**{**fields, "unused": unused})
+    fields["unused"] = unused
+    return DataReport(**fields)
 
 
 def content_hash(examples: Iterable[Example]) -> str:
