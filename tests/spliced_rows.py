@@ -8,7 +8,13 @@ from torch import Tensor
 import tiny
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template, make_template
-from native_reasoning.integrations.spliced import Layout, Rows, Spliced, splice, splice_nothing
+from native_reasoning.integrations.spliced import (
+    Layout,
+    Spliced,
+    SplicedRows,
+    splice,
+    splice_nothing,
+)
 from native_reasoning.objective.types import Scores
 from native_reasoning.scoring.packing import pack
 from native_reasoning.scoring.scorer import install_scoring, unpack
@@ -72,8 +78,8 @@ class Batch:
             rows.append(chosen[len(prompt_ids) - 1 :])
         return self.laid_out(rows)
 
-    def rows(self, logps: Tensor, reference: Tensor | None = None) -> Rows:
-        return Rows(logps, self.layouts, self.names, reference)
+    def rows(self, logps: Tensor, reference: Tensor | None = None) -> SplicedRows:
+        return SplicedRows(logps, self.layouts, self.names, reference)
 
 
 def spliced(template: Template, groups, traces) -> Batch:

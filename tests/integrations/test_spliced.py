@@ -23,7 +23,7 @@ from native_reasoning.integrations.demands import (
 )
 from native_reasoning.integrations.spliced import (
     Layout,
-    Rows,
+    SplicedRows,
     credit,
     cut,
     gather,
@@ -215,7 +215,7 @@ def test_the_order_of_rows_and_rows_that_fill_up_change_nothing():
     expected = credit(rows, objective, ROUNDING)
     order = [6, 2, 0, 7, 5, 3, 4, 1]
     logps = torch.cat([rows.logps[order], torch.full((2, rows.logps.shape[1]), -3.0).double()])
-    mixed = Rows(
+    mixed = SplicedRows(
         logps,
         [*(rows.layouts[i] for i in order), None, None],
         [*(rows.groups[i] for i in order), "pad", "pad"],
@@ -232,7 +232,9 @@ def test_a_prompt_that_lost_its_rows_is_left_out_and_counted(lost):
     rows, objective = random_rows(), preset_objective("nrt-ws")
     left = [i for i in range(8) if i not in lost]
     found = credit(
-        Rows(rows.logps[left], [rows.layouts[i] for i in left], [rows.groups[i] for i in left]),
+        SplicedRows(
+            rows.logps[left], [rows.layouts[i] for i in left], [rows.groups[i] for i in left]
+        ),
         objective,
         ROUNDING,
     )

@@ -11,7 +11,7 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.adapters import merged, merged_weights
 from native_reasoning.model.policy import load_policy
 from native_reasoning.rollout.generators import Colocated, Served, config_of, longest
-from native_reasoning.rollout.vllm import Reply, Request
+from native_reasoning.rollout.vllm import Completion, Request
 from native_reasoning.training.trainer import NRTTrainer
 from pretended import PretendedLLM, install
 from tiny import QA, byte_tokenizer, tiny_model
@@ -209,8 +209,8 @@ def test_a_colocated_request_is_one_sampling_params(tmp_path, llm):
     generator = Colocated(policy.model, args, policy.template, Accelerator(cpu=True))
     generator.wake()
     assert generator.generate(REQUESTS) == [
-        Reply((41,) * 5, (-0.5,) * 5),
-        Reply((42,) * 3, (-0.5,) * 3),
+        Completion((41,) * 5, (-0.5,) * 5),
+        Completion((42,) * 3, (-0.5,) * 3),
     ]
     assert [prompt for prompt, _ in llm.asked] == [
         {"prompt_token_ids": [40, 41]},
@@ -270,7 +270,7 @@ def test_a_server_gets_the_weights_and_each_request_by_itself(tmp_path, monkeypa
     assert client.weights.keys() == wanted.keys()
     assert all(torch.equal(client.weights[name], p) for name, p in wanted.items())
     replies = generator.generate(REQUESTS)
-    assert replies == [Reply((t, t), (-0.25, -0.5)) for t in (41, 42)]
+    assert replies == [Completion((t, t), (-0.25, -0.5)) for t in (41, 42)]
     asked = next(given for given in client.done[5:] if given["max_tokens"] == 5)
     assert asked == {
         "temperature": 0.7,

@@ -16,7 +16,7 @@ from native_reasoning.records.folder import read_metrics
 from native_reasoning.records.meter import Mismatch, mismatch, mismatch_means
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.rollout.vllm import Reply, VLLMEngine
+from native_reasoning.rollout.vllm import Completion, VLLMEngine
 from native_reasoning.training.trainer import NRTTrainer
 from pretended import drawn
 from tiny import QA, byte_tokenizer, tiny_model
@@ -54,14 +54,14 @@ class Fake:
         r = request
         said = (r.prompt, r.seed, r.temperature, r.max_tokens, r.stop_ids)
         ids, logps = drawn(self.copy, self.vocabulary, *said)
-        return Reply(tuple(ids), tuple(logp + self.lies for logp in logps))
+        return Completion(tuple(ids), tuple(logp + self.lies for logp in logps))
 
 
 class Scripted:
     """Replies with what it was given."""
 
     def __init__(self, *replies):
-        self.replies, self.asked = [Reply(ids, (-1.0,) * len(ids)) for ids in replies], []
+        self.replies, self.asked = [Completion(ids, (-1.0,) * len(ids)) for ids in replies], []
 
     def wake(self): ...
 
@@ -290,7 +290,7 @@ def test_mismatch_by_hand():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"vllm_mode": "server"}, "without use_vllm"),
+        ({"vllm_mode": "server"}, "with use_vllm False"),
         ({"use_vllm": True, "vllm_mode": "serve"}, "did you mean 'server'"),
         ({"use_vllm": True, "vllm_gpu_memory_utilization": 1.5}, "it must be from"),
         ({"use_vllm": True, "preset": "sft"}, "samples nothing"),

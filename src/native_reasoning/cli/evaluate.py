@@ -160,10 +160,10 @@ def _ask_suite(
     from native_reasoning.cli.inputs import asked_for, refused_by_libraries
     from native_reasoning.config.recipe import make_config
     from native_reasoning.evaluation.asked import load_asked
-    from native_reasoning.evaluation.harness import Plan, run_suite
+    from native_reasoning.evaluation.harness import SuitePlan, run_suite
 
     own = parsed.own
-    plan = Plan(
+    plan = SuitePlan(
         benchmarks,
         MODES[own["thinking"] or "both"],
         data_dir=data_dir,

@@ -46,7 +46,7 @@ _ONE_STEP = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainCommand:
     """What a command line asks for: where, with what, and the settings of NRTConfig.
 
     ``profile`` is the number of --profile, 0 where not given.
@@ -61,7 +61,7 @@ class Plan:
     profile: int = 0
 
 
-def make_plan(parsed: Parsed) -> Plan:
+def make_plan(parsed: Parsed) -> TrainCommand:
     """Recipe, then flags. Raises ConfigError, or RunError where the run folder is in the way."""
     from native_reasoning.cli.inputs import model_folder, required
     from native_reasoning.config.recipe import read_recipe
@@ -91,7 +91,7 @@ def make_plan(parsed: Parsed) -> Plan:
     eval_data = settings.get("eval_data")
     if resume or (eval_data and "eval_on_start" not in settings):
         settings["eval_on_start"] = not resume
-    return Plan(
+    return TrainCommand(
         out=out,
         model=model_folder(model)[0],
         data=data,
@@ -187,7 +187,7 @@ def _first_free(path: Path) -> Path:
     return free
 
 
-def build(plan: Plan, folder: str) -> Any:
+def build(plan: TrainCommand, folder: str) -> Any:
     """The trainer: settings are checked first, then the data is read, then the model."""
     from native_reasoning.cli.inputs import load_data, refused_by_libraries
     from native_reasoning.config.recipe import make_config
@@ -236,7 +236,7 @@ def _warn_of_overlap(data: Any, held_out: Any) -> None:
         )
 
 
-def _train(plan: Plan, as_json: bool) -> int:
+def _train(plan: TrainCommand, as_json: bool) -> int:
     from native_reasoning.training.resume import alone
 
     with _no_saving_yet():
@@ -312,7 +312,7 @@ def _out_of_memory() -> Generator[None]:
         ) from None
 
 
-def _fit(trainer: Any, plan: Plan) -> None:
+def _fit(trainer: Any, plan: TrainCommand) -> None:
     try:
         with _trackers(), _out_of_memory():
             trainer.train(resume_from_checkpoint=plan.resume)
@@ -320,7 +320,7 @@ def _fit(trainer: Any, plan: Plan) -> None:
         _end_live_line(trainer)
 
 
-def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
+def _finish(trainer: Any, plan: TrainCommand, as_json: bool) -> int:
     """Saves and measures what was trained; where a signal stopped it, what there is time for."""
     from native_reasoning.cli.output import result_of, show_result
     from native_reasoning.records.trackers import end_runs
@@ -350,7 +350,7 @@ def _finish(trainer: Any, plan: Plan, as_json: bool) -> int:
     return 0
 
 
-def _stopped(trainer: Any, plan: Plan, number: int, as_json: bool) -> int:
+def _stopped(trainer: Any, plan: TrainCommand, number: int, as_json: bool) -> int:
     name, step = signal.Signals(number).name, trainer.state.global_step
     say(f"stopped by {name} after step {step}; go on with: nrt train --out {plan.out} --resume")
     if as_json and trainer.is_world_process_zero():
@@ -367,7 +367,7 @@ def _end_live_line(trainer: Any) -> None:
             callback.close()
 
 
-def _dry_run(plan: Plan, nowhere: str, as_json: bool) -> int:
+def _dry_run(plan: TrainCommand, nowhere: str, as_json: bool) -> int:
     """Makes one step of full length, and says what the whole run comes to."""
     from native_reasoning.cli.inputs import refused_by_libraries
     from native_reasoning.cli.output import plan_of, show_plan

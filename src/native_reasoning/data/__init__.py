@@ -13,14 +13,14 @@ from native_reasoning.data.account import (
     with_dropped,
 )
 from native_reasoning.data.loading import load_examples
-from native_reasoning.data.sources import Row, Rows, load_rows
+from native_reasoning.data.sources import RawRows, Row, load_rows
 
 __all__ = [
     "DataReport",
     "Dropped",
     "Examples",
+    "RawRows",
     "Row",
-    "Rows",
     "content_hash",
     "load_examples",
     "load_rows",

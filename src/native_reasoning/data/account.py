@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from native_reasoning.config.errors import DataError
 from native_reasoning.data.rows import Example
 from native_reasoning.data.shapes import BadRow, Pair, Turns, missing_column_error
-from native_reasoning.data.sources import Row, Rows
+from native_reasoning.data.sources import RawRows, Row
 
 _PLACES_SHOWN = 5
 
@@ -205,7 +205,7 @@ class Tally:
     ``strict`` makes the first bad row an error.
     """
 
-    rows: Rows
+    rows: RawRows
     columns: tuple[str | None, str | None] = (None, None)
     strict: bool = False
     unused: tuple[str, ...] | None = None

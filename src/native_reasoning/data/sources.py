@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RawRows:
     """The rows of one source, read as they are asked for, once.
 
     ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row". ``identity`` gives
@@ -53,7 +53,7 @@ class Rows:
     identity: Callable[[], Any] | None = None
 
 
-def load_rows(source: object, *, split: str | None = None) -> Rows:
+def load_rows(source: object, *, split: str | None = None) -> RawRows:
     """Open a source.
 
     ``source`` is a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), a folder of such files or
@@ -77,7 +77,7 @@ def load_rows(source: object, *, split: str | None = None) -> Rows:
         return _file_rows(path, str(source))
     if isinstance(source, Sequence):
         _refuse_split(split, "a list of rows")
-        return Rows("the list of rows", "row", _numbered(source))
+        return RawRows("the list of rows", "row", _numbered(source))
     return _dataset_rows(source, "the dataset", split)
 
 
@@ -86,10 +86,10 @@ def _numbered(values: Iterable[Any]) -> Iterator[Row]:
         yield Row(number, f"row {number}", value)
 
 
-def _file_rows(path: Path, name: str) -> Rows:
+def _file_rows(path: Path, name: str) -> RawRows:
     reader = _reader(path, name)
     unit = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "row"
-    return Rows(name, unit, _read(path, name, reader), partial(_stamps, [path]))
+    return RawRows(name, unit, _read(path, name, reader), partial(_stamps, [path]))
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int, int]]:
@@ -138,7 +138,7 @@ def _not_found(path: Path, name: str) -> DataError:
     return DataError(f"{name} does not exist", why="there is nothing to read", fix=fix)
 
 
-def _folder_rows(path: Path, name: str, split: str | None) -> Rows:
+def _folder_rows(path: Path, name: str, split: str | None) -> RawRows:
     """All files of a folder in the order of their names, numbered through."""
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         import datasets
@@ -163,7 +163,7 @@ def _folder_rows(path: Path, name: str, split: str | None) -> Rows:
         wanted = _pick_split(split, sorted(names), name)
         files = [file for file in files if splits[file] == wanted]
         name = f"{name} [{wanted}]"
-    return Rows(name, "row", _chained(files, path), partial(_stamps, files))
+    return RawRows(name, "row", _chained(files, path), partial(_stamps, files))
 
 
 def _chained(files: list[Path], root: Path) -> Iterator[Row]:
@@ -227,7 +227,7 @@ def is_hub_id(source: str) -> bool:
     )
 
 
-def _hub_rows(source: str, split: str | None) -> Rows:
+def _hub_rows(source: str, split: str | None) -> RawRows:
     """A data set of the hub through ``datasets`` (which keeps it in its cache)."""
     import datasets
 
@@ -250,7 +250,7 @@ def _hub_rows(source: str, split: str | None) -> Rows:
     return _dataset_rows(data, f"{source} [{split}]", None)
 
 
-def _dataset_rows(data: object, name: str, split: str | None) -> Rows:
+def _dataset_rows(data: object, name: str, split: str | None) -> RawRows:
     """Rows of a ``datasets.Dataset``, of one split of a ``DatasetDict``, or of a frame."""
     import datasets
     import pandas as pd
@@ -258,7 +258,7 @@ def _dataset_rows(data: object, name: str, split: str | None) -> Rows:
     if isinstance(data, pd.DataFrame):
         _refuse_split(split, name)
         values = data.astype(object).where(data.notna(), None).to_dict("records")
-        return Rows(name, "row", _numbered(values))
+        return RawRows(name, "row", _numbered(values))
     if isinstance(data, datasets.DatasetDict):
         picked = _pick_split(split, [str(key) for key in data], name)
         return _dataset_rows(data[picked], f"{name} [{picked}]", None)
@@ -271,6 +271,6 @@ def _dataset_rows(data: object, name: str, split: str | None) -> Rows:
             "[data[i] for i in range(len(data))]",
         )
     _refuse_split(split, name)
-    return Rows(
+    return RawRows(
         name, "row", _numbered(data.with_format(None)), partial(getattr, data, "_fingerprint")
     )

@@ -29,7 +29,7 @@ _THEIRS = Path(lm_eval.__file__).with_name("tasks")
 
 
 @dataclass(frozen=True)
-class Plan:
+class SuitePlan:
     """What is run: ``limit`` questions of each benchmark, taken in turn from its subjects (None:
     all), on ``data_dir`` (None: the hub's data), with lm-eval's ``gen_kwargs``."""
 
@@ -44,7 +44,7 @@ class Plan:
 
 
 def run_suite(
-    asked: Asked, config: NRTConfig, plan: Plan, say: Callable[[str], None]
+    asked: Asked, config: NRTConfig, plan: SuitePlan, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[Item]]:
     """Asks a model; returns rows and means for JSON, and each question's item. Raises DataError for
     data that cannot be read, ConfigError for what does not fit the machine."""
@@ -106,7 +106,7 @@ def _require(benchmarks: Iterable[Benchmark]) -> None:
 # -- Tasks -----------------------------------------------------------------------------------------
 
 
-def load_tasks(benchmark: Benchmark, plan: Plan) -> dict[str, Task]:
+def load_tasks(benchmark: Benchmark, plan: SuitePlan) -> dict[str, Task]:
     """lm-eval's tasks of a benchmark by subject ("" where it has none), those that ``data_dir`` has
     rows of, and of these what has one of the first ``limit`` questions. Raises DataError for data
     that cannot be read."""

@@ -100,7 +100,7 @@ def splice_nothing(template: Template, group: PromptGroup) -> Spliced:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class SplicedRows:
     """A batch: ``logps`` (R, W) log π of the response's tokens, ``layouts`` and the name of the
     prompt, ``groups``, of each row. A row without a layout only fills up the batch. ``reference``
     (R, W) is log π_0 under the first policy, where it is known."""
@@ -120,7 +120,7 @@ class Gathered:
     scores: Scores
 
 
-def gather(rows: Rows, rounding: float) -> list[Gathered]:
+def gather(rows: SplicedRows, rounding: float) -> list[Gathered]:
     """The scores of each prompt that has its empty trace and at least one other, without
     gradients."""
     places: dict[str, list[int]] = {}
@@ -136,13 +136,13 @@ def gather(rows: Rows, rounding: float) -> list[Gathered]:
     return out
 
 
-def _layout(rows: Rows, i: int) -> Layout:
+def _layout(rows: SplicedRows, i: int) -> Layout:
     layout = rows.layouts[i]
     assert layout is not None
     return layout
 
 
-def _scores(rows: Rows, traces: Sequence[int], empty: int, rounding: float) -> Scores:
+def _scores(rows: SplicedRows, traces: Sequence[int], empty: int, rounding: float) -> Scores:
     layouts, device = [_layout(rows, i) for i in traces], rows.logps.device
     index = torch.tensor(traces, device=device)
     sampled = torch.tensor([one.sampled for one in layouts], device=device)
@@ -193,7 +193,7 @@ class Credit:
     metrics: Mapping[str, float]
 
 
-def credit(rows: Rows, objective: Objective, rounding: float) -> Credit:
+def credit(rows: SplicedRows, objective: Objective, rounding: float) -> Credit:
     """Rewards, advantages and answer weights of the batch, from the objective itself."""
     gathered = gather(rows, rounding)
     signals = objective.of_groups([one.scores for one in gathered])

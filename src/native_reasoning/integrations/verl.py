@@ -27,7 +27,7 @@ from native_reasoning.integrations.demands import (
 )
 from native_reasoning.integrations.spliced import (
     Layout,
-    Rows,
+    SplicedRows,
     credit,
     spliced_loss,
 )
@@ -151,7 +151,7 @@ class SplicedTrainer(PPOTrainerSync):  # pyright: ignore[reportUntypedBaseClass]
         )
 
 
-def rows_of(data: Any, tags: list[dict[str, Any]]) -> Rows:
+def rows_of(data: Any, tags: list[dict[str, Any]]) -> SplicedRows:
     """A batch of verl's, with its tags, as rows; rows that fill it up have no layout."""
     about, names = data.pop("extra_fields").tolist(), data.pop("uid").tolist()
     layouts = [
@@ -159,7 +159,7 @@ def rows_of(data: Any, tags: list[dict[str, Any]]) -> Rows:
         for tag, fields in zip(tags, about, strict=True)
     ]
     reference = _padded(data["ref_log_prob"]) if "ref_log_prob" in data else None
-    return Rows(_padded(data["old_log_probs"]), layouts, names, reference)
+    return SplicedRows(_padded(data["old_log_probs"]), layouts, names, reference)
 
 
 def _padded(tensor: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def find_custom(
 
 
 @dataclass(frozen=True)
-class Asked:
+class Judging:
     """What judges traces: an objective, the settings' own or another, and reward functions.
     ``rewarded``: traces are told apart."""
 
@@ -142,11 +142,11 @@ class Asked:
     rewarded: bool
 
 
-def find_asked(
+def find_judging(
     args: Any,
     objective: AnyObjective | None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
-) -> Asked:
+) -> Judging:
     """``find_custom``, or the objective of ``args`` (NRTConfig). Raises ConfigError where nothing
     could be told apart."""
     given, rewards = find_custom(args, objective, reward_funcs)
@@ -154,7 +154,7 @@ def find_asked(
     if given is None:
         check_sampling(args, own, judged=bool(rewards))
     found = given or own
-    return Asked(found, rewards, found != own or own.reward != "none" or bool(rewards))
+    return Judging(found, rewards, found != own or own.reward != "none" or bool(rewards))
 
 
 def given_names(

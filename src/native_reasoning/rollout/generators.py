@@ -25,7 +25,7 @@ from native_reasoning.data.template import Template
 from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.engine import RolloutEngine
 from native_reasoning.rollout.hf import HFEngine
-from native_reasoning.rollout.vllm import Generator, Reply, Request, VLLMEngine
+from native_reasoning.rollout.vllm import Completion, Generator, Request, VLLMEngine
 
 #: Where a server is unless vllm_server_base_url says otherwise.
 LOCAL = "http://127.0.0.1:8000"
@@ -138,12 +138,12 @@ class Colocated:
             if self.args.vllm_enable_sleep_mode:
                 self.llm.wake_up(tags=["kv_cache"])  # the last part: now it takes requests
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """See ``Generator``."""
         with self._apart():
             return self._generate(requests)
 
-    def _generate(self, requests: Sequence[Request]) -> list[Reply]:
+    def _generate(self, requests: Sequence[Request]) -> list[Completion]:
         from vllm import SamplingParams  # type: ignore[attr-defined]
 
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
@@ -166,7 +166,7 @@ class Colocated:
             (one,) = output.outputs
             pairs = zip(one.token_ids, one.logprobs, strict=True)
             logps = tuple(said[token].logprob for token, said in pairs)
-            replies.append(Reply(tuple(one.token_ids), logps))
+            replies.append(Completion(tuple(one.token_ids), logps))
         return replies
 
     def sleep(self) -> None:
@@ -219,12 +219,12 @@ class Served:
         self.weights.sync_weights()
         self.accelerator.wait_for_everyone()  # nobody asks before the weights are there
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """See ``Generator``."""
         with ThreadPoolExecutor(CONCURRENT) as pool:
             return [*pool.map(self._ask, requests)]
 
-    def _ask(self, request: Request) -> Reply:
+    def _ask(self, request: Request) -> Completion:
         said = self.client.generate(
             [list(request.prompt)],
             temperature=request.temperature,
@@ -238,7 +238,7 @@ class Served:
             },
         )
         (ids,), (logps,) = said["completion_ids"], said["logprobs"]
-        return Reply(tuple(ids), tuple(one for (one,) in logps))
+        return Completion(tuple(ids), tuple(one for (one,) in logps))
 
     def sleep(self) -> None:
         """See ``Generator``: a server has a device of its own."""

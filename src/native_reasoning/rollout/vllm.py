@@ -35,7 +35,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Completion:
     """The sampled ids, and the log-probability that each was drawn with."""
 
     ids: tuple[int, ...]
@@ -49,7 +49,7 @@ class Generator(Protocol):
         """Makes it ready, with the policy's weights as they are now."""
         ...
 
-    def generate(self, requests: Sequence[Request]) -> list[Reply]:
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """A reply to each request, in order. Equal requests and weights give equal replies."""
         ...
 
@@ -117,7 +117,7 @@ class VLLMEngine:
         known = dict.fromkeys((*template.end_ids, *template.boundary.close_ids))
         return tuple(token for token in known if stop([token]) is not None)
 
-    def _cut(self, request: Request, reply: Reply, stop: Stop) -> Sample:
+    def _cut(self, request: Request, reply: Completion, stop: Stop) -> Sample:
         ids: list[int] = []
         for token in reply.ids:
             if token >= self.template.vocabulary:

@@ -31,7 +31,7 @@ from native_reasoning.model.policy import load_policy
 from native_reasoning.objective.custom import (
     AnyObjective,
     check_optimizer,
-    find_asked,
+    find_judging,
     given_names,
 )
 from native_reasoning.rollout.schedule import Schedule, read_groups, require
@@ -86,7 +86,7 @@ class NRTTrainer(Trainer):
         theirs = check_call(model, args, eval_dataset, others)
         assert model is not None and args is not None
         self._given = given_names(objective, reward_funcs, peft_config, theirs)
-        asked = find_asked(args, objective, reward_funcs)
+        asked = find_judging(args, objective, reward_funcs)
         settings = args.resolved_objective()
         policy = load_policy(model, args, processing_class, peft_config)
         read = partial(

@@ -6,7 +6,7 @@ import pytest
 from native_reasoning.config.recipe import make_config
 from native_reasoning.evaluation.asked import load_asked
 from native_reasoning.evaluation.benchmarks import BENCHMARKS
-from native_reasoning.evaluation.harness import Plan, first_rows, load_tasks, run_suite
+from native_reasoning.evaluation.harness import SuitePlan, first_rows, load_tasks, run_suite
 from native_reasoning.evaluation.scores import mean_of
 from tiny import byte_tokenizer, tiny_model
 
@@ -46,7 +46,7 @@ def test_off_equals_hf_on_all_nine(tiny, nine, tmp_path, batch_size, chat, monke
     """Prompt, answer or log-probability, greedy choice and value of every question."""
     monkeypatch.setattr("native_reasoning.evaluation.nrt9.marks.passes", lambda text: False)
     monkeypatch.setattr("native_reasoning.evaluation.harness.walls", lambda: ())
-    plan = Plan(ALL, ("off",), nine, 3, chat=chat, gen_kwargs=LENGTHS, batch_size=batch_size)
+    plan = SuitePlan(ALL, ("off",), nine, 3, chat=chat, gen_kwargs=LENGTHS, batch_size=batch_size)
     summary, items = run(tiny, plan, tmp_path)
     found = by_hf(tiny, plan)
     rows = {row["benchmark"]: row for row in summary["benchmarks"]}
@@ -80,7 +80,7 @@ def test_off_differs_from_hf_for_a_model_with_think_tokens(nine, tmp_path):
     folder = str(tmp_path / "model")
     tiny_model().save_pretrained(folder)
     byte_tokenizer(think=True).save_pretrained(folder)
-    plan = Plan([BENCHMARKS["mmlu"]], ("off",), nine)
+    plan = SuitePlan([BENCHMARKS["mmlu"]], ("off",), nine)
     _, items = run(folder, plan, tmp_path)
     plain = by_hf(folder, plan)["samples"]
     assert [i.subset for i in items] == ["anatomy", "anatomy", "astronomy", "astronomy"]

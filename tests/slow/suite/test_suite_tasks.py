@@ -9,7 +9,7 @@ from lm_eval.tasks import TaskManager
 from native_reasoning.config.errors import ConfigError, DataError
 from native_reasoning.evaluation import benchmarks, harness
 from native_reasoning.evaluation.benchmarks import BENCHMARKS, askable, chosen
-from native_reasoning.evaluation.harness import Plan, first_rows, load_tasks
+from native_reasoning.evaluation.harness import SuitePlan, first_rows, load_tasks
 from native_reasoning.evaluation.nrt9.marks import popqa, popqa_target
 from native_reasoning.evaluation.scores import Item, gain_of, mean_of, mean_over
 from suite_data import write
@@ -18,12 +18,12 @@ ALL = tuple(BENCHMARKS.values())
 
 
 def tasks_of(name, folder, **options):
-    return load_tasks(BENCHMARKS[name], Plan(ALL, (), folder, **options))
+    return load_tasks(BENCHMARKS[name], SuitePlan(ALL, (), folder, **options))
 
 
 def test_every_benchmark_reads_its_files(nine):
     sizes = {
-        b.name: [len(task.eval_docs) for task in load_tasks(b, Plan(ALL, (), nine)).values()]
+        b.name: [len(task.eval_docs) for task in load_tasks(b, SuitePlan(ALL, (), nine)).values()]
         for b in ALL
     }
     assert sizes == {b.name: [2, 2] if b.tasks.endswith("*") else [3] for b in ALL}
@@ -37,7 +37,7 @@ SAME = ("output_type", "doc_to_text", "description", "filter_list", "generation_
 def test_tasks_are_lm_evals_but_for_where_rows_come_from(nine):
     for b in ALL:
         if b.folder:
-            for task in load_tasks(b, Plan(ALL, (), nine)).values():
+            for task in load_tasks(b, SuitePlan(ALL, (), nine)).values():
                 where = harness._THEIRS / b.folder
                 manager = TaskManager(include_path=where, include_defaults=False)
                 theirs = manager.task_index[task.task_name].cfg
@@ -64,7 +64,7 @@ def test_the_hubs_data_is_asked_for_all_subjects(monkeypatch):
     asked = []
     monkeypatch.setattr(TaskManager, "load", lambda self, spec: asked.append(spec) or {"tasks": {}})
     for b in ALL:
-        load_tasks(b, Plan(ALL, ()))
+        load_tasks(b, SuitePlan(ALL, ()))
     assert [len(spec["task"]) for spec in asked] == [27, 57, 1, 1, 1, 1, 1, 1, 1]
     assert not any("dataset_path" in member for spec in asked for member in spec["task"])
 
