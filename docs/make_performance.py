@@ -22,7 +22,9 @@ not. {processor}, {threads} threads, torch {torch}, transformers {transformers};
 each side, taking turns, after one that is not counted. Each side is a process of its own. The floor
 is the counted arithmetic of a step, each token computed once, over the machine's rate at 2048 ×
 2048 matrices, measured in the same run. In the off-policy setting 8 prompts are sampled at once and
-trained on in 8 steps of one prompt."""
+trained on in 8 steps of one prompt. That row was measured when scores came off
+the sampler's caches (commit 9aacaf2); since then they take a forward of their own, and the row has
+not been measured again."""
 
 
 #: What stands between a step and its floor.

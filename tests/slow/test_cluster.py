@@ -124,7 +124,7 @@ def test_a_wrong_setting_is_told_through_the_real_launchers(gpus, tmp_path):
     node = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     _, err = node.communicate()
     assert node.returncode == 2, err
-    assert "error: no model was given" in err
+    assert "unknown flag --learning-rat (did you mean --learning-rate?)" in err
     assert [path.name for path in tmp_path.iterdir()] == ["ranks.yaml"]  # nothing is left behind
 
 

@@ -15,7 +15,7 @@ from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.scoring.capabilities import capabilities_of, checkpointing
 from native_reasoning.scoring.judges import Judges
 from native_reasoning.scoring.layouts import LAYOUTS
-from native_reasoning.scoring.scorer import Scorer, rounding_of
+from native_reasoning.scoring.scorer import Scorer, install_scoring, rounding_of
 
 
 class Forwards:
@@ -39,6 +39,7 @@ class Forwards:
     ) -> None:
         self.accelerator = accelerator
         model, template = policy.model, policy.template
+        install_scoring(model)  # before the copy, which scores too
         self.copy = stand_in(model, accelerator, lagging=settings.needs_ema)
         #: Activation checkpointing drops caches, and hooks that make weights whole for one layer's
         #: forward do not expect another one.
