@@ -5,7 +5,6 @@ gradient (up to rounding).
 """
 
 import sys
-import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch.nn.functional import pad
 from native_reasoning.config.errors import RunError
 from native_reasoning.data.rows import Traces
 from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
+from native_reasoning.records.folder import read_timings
 from native_reasoning.rollout.window import MicroBatch, Recall
 
 Numbers = TypeVar("Numbers", Scores, Signal, Verdict, Judgement)
@@ -152,12 +152,10 @@ def full_step(trainer: Any) -> Cost:
     cuda = trainer.args.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
     with trainer.forwards.engine.to_the_limit():
         trainer.train()
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    # of the step alone: what comes once in a run is not multiplied by its steps
+    (seconds,) = (x["step_seconds"] for x in read_timings(trainer.folder) if "step_seconds" in x)
     return Cost(seconds, torch.cuda.max_memory_reserved() if cuda else _peak_of_process())
 
 
