@@ -154,9 +154,9 @@ def full_step(trainer: Any) -> Cost:
         torch.cuda.reset_peak_memory_stats()
     with trainer.forwards.engine.to_the_limit():
         trainer.train()
-    # of the step alone: what comes once in a run is not multiplied by its steps
-    (seconds,) = (x["step_seconds"] for x in read_timings(trainer.folder) if "step_seconds" in x)
-    return Cost(seconds, torch.cuda.max_memory_reserved() if cuda else _peak_of_process())
+    # of the step alone: what comes once in a run is not multiplied by its steps; one rank writes it
+    steps = [x["step_seconds"] for x in read_timings(trainer.folder) if "step_seconds" in x]
+    return Cost(sum(steps), torch.cuda.max_memory_reserved() if cuda else _peak_of_process())
 
 
 def _peak_of_process() -> int | None:
