@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import native_reasoning
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10, to which pytest brings it
     import tomli as tomllib
 
-SOURCE = Path(__file__).parents[1] / "src" / "native_reasoning"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "native_reasoning"
 FILES = sorted(SOURCE.rglob("*.py"))
 #: docs/decisions.md, "Exceptions to the budgets"
 MORE = {"trainer.py __init__": 9}
@@ -107,6 +110,37 @@ def test_nothing_imports_in_a_circle():
 
     for module in sorted(MODULES.keys() - {"__init__"}):
         visit(module, ())
+
+
+def defined(module: str) -> set[str]:
+    """What stands at the top level of a module of ours, and the modules in it."""
+    found = {inner.removeprefix(f"{module}.").partition(".")[0] for inner in MODULES}
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+SCRIPTS = sorted(
+    path
+    for folder in ("benchmarks", "docs", "examples")
+    for path in ROOT.joinpath(folder).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_import_what_there_is(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        module = getattr(node, "module", None) or ""
+        if isinstance(node, ast.ImportFrom) and module.partition(".")[0] == "native_reasoning":
+            inside = module.partition(".")[2]
+            there = defined(inside) if inside else set(native_reasoning.__all__)
+            gone = {alias.name for alias in node.names} - there
+            assert not gone, f"{module} has no {', '.join(gone)}"
 
 
 def test_no_two_modules_have_one_name():

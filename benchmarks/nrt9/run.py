@@ -23,7 +23,7 @@ from native_reasoning.cli.output import quiet_libraries, say
 from native_reasoning.config.recipe import make_config
 from native_reasoning.evaluation.asked import load_asked
 from native_reasoning.evaluation.benchmarks import BENCHMARKS, chosen
-from native_reasoning.evaluation.harness import Plan, first_rows, load_tasks, run_suite
+from native_reasoning.evaluation.harness import SuitePlan, first_rows, load_tasks, run_suite
 
 RESULTS = Path(__file__).with_name("results.json")
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The equality by benchmark, the table, and times in seconds."""
-    plan = Plan(
+    plan = SuitePlan(
         chosen("nrt9", args.tasks),
         ("off", "on"),
         args.data,
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def by_lm_eval(model: str, plan: Plan) -> dict[str, list[dict[str, Any]]]:
+def by_lm_eval(model: str, plan: SuitePlan) -> dict[str, list[dict[str, Any]]]:
     """lm-eval's samples by benchmark, of ``lm_eval.simple_evaluate(model="hf")``."""
     tasks = {b: load_tasks(b, plan) for b in plan.benchmarks}
     found = lm_eval.simple_evaluate(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from native_reasoning.demo.race import FAMILY, QUESTIONS, _trainer
+from native_reasoning.demo.race import FAMILY, QUESTIONS, trainer_of
 from native_reasoning.training import step as trainer_module
 from native_reasoning.training.resume import machine
 
@@ -37,7 +37,7 @@ class Timer:
 
 def measure(preset: str, folder: Path) -> dict[str, float]:
     """Seconds of CPU per step: all of it, the signal's and the loss's."""
-    made = _trainer(preset, 0, folder)
+    made = trainer_of(preset, 0, folder)
     made.args.max_steps = STEPS
     signal = made.objective.signals = Timer(made.objective.signals)
     loss = Timer(trainer_module.group_loss)
