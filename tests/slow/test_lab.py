@@ -217,7 +217,9 @@ def test_the_fingerprint_knows_base_settings_and_questions(tmp_path):
 
 def test_a_signal_leaves_no_result_of_half_a_run(tmp_path, monkeypatch):
     def train(self, *args, **kwargs):
-        self.checkpoints.signals.received = signal.SIGTERM  # as the callback leaves it, the training stopped
+        self.checkpoints.signals.received = (
+            signal.SIGTERM
+        )  # as the callback leaves it, the training stopped
 
     monkeypatch.setattr(trial.NRTTrainer, "train", train)
     with pytest.raises(KeyboardInterrupt):

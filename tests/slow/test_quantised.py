@@ -13,8 +13,8 @@ from transformers import (
     TrainerCallback,
 )
 
-from native_reasoning.cli.evaluate import asked_for
 from native_reasoning.cli.flags import parse
+from native_reasoning.cli.inputs import asked_for
 from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config.errors import ConfigError, PolicyError
 from native_reasoning.config.nrt_config import NRTConfig
