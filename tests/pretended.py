@@ -1,4 +1,4 @@
-"""A vLLM that is pretended: what ``rollout/generators.py`` asks of ``vllm.LLM``, without vLLM."""
+"""A vLLM that is pretended: what ``rollout/vllm.py`` asks of ``vllm.LLM``, without vLLM."""
 
 import sys
 import types
@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from native_reasoning.rollout import generators
+from native_reasoning.rollout import vllm
 
 PARTS = {"weights", "kv_cache"}
 
@@ -107,5 +107,5 @@ def install(set_item, set_attribute, made):
     module.__spec__ = ModuleSpec("vllm", None)
     module.SamplingParams = lambda **given: given
     set_item(sys.modules, "vllm", module)
-    set_attribute(generators, "_start_vllm", start)
+    set_attribute(vllm, "_start_vllm", start)
     return made

@@ -25,7 +25,7 @@ from native_reasoning.model.adapters import (
 from native_reasoning.model.inplace import token_layers
 from native_reasoning.model.policy import load_policy
 from native_reasoning.records.folder import read_config, read_metrics, read_traces
-from native_reasoning.rollout.decoders import RepeatDecoder, SharedDecoder, decoding_head
+from native_reasoning.rollout.hf import decoder_of
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn
@@ -417,10 +417,9 @@ def test_a_head_with_trained_rows_keeps_its_bias(tmp_path, kind):
     wanted = logits(plain, WITH_NEW)
     assert far(logits(model, WITH_NEW), wanted) < 1e-4
     prompt, further = WITH_NEW[0, :-2].tolist(), WITH_NEW[0, -2:]
-    head = decoding_head(model)
-    for decoder in (RepeatDecoder(model, repeat=True), SharedDecoder(model, head)):
-        if isinstance(decoder, SharedDecoder) and kind == "gptj":
-            continue  # its attention cannot share prompts
+    # the attention of gptj cannot share prompts
+    for way in ("repeated",) if kind == "gptj" else ("repeated", "shared"):
+        decoder = decoder_of(model, way)
         with torch.no_grad():
             decoder.start([prompt], 2)
             found = [decoder.logits]

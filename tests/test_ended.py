@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from native_reasoning.data.rows import Traces
-from native_reasoning.scoring.layouts import LAYOUTS
+from native_reasoning.scoring.packing import LAYOUTS
 from native_reasoning.scoring.scorer import pack, unpack
 from test_scoring import GROUPS, KINDS, TAG, TEMPLATE, models, row_logps
 

@@ -18,7 +18,7 @@ from native_reasoning.objective.credit import preset_objective
 from native_reasoning.objective.losses import group_loss
 from native_reasoning.objective.verdicts import read
 from native_reasoning.scoring.judges import Judges
-from native_reasoning.scoring.layouts import LAYOUTS
+from native_reasoning.scoring.packing import LAYOUTS
 from native_reasoning.scoring.scorer import Scorer, install_scoring
 
 TEMPLATE = make_template(tiny.byte_tokenizer())

@@ -17,8 +17,7 @@ from native_reasoning.objective.types import Scores
 from native_reasoning.scoring import head
 from native_reasoning.scoring.capabilities import capabilities_of, trial_length
 from native_reasoning.scoring.head import chosen_logps, direct_head
-from native_reasoning.scoring.layouts import LAYOUTS, cheapest
-from native_reasoning.scoring.packing import pack
+from native_reasoning.scoring.packing import LAYOUTS, cheapest, pack
 from native_reasoning.scoring.scorer import install_scoring, unpack
 from native_reasoning.training.trainer import NRTTrainer
 
@@ -295,7 +294,7 @@ def test_architectures_whose_cache_can_be_repeated_share_prompts(kind):
     model = models(kind)[0].train()
     able = capabilities_of(model, TEMPLATE)
     assert able.layouts == ("shared", "packed", "rows")
-    assert able.share
+    assert able.sampling == "shared"
     assert able.left_out == ()
     assert model.training
 
@@ -333,10 +332,9 @@ def test_architecture_whose_cache_cannot_be_repeated_scores_the_plain_way():
     model, plain = models("lfm2")
     able = capabilities_of(model, TEMPLATE)
     assert able.layouts == ("rows",)
-    assert not able.repeat_cache
-    for layout in ("rows", "right"):
-        with torch.no_grad():
-            check(plain, run(model, layouts=(layout,)))
+    assert able.sampling == "prefilled"
+    with torch.no_grad():
+        check(plain, run(model, layouts=("rows",)))
 
 
 def test_model_whose_shared_prompt_is_wrong_does_not_share():
@@ -375,9 +373,9 @@ def test_noise_that_reaches_the_scores_in_train_mode_is_refused():
     disable_dropout(model)
     assert "rows" in capabilities_of(model, TEMPLATE, training=True).layouts
     model.activation_checkpointing_enable()  # its layers read the configuration in train mode
-    with pytest.raises(PolicyError, match=r"cannot be scored: layout right in train mode: .* nats"):
+    with pytest.raises(PolicyError, match=r"cannot be scored: layout rows in train mode: .* nats"):
         capabilities_of(model, TEMPLATE, training=True)
-    assert capabilities_of(model, TEMPLATE).repeat_cache  # without training there is no noise
+    assert capabilities_of(model, TEMPLATE).layouts  # without training there is no noise
 
 
 def test_a_run_that_checkpoints_activations_is_tried_so(tmp_path):
@@ -423,7 +421,7 @@ def test_bfloat16_rounding_alone_does_not_forbid_sharing(kind):
     model, _ = models(kind)
     able = capabilities_of(model.to(torch.bfloat16), TEMPLATE)
     assert able.layouts == ("shared", "packed", "rows")
-    assert able.share
+    assert able.sampling == "shared"
 
 
 # -- Invariance ------------------------------------------------------------------------------------

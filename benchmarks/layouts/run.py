@@ -1,7 +1,7 @@
 """Which layout is fastest where: ``python benchmarks/layouts/run.py``.
 
 Forward and backward of one prompt's rows on the model of benchmarks/speed.py, in each layout of
-layouts.py, two threads, median of five after one that is not counted, taking turns. *chosen* is
+packing.py, two threads, median of five after one that is not counted, taking turns. *chosen* is
 what the cost model takes; *loss* is how much longer that is than the fastest. results.json has it.
 """
 
@@ -18,12 +18,9 @@ import speed
 
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
-from native_reasoning.scoring.layouts import LAYOUTS, cheapest
-from native_reasoning.scoring.packing import pack
+from native_reasoning.scoring.packing import LAYOUTS, cheapest, pack
 from native_reasoning.scoring.scorer import install_scoring
 from native_reasoning.training.resume import machine
-
-WAYS = [way for way in LAYOUTS if way != "right"]  # which costs what "rows" costs
 
 #: prompt tokens, tokens of each trace
 SHAPES = {
@@ -48,9 +45,9 @@ def main() -> None:
         group = PromptGroup(example, tuple(range(10, 10 + prompt)), (*range(20, 35), 0))
         ids = tuple(tuple(range(100 + k, 100 + k + n)) for k, n in enumerate(lengths))
         traces = Traces(ids, (False,) * len(ids))
-        seconds: dict[str, list[float]] = {layout: [] for layout in WAYS}
+        seconds: dict[str, list[float]] = {layout: [] for layout in LAYOUTS}
         for turn in range(6):
-            for layout in WAYS:
+            for layout in LAYOUTS:
                 packed = pack([group], [traces], template, layouts=(layout,))
                 began = time.perf_counter()
                 model(score=packed.batch).sum().backward()
@@ -58,7 +55,7 @@ def main() -> None:
                     seconds[layout].append(time.perf_counter() - began)
         middle = {layout: statistics.median(times) for layout, times in seconds.items()}
         suffixes = [(0, [1] * (n + 18)) for n in [*lengths, 0]]
-        chosen = cheapest(WAYS, [group.prompt_ids[:-1]], suffixes, speed.HIDDEN)
+        chosen = cheapest(LAYOUTS, [group.prompt_ids[:-1]], suffixes, speed.HIDDEN)
         result[name] = {
             **{layout: round(value, 4) for layout, value in middle.items()},
             "chosen": chosen,

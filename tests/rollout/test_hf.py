@@ -10,13 +10,8 @@ import tiny
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.template import make_template
 from native_reasoning.model.forward import inference, left_pad, positions
-from native_reasoning.rollout.decoders import (
-    RepeatDecoder,
-    SharedDecoder,
-    decoding_head,
-)
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
-from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.rollout.hf import WAYS, HFEngine, decoder_of, decoding_head
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.scoring.capabilities import capabilities_of
 
@@ -78,11 +73,11 @@ def references(model, seed, stop=often, sampling=SAMPLING):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", [{}, {"share": False}, {"repeat_cache": False}], ids=str)
-def test_ids_are_those_of_each_row_alone_without_a_cache(kind, how):
+@pytest.mark.parametrize("way", WAYS)
+def test_ids_are_those_of_each_row_alone_without_a_cache(kind, way):
     model, kinds = tiny.tiny_model(kind).eval(), set()
     for seed in range(3):
-        out = engine(model, **how).sample(PROMPTS, ROWS, SAMPLING, replace(KEY, seed=seed), often)
+        out = engine(model, way=way).sample(PROMPTS, ROWS, SAMPLING, replace(KEY, seed=seed), often)
         expected = references(model, seed)
         flat = [s for group in out for s in group]
         rows = [r for group in expected for r in group]
@@ -113,11 +108,11 @@ def test_ids_do_not_depend_on_batch_size_or_on_the_other_prompts():
     assert equal >= 0.99 * total
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("way", ["shared", "repeated"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_agree_with_whole_forwards(kind, shared):
+def test_logits_agree_with_whole_forwards(kind, way):
     model, k = tiny.tiny_model(kind).eval(), 3
-    decoder = SharedDecoder(model, decoding_head(model)) if shared else RepeatDecoder(model, True)
+    decoder = decoder_of(model, way)
     with torch.no_grad():
         decoder.start(PROMPTS, k)
         rows = [[*p] for p in PROMPTS for _ in range(k)]
@@ -134,28 +129,12 @@ def test_architectures_that_can_keep_a_prompt_once_are_recognised():
     template = make_template(tiny.byte_tokenizer())
 
     def shares(kind, **config):
-        return capabilities_of(tiny.tiny_model(kind, **config), template).share
+        return capabilities_of(tiny.tiny_model(kind, **config), template).sampling == "shared"
 
     assert all(shares(kind) for kind in KINDS)
     assert not shares("lfm2")
     assert not shares("gemma2", attn_logit_softcapping=2.0)
     assert not shares("gemma2", final_logit_softcapping=2.0)
-
-
-def test_prompts_of_different_lengths_are_decoded_apart_where_padding_is_wrong():
-    model, seen = tiny.tiny_model("llama").eval(), []
-    hook = model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["attention_mask"].min().item()),
-        with_kwargs=True,
-    )
-    prompts = [*PROMPTS, PROMPTS[1][::-1]]
-    rows = [*ROWS, 8]
-    out = engine(model, padding=False, batch_size=4).sample(prompts, rows, SAMPLING, KEY, often)
-    hook.remove()
-    assert set(seen) == {1}  # no padding anywhere
-    for got, prompt, row in zip(out, prompts, rows, strict=True):
-        for k, sample in enumerate(got):
-            assert same_up_to_rounding(sample, naive(model, prompt, row, k, SAMPLING, KEY, often))
 
 
 def test_attention_is_as_before_after_a_rollout_even_one_that_failed():
@@ -183,7 +162,7 @@ def test_the_packed_head_multiplies_as_the_plain_one_does():
 
 def test_convolution_layers_whose_cache_cannot_be_repeated_are_prefilled_k_times():
     model = tiny.tiny_model("lfm2").eval()
-    out = engine(model, repeat_cache=False, batch_size=1).sample(
+    out = engine(model, way="prefilled", batch_size=1).sample(
         PROMPTS[:2], ROWS[:2], SAMPLING, KEY, often
     )
     for got, reference in zip(out, references(model, 0)[:2], strict=True):

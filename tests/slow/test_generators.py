@@ -10,8 +10,14 @@ from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.adapters import merged, merged_weights
 from native_reasoning.model.policy import load_policy
-from native_reasoning.rollout.generators import Colocated, Served, config_of, longest
-from native_reasoning.rollout.vllm import Completion, Request
+from native_reasoning.rollout.vllm import (
+    Colocated,
+    Completion,
+    Request,
+    Served,
+    config_of,
+    longest,
+)
 from native_reasoning.training.trainer import NRTTrainer
 from pretended import PretendedLLM, install
 from tiny import QA, byte_tokenizer, tiny_model
@@ -179,7 +185,7 @@ def test_out_of_memory_in_vllm_ends_in_three_lines(tmp_path, llm, monkeypatch, w
         raise error
 
     if where == "start":
-        monkeypatch.setattr("native_reasoning.rollout.generators._start_vllm", fail)
+        monkeypatch.setattr("native_reasoning.rollout.vllm._start_vllm", fail)
     elif where == "load":
         llm.llm_engine.model_executor.driver_worker.model_runner.model.load_weights = fail
     else:

@@ -80,8 +80,8 @@ class ThinkingLM(_HFLM):
                 model,
                 template.stop_trace,
                 template.vocabulary,
+                way=capabilities_of(model, template, layouts=()).sampling,
                 batch_size=batch_size,
-                **capabilities_of(model, template, layouts=()).sampling,
             )
 
     def loglikelihood(

@@ -1,9 +1,9 @@
 """What a rollout engine promises, whatever runs the model, and answers sampled by any engine."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
@@ -53,20 +53,20 @@ def traces_of(samples: Sequence[Sample]) -> Traces:
 Stop = Callable[[list[int]], str | None]
 
 
-class RolloutEngine(Protocol):
-    """Samples traces for prompts. Equal arguments and weights give equal traces."""
+class RolloutEngine(ABC):
+    """Samples traces for prompts. Equal arguments and weights give equal traces.
+
+    ``stop`` ends a trace: it returns "closed" after the closing tag and "ended" after an
+    end-of-turn token.
+    """
+
+    stop: Stop
 
     def ready(self) -> AbstractContextManager[None]:
         """Inside, what is sampled comes from the policy's weights as they are on entry."""
-        ...
+        return nullcontext()
 
-    def rollout(
-        self, groups: Sequence[PromptGroup], sampling: Sampling, key: NoiseKey
-    ) -> list[Traces]:
-        """K traces per group, in order; each stops at the closing tag, at an end-of-turn token
-        (``Traces.ended``) or at ``sampling.max_tokens``."""
-        ...
-
+    @abstractmethod
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
@@ -78,7 +78,15 @@ class RolloutEngine(Protocol):
     ) -> list[list[Sample]]:
         """``num_generations`` sequences per prompt, in order. The random numbers of the j-th one of
         prompt i are those of trace ``traces[i]`` + j of row ``row_ids[i]``; None means 0."""
-        ...
+
+    def rollout(
+        self, groups: Sequence[PromptGroup], sampling: Sampling, key: NoiseKey
+    ) -> list[Traces]:
+        """K traces per group, in order; each stops at the closing tag, at an end-of-turn token
+        (``Traces.ended``) or at ``sampling.max_tokens``."""
+        prompts = [group.prompt_ids for group in groups]
+        rows = [group.example.row_id for group in groups]
+        return [*map(traces_of, self.sample(prompts, rows, sampling, key, self.stop))]
 
 
 def sample_answers(
@@ -106,9 +114,11 @@ def sample_answers(
                 rows.append(group.example.row_id)
                 numbers.append(k)
     one = replace(sampling, num_generations=1)
-    samples = engine.sample(prompts, rows, one, key, stop or template.stop_answer, numbers)
-    found, none = iter(samples), Sample((), "limit")
+    found = iter(engine.sample(prompts, rows, one, key, stop or template.stop_answer, numbers))
     return [
-        tuple(next(found)[0] if closed or not only_closed else none for closed in t.closed)
-        for t in traces
+        tuple(
+            next(found)[0] if closed or not only_closed else Sample((), "limit")
+            for closed in sampled.closed
+        )
+        for sampled in traces
     ]

@@ -1,8 +1,9 @@
 """Sampling from a transformers model: prefill once per prompt, then a decode loop of our own.
 
-Each prompt is kept once for its K rows where the architecture allows it (decoders.py), finished
-rows leave the batch, and each token is drawn by inverting the cumulative distribution at one
-stateless uniform number (noise.py, pick.py).
+``HFEngine`` draws each token by inverting the cumulative distribution at one stateless uniform
+number (noise.py, pick.py). A decoder holds K rows for each of G prompts, side by side: ``start``
+forwards the prompts, ``logits`` (rows, V) are those of every row's next token, ``advance`` appends
+a token to each row, and ``keep`` drops rows that are finished.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -12,32 +13,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from native_reasoning.data.rows import PromptGroup, Traces
-from native_reasoning.model.forward import inference
+from native_reasoning.model.adapters import linear_parts
+from native_reasoning.model.forward import inference, left_pad, positions
 from native_reasoning.model.policy import context_of
-from native_reasoning.rollout.decoders import (
-    Decoder,
-    RepeatDecoder,
-    SharedDecoder,
-    decoding_head,
-)
-from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
+from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sample, Sampling, Stop
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.rollout.pick import pick
+from native_reasoning.rollout.shared import SharedCache, attending
+
+#: How the K rows of a prompt use its cache, the cheapest first: they share it (shared.py), it is
+#: repeated K times, or each row makes its own.
+WAYS = ("shared", "repeated", "prefilled")
+#: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
+DROP_SHARE = 0.25
 
 
-class HFEngine:
+class HFEngine(RolloutEngine):
     """A rollout engine on a transformers causal language model.
 
-    ``model`` is the unwrapped module. ``stop`` ends a trace: it returns "closed" after the closing
-    tag and "ended" after an end-of-turn token. ``vocabulary`` is the template's: ids from there on
-    are padding of the embedding table and are never sampled. ``share`` False keeps a cache for each
-    row, ``repeat_cache`` False prefills each of the K copies, ``padding`` False decodes prompts of
-    one length together: capabilities.py says what the architecture can do. ``batch_size`` prompts
-    are decoded at once, None means all. ``autocast`` gives the context to compute in. A sequence
-    that reaches the positions that the model was made for ends there.
+    ``model`` is the unwrapped module. ``vocabulary`` is the template's: ids from there on are
+    padding of the embedding table and are never sampled. ``way`` is one of ``WAYS``:
+    capabilities.py says what the architecture can do. ``batch_size`` prompts are decoded at once,
+    None means all. ``autocast`` gives the context to compute in. A sequence that reaches the
+    positions that the model was made for ends there.
     """
 
     def __init__(
@@ -46,20 +46,13 @@ class HFEngine:
         stop: Stop,
         vocabulary: int,
         *,
-        share: bool = True,
-        repeat_cache: bool = True,
-        padding: bool = True,
+        way: str = "shared",
         batch_size: int | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
-        self.repeat_cache, self.batch_size, self.autocast = repeat_cache, batch_size, autocast
-        self.share, self.padding = share and repeat_cache and padding, padding
+        self.way, self.batch_size, self.autocast = way, batch_size, autocast
         self.context = context_of(model)
-
-    def ready(self) -> AbstractContextManager[None]:
-        """See ``RolloutEngine``: the weights are the policy's own."""
-        return nullcontext()
 
     @contextmanager
     def to_the_limit(self) -> Generator[None]:
@@ -69,14 +62,6 @@ class HFEngine:
             yield
         finally:
             self.stop = stop
-
-    def rollout(
-        self, groups: Sequence[PromptGroup], sampling: Sampling, key: NoiseKey
-    ) -> list[Traces]:
-        """See ``RolloutEngine``: the random numbers of a group depend on its row id alone."""
-        prompts = [group.prompt_ids for group in groups]
-        rows = [group.example.row_id for group in groups]
-        return [*map(traces_of, self.sample(prompts, rows, sampling, key, self.stop))]
 
     def sample(
         self,
@@ -88,19 +73,18 @@ class HFEngine:
         traces: Sequence[int] | None = None,
     ) -> list[list[Sample]]:
         """See ``RolloutEngine``."""
-        first = [0] * len(prompts) if traces is None else traces
-        out: list[list[Sample]] = [[] for _ in prompts]
-        k = sampling.num_generations
+        k, size = sampling.num_generations, self.batch_size or max(len(prompts), 1)
+        streams = [*zip(row_ids, traces or [0] * len(prompts), strict=True)]
+        found: list[Sample] = []
         with inference(self.model), self.autocast():
-            head = decoding_head(self.model) if self.share else None
-            for batch in self._batches(prompts):
-                noise = _noise(key, [(row_ids[i], first[i]) for i in batch], sampling)
-                decoder = self._decoder([prompts[i] for i in batch], k, head)
-                rooms = [self._room(prompts[i], sampling) for i in batch for _ in range(k)]
-                flat = self._decode(decoder, sampling, noise, stop, rooms)
-                for j, i in enumerate(batch):
-                    out[i] = flat[j * k : (j + 1) * k]
-        return out
+            decoder = decoder_of(self.model, self.way)
+            for i in range(0, len(prompts), size):
+                batch = prompts[i : i + size]
+                noise = _noise(key, streams[i : i + size], sampling)
+                decoder.start(batch, k)
+                rooms = [self._room(prompt, sampling) for prompt in batch for _ in range(k)]
+                found += self._decode(decoder, sampling, noise, stop, rooms)
+        return [found[i : i + k] for i in range(0, len(found), k)]
 
     def _room(self, prompt: Sequence[int], sampling: Sampling) -> int:
         """Most tokens after a prompt."""
@@ -108,27 +92,9 @@ class HFEngine:
             return sampling.max_tokens
         return min(sampling.max_tokens, self.context - len(prompt))
 
-    def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Which prompts are decoded together."""
-        size = self.batch_size or max(len(prompts), 1)
-        alike: dict[int, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            alike.setdefault(0 if self.padding else len(prompt), []).append(i)
-        return [some[i : i + size] for some in alike.values() for i in range(0, len(some), size)]
-
-    def _decoder(
-        self,
-        prompts: Sequence[Sequence[int]],
-        copies: int,
-        head: Callable[[Tensor], Tensor] | None,
-    ) -> Decoder:
-        if head is not None:
-            return SharedDecoder(self.model, head).start(prompts, copies)
-        return RepeatDecoder(self.model, self.repeat_cache).start(prompts, copies)
-
     def _decode(
         self,
-        decoder: Decoder,
+        decoder: "Decoder",
         sampling: Sampling,
         noise: np.ndarray,
         stop: Stop,
@@ -168,3 +134,128 @@ def _noise(key: NoiseKey, streams: Sequence[tuple[int, int]], sampling: Sampling
         for trace in range(first, first + k)
     ]
     return np.stack(draws)
+
+
+# -- Decoders --------------------------------------------------------------------------------------
+
+
+class SharedDecoder:
+    """Rows in a grid over a ``SharedCache``: ``copies`` for each prompt, whose lengths are
+    ``lengths`` (G, 1)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.head = model, decoding_head(model)
+
+    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> None:
+        """Forwards the prompts, each once."""
+        ids, mask = left_pad(prompts, self.model.device)
+        cache = DynamicCache()  # whole layers everywhere: windows are masked, not cut off
+        hidden = self.model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions(mask),
+            past_key_values=cache,
+            use_cache=True,
+        )[0][:, -1]
+        self.cache, self.copies, self.lengths = SharedCache(cache, mask), copies, mask.sum(1, True)
+        self.logits = self.head(hidden).repeat_interleave(copies, 0)
+
+    def advance(self, tokens: Tensor) -> None:
+        """Appends a token (rows,) to each row."""
+        at = (self.lengths + self.cache.length).repeat_interleave(self.copies, 0)
+        with attending(self.model, self.cache):
+            hidden = self.model.base_model(
+                input_ids=tokens[:, None],
+                attention_mask=tokens.new_zeros(1, 1, 1, 1),  # ready-made: none is built
+                position_ids=at,
+                past_key_values=self.cache,
+                use_cache=True,
+            )[0]
+        self.logits = self.head(hidden[:, -1])
+
+    def keep(self, alive: Sequence[int]) -> list[int] | None:
+        """Drops all rows but these, if that is worth it: the rows of the new batch by their old
+        place, else None. The rows stay a grid: prompts with fewer rows than another one are filled
+        up with their first, whose place comes again."""
+        by_prompt: dict[int, list[int]] = {}
+        for row in alive:
+            by_prompt.setdefault(row // self.copies, []).append(row)
+        widest = max(map(len, by_prompt.values()))
+        grid = [r for rows in by_prompt.values() for r in rows + rows[:1] * (widest - len(rows))]
+        if len(grid) > (1 - DROP_SHARE) * len(self.lengths) * self.copies:
+            return None
+        prompts = list(by_prompt)
+        self.cache, self.copies = self.cache.select(prompts, grid), widest
+        self.lengths = self.lengths[torch.tensor(prompts, device=self.lengths.device)]
+        return grid
+
+
+class RepeatDecoder:
+    """Rows on an ordinary cache. ``repeat`` False prefills each of the K copies, and no row is ever
+    dropped, for caches that cannot be repeated."""
+
+    def __init__(self, model: PreTrainedModel, repeat: bool) -> None:
+        self.model, self.repeat = model, repeat
+
+    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> None:
+        """Forwards the prompts."""
+        apart = 1 if self.repeat else copies
+        ids, self.mask = left_pad([p for p in prompts for _ in range(apart)], self.model.device)
+        self.cache = DynamicCache(config=self.model.config)
+        self.logits = self._next(ids, positions(self.mask))
+        if self.repeat and copies > 1:
+            self.cache.batch_repeat_interleave(copies)
+            self.logits = self.logits.repeat_interleave(copies, 0)
+            self.mask = self.mask.repeat_interleave(copies, 0)
+
+    def advance(self, tokens: Tensor) -> None:
+        """Appends a token (rows,) to each row."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.logits = self._next(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
+
+    def keep(self, alive: Sequence[int]) -> list[int] | None:
+        """See ``SharedDecoder.keep``; here no place comes again."""
+        if not self.repeat or len(alive) > (1 - DROP_SHARE) * len(self.mask):
+            return None
+        kept = torch.tensor(alive, device=self.mask.device)
+        self.cache.batch_select_indices(kept)
+        self.mask = self.mask[kept]
+        return list(alive)
+
+    def _next(self, ids: Tensor, at: Tensor) -> Tensor:
+        return self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=at,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+
+Decoder = SharedDecoder | RepeatDecoder
+
+
+def decoder_of(model: PreTrainedModel, way: str) -> Decoder:
+    """What decodes in one of ``WAYS``."""
+    return SharedDecoder(model) if way == "shared" else RepeatDecoder(model, way == "repeated")
+
+
+def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The head as a function of hidden states (rows, H). On a CPU in float32 its weights, laid out
+    once as oneDNN multiplies them fastest: a few rows against a large vocabulary take a third of
+    the time."""
+    head = model.get_output_embeddings()
+    parts = linear_parts(head)
+    assert head is not None
+    assert parts is not None
+    weight, bias = parts.weight.detach(), None if parts.bias is None else parts.bias.detach()
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return head
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+        multiply: Any = torch.ops.mkldnn._linear_pointwise
+        multiply(weight.new_zeros(1, weight.shape[1]), packed, bias, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError):  # a torch without oneDNN
+        return head
+    return lambda hidden: multiply(hidden.contiguous(), packed, bias, "none", [], "")

@@ -78,12 +78,13 @@ def make_groups(
     Raises DataError if nothing is left.
     """
     prepared = prepare(data.examples, template)
-    limits = _limits(config, template, context)
+    around = config.max_trace_length + len(template.boundary.close_ids) + len(template.gap_ids)
+    room = math.inf if context is None else context - around
+    least = config.max_answer_length if config.resolved_objective().samples_answers else 0
     kept, lines = array("q"), dict[str, list[int]]()
     sizes = zip(prepared.prompt_sizes.tolist(), prepared.answer_sizes.tolist(), strict=True)
-    for row, size in enumerate(sizes):
-        reason = "refused_by_template" if size[0] < 0 else limits.misfit(*size)
-        if reason:
+    for row, (prompt, answer) in enumerate(sizes):
+        if reason := _misfit(prompt, answer, config, least, room):
             lines.setdefault(reason, []).append(data.examples[row].line)
         else:
             kept.append(row)
@@ -95,37 +96,16 @@ def make_groups(
     return prepared.groups(np.array(kept)), report
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """Most tokens of a ``prompt``, of an ``answer``, and of a row with a full trace and its tag
-    (``around``) and with an answer of at least ``least`` tokens (``context``, if it is known)."""
-
-    prompt: int
-    answer: int
-    around: int
-    least: int
-    context: int | None
-
-    def misfit(self, prompt: int, answer: int) -> str:
-        """Why a row of these sizes is left out; "" where it fits."""
-        if prompt > self.prompt:
-            return "too_long_prompt"
-        if answer > self.answer:
-            return "too_long_answer"
-        row = prompt + self.around + max(answer, self.least)
-        return "" if self.context is None or row <= self.context else "too_long_for_model"
-
-
-def _limits(config: NRTConfig, template: Template, context: int | None) -> _Limits:
-    sampled = config.resolved_objective().samples_answers
-    tag = len(template.boundary.close_ids) + len(template.gap_ids)
-    return _Limits(
-        prompt=config.max_prompt_length,
-        answer=config.max_answer_length,
-        around=config.max_trace_length + tag,
-        least=config.max_answer_length if sampled else 0,
-        context=context,
-    )
+def _misfit(prompt: int, answer: int, config: NRTConfig, least: int, room: float) -> str:
+    """Why a row of these tokens is left out; "" where it fits: prompt and answer, of which at least
+    ``least`` tokens may be sampled, have ``room`` in the model beside a full trace."""
+    if prompt < 0:
+        return "refused_by_template"
+    if prompt > config.max_prompt_length:
+        return "too_long_prompt"
+    if answer > config.max_answer_length:
+        return "too_long_answer"
+    return "too_long_for_model" if prompt + max(answer, least) > room else ""
 
 
 @dataclass(frozen=True)
@@ -166,13 +146,12 @@ class Schedule:
         epoch, inside = divmod(step, self.steps_per_epoch)
         window = inside // (self.minibatches * self.passes)
         place = inside - window * self.minibatches * self.passes
-        size = len(self._window(epoch, window))
-        first = step - place
+        batches = self._window(epoch, window)
         return PlannedStep(
-            rows=self._window(epoch, window)[place % size],
-            rollout=first,
-            minibatch=place % size,
-            first_pass=place < size,
+            rows=batches[place % len(batches)],
+            rollout=step - place,
+            minibatch=place % len(batches),
+            first_pass=place < len(batches),
         )
 
     def rollout(self, step: int) -> list[Rows]:

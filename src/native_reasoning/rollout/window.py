@@ -6,8 +6,8 @@ when the traces are sampled; the open window is part of every checkpoint.
 """
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from native_reasoning.data.rows import PromptGroup, Traces
-from native_reasoning.objective.types import Scores, Signal, Verdict
+from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
 from native_reasoning.rollout.schedule import Rows
 
 #: A rank's file in a checkpoint, with .json and .safetensors.
@@ -103,15 +103,19 @@ class Window:
 
     def save(self, folder: Path, rank: int) -> None:
         """``rollout_window_RANK``: .json has traces and row ids, .safetensors the tensors."""
+        tensors: dict[str, Tensor] = {}
+        cells = [
+            {
+                "row": group.example.row_id if group.weight else None,
+                "traces": vars(traces),
+                "recall": _as_json(recall, tensors),
+            }
+            for minibatch in self.minibatches
+            for micro in minibatch
+            for (group, traces), recall in zip(micro.pairs, micro.recalls or (), strict=True)
+        ]
         path = folder / FILE.format(rank)
-        layout, tensors = [], {}
-        for i, minibatch in enumerate(self.minibatches):
-            layout.append([])
-            for j, micro in enumerate(minibatch):
-                layout[-1].append([_describe(*pair) for pair in micro.pairs])
-                for g, recall in enumerate(micro.recalls or ()):
-                    tensors |= {f"{i}.{j}.{g}.{k}": v for k, v in _tensors(recall).items()}
-        text = json.dumps({"rollout": self.rollout, "minibatches": layout})
+        text = json.dumps({"rollout": self.rollout, "cells": cells})
         path.with_suffix(".json").write_text(text, encoding="utf-8")
         save_file(tensors, path.with_suffix(".safetensors"))
 
@@ -132,11 +136,11 @@ class Window:
         kept: dict[int | None, Cell] = {}
         rollout = -1
         for path in _files(folder, rank):
-            rollout, cells = _read(path, wanted, device)
-            for row, traces, recall in cells:
+            rollout, found = _read(path, device)
+            for row, traces, recall in found:
                 group = filler if row is None else groups[row]
                 kept[row] = Cell(group, traces, recall.scores.verdict, recall)
-            if kept.keys() == wanted:  # its own file alone, where the ranks are as they were
+            if kept.keys() >= wanted:  # its own file alone, where the ranks are as they were
                 break
         minibatches = []
         for share in shares:
@@ -151,71 +155,36 @@ def _files(folder: Path, rank: int) -> list[Path]:
     return sorted(files, key=lambda path: path.stem != FILE.format(rank))
 
 
-def _read(
-    path: Path, wanted: Collection[int | None], device: torch.device
-) -> tuple[int, list[tuple[int | None, Traces, Recall]]]:
-    """The step that a rank's file was sampled at, and what it knows of the rows that are wanted."""
-    state = json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path, device: torch.device) -> tuple[int, list[tuple[int | None, Traces, Recall]]]:
+    """The step that a rank's file was sampled at, and what it knows of each row."""
     tensors = load_file(path.with_suffix(".safetensors"))  # does not take the device "cpu:0"
-    found = [
-        (cell["row"], _traces(cell), _recall(tensors, f"{i}.{j}.{g}.", device))
-        for i, layout in enumerate(state["minibatches"])
-        for j, cells in enumerate(layout)
-        for g, cell in enumerate(cells)
-        if cell["row"] in wanted
-    ]
-    return state["rollout"], found
+
+    def tensor(value: dict[str, Any]) -> Any:
+        return tensors[value["tensor"]].to(device) if value.keys() == {"tensor"} else value
+
+    state = json.loads(path.read_text(encoding="utf-8"), object_hook=tensor)
+    cells = state["cells"]
+    return state["rollout"], [(c["row"], _traces(c["traces"]), _recall(c["recall"])) for c in cells]
 
 
-def _traces(cell: dict[str, Any]) -> Traces:
-    return Traces(
-        ids=tuple(map(tuple, cell["ids"])),
-        closed=tuple(cell["closed"]),
-        ended=tuple(cell["ended"]),
-        answers=tuple(map(tuple, cell["answers"])),
-        sampler_logps=tuple(map(tuple, cell.get("sampler_logps", ()))),
-    )
+def _as_json(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What JSON can hold of a dataclass; ``tensors`` gets its tensors, and keeps them by number."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))  # two of them may be one tensor
+        tensors[name] = value.clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if is_dataclass(value):
+        return {name: _as_json(part, tensors) for name, part in vars(value).items()}
+    return value
 
 
-def _describe(group: PromptGroup, traces: Traces) -> dict[str, Any]:
-    row = group.example.row_id if group.weight else None
-    return {"row": row, **vars(traces)}
+def _traces(state: dict[str, Any]) -> Traces:
+    nested = ("ids", "answers", "sampler_logps")
+    return Traces(**{k: tuple(map(tuple, v) if k in nested else v) for k, v in state.items()})
 
 
-def _tensors(recall: Recall) -> dict[str, Tensor]:
-    """Everything that is remembered, as tensors by name; what is None is left out, and so is what
-    copies of the policy said, but for log π(z) of the first policy, which the loss needs."""
-    scores = {**vars(recall.scores)}
-    verdict, frozen, _ = (scores.pop(name) for name in ("verdict", "frozen", "ema"))
-    named = {f"signal.{name}": value for name, value in vars(recall.signal).items()}
-    named |= {f"scores.{name}": value for name, value in scores.items()}
-    named |= {f"verdict.{name}": value for name, value in vars(verdict).items()} if verdict else {}
-    named |= {"reference": None if frozen is None else frozen.trace, "fresh": recall.fresh}
-    return {
-        name: torch.as_tensor(
-            value, dtype=torch.float64 if isinstance(value, float) else None
-        ).clone(memory_format=torch.contiguous_format)  # two of them may be one tensor
-        for name, value in named.items()
-        if value is not None
-    }
-
-
-def _recall(everything: dict[str, Tensor], prefix: str, device: torch.device) -> Recall:
-    tensors = {k: v.to(device) for k, v in everything.items() if k.startswith(prefix)}
-
-    def read(kind: Any, name: str, without: Sequence[str] = ()) -> dict[str, Any]:
-        found = {f.name: (f.type, tensors.get(f"{prefix}{name}.{f.name}")) for f in fields(kind)}
-        return {
-            key: value if value is None or form not in (bool, float) else form(value)
-            for key, (form, value) in found.items()
-            if key not in without
-        }
-
-    verdict = read(Verdict, "verdict")
-    scores = Scores(
-        **read(Scores, "scores", without=("verdict", "frozen", "ema")),
-        verdict=None if verdict["complete"] is None else Verdict(**verdict),
-    )
-    if (reference := tensors.get(prefix + "reference")) is not None:
-        scores = scores.with_reference(reference)
-    return Recall(Signal(**read(Signal, "signal")), scores, bool(tensors[prefix + "fresh"]))
+def _recall(state: dict[str, Any]) -> Recall:
+    scores = state["scores"]
+    for name, kind in (("verdict", Verdict), ("frozen", Judgement), ("ema", Judgement)):
+        scores[name] = scores[name] and kind(**scores[name])
+    return Recall(Signal(**state["signal"]), Scores(**scores), state["fresh"])

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,9 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import in_mode
 from native_reasoning.model.policy import context_of
-from native_reasoning.rollout.decoders import (
-    Decoder,
-    RepeatDecoder,
-    SharedDecoder,
-    decoding_head,
-)
+from native_reasoning.rollout.hf import WAYS, Decoder, decoder_of
 from native_reasoning.scoring.head import direct_head
-from native_reasoning.scoring.layouts import LAYOUTS
-from native_reasoning.scoring.packing import Packed, pack
+from native_reasoning.scoring.packing import LAYOUTS, Packed, pack
 from native_reasoning.scoring.scorer import install_scoring
 
 #: How far the log-probability of a token may be off in a trial, in nats: the mean over all tokens.
@@ -41,35 +35,14 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4}
 COARSE, GROWTH = 0.1, 2
 
 
-class SamplingWays(TypedDict):
-    """Arguments of ``HFEngine``."""
-
-    share: bool
-    repeat_cache: bool
-    padding: bool
-
-
 @dataclass(frozen=True)
 class Capabilities:
-    """``layouts`` of a scoring forward that are right (layouts.py). While sampling, ``share`` keeps
-    each prompt once for its rows, ``repeat_cache`` repeats its cache (else each row is prefilled),
-    and ``padding`` lets prompts of different lengths into one batch. ``left_out`` says why each
-    other way is not used."""
+    """``layouts`` of a scoring forward that are right (packing.py), and the cheapest right way of
+    ``sampling`` (hf.py). ``left_out`` says why each other one is not used."""
 
     layouts: tuple[str, ...]
-    share: bool
-    repeat_cache: bool
-    padding: bool
+    sampling: str
     left_out: tuple[str, ...] = ()
-
-    @property
-    def sampling(self) -> SamplingWays:
-        """What ``HFEngine`` has to know."""
-        return {
-            "share": self.share,
-            "repeat_cache": self.repeat_cache,
-            "padding": self.padding,
-        }
 
 
 def capabilities_of(
@@ -91,18 +64,13 @@ def capabilities_of(
     """
     install_scoring(model)
     trials = _Trials(model, template, arithmetic, dtype or model.dtype, longest)
-    right: list[str] = []
-    for way in layouts:
-        if not (way == "right" and "rows" in right) and trials.scores(way, training):
-            right.append(way)
+    right = tuple(layout for layout in layouts if trials.scores(layout, training))
     if layouts and not right:
         trials.refuse("scored", "rewards would not be the model's own log-probabilities")
-    for share, repeat, padding in _SAMPLING:
-        if trials.samples(share, repeat, padding):
-            left_out = tuple(trials.failures)
-            return Capabilities(tuple(right), share, repeat, padding, left_out)
-    trials.refuse("sampled", "traces would not come from the model's own probabilities")
-    raise AssertionError
+    way = next(filter(trials.samples, WAYS), None)
+    if way is None:
+        trials.refuse("sampled", "traces would not come from the model's own probabilities")
+    return Capabilities(right, way, tuple(trials.failures))
 
 
 @contextmanager
@@ -119,16 +87,6 @@ def checkpointing(model: PreTrainedModel, args: TrainingArguments) -> Generator[
         yield
     finally:
         model.activation_checkpointing_disable()
-
-
-#: Ways to sample as (share, repeat_cache, padding), the cheapest first.
-_SAMPLING = (
-    (True, True, True),
-    (False, True, True),
-    (False, False, True),
-    (False, True, False),
-    (False, False, False),
-)
 
 
 class _Trials:
@@ -157,7 +115,7 @@ class _Trials:
         if not self._agrees("a plain forward", lambda: self._plain(dtype)):
             self.refuse("forwarded", "its own probability of the answer is the reward")
 
-    def refuse(self, what: str, why: str) -> None:
+    def refuse(self, what: str, why: str) -> NoReturn:
         """Raises PolicyError with what the last trial, the plainest, found."""
         cause = self.failures[-1]
         fix = "a model of another kind, or another attn_implementation in model_init_kwargs"
@@ -254,37 +212,24 @@ class _Trials:
 
     # -- sampling ----------------------------------------------------------------------------------
 
-    def samples(self, share: bool, repeat: bool, padding: bool) -> bool:
+    def samples(self, way: str) -> bool:
         """Whether rows that are decoded one token at a time get their own logits."""
-        way = "a shared prompt" if share else "a repeated cache" if repeat else "a cache for each"
-        way += ", sampling" if padding else ", sampling prompts of one length"
-        if share and not direct_head(self.model):
-            self.failures.append(f"{way}: its logits are not a product with the head's weights")
+        name = f"sampling with a {way} cache"
+        if way == "shared" and not direct_head(self.model):
+            self.failures.append(f"{name}: its logits are not a product with the head's weights")
             return False
-        copies = len(self.rows) // len(self.prompts)
 
         def trial() -> tuple[Tensor, Tensor]:
-            found = []
             with in_mode(self.model, training=False), self.arithmetic():
-                for first in [0] if padding else range(len(self.prompts)):
-                    after = len(self.prompts) if padding else first + 1
-                    decoder = self._decoder(share, repeat, self.prompts[first:after], copies)
-                    rows = self.rows[first * copies : after * copies]
-                    found.append(self._decoded(decoder, rows))
-            return torch.cat(found), torch.cat(self.expected)
+                decoder = decoder_of(self.model, way)
+                decoder.start(self.prompts, len(self.rows) // len(self.prompts))
+                return self._decoded(decoder), torch.cat(self.expected)
 
-        return self._agrees(way, trial)
+        return self._agrees(name, trial)
 
-    def _decoder(
-        self, share: bool, repeat: bool, prompts: Sequence[Sequence[int]], copies: int
-    ) -> Decoder:
-        if share:
-            return SharedDecoder(self.model, decoding_head(self.model)).start(prompts, copies)
-        return RepeatDecoder(self.model, repeat).start(prompts, copies)
-
-    def _decoded(self, decoder: Decoder, rows: Sequence[list[int]]) -> Tensor:
+    def _decoded(self, decoder: Decoder) -> Tensor:
         """log π of the tokens of each row, which leaves the batch at its end."""
-        found: dict[tuple[int, int], Tensor] = {}
+        found, rows = dict[tuple[int, int], Tensor](), self.rows
         active = list(range(len(rows)))
         for t in range(max(map(len, rows))):
             tokens = [rows[r][min(t, len(rows[r]) - 1)] for r in active]

@@ -1,7 +1,14 @@
 """Which rows a forward over prompt groups has, each distinct one once.
 
 The rows of a prompt stand behind it: its empty trace with the reference answer, each trace with the
-reference answer, and each trace with the answer that was sampled after it, where one was.
+reference answer, and each trace with the answer that was sampled after it, where one was. There are
+three layouts, and the one that costs least is taken:
+
+``shared``: the prompt once, its cache for each row, rows padded to the longest.
+``packed``: prompt and rows one after the other in one long row, under a mask that lets each row see
+the prompt and itself. Nothing is padded, no cache is needed (activation checkpointing forbids one),
+but attention looks at the square of the whole.
+``rows``: prompt and row, for each row; prompts are padded on the left.
 """
 
 from collections.abc import Sequence
@@ -13,7 +20,35 @@ from torch import Tensor
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import left_pad
-from native_reasoning.scoring.layouts import LongRows, cheapest, long_rows
+
+LAYOUTS = ("shared", "packed", "rows")
+
+#: How much longer attention is taken to be under a mask of its own than without; what the choices
+#: that follow from it cost is measured by benchmarks/layouts/run.py.
+MASKED = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class LongRows:
+    """One long row for each group, (G, P + L): ``ids``, ``at`` (positions, those of a row going on
+    from the prompt's), and ``owner``: 0 for the prompt, 1 + r for row r, −1 for padding.
+    ``place`` (R, S) is where each suffix position stands in the flattened rows."""
+
+    ids: Tensor
+    at: Tensor
+    owner: Tensor
+    place: Tensor
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What each position must not see, to be added to attention scores (G, 1, L, L): other
+        rows, padding, what comes later, and what lies ``window`` tokens back."""
+        owner, distance = self.owner, self.at[:, :, None] - self.at[:, None, :]
+        mine = (owner[:, None, :] == 0) | (owner[:, :, None] == owner[:, None, :])
+        seen = mine & (owner[:, None, :] >= 0) & (distance >= 0)
+        seen = seen if window is None else seen & (distance < window)
+        seen |= torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)  # padding: itself
+        zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return zeros.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +59,8 @@ class Batch:
     (R, S); ``group_of_row``, ``tag_at`` (R,); ``end_ids`` (E,). ``scored`` marks the positions
     whose next token is scored, at ``temperature`` where ``sampled``, else at 1; at ``tag_at``,
     where the closing tag is predicted, the end-of-turn tokens ``end_ids`` are scored too. Logits
-    beyond ``vocabulary`` are padding. ``layout`` is one of layouts.py; ``long`` has the rows of
-    "packed".
+    beyond ``vocabulary`` are padding. ``layout`` is one of ``LAYOUTS``; ``long`` has the rows
+    of "packed".
     """
 
     prefix: Tensor
@@ -119,6 +154,36 @@ def pack(
     return Packed(batch, tuple(groups), tuple(traces), tuple(row_of), tuple(sampled_in), answer_at)
 
 
+def cheapest(
+    allowed: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[tuple[int, Sequence[int]]],
+    hidden: int,
+) -> str:
+    """The layout with the least work: multiplications with a layer's weights, about 12 H² for each
+    token, and attention, 2 H for each pair of positions."""
+    groups, count = len(prompts), len(rows)
+    prompt, suffix = max(map(len, prompts)), max(len(ids) for _, ids in rows)
+    long = max(_sizes(prompts, rows))
+    work = {
+        "shared": (groups * prompt + count * suffix, groups * prompt**2 / 2
+                   + count * suffix * (prompt + suffix)),
+        "packed": (groups * long, MASKED * groups * long**2),
+        "rows": (count * (prompt + suffix), count * (prompt + suffix) ** 2 / 2),
+    }  # fmt: skip
+    return min(allowed, key=lambda name: 12 * hidden * work[name][0] + 2 * work[name][1])
+
+
+def _sizes(
+    prompts: Sequence[Sequence[int]], rows: Sequence[tuple[int, Sequence[int]]]
+) -> list[int]:
+    """Tokens of each prompt with all its rows."""
+    sizes = [len(prompt) for prompt in prompts]
+    for g, suffix in rows:
+        sizes[g] += len(suffix)
+    return sizes
+
+
 def _batch(
     rows: _Rows,
     prompts: Sequence[Sequence[int]],
@@ -156,9 +221,28 @@ def _batch(
         vocabulary=template.vocabulary,
         temperature=temperature,
         layout=layout,
-        long=None if layout != "packed" else _to(long_rows(prompts, suffixes), device),
+        long=long_rows(prompts, suffixes, device) if layout == "packed" else None,
     )
 
 
-def _to(long: LongRows, device: torch.device | str) -> LongRows:
-    return LongRows(*(tensor.to(device) for tensor in vars(long).values()))
+def long_rows(
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[tuple[int, Sequence[int]]],
+    device: torch.device,
+) -> LongRows:
+    """``rows`` are (group, suffix ids); each group's rows follow its prompt."""
+    width, ends = max(_sizes(prompts, rows)), [len(prompt) for prompt in prompts]
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    at, owner = torch.zeros_like(ids), torch.full_like(ids, -1)
+    place = torch.zeros(len(rows), max(len(suffix) for _, suffix in rows), dtype=torch.long)
+    for g, prompt in enumerate(prompts):
+        ids[g, : ends[g]] = torch.tensor(prompt, dtype=torch.long)
+        at[g, : ends[g]], owner[g, : ends[g]] = torch.arange(ends[g]), 0
+    for r, (g, suffix) in enumerate(rows):
+        start, end = ends[g], ends[g] + len(suffix)
+        ids[g, start:end] = torch.tensor(suffix)
+        at[g, start:end] = torch.arange(len(prompts[g]), len(prompts[g]) + len(suffix))
+        owner[g, start:end] = 1 + r
+        place[r, : len(suffix)] = torch.arange(g * width + start, g * width + end)
+        ends[g] = end
+    return LongRows(*(tensor.to(device) for tensor in (ids, at, owner, place)))

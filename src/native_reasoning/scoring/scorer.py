@@ -7,10 +7,10 @@ among them (it gives the baseline b), and an empty sampled trace is that same ro
     suffix   x_P  z_1 … z_n  tag  gap  y*_1 … y*_T          one row per distinct trace, padded right
 
 A trace with a sampled answer ŷ has a second row, with ŷ in the place of y*.
-The prefix is forwarded once *with gradients* and its cache is given to each of its rows (other
-layouts are in layouts.py); only positions that are scored are projected to the vocabulary.
-packing.py says what to forward, ``install_scoring`` makes the model's own ``forward`` do it (so
-that DDP, FSDP and autocast wrap it like any other forward), ``unpack`` gives ``Scores`` per group.
+The prefix is forwarded once *with gradients* and its cache is given to each of its rows, or it
+stands before each; only positions that are scored are projected to the vocabulary. packing.py says
+what to forward, ``install_scoring`` makes the model's own ``forward`` do it (so that DDP, FSDP and
+autocast wrap it like any other forward), ``unpack`` gives ``Scores`` per group.
 """
 
 import functools
@@ -127,27 +127,10 @@ def _inputs(
         inputs |= {name: suffix, "past_key_values": cache}
     else:
         inputs[name] = torch.cat([prefix[batch.group_of_row], suffix], dim=1)
-    if batch.layout == "right":
-        return _padded_right(inputs, name, batch)
     width = inputs[name].shape[1]
     inputs["position_ids"] = positions(mask)[:, mask.shape[1] - width :]
     skipped = width - batch.suffix.shape[1]
     return inputs, lambda hidden: hidden[:, skipped:-1][chosen]
-
-
-def _padded_right(
-    inputs: dict[str, Any], name: str, batch: Batch
-) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-    """The same rows with the padding of their prompts moved to their end."""
-    mask = inputs["attention_mask"]
-    left = (batch.prefix_mask == 0).sum(1)[batch.group_of_row, None]  # (R, 1)
-    order = (torch.arange(mask.shape[1], device=mask.device) + left) % mask.shape[1]
-    row = torch.arange(len(mask), device=mask.device)[:, None]
-    mask = mask[row, order]
-    moved = {name: inputs[name][row, order], "attention_mask": mask, "use_cache": False}
-    r, at = batch.scored[:, :-1].nonzero(as_tuple=True)
-    at = at + batch.prefix.shape[1] - left[r, 0]
-    return moved | {"position_ids": positions(mask)}, lambda hidden: hidden[r, at]
 
 
 def _window(model: PreTrainedModel) -> int | None:

@@ -10,11 +10,11 @@ from native_reasoning.config.nrt_config import NRTConfig, model_dtype
 from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.model.gathered import stand_in
 from native_reasoning.model.policy import Policy
-from native_reasoning.rollout.generators import longest, training_engine
 from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.rollout.vllm import longest, training_engine
 from native_reasoning.scoring.capabilities import capabilities_of, checkpointing
 from native_reasoning.scoring.judges import Judges
-from native_reasoning.scoring.layouts import LAYOUTS
+from native_reasoning.scoring.packing import LAYOUTS
 from native_reasoning.scoring.scorer import Scorer, install_scoring, rounding_of
 
 
@@ -60,9 +60,9 @@ class Forwards:
             model if self.copy is None else self.copy.model,
             template.stop_trace,
             template.vocabulary,
+            way=able.sampling,
             batch_size=args.rollout_batch_size,
             autocast=self.autocast,
-            **able.sampling,
         )
         self.sampler = training_engine(self.engine, args, template, accelerator)
         self.scorer = Scorer(
