@@ -79,7 +79,7 @@ def test_out(runs, tmp_path, nrt, style):
     assert not (runs / "report.html").exists()
 
 
-def test_an_earlier_report_is_overwritten_and_nothing_else(runs, nrt, refuses):
+def test_an_earlier_report_is_overwritten_and_no_other_file_of_a_run(runs, nrt, refuses):
     page = runs / "first" / "report.html"
     assert nrt("report", runs / "first")[0] == 0
     before = page.read_bytes()
@@ -91,10 +91,10 @@ def test_an_earlier_report_is_overwritten_and_nothing_else(runs, nrt, refuses):
         mine = runs / "first" / name
         before = mine.read_bytes()
         what, _, fix = refuses("report", runs / "first", "--out", mine)
-        assert what == f"error: {mine} exists and is no report"
+        assert what == f"error: {mine} is no name for a report"
         assert "--out" in fix
         assert mine.read_bytes() == before
-    assert "exists and is no report" in refuses("report", runs / "first", "--out", runs)[0]
+    assert "is no name for a report" in refuses("report", runs / "first", "--out", runs)[0]
 
 
 def test_what_is_no_run(runs, tmp_path, refuses):
@@ -123,18 +123,19 @@ def test_command_lines_that_cannot_be_understood(refuses, flags, message):
     assert what.startswith("error: nrt report: ") and message in what
 
 
-@pytest.mark.parametrize(
-    ("port", "message"), [("http", "--port is 'http'"), ("99999", "port 99999 cannot be used")]
-)
-def test_ports_that_are_none(runs, refuses, port, message):
-    assert message in refuses("report", runs / "first", "--watch", "--port", port)[0]
+def test_a_watched_run(runs, nrt, monkeypatch):
+    """Written at once, and told where, before it waits for more."""
+    page = runs / "first" / "report.html"
 
+    def interrupted(seconds):
+        assert 'id="refresh"' in page.read_text("utf-8")
+        raise KeyboardInterrupt
 
-@pytest.mark.parametrize(
-    "flags", [("--watch", "--json"), ("--watch", "--out", "x.html"), ("--port", "8000")]
-)
-def test_flags_that_say_nothing_together(runs, refuses, flags):
-    assert "means nothing with" in refuses("report", runs / "first", *flags)[0]
+    monkeypatch.setattr("native_reasoning.report.time.sleep", interrupted)
+    code, out, err = nrt("report", runs / "first", "--watch")
+    assert code == 130
+    assert out.startswith(str(page))
+    assert err.startswith("written again every 20 seconds")
 
 
 def test_flags_may_stand_between_the_runs(runs, tmp_path, nrt):

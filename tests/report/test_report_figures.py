@@ -268,7 +268,7 @@ def test_a_column_that_there_is_not(of):
     assert of("other", metrics={"uplift": None}).column("answer_logp_no_think").empty
 
 
-@pytest.mark.parametrize("word", ["much", "0.7", [1], 10**400, None])
+@pytest.mark.parametrize("word", ["much", [1], None])
 def test_a_column_that_holds_words(of, word):
     run = of(steps=2, metrics={"uplift": [0.5, word]})
     assert run.column("uplift").to_dict() == {1: 0.5}
@@ -298,18 +298,16 @@ def channels(text):
     return np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
 
 
-def test_no_two_of_many_runs_have_one_colour():
-    colours = [colour(i) for i in range(24)]
-    assert tuple(colours[:8]) == COLOURS
-    apart = [np.abs(channels(a) - channels(b)).max() for a, b in combinations(colours, 2)]
+def test_no_two_colours_are_alike():
+    apart = [np.abs(channels(a) - channels(b)).max() for a, b in combinations(COLOURS, 2)]
     assert min(apart) > 0.04
-    assert len({colour(i) for i in range(100)}) > 95
+    assert colour(len(COLOURS)) == COLOURS[0]
 
 
-@pytest.mark.parametrize("i", range(60))
-def test_colours_can_be_read_on_white_and_on_black(i):
+@pytest.mark.parametrize("text", COLOURS)
+def test_colours_can_be_read_on_white_and_on_black(text):
     """Contrast as in WCAG 2, of 3 : 1."""
-    x = channels(colour(i))
+    x = channels(text)
     light = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     light = light @ (0.2126, 0.7152, 0.0722)
     assert 1.05 / (light + 0.05) > 3 and (light + 0.05) / 0.05 > 3

@@ -225,16 +225,10 @@ def test_nothing_recorded(of):
     assert opened(text) == {"runs": [{"name": "run", "sets": []}]}
 
 
-def test_too_many_traces_are_thinned_out_before_they_are_compressed(of, monkeypatch):
-    monkeypatch.setattr("native_reasoning.report.packed.MOST_TRACES", 40)
-    text, kept, there = packed([of(steps=20)], PLENTY)
-    assert (kept, there) == (40, 80)
-    assert len(rows(opened(text)["runs"][0]["sets"][0])) == 40
-
-
 def test_too_much_text_is_thinned_out_before_it_is_compressed(of, monkeypatch):
     run = of(traces=many(400), steps=400)
     columns = ("trace", "sampled_answer", "answer_logps")
     size = sum(run.traces[name].nbytes for name in columns)
     monkeypatch.setattr("native_reasoning.report.packed.MOST_TEXT", size / 2 + 1)
-    assert packed([run], PLENTY)[1:] == (400, 800)
+    kept, there = packed([run], PLENTY)[1:]
+    assert (kept, there) == (pytest.approx(400, abs=10), 800)

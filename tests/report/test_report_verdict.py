@@ -103,11 +103,11 @@ def test_a_question_met_in_several_steps_is_one(tmp_path):
     [
         ([(1, 0), (2, 1)], None),
         ([(step, step) for step in range(1, 20)], None),
-        ([(1, 0), (2, 0)], "Some of them had been trained on before."),
-        ([(1, 0), *((step, 0) for step in range(2, 12))], "They had been trained on before."),
+        ([(1, 0), (2, 0)], "1 of them had been trained on before."),
+        ([(1, 0), *((step, 0) for step in range(2, 12))], "1 of them had been trained on before."),
         (
             [(1, 0), (1, 1), *((step, step % 3) for step in range(2, 12))],
-            "Some of them had been trained on before.",
+            "3 of them had been trained on before.",
         ),
     ],
 )

@@ -1,14 +1,12 @@
 """The page in a real browser: what a reader sees and does, by mouse, by keyboard, offline."""
 
 import json
-import threading
 
 import pytest
 
 from browser import figures
 from native_reasoning.records.folder import RunFolder, read_metrics
 from native_reasoning.report import write_report
-from native_reasoning.report.watch import server
 from report_runs import HOSTILE, made_run, trace_row, trained
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -320,65 +318,22 @@ def test_a_run_of_any_name_can_be_hidden(visit, tmp_path):
         assert page.locator(".trace-card.chosen").count() == 1
 
 
-@pytest.fixture
-def watched(tmp_path):
-    """A run, and the address where its page is served."""
-    run = trained(tmp_path / "first", last=20)
-    with server([run]) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        yield run, running
-        if thread.is_alive():
-            running.shutdown()
-        thread.join()
-
-
-def test_a_watched_page_follows_the_run_and_keeps_what_the_reader_chose(visit, watched):
-    run, running = watched
-    page = visit(f"http://127.0.0.1:{running.server_port}/")
-    figures(page)
-    page.locator("#more").click()
-    page.locator("#groups button").nth(60).click()
-    page.locator("#detail summary", has_text="Numbers").first.click()
-    page.locator("#detail details[open] tbody tr").first.wait_for()
-    chosen = page.locator("#detail").inner_text()
-    page.locator("#setup details summary").first.click()
-    page.locator("#groups button").nth(61).focus()
-    page.evaluate(
-        "Plotly.relayout(document.querySelector('[data-figure=uplift]'),"
-        " {'xaxis.range': [2, 5], 'xaxis.autorange': false})"
-    )
+def test_a_watched_page_loads_itself_again_until_the_reader_looks_into_a_trace(visit, tmp_path):
+    run, out = trained(tmp_path / "first", last=20), tmp_path / "report.html"
+    write_report([run], out, refresh=3)
+    page = visit(out)
     RunFolder(run).append_metrics(21, {"uplift": 1.25, "reward": 1.0})
-    until(page, "Curves.specs.uplift.data[0].x.includes(21)")
-    until(page, "document.getElementById('watching').textContent.includes('refreshed at')")
-    assert page.locator("#detail").inner_text() == chosen
-    assert page.locator("#detail details[open] tbody tr").count() > 0
-    assert page.locator("#groups button").count() == 80
-    assert page.locator("#groups button").nth(60).get_attribute("aria-current") == "true"
-    assert (
-        page.locator("#groups button").nth(61).evaluate("node => node === document.activeElement")
-    )
-    assert page.locator("#setup details").first.get_attribute("open") is not None
-    assert page.evaluate("document.querySelector('[data-figure=uplift]').layout.xaxis.range") == [
-        2,
-        5,
-    ]
+    write_report([run], out, refresh=3)
+    page.wait_for_event("load")
+    page.wait_for_selector("body[data-ready]")
+    page.locator("#groups button").nth(2).click()
+    assert not page.locator("#refresh").is_checked()
+    assert page.evaluate("Curves.specs.uplift.data[0].x.at(-1)") == 21
     found = axe.Axe().run(page).response["violations"]
     assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
-    running.shutdown()
-    running.server_close()
-    until(page, "document.getElementById('watch-state').textContent.includes('has ended')")
-    page.close()
-
-
-def test_a_folder_that_was_away_for_a_moment(visit, watched):
-    run, running = watched
-    page = visit(f"http://127.0.0.1:{running.server_port}/")
-    run.rename(run.parent / "away")
-    until(page, "document.getElementById('watch-state').textContent.includes('just now')")
-    (run.parent / "away").rename(run)
-    until(page, "document.getElementById('watch-state').textContent === ''")
-    page.close()
+    chosen = page.locator("#detail").inner_text()
+    page.wait_for_timeout(4000)
+    assert page.locator("#detail").inner_text() == chosen
 
 
 def test_a_run_of_which_nothing_is_there_yet(visit, tmp_path):

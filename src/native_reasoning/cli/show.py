@@ -6,7 +6,6 @@ pages.
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from native_reasoning.cli.output import (
     show_table,
     terminal_width,
 )
-from native_reasoning.config.errors import ConfigError, RunError
+from native_reasoning.config.errors import RunError
 from native_reasoning.config.methods import differences
 from native_reasoning.config.papers import DEFAULT, PRESETS, Preset, find_preset
 from native_reasoning.config.settings import SETTINGS, ObjectiveSettings
@@ -62,18 +61,12 @@ def demo(parsed: Parsed) -> int:
 
 
 def report(parsed: Parsed) -> int:
-    """Writes or serves the page; returns the exit code."""
-    _check(parsed)
+    """Writes the page, and with --watch again while the run trains; returns the exit code."""
+    from native_reasoning.report import EVERY, keep_fresh, write_report
+
     paths = run_folders(parsed.positionals)
-    if parsed.own["watch"]:
-        from native_reasoning.report.watch import serve
-
-        serve(paths, number(parsed.own, "port") or 0, _serving)
-        return 0
-    from native_reasoning.report import write_report
-
     out = Path(parsed.own["out"] or place_of(paths))
-    problems = write_report(paths, out)
+    problems = write_report(paths, out, refresh=EVERY if parsed.own["watch"] else 0)
     for problem in problems:
         say(f"note: {problem}")
     if parsed.own["json"]:
@@ -81,25 +74,10 @@ def report(parsed: Parsed) -> int:
         show_json({"report": str(out), "runs": runs, "problems": problems})
     else:
         show(f"{out}  ({out.stat().st_size / 1e6:.1f} MB: open it in a browser)")
+    if parsed.own["watch"]:
+        say(f"written again every {EVERY} seconds while the run trains; Ctrl-C ends it")
+        keep_fresh(paths, out)
     return 0
-
-
-def _check(parsed: Parsed) -> None:
-    """Raises ConfigError for flags that say nothing together."""
-    served = ("port",) if not parsed.own["watch"] else ("out", "json")
-    for name in served:
-        if parsed.own[name]:
-            watch = "with" if parsed.own["watch"] else "without"
-            raise ConfigError(
-                f"--{name} means nothing {watch} --watch",
-                why="--watch serves the page and writes no file",
-                fix=f"leave out --{name}, or {'leave out' if watch == 'with' else 'add'} --watch",
-            )
-
-
-def _serving(address: str) -> None:
-    show(f"{address}  (this machine alone; Ctrl-C ends it)")
-    sys.stdout.flush()
 
 
 def run_folders(names: Sequence[str]) -> list[Path]:

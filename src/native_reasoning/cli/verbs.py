@@ -193,10 +193,9 @@ VERBS = {
                 Flag("--out", "the file (report.html in the folder of the run)", "FILE"),
                 Flag(
                     "--watch",
-                    "serve the page on this machine alone and refresh it while the run trains",
+                    "write the file again while the run trains; a browser loads it by itself",
                     kind="switch",
                 ),
-                Flag("--port", "port of --watch (a free one)", "N"),
                 _JSON,
             ),
             (),

@@ -1,36 +1,50 @@
 """What a run looks like: figures one by one, and one self-contained page (``nrt report``)."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from native_reasoning.config.errors import RunError
 from native_reasoning.records.disk import write_atomically
+from native_reasoning.records.folder import METRICS
 from native_reasoning.report.figures import FIGURES, figure
-from native_reasoning.report.page import MARK, MOST_BYTES, build
+from native_reasoning.report.page import build
 from native_reasoning.report.runs import load_run
 
-__all__ = ["FIGURES", "build", "figure", "write_report"]
+__all__ = ["FIGURES", "build", "figure", "keep_fresh", "write_report"]
+
+#: Seconds between two pages of a run that goes on.
+EVERY = 20
 
 
-def write_report(
-    paths: Sequence[Path], out: Path, *, most_bytes: int = MOST_BYTES
-) -> tuple[str, ...]:
+def write_report(paths: Sequence[Path], out: Path, *, refresh: int = 0) -> tuple[str, ...]:
     """The page of the runs in ``paths`` as the file ``out``; returns what could not be shown.
 
-    Traces are left out evenly where the page would have more than ``most_bytes`` (15 MB).
-    Raises RunError where a folder holds no run, or ``out`` is a file that is no such page.
+    Traces that would make the page too large are left out evenly. In a browser the page loads
+    itself again every ``refresh`` seconds; 0 means never. Raises RunError where a folder holds no
+    run, or where ``out`` is no name of a page: only a page is ever replaced.
     """
-    if out.is_dir() or (out.exists() and MARK.encode() not in _beginning(out)):
+    if out.suffix != ".html" or out.is_dir():
         raise RunError(
-            f"{out} exists and is no report",
-            why="nothing but an earlier report is ever overwritten",
-            fix="name another file: --out report.html",
+            f"{out} is no name for a report",
+            why="a report is a file that ends in .html",
+            fix="name such a file: --out report.html",
         )
     runs = [load_run(path) for path in paths]
-    write_atomically(out, build(runs, most_bytes=most_bytes))
+    write_atomically(out, build(runs, refresh=refresh))
     return tuple(f"{run.path}: {problem}" for run in runs for problem in run.problems)
 
 
-def _beginning(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(2000)
+def keep_fresh(paths: Sequence[Path], out: Path) -> None:
+    """Writes the page again whenever a run has logged more, until it is interrupted; the last page
+    no longer loads itself again."""
+    written: list[int] = []
+    try:
+        while True:
+            logged = [file.stat().st_mtime_ns for path in paths for file in path.glob(METRICS)]
+            if logged != written:
+                write_report(paths, out, refresh=EVERY)
+                written = logged
+            time.sleep(EVERY)
+    finally:
+        write_report(paths, out)

@@ -15,24 +15,19 @@ def by_difficulty(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
     """A row for each bin of ``BINS`` that has tokens: ``bin``, ``below`` (upper edge of
     e^b), ``share`` of the answer tokens, ``uplift`` (mean l − b) and ``gain`` (mean of the last
     three exchanges' l − lᵒ, another question's trace; nan where none was measured). Nats."""
-    edges = [0.0, *BINS.values()]
-    probability = np.exp(tokens["baseline_logp"].to_numpy(float))
-    rows = []
-    for name, low, high in zip(BINS, edges, edges[1:], strict=False):
-        inside = (probability >= low) & (probability < high)
-        if not inside.any():
-            continue
-        known = run.column(f"gain_{name}")
-        rows.append(
-            {
-                "bin": name,
-                "below": high,
-                "share": inside.mean(),
-                "uplift": tokens["uplift"].to_numpy()[inside].mean(),
-                "gain": known.iloc[-3:].mean() if len(known) else np.nan,
-            }
-        )
-    return pd.DataFrame(rows, columns=["bin", "below", "share", "uplift", "gain"])
+    probability = np.exp(tokens["baseline_logp"].astype(float))
+    bins = pd.cut(probability, [0.0, *BINS.values()], right=False, labels=[*BINS])
+    table = tokens.groupby(bins.rename("bin"), observed=True)["uplift"].agg(["size", "mean"])
+    table = table.reset_index().astype({"bin": str})
+    return pd.DataFrame(
+        {
+            "bin": table["bin"],
+            "below": table["bin"].map(BINS),
+            "share": table["size"] / max(len(tokens), 1),
+            "uplift": table["mean"],
+            "gain": [run.column(f"gain_{name}").iloc[-3:].mean() for name in table["bin"]],
+        }
+    )
 
 
 def by_token(tokens: pd.DataFrame, most: int = 12) -> pd.DataFrame:

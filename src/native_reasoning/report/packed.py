@@ -24,7 +24,6 @@ import gzip
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,34 +31,31 @@ import pyarrow as pa
 
 from native_reasoning.report.runs import Run, run_names
 
-#: Traces, and bytes of their text and numbers, above which groups are left out at once.
-MOST_TRACES, MOST_TEXT = 100_000, 100_000_000
-
-
-@dataclass(frozen=True)
-class _Sorted:
-    """A table of traces. ``order`` sorts it by step, row and k; ``new`` is true where, in this
-    order, a group begins. ``size`` is the bytes of what each trace brings along."""
-
-    label: str
-    table: pa.Table
-    order: np.ndarray
-    new: np.ndarray
-    size: int
+#: Bytes of text and numbers of all traces above which groups are left out before compression.
+MOST_TEXT = 100_000_000
 
 
 def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
     """Base64 of the compressed traces of all runs, in at most ``limit`` bytes; how many traces
     there are in it, and how many there were. Where they do not fit, whole groups are left out,
     evenly over the run, all of them if need be."""
-    there = sum(run.traces.num_rows + run.held_out.num_rows for run in runs)
-    rows = [[_rows("training", run.traces), _rows("held-out", run.held_out)] for run in runs]
-    size = sum(one.size for tables in rows for one in tables)
-    share = min(1.0, MOST_TRACES / max(there, 1), MOST_TEXT / max(size, 1))
+    tables = [{"training": _sorted(run.traces), "held-out": _sorted(run.held_out)} for run in runs]
+    every = [table for sets in tables for table in sets.values()]
+    texts = ["trace", "sampled_answer", "answer_logps"]
+    share = min(1.0, MOST_TEXT / max(sum(table.select(texts).nbytes for table in every), 1))
     while True:
-        blob, kept = _packed(run_names(runs), rows, share)
+        sets = [
+            [_set(label, _thinned(table, share)) for label, table in of_run.items()]
+            for of_run in tables
+        ]
+        named = zip(run_names(runs), sets, strict=True)
+        carried = [
+            {"name": name, "sets": [one for one in found if one["traces"]]} for name, found in named
+        ]
+        blob = compressed({"runs": carried})
+        kept = sum(len(one["traces"]) for found in sets for one in found)
         if len(blob) <= limit or not kept:
-            return blob, kept, there
+            return blob, kept, sum(table.num_rows for table in every)
         share *= 0.95 * max(limit, 0) / len(blob)
 
 
@@ -69,83 +65,64 @@ def compressed(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
 
 
-def _packed(
-    names: Sequence[str], rows: Sequence[Sequence[_Sorted]], share: float
-) -> tuple[str, int]:
-    """A share of the groups of all runs, compressed, and how many traces there are in it."""
-    chosen = [[(one, *_chosen(one, share)) for one in tables] for tables in rows]
-    sets = [[_set(*one) for one in tables if len(one[2])] for tables in chosen]
-    named = zip(names, sets, strict=True)
-    blob = compressed({"runs": [{"name": name, "sets": found} for name, found in named]})
-    return blob, sum(len(one["traces"]) for found in sets for one in found)
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.sort_by([(name, "ascending") for name in ("step", "row_id", "k")])
 
 
-def _rows(label: str, table: pa.Table) -> _Sorted:
-    step, row, k = (table[name].to_numpy() for name in ("step", "row_id", "k"))
-    order = np.lexsort((k, row, step))
-    step, row = step[order], row[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
-    size = sum(table[name].nbytes for name in ("trace", "sampled_answer", "answer_logps"))
-    return _Sorted(label, table, order, new, size)
+def _groups(table: pa.Table) -> np.ndarray:
+    """The number of each trace's group, in a sorted table: 0, 0, 1, …"""
+    keys = ["step", "row_id"]
+    return table.select(keys).to_pandas().groupby(keys).ngroup().to_numpy()
 
 
-def _chosen(rows: _Sorted, share: float) -> tuple[pa.Table, np.ndarray]:
-    """The rows of a share of the groups, sorted, and where each group starts."""
-    group = np.cumsum(rows.new) - 1
-    count = int(rows.new.sum())
-    most = max(math.floor(count * share), 0)
-    kept = np.unique(np.linspace(0, count - 1, most).round())
-    mask = np.isin(group, kept)
-    return rows.table.take(rows.order[mask]), np.flatnonzero(rows.new[mask])
+def _thinned(table: pa.Table, share: float) -> pa.Table:
+    """A share of the groups of a sorted table, evenly over the run."""
+    groups = _groups(table)
+    count = groups.max(initial=-1) + 1
+    kept = np.linspace(0, count - 1, math.floor(count * share)).round()
+    return table.filter(pa.array(np.isin(groups, kept)))
 
 
-def _set(rows: _Sorted, table: pa.Table, starts: np.ndarray) -> dict[str, Any]:
-    once = table.select(["step", "row_id", "prompt", "answer", "answer_tokens"]).take(starts)
-    counts = np.diff([*starts, table.num_rows]).tolist()
+def _set(label: str, table: pa.Table) -> dict[str, Any]:
+    """What the page carries of a sorted table."""
+    _, starts, counts = np.unique(_groups(table), return_index=True, return_counts=True)
+    known = {name: table[name].to_pylist() for name in table.column_names}
     questions: dict[tuple[Any, ...], int] = {}
     groups = []
-    for count, step, row, *texts, tokens in zip(counts, *_lists(once), strict=True):
-        place = questions.setdefault((*texts, tuple(tokens)), len(questions))
-        groups.append([step, place, row, count])
-    columns = ("trace", "sampled_answer", "k", "length", "closed")
-    traces, said, places, lengths, closed = _lists(table.select(columns))
-    held_out = "ended" not in table.column_names
-    ended = [False] * table.num_rows if held_out else table["ended"].to_pylist()
-    ends = zip(closed, ended, strict=True)
-    found = {
-        "label": rows.label,
+    for first, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        texts = (known["prompt"][first], known["answer"][first])
+        question = questions.setdefault(
+            (*texts, tuple(known["answer_tokens"][first])), len(questions)
+        )
+        groups.append([known["step"][first], question, known["row_id"][first], count])
+    not_closed = [2 if ended else 0 for ended in known.get("ended", [])] or [3] * table.num_rows
+    return {
+        "label": label,
         "questions": [list(question) for question in questions],
         "groups": groups,
-        "b": _thousandths(table["baseline_logps"].take(starts)),
-        "traces": traces,
-        "said": said,
-        "k": places,
-        "length": lengths,
-        "l": _thousandths(table["answer_logps"]),
-        "ends": [1 if shut else 3 if held_out else 2 if end else 0 for shut, end in ends],
+        "b": _thousandths([known["baseline_logps"][first] for first in starts]),
+        "traces": known["trace"],
+        "said": known["sampled_answer"],
+        "k": known["k"],
+        "length": known["length"],
+        "ends": [
+            1 if closed else end for closed, end in zip(known["closed"], not_closed, strict=True)
+        ],
+        "reward": _short(known.get("reward", [])),
+        "base": _short(known.get("baseline_reward", [])),
+        "advantage": _short(known.get("advantage", [])),
+        "right": _short(known.get("correct", [])),
+        "right_no_think": _short(known.get("correct_no_think", [])),
+        "said_no_think": known.get("answer_no_think", []),
+        "l": _thousandths(known["answer_logps"]),
     }
-    shorter = {"base": "baseline_reward", "right": "correct", "right_no_think": "correct_no_think"}
-    for name in ("reward", "base", "advantage", "right", "right_no_think"):
-        found[name] = [_short(x) for x in _column(table, shorter.get(name, name))]
-    found["said_no_think"] = _column(table, "answer_no_think")
-    return found
 
 
-def _lists(table: pa.Table) -> list[list[Any]]:
-    return [column.to_pylist() for column in table.columns]
-
-
-def _column(table: pa.Table, name: str) -> list[Any]:
-    return table[name].to_pylist() if name in table.column_names else []
-
-
-def _thousandths(lists: pa.ChunkedArray) -> list[list[int | None]]:
+def _thousandths(lists: Sequence[Sequence[float]]) -> list[list[int | None]]:
     """Nats as whole thousandths; None for what is not finite."""
-    return [
-        [round(1000 * x) if math.isfinite(x) else None for x in row] for row in lists.to_pylist()
-    ]
+    return [[round(1000 * x) if math.isfinite(x) else None for x in row] for row in lists]
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+def _short(values: Sequence[float]) -> list[float | None]:
+    """Four digits of each; None for what is not finite."""
+    return [float(f"{x:.4g}") if math.isfinite(x) else None for x in values]

@@ -9,7 +9,6 @@ import base64
 import gzip
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,7 +16,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from plotly.offline import get_plotlyjs
 
@@ -25,9 +24,9 @@ from native_reasoning import __version__
 from native_reasoning.config.errors import printable
 from native_reasoning.records.folder import QUARANTINE
 from native_reasoning.report.figures import (
+    COLOURS,
     CURVES,
     FIGURES,
-    colour,
     figure,
     label_of,
     metric_of,
@@ -39,51 +38,42 @@ from native_reasoning.report.runs import NO_TRACES, Run, run_names
 from native_reasoning.report.verdict import answers_alone, nought, verdict
 from native_reasoning.report.wording import changed_words
 
-GENERATOR = "native-reasoning"
-#: By this a page is known again, near its beginning (page.html).
-MARK = f'<meta name="generator" content="{GENERATOR} '
-#: Bytes of a page, at most; traces that do not fit are left out, and it says so.
-MOST_BYTES = 15_000_000
+#: Bytes of the traces of a page, at most; those that do not fit are left out, and it says so.
+MOST_BYTES = 12_000_000
+#: Steps that went wrong, told one by one.
+MOST_TOLD = 10
 SCRIPTS = ("data.js", "curves.js", "inspector.js", "page.js")
-#: Steps that went wrong, told one by one; characters of a setting in a sentence.
-MOST_TOLD, LONG = 20, 40
 
 
-def build(runs: Sequence[Run], *, watch: str = "", most_bytes: int = MOST_BYTES) -> bytes:
-    """The page, UTF-8. ``watch`` is its version where a server refreshes it (watch.py)."""
+def build(runs: Sequence[Run], *, refresh: int = 0) -> bytes:
+    """The page, UTF-8; it loads itself again every ``refresh`` seconds, 0 for never."""
+    names = run_names(runs)
     figures = figure_parts(runs)
     figure_data = compressed({part["name"]: part.pop("drawn") for part in figures})
+    traces, kept, there = packed(runs, MOST_BYTES)
     values = {
-        "title": ", ".join(run_names(runs)),
-        "generator": f"{GENERATOR} {__version__}",
-        "watch": watch,
+        "title": ", ".join(names),
+        "generator": f"native-reasoning {__version__}",
+        "refresh": refresh,
         "warnings": warnings(runs),
-        "runs": [run_part(run, name) for run, name in zip(runs, run_names(runs), strict=True)],
+        "runs": [run_part(run, name) for run, name in zip(runs, names, strict=True)],
         "figures": figures,
-        "colours": [colour(i) for i in range(len(runs))],
+        "colours": COLOURS,
+        "kept": _kept(kept, there),
         "figure_data": figure_data,
+        "trace_data": traces,
         "plotly": _plotly(),
         "css": _asset("page.css"),
         "script": "\n".join(map(_asset, SCRIPTS)),
+        "nonce": hashlib.sha256(figure_data.encode()).hexdigest()[:24],
     }
-    values["nonce"] = hashlib.sha256(figure_data.encode()).hexdigest()[:24]
-    without = _rendered({**values, "trace_data": "", "kept": ""})
-    traces, kept, there = packed(runs, most_bytes - len(without) - 1000)
-    return _rendered({**values, "trace_data": traces, "kept": _kept(kept, there)})
-
-
-def _rendered(values: dict[str, object]) -> bytes:
-    return _template().render(values).encode("utf-8", "replace")
-
-
-@cache
-def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["visible"] = lambda text: printable(str(text))
     environment.filters["nought"] = nought
-    return environment.from_string(_asset("page.html"))
+    page = environment.from_string(_asset("page.html")).render(values)
+    return page.encode("utf-8", "replace")
 
 
 def _kept(kept: int, there: int) -> str:
@@ -97,7 +87,6 @@ def _kept(kept: int, there: int) -> str:
     )
 
 
-@cache
 def _asset(name: str) -> str:
     return (files("native_reasoning.report") / "assets" / name).read_text("utf-8")
 
@@ -153,7 +142,7 @@ def run_part(run: Run, name: str) -> dict[str, Any]:
         "problems": [one for one in (*run.problems, *_skipped(run)) if one != known],
         "facts": _facts(run),
         "config": yaml.safe_dump(run.config, allow_unicode=True, width=100) if run.config else "",
-        "data_report": _listed(run.config.get("data_report")),
+        "data_report": run.config.get("data_report", []),
         "difficulty": by_difficulty(run, tokens).to_dict("records"),
         "tokens": by_token(tokens).to_dict("records"),
         "words": changed_words(run).to_dict("records"),
@@ -161,37 +150,32 @@ def run_part(run: Run, name: str) -> dict[str, Any]:
 
 
 def _skipped(run: Run) -> list[str]:
-    """Steps whose update was skipped or whose numbers were not finite, a sentence each; of many
-    the first ``MOST_TOLD``."""
-    rows = Counter(run.quarantine.index.tolist())
-    found = [
-        (step, f"step {step}: update skipped, {count} rows in {QUARANTINE}")
-        for step, count in rows.items()
-    ]
+    """Updates that were skipped and numbers that were not finite, a sentence each."""
+    found = []
+    if len(skipped := run.quarantine.index.unique()):
+        found.append(f"updates were skipped {_at(skipped)}: their rows are in {QUARANTINE}")
     for table in (run.metrics, run.evaluations):
-        lost = table["non_finite"].dropna() if "non_finite" in table else pd.Series(dtype=object)
-        for step, value in zip(lost.index.tolist(), lost, strict=True):
-            names = _listed(value)
-            are = "were" if len(names) > 1 else "was"
-            found.append((step, f"step {step}: {', '.join(names)} {are} not finite"))
-    told = [text for _, text in sorted(found, key=lambda one: one[0])]
-    more = len(told) - MOST_TOLD
-    return told[:MOST_TOLD] + ([f"… and {more} more"] if more > 0 else [])
+        if "non_finite" in table:
+            lost = table["non_finite"].dropna()
+            names = sorted({name for listed in lost for name in listed})
+            found.append(f"not finite {_at(lost.index)}: {', '.join(names)}")
+    return found
 
 
-def _listed(value: Any) -> list[str]:
-    """Texts of what should be a list, in a file that anyone may have written."""
-    return [str(one) for one in (value if isinstance(value, list) else [value] if value else [])]
-
-
-def _named(value: Any) -> str:
-    """``torch 2.13, …``; the same care."""
-    pairs = value.items() if isinstance(value, dict) else []
-    return ", ".join(f"{key} {inner}" for key, inner in pairs)
+def _at(steps: pd.Index) -> str:
+    """``at steps 3, 5 and 12 more``."""
+    first = ", ".join(map(str, steps[:MOST_TOLD]))
+    more = f" and {len(steps) - MOST_TOLD} more" if len(steps) > MOST_TOLD else ""
+    return f"at step{'s' if len(steps) > 1 else ''} {first}{more}"
 
 
 def _setting(run: Run, key: str) -> Any:
-    return run.config.get(key) or (run.config.get("config") or {}).get(key)
+    return run.config.get(key) or run.config.get("config", {}).get(key)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    """``torch 2.13, …``"""
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -207,9 +191,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("traces recorded", f"{run.traces.num_rows:,}"),
         ("time in steps", f"{seconds:,.0f} s" if seconds else None),
         ("updates skipped", len(run.quarantine.index.unique()) or None),
-        *((key, _named(run.config.get(key))) for key in ("machine", "versions")),
+        *((key, _pairs(run.config.get(key, {}))) for key in ("machine", "versions")),
         ("hash of the data", run.config.get("data_hash")),
-        ("changed on resume", "; ".join(_listed(run.config.get("changed_on_resume")))),
+        ("changed on resume", "; ".join(run.config.get("changed_on_resume", []))),
         ("folder", run.path),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
@@ -220,51 +204,29 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 def warnings(runs: Sequence[Run]) -> list[str]:
     """What makes a comparison of the runs unfair."""
-    names, found = run_names(runs), []
-    for key, what in (
-        ("data_hash", "trained on different questions"),
-        ("model", "begun from different models"),
+    found = []
+    for what, value_of in (
+        ("trained on different questions: their levels", lambda run: _setting(run, "data_hash")),
+        ("begun from different models: their levels", lambda run: _setting(run, "model")),
+        ("evaluated on different held-out questions: what was measured there", _held_out),
     ):
-        groups: dict[str, list[str]] = {}
-        for name, run in zip(names, runs, strict=True):
-            groups.setdefault(str(_setting(run, key) or ""), []).append(name)
+        groups: dict[object, list[str]] = {}
+        for name, run in zip(run_names(runs), runs, strict=True):
+            if value := value_of(run):
+                groups.setdefault(value, []).append(name)
         if len(groups) > 1:
-            told = " · ".join(
-                f"{', '.join(group)} ({_short(key, value) or 'not recorded'})"
-                for value, group in groups.items()
-            )
-            found.append(f"These runs were {what}, so their levels cannot be compared: {told}.")
-    asked = {name: n for name, run in zip(names, runs, strict=True) if (n := _asked(run))}
-    questions = [set(known) for known in map(_held_out, runs) if known]
-    if len({*asked.values()}) > 1 or any(known != questions[0] for known in questions):
-        told = " · ".join(f"{name} ({count} questions)" for name, count in asked.items())
-        found.append(
-            "These runs were evaluated on different held-out questions, so their accuracy and "
-            f"uplift there cannot be compared: {told or ', '.join(names)}."
-        )
-    if len({str(_setting(run, "preset")) for run in runs if _setting(run, "preset")}) > 1:
+            told = " · ".join(map(", ".join, groups.values()))
+            found.append(f"These runs were {what} cannot be compared ({told}).")
+    if len({preset for run in runs if (preset := _setting(run, "preset"))}) > 1:
         found.append(
             "Rewards of different presets are on different scales: compare accuracy and uplift."
         )
     return found
 
 
-def _short(key: str, value: str) -> str:
-    """A path is told by its end."""
-    if key != "model" or len(value) <= LONG:
-        return value[:LONG]
-    return f"…{value[1 - LONG :]}"
-
-
-def _asked(run: Run) -> int:
-    """Questions of the last evaluation; 0 if there was none."""
-    counts = run.column("eval_questions")
-    return int(counts.iloc[-1]) if len(counts) else 0
-
-
-def _held_out(run: Run) -> list[tuple[str, str]]:
-    """Those of them that were recorded, with their answers."""
-    steps = run.held_out["step"].to_numpy()
-    last = run.held_out.filter(pa.array(steps == steps.max(initial=0)))
-    texts = (last[name].to_pylist() for name in ("prompt", "answer"))
-    return [*zip(*texts, strict=True)]
+def _held_out(run: Run) -> tuple[object, ...]:
+    """Number and texts of the questions of the last evaluation; () if there was none."""
+    last = run.held_out.filter(pc.field("step") == pc.max(run.held_out["step"]))
+    texts = zip(last["prompt"].to_pylist(), last["answer"].to_pylist(), strict=True)
+    asked = run.column("eval_questions")
+    return (asked.iloc[-1], frozenset(texts)) if len(asked) else ()

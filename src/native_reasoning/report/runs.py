@@ -76,39 +76,31 @@ class Run:
     @cached_property
     def late_tokens(self) -> pd.DataFrame:
         """``tokens`` of the last ``LATE`` steps that have traces."""
-        return self.tokens(self._steps()[-LATE:])
+        return self.tokens(LATE)
 
-    def _steps(self) -> list[int]:
-        return np.unique(self.traces["step"].to_numpy()).tolist()
-
-    def tokens(self, steps: Sequence[int] | None = None) -> pd.DataFrame:
+    def tokens(self, last: int | None = None) -> pd.DataFrame:
         """A row for each reference token after each trace: ``step``, ``row_id``, ``k``, ``place``,
         ``token``, ``logp`` (l, nats), ``baseline_logp`` (b) and ``uplift`` (l − b); of all steps,
-        or of some."""
-        rows = self.traces
-        if steps is not None:
-            rows = rows.filter(pc.field("step").isin(list(steps)))
-        table = rows.select(["step", "row_id", "k"]).to_pandas()
-        names = {
-            "token": "answer_tokens",
-            "logp": "answer_logps",
-            "baseline_logp": "baseline_logps",
+        or of the ``last`` so many that have traces."""
+        steps = np.unique(self.traces["step"].to_numpy())
+        late = steps if last is None else steps[-last:]
+        lists = {
+            "answer_tokens": "token",
+            "answer_logps": "logp",
+            "baseline_logps": "baseline_logp",
         }
-        columns = {new: rows[old].to_pandas() for new, old in names.items()}
-        counts = columns["token"].map(len).to_numpy(int)
-        out = table.loc[table.index.repeat(counts)].reset_index(drop=True)
-        out["place"] = np.concatenate([np.arange(n) for n in counts] or [np.empty(0, int)])
-        for name, column in columns.items():
-            out[name] = np.concatenate([*column]) if len(column) else []
+        rows = self.traces.select(["step", "row_id", "k", *lists])
+        rows = rows.filter(pc.field("step").isin(late.tolist())).to_pandas()
+        out = rows.explode([*lists]).rename(columns=lists).dropna(subset=["token"])
+        out.insert(3, "place", out.groupby(level=0).cumcount())
+        out = out.astype({"logp": "float32", "baseline_logp": "float32"}).reset_index(drop=True)
         out["uplift"] = uplift(out["logp"], out["baseline_logp"])
         return out
 
-    def uplift(self, steps: int = LATE) -> Interval | None:
-        """l − b (nats per token) over the questions of the last ``steps`` steps that have traces,
-        with a 95 % bootstrap interval; None without traces. A question counts once, as the mean
-        over all its traces in these steps."""
-        tokens = self.late_tokens if steps == LATE else self.tokens(self._steps()[-steps:])
-        per_question = tokens.groupby("row_id")["uplift"].mean()
+    def uplift(self) -> Interval | None:
+        """l − b (nats per token) over the questions of ``late_tokens``, with a 95 % bootstrap
+        interval; None without traces. A question counts once, as the mean over all its traces."""
+        per_question = self.late_tokens.groupby("row_id")["uplift"].mean()
         known = per_question.where(np.isfinite(per_question))  # else nan, as the interval then is
         return bootstrap_interval(known.tolist()) if len(known) else None
 
@@ -143,12 +135,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             return otherwise
 
     def lines(name: str) -> pd.DataFrame:
-        path = folder / name
-        rows = [row for _, row in tried(lambda: lines_of(path), [])]
-        if path.is_file() and path.read_bytes()[-1:] not in (b"\n", b""):
-            problems.append(
-                f"the last line of {name} is half-written: a killed run, or one at work"
-            )
+        rows = [row for _, row in tried(lambda: lines_of(folder / name), [])]
         return pd.DataFrame(rows, columns=None if rows else ["step"]).set_index("step")
 
     def tables(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
@@ -181,23 +168,12 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 def numbers(values: pd.Series) -> pd.Series:
     """What is a finite number among them, under its name or step."""
-    known = values if pd.api.types.is_numeric_dtype(values) else values.map(_number)
-    found = known.astype(float)
+    found = pd.to_numeric(values, errors="coerce").astype(float)
     return found[np.isfinite(found)]
 
 
-def _number(value: Any) -> float | None:
-    kinds = int | float | np.integer | np.floating
-    return float(value) if isinstance(value, kinds) and abs(value) < 1e300 else None
-
-
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """A name for each: its folder's, with as much of the path before it as tells them apart, in
-    characters that UTF-8 can hold; by number where no such characters do."""
-    parts = [run.path.resolve().parts for run in runs]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = [storable("/".join(part[-depth:])) for part in parts]
-        if len({*names}) == len({*parts}):
-            return names
-    different = list(dict.fromkeys(parts))
-    return [f"{storable(part[-1])} ({different.index(part) + 1})" for part in parts]
+    """A name for each: its path below the folder that holds them all."""
+    paths = [run.path.resolve() for run in runs]
+    above = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    return [storable(os.path.relpath(path, above)) for path in paths]

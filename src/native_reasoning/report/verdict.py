@@ -18,6 +18,7 @@ CUT_APART = 0.1
 #: Nats per token by which answers without thinking may get less likely before it is said.
 WORSE = 0.05
 GAIN, UPLIFT = "eval_accuracy_gain", "eval_uplift"
+RIGHT = ["eval_accuracy", "eval_accuracy_no_think"]
 HEADLINES = {
     "helped": "Thinking helped",
     "hurt": "Thinking hurt",
@@ -28,14 +29,17 @@ HEADLINES = {
 
 @dataclass(frozen=True)
 class Conclusion:
-    """``state`` is a key of ``HEADLINES``. ``interval`` is of the metric ``name``, and ``measure``
-    says of what in words; None if nothing was measured. ``notes`` are sentences, the most important
-    first."""
+    """``state`` is a key of ``HEADLINES``; ``measure`` says what was measured, and ``interval`` is
+    its mean with 95 %, None if nothing was. As people read them: ``value`` (``+87.4``), ``unit``
+    (``points``), ``range`` (``+84.2 to +90.4``). ``notes`` are sentences, the most important first.
+    """
 
     state: str
-    name: str
     measure: str
     interval: Interval | None
+    value: str
+    unit: str
+    range: str
     notes: tuple[str, ...]
 
     @property
@@ -44,24 +48,9 @@ class Conclusion:
         return HEADLINES[self.state]
 
     @property
-    def unit(self) -> str:
-        """Of the number."""
-        return METRICS[self.name].unit if self.name else ""
-
-    @property
-    def value(self) -> str:
-        """The number as people read it, without its unit: ``+87.4``."""
-        return "–" if self.interval is None else _text(self.name, self.interval.mean)
-
-    @property
     def number(self) -> str:
-        """The number: ``+87.4 points``."""
-        return self.value if self.interval is None else f"{self.value} {self.unit}"
-
-    @property
-    def range(self) -> str:
-        """Its interval: ``+84.2 to +90.4``."""
-        return "" if self.interval is None else _range(self.name, self.interval)
+        """Value and unit."""
+        return f"{self.value} {self.unit}".strip()
 
 
 def nought(text: str) -> str:
@@ -77,6 +66,11 @@ def _range(name: str, interval: Interval) -> str:
     return f"{_text(name, interval.low)} to {_text(name, interval.high)}"
 
 
+def _whole(name: str, interval: Interval) -> str:
+    """``+0.100 nats per token (+0.050 to +0.200)``."""
+    return f"{_text(name, interval.mean)} {METRICS[name].unit} ({_range(name, interval)})"
+
+
 def verdict(run: Run) -> Conclusion:
     """Of the last evaluation's accuracy, with thinking less without; where answers are hardly ever
     right, or are free text, of its uplift; without evaluations, of the uplift on the last ten
@@ -85,27 +79,25 @@ def verdict(run: Run) -> Conclusion:
     last = evaluations[-1] if evaluations else pd.Series(dtype=float)
     asked = int(last.get("eval_questions", 0))
     measure, uplift = "", "log-probability of a reference token, after a trace less after none"
-    name, interval, again = "", None, []
-    if _accurate(last):
+    name, interval, notes = "", None, list[str]()
+    if {*RIGHT, GAIN, "eval_questions"} <= {*last.index} and last[RIGHT].max() >= LEAST_ACCURACY:
         measure = f"accuracy with thinking less accuracy without, on {asked} held-out questions"
         name, interval = GAIN, _logged(last, GAIN, asked)
+        notes = [_accuracy(evaluations), *_other(interval, last)]
     elif asked and UPLIFT in last:
         name, measure = UPLIFT, f"{uplift}, on {asked} held-out questions"
         interval = _logged(last, UPLIFT, asked)
     elif (found := run.uplift()) is not None:
-        name, interval, again = "uplift", found, _met_before(run)
+        name, interval, notes = "uplift", found, _met_before(run)
         measure = f"{uplift}, on the {found.n} training questions of the last ten recorded steps"
-    if interval is not None and not math.isfinite(interval.low + interval.high):
-        interval = None
-    state = "unknown"
-    if interval is not None:
+    state, texts = "unknown", ("–", "", "")
+    if interval is None or not math.isfinite(interval.low + interval.high):
+        interval, notes = None, [_why_unknown(run, measure)]
+    else:
         state = "helped" if interval.low > 0 else "hurt" if interval.high < 0 else "even"
-    notes = [
-        *([_why_unknown(run, measure)] if interval is None else []),
-        *again,
-        *_accuracy(run, evaluations, asked),
+        texts = (_text(name, interval.mean), METRICS[name].unit, _range(name, interval))
+    notes += [
         *_cut(last),
-        *(_other(state, last) if name == GAIN else []),
         *_change(GAIN if name == GAIN else UPLIFT, evaluations),
         *_about(run),
         *_baseline(run),
@@ -114,13 +106,7 @@ def verdict(run: Run) -> Conclusion:
     ]
     if interval is not None and interval.n < FEW:
         notes.append(f"Only {interval.n} questions: the interval is rough.")
-    return Conclusion(state, name, measure, interval, tuple(notes))
-
-
-def _accurate(last: pd.Series) -> bool:
-    names = ["eval_accuracy", "eval_accuracy_no_think"]
-    known = {*names, GAIN, "eval_questions"} <= {*last.index}
-    return known and last[names].max() >= LEAST_ACCURACY
+    return Conclusion(state, measure, interval, *texts, tuple(notes))
 
 
 def _logged(row: pd.Series, name: str, n: int = 0) -> Interval:
@@ -145,28 +131,26 @@ def answers_alone(run: Run) -> bool:
 
 
 def _met_before(run: Run) -> list[str]:
-    """Whether the questions of the last recorded steps were met in earlier ones as well."""
-    met = run.traces.select(["step", "row_id"]).to_pandas().drop_duplicates()
-    late = met[met["step"].isin(sorted(met["step"].unique())[-LATE:])].groupby("row_id")["step"]
+    """How many questions of the last recorded steps were met in earlier ones as well."""
+    met = run.traces.select(["step", "row_id"]).to_pandas()
     first = met.groupby("row_id")["step"].min()
-    if (late.min() > first.loc[late.min().index]).all():
-        return ["They had been trained on before."]
-    again = (late.max() > first.loc[late.max().index]).any()
-    return ["Some of them had been trained on before."] if again else []
+    late = met[met["step"].isin(sorted(met["step"].unique())[-LATE:])]
+    last = late.groupby("row_id")["step"].max()
+    again = int((last > first[last.index]).sum())
+    return [f"{again} of them had been trained on before."] if again else []
 
 
-def _accuracy(run: Run, evaluations: list[pd.Series], asked: int) -> list[str]:
-    if not evaluations or not _accurate(evaluations[-1]):
-        return []
-    names = ("eval_accuracy", "eval_accuracy_no_think")
-    thinking, plain = (_text(name, evaluations[-1][name]) for name in names)
-    told = f"{thinking} of {asked} held-out questions are answered right after thinking, "
-    told += f"{plain} without."
-    first = evaluations[0]
-    if len(evaluations) > 1 and {*names} <= {*first.index}:
-        before = " and ".join(_text(name, first[name]) for name in names)
-        told += f" At step {run.evaluations.index[0]} it was {before}."
-    return [told]
+def _accuracy(evaluations: list[pd.Series]) -> str:
+    first, last = evaluations[0], evaluations[-1]
+    thinking, plain = (_text(name, last[name]) for name in RIGHT)
+    told = (
+        f"{thinking} of {int(last['eval_questions'])} held-out questions are answered right after "
+        f"thinking, {plain} without."
+    )
+    if len(evaluations) > 1 and {*RIGHT} <= {*first.index}:
+        before = " and ".join(_text(name, first[name]) for name in RIGHT)
+        told += f" At step {first.name} it was {before}."
+    return told
 
 
 def _cut(last: pd.Series) -> list[str]:
@@ -174,22 +158,21 @@ def _cut(last: pd.Series) -> list[str]:
     cut, plain = (float(last.get(name, 0.0)) for name in ("eval_cut", "eval_cut_no_think"))
     if abs(plain - cut) < CUT_APART:
         return []
-    length = int(last.get("eval_max_answer_length", 0))
     return [
-        f"Answers were cut{f' at {length} tokens' if length else ''}: "
+        f"Answers were cut at {last.get('eval_max_answer_length', 0):.0f} tokens: "
         f"{_text('eval_cut', plain)} of those without thinking, {_text('eval_cut', cut)} of those "
         "after it. A larger --eval-max-answer-length compares fairly."
     ]
 
 
-def _other(state: str, last: pd.Series) -> list[str]:
+def _other(gain: Interval, last: pd.Series) -> list[str]:
     """Where accuracy decides, and uplift on the same questions points the other way."""
     if UPLIFT not in last:
         return []
-    found = _logged(last, UPLIFT)
-    against = {"helped": found.high < 0, "hurt": found.low > 0}.get(state, False)
-    told = f"{_text(UPLIFT, found.mean)} {METRICS[UPLIFT].unit} ({_range(UPLIFT, found)})"
-    return [f"Uplift on the same questions points the other way: {told}."] if against else []
+    uplift = _logged(last, UPLIFT)
+    against = (gain.low > 0 and uplift.high < 0) or (gain.high < 0 and uplift.low > 0)
+    told = f"Uplift on the same questions points the other way: {_whole(UPLIFT, uplift)}."
+    return [told] if against else []
 
 
 def _change(name: str, evaluations: list[pd.Series]) -> list[str]:
@@ -203,8 +186,7 @@ def _change(name: str, evaluations: list[pd.Series]) -> list[str]:
         change = "training made it worth more"
     elif last.high < first.low:
         change = "training made it worth less"
-    before = f"{_text(name, first.mean)} {METRICS[name].unit} ({_range(name, first)})"
-    return [f"At step {known[0].name} thinking was worth {before}: {change}."]
+    return [f"At step {known[0].name} thinking was worth {_whole(name, first)}: {change}."]
 
 
 def _about(run: Run) -> list[str]:

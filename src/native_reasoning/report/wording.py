@@ -5,7 +5,6 @@ log-odds ratio of a word between two bodies of text under a Dirichlet prior, in 
 """
 
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -41,22 +40,13 @@ def changed_words(run: Run, most: int = 15) -> pd.DataFrame:
     """The ``most`` words that gained most between the first and the last tenth of the recorded
     steps, then those that lost most: ``word``, ``first`` and ``last`` (per thousand words) and
     ``z``. Words that are not two standard errors apart are left out."""
-    first, last = _ends(run.traces)
-    before, after = _counts(first), _counts(last)
-    names = sorted(before | after)
-    table = pd.DataFrame(columns=["word", "first", "last", "z"])
+    ends = _ends(run.traces)
+    before, after = (Counter(word for text in texts for word in words(text)) for texts in ends)
     if not before or not after:
-        return table
-    a = np.array([after[name] for name in names], float)
-    b = np.array([before[name] for name in names], float)
-    table = pd.DataFrame(
-        {
-            "word": names,
-            "first": 1000 * b / b.sum(),
-            "last": 1000 * a / a.sum(),
-            "z": log_odds(a, b),
-        }
-    )
+        return pd.DataFrame(columns=["word", "first", "last", "z"])
+    counts = pd.DataFrame({"first": before, "last": after}, dtype=float).fillna(0.0).sort_index()
+    z = log_odds(counts["last"].to_numpy(), counts["first"].to_numpy())
+    table = (1000 * counts / counts.sum()).assign(z=z).rename_axis("word").reset_index()
     table = table[table["z"].abs() > 2].sort_values("z", ascending=False, kind="stable")
     up, down = table[table["z"] > 0].head(most), table[table["z"] < 0].tail(most)
     return pd.concat([up, down]).reset_index(drop=True)
@@ -79,20 +69,15 @@ def log_odds(after: np.ndarray, before: np.ndarray) -> np.ndarray:
     return (odds[0] - odds[1]) / np.sqrt(1 / (after + prior) + 1 / (before + prior))
 
 
-def _ends(traces: pa.Table) -> tuple[Iterable[str], Iterable[str]]:
+def _ends(traces: pa.Table) -> tuple[list[str], list[str]]:
     """Traces of the first and of the last steps; nothing where both would be the same steps."""
-    steps = np.unique(traces["step"].to_numpy())
+    place = traces["step"].to_numpy()
+    steps = np.unique(place)
     size = int(np.ceil(SHARE * len(steps)))
     if len(steps) < 2 * size or size == 0:
-        return (), ()
-    place = traces["step"].to_numpy()
-    chosen = (place <= steps[size - 1], place >= steps[-size])
-    first, last = (traces["trace"].filter(pa.array(mask)).to_pylist() for mask in chosen)
+        return [], []
+    first, last = (
+        traces["trace"].filter(pa.array(mask)).to_pylist()
+        for mask in (place <= steps[size - 1], place >= steps[-size])
+    )
     return first, last
-
-
-def _counts(texts: Iterable[str]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for text in texts:
-        found.update(words(text))
-    return found

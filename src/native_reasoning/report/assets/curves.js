@@ -6,31 +6,22 @@ const Curves = {
   drawn: new Set(),
   seen: null,
 
-  /** Takes the figures and draws those in sight; those drawn before are drawn anew, as zoomed. */
+  /** Takes the figures and draws each when it comes into sight. */
   start(specs) {
     this.specs = specs;
-    const before = new Map([...this.drawn].map((node) => [node.dataset.figure, zoom(node)]));
-    for (const node of this.drawn) window.Plotly.purge(node);
-    this.drawn.clear();
-    this.seen?.disconnect();
     this.seen = new IntersectionObserver((entries) => {
       for (const entry of entries) if (entry.isIntersecting) this.draw(entry.target);
     }, { rootMargin: "300px" });
-    for (const node of document.querySelectorAll(".plot")) {
-      const zoomed = before.get(node.dataset.figure);
-      if (zoomed) this.draw(node, zoomed);
-      else this.seen.observe(node);
-    }
+    for (const node of document.querySelectorAll(".plot")) this.seen.observe(node);
   },
 
-  /** ``zoomed``: ranges of both axes to keep (zoom). */
-  draw(node, zoomed = {}) {
+  draw(node) {
     this.seen.unobserve(node);
     const spec = this.specs[node.dataset.figure];
     if (!spec || this.drawn.has(node)) return;
     const layout = { ...structuredClone(spec.layout), ...this.look(), margin: { l: 56, r: 12, t: 8, b: 40 } };
-    layout.xaxis = { ...layout.xaxis, ...this.axis(), ...this.range(node), ...zoomed.x };
-    layout.yaxis = { ...layout.yaxis, ...this.axis(), ...zoomed.y };
+    layout.xaxis = { ...layout.xaxis, ...this.axis(), ...this.range(node) };
+    layout.yaxis = { ...layout.yaxis, ...this.axis() };
     layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
     layout.showlegend = spec.data.length > 1;
     layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom"; // a finger scrolls

@@ -4,8 +4,8 @@
 const LONG = 3000; // characters that are shown at once
 
 /** The text of a compressed part of the page (gzip, base64). */
-async function unpack(id, page = document) {
-  const binary = atob(page.getElementById(id).textContent.trim());
+async function unpack(id) {
+  const binary = atob(byId(id).textContent.trim());
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));

@@ -10,23 +10,16 @@ const Inspector = {
   listed: 0,
   chosen: null,
 
-  /** Takes runs (openRuns) and shows them; what was chosen stays chosen. */
+  /** Takes runs (openRuns) and shows them. */
   start(runs) {
-    const { chosen, listed } = this;
-    const focused = document.activeElement?.group, scrolled = byId("groups").parentElement.scrollTop;
     this.runs = runs.filter((run) => run.sets.length);
     byId("inspector").hidden = !this.runs.length;
     if (!this.runs.length) return;
-    this.chosen = chosen && this.sameGroup(chosen); // what is shown of it stays true
     this.fillSelect("f-run", this.runs.map((run) => run.name));
     this.fillSets();
     this.index();
     this.filter();
-    while (this.listed < Math.min(listed, this.found.length)) this.list();
-    byId("groups").parentElement.scrollTop = scrolled;
-    const again = focused && this.sameGroup(focused);
-    [...byId("groups").querySelectorAll("button")].find((button) => button.group === again)?.focus();
-    if (!chosen) this.follow();
+    this.follow();
   },
 
   fillSelect(id, names) {
@@ -64,12 +57,6 @@ const Inspector = {
         }
       }
     }
-  },
-
-  sameGroup(group) {
-    const { set } = group;
-    const now = this.runs.find((run) => run.name === set.run)?.sets.find((one) => one.label === set.label);
-    return now?.groups.find((one) => one.step === group.step && one.row === group.row);
   },
 
   // -- What is asked for ---------------------------------------------------------------------------

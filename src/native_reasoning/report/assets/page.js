@@ -1,7 +1,5 @@
 "use strict";
-/* Puts the page together, and keeps it fresh where it is watched. */
-
-const POLL = 2000; // milliseconds
+/* Puts the page together. */
 
 function themes() {
   const select = byId("theme");
@@ -76,49 +74,12 @@ async function loadPlotly() {
   document.head.append(script);
 }
 
-async function show(page) {
-  const traces = JSON.parse(await unpack("data-traces", page));
-  Inspector.start(openRuns(traces));
-  Curves.start(JSON.parse(await unpack("data-figures", page)));
-}
-
-/** Asks the server whether there is more, and puts it in without disturbing the reader. */
-async function poll() {
-  const tell = (text) => {
-    if (byId("watch-state").textContent !== text) byId("watch-state").textContent = text;
-  };
-  let tag = document.body.dataset.watch;
-  for (;;) {
-    await new Promise((done) => setTimeout(done, POLL));
-    const page = await ask(tag, tell);
-    if (!page) continue;
-    tag = page.body.dataset.watch;
-    replaceParts(page);
-    await show(page);
-    byId("watching").textContent = `refreshed at ${new Date().toLocaleTimeString()}`;
-  }
-}
-
-/** The newer page if there is one; ``tell`` gets what is wrong, "" if nothing is. */
-async function ask(tag, tell) {
-  try {
-    const answer = await fetch("/", { headers: { "If-None-Match": `"${tag}"` }, cache: "no-store" });
-    tell(answer.ok || answer.status === 304 ? "" : "The run folder cannot be read just now.");
-    return answer.ok ? new DOMParser().parseFromString(await answer.text(), "text/html") : null;
-  } catch {
-    tell("The server has ended: this is what was seen last.");
-    return null;
-  }
-}
-
-function replaceParts(page) {
-  for (const part of document.querySelectorAll("[data-live]")) {
-    const fresh = page.getElementById(part.id);
-    const open = [...part.querySelectorAll("details[open]")].map((details) => details.id);
-    part.replaceChildren(...fresh.childNodes);
-    for (const id of open) part.querySelector(`#${CSS.escape(id)}`)?.setAttribute("open", "");
-  }
-  document.title = page.title;
+/** Loads a page that is written again while a run trains, until the reader looks into a trace. */
+function refresh() {
+  const box = byId("refresh");
+  if (!box) return;
+  byId("inspector").addEventListener("click", () => { box.checked = false; });
+  setInterval(() => box.checked && location.reload(), 1000 * box.value);
 }
 
 async function begin() {
@@ -126,9 +87,10 @@ async function begin() {
   listen();
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
   await loadPlotly();
-  await show(document);
+  Inspector.start(openRuns(JSON.parse(await unpack("data-traces"))));
+  Curves.start(JSON.parse(await unpack("data-figures")));
   document.body.dataset.ready = "true";
-  if (document.body.dataset.watch) poll();
+  refresh();
 }
 
 begin();
