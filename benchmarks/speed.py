@@ -175,9 +175,20 @@ def common(regime: Regime, steps: int, folder: str) -> dict[str, Any]:
     }
 
 
+def profile_of(timings: list[dict[str, Any]], first: int, last: int) -> dict[str, Any]:
+    """Mean seconds of each stage over steps ``first`` to ``last``, and of a whole step."""
+    from native_reasoning.records.metrics import STAGES
+
+    lines = [t for t in timings if "step_seconds" in t and first <= t["step"] <= last]
+    seconds = {
+        name: sum(line[f"{name}_seconds"] for line in lines) / len(lines)
+        for name in (*STAGES, "other", "step")
+    }
+    return {"steps": len(lines), "seconds": seconds}
+
+
 def run_ours(regime: Regime, steps: int, folder: str) -> None:
     from native_reasoning import NRTConfig, NRTTrainer
-    from native_reasoning.records.clock import profile_of
     from native_reasoning.records.folder import read_timings
 
     args = NRTConfig(

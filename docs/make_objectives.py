@@ -1,11 +1,17 @@
 """Every objective for docs/objectives.md, where the site is built (conf.py): the whole table, then
 each method with all of its forms."""
 
-from native_reasoning.cli.show import COLUMNS, command, setting_rows, table_row
+from native_reasoning.cli.show import command, setting_rows
 from native_reasoning.config.methods import METHODS, differences
 from native_reasoning.config.papers import PRESETS, Preset
+from native_reasoning.config.settings import ObjectiveSettings
 
 NOT_RUN = "<!-- not run: a model of your choice, at the authors' sizes -->"
+COLUMNS = (
+    *("preset", "f", "R_base, clip", "centre, scale", "answer", "policy tokens"),
+    *("ratio", "filter", "KL", "bad format"),
+)
+TOKENS = {"trace": "z", "trace_tag": "z + tag", "trace_tag_answer": "z + tag + ŷ"}
 FORMS = {
     "": "The recipe of its own",
     "paper": "With the paper's answer weights",
@@ -19,6 +25,52 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def table_row(name: str, preset: Preset) -> list[str]:
+    """A preset as a row under ``COLUMNS``."""
+    s = preset.settings
+    if s.reward == "none":
+        sampled = "z" if s.traces == "sampled" else "empty trace"
+        return [name, "-", "-", "-", answer(s), f"none ({sampled})", "-", "-", "-", s.bad_format]
+    kl = f"{s.beta:g}" if s.beta else f"{s.kl_in_reward:g} in R" if s.kl_in_reward else "-"
+    clip = s.clip if s.clip != "none" else ""
+    forced = f" + {s.format_loss_coef:g}" if s.format_loss_coef else ""
+    return [
+        name,
+        reward(s),
+        ", ".join(filter(None, (s.baseline if s.baseline != "none" else "-", clip))),
+        f"{s.centre}, {scale(s)}",
+        answer(s),
+        TOKENS[s.policy_tokens],
+        s.ratio if s.ratio == "none" else f"{s.ratio} {s.ratio_low:g}/{s.ratio_high:g}",
+        "-" if s.filter == "none" else f"{s.filter} {s.filter_coef:g}",
+        kl,
+        s.bad_format + forced,
+    ]
+
+
+def reward(s: ObjectiveSettings) -> str:
+    """f and what is added to it."""
+    added = {
+        "format": s.format_reward,
+        "efficiency": s.efficiency_reward,
+        "repetition": -s.repetition_penalty,
+    }
+    first = s.reward if s.reward_coef == 1 else f"{s.reward_coef:g} {s.reward}"
+    return first + "".join(f" {value:+g} {name}" for name, value in added.items() if value)
+
+
+def scale(s: ObjectiveSettings) -> str:
+    """What advantages are divided by, and their bound."""
+    divisor = s.scale if s.std_eps is None else f"{s.scale} + {s.std_eps:g}"
+    return divisor if s.adv_clip is None else f"{divisor}, clip {s.adv_clip:g}"
+
+
+def answer(s: ObjectiveSettings) -> str:
+    """The weight of an answer token."""
+    weight = s.answer_weight
+    return weight if s.answer_coef == 1 or weight == "none" else f"{s.answer_coef:g} {weight}"
 
 
 def forms_of(name: str) -> dict[str, Preset]:

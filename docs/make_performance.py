@@ -145,7 +145,7 @@ def page() -> str:
         "- One uniform number per token, found in blocks of the distribution.",
         "- With several updates per rollout, scores are read off the sampler's caches.",
         "",
-        "`nrt train --profile N` shows where the time of a run of yours goes.",
+        "*Time of a step* in [the report](report.md) shows where the time of a run of yours goes.",
         "",
         "## Layouts of the training forward",
         "",

@@ -1,5 +1,6 @@
 """Conversations: the prompts of training, what is heard, and how likely a reference is."""
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -34,14 +35,14 @@ def talk(asked) -> Conversation:
 
 
 def test_a_reply_is_thinking_and_answer_and_the_same_again(talk):
-    (one,) = talk.ask(QUESTION)
+    one = talk.ask(QUESTION)
     assert one.closed
     assert one.ended
     assert len(one.reasoning.split()) == one.tokens > 0
     assert one.answer.split()[1] == "friend"
     assert (one.logp, one.logp_no_think) == (None, None)
     talk.forget()
-    assert talk.ask(QUESTION) == [one]
+    assert talk.ask(QUESTION) == one
 
 
 def test_what_is_heard_is_the_reply_token_for_token_as_it_is_sampled(talk):
@@ -54,7 +55,7 @@ def test_what_is_heard_is_the_reply_token_for_token_as_it_is_sampled(talk):
         heard.append((part, text))
         sampled.append(len(passes))
 
-    (reply,) = talk.ask(QUESTION, listen=listen)
+    reply = talk.ask(QUESTION, listen=listen)
     counting.remove()
     thinking = [text for part, text in heard if part == "reasoning"]
     answer = [text for part, text in heard if part == "answer"]
@@ -73,7 +74,7 @@ def test_later_turns_hold_answers_without_thinking(talk, monkeypatch):
         return sample(given, *args, **kwargs)
 
     monkeypatch.setattr(talk.engine, "sample", seen)
-    (first,) = talk.ask(QUESTION)
+    first = talk.ask(QUESTION)
     talk.ask("tell 5 4 3 2 1")
     turns = (("user", QUESTION), ("assistant", first.answer), ("user", "tell 5 4 3 2 1"))
     example = Example(turns, "x", row_id=0, line=1)
@@ -83,25 +84,19 @@ def test_later_turns_hold_answers_without_thinking(talk, monkeypatch):
     assert len(talk.turns) == 4
 
 
-def test_several_traces_of_a_turn_differ_and_the_first_is_the_one_alone(talk):
-    replies = talk.ask(QUESTION, traces=4)
-    assert len({reply.reasoning for reply in replies}) > 1
+def test_the_seed_chooses_the_trace(talk):
+    first = talk.ask(QUESTION)
     talk.forget()
-    (alone,) = talk.ask(QUESTION)
-    assert alone.reasoning == replies[0].reasoning
-    talk.forget()
-    assert talk.ask(QUESTION, traces=4) == replies
+    talk.config = replace(talk.config, seed=talk.config.seed + 1)
+    assert talk.ask(QUESTION).reasoning != first.reasoning
 
 
-def test_several_traces_of_a_model_whose_cache_cannot_be_repeated(tmp_path):
+def test_a_model_whose_cache_cannot_be_repeated_replies(tmp_path):
     config = NRTConfig(
         output_dir=str(tmp_path), use_cpu=True, max_trace_length=12, max_answer_length=6
     )
     hybrid, template = tiny_model("lfm2"), make_template(byte_tokenizer())
-    several = Conversation(hybrid, template, config).ask("Why?", traces=3)
-    (first,) = Conversation(hybrid, template, config).ask("Why?")
-    assert several[0] == first
-    assert len({reply.reasoning for reply in several}) == 3
+    assert Conversation(hybrid, template, config).ask("Why?").reasoning
 
 
 def by_hand(talk, trace: list[int], reference: str) -> float:
@@ -118,24 +113,26 @@ def by_hand(talk, trace: list[int], reference: str) -> float:
 
 def test_a_reference_is_scored_after_each_trace_and_after_none(talk):
     reference = "dear friend i am very happy to say that the answer is 5"
-    replies = talk.ask(QUESTION, traces=16, reference=reference)
     close = list(talk.template.boundary.close_ids)
     without = by_hand(talk, close, reference)
     found = []
-    for reply in replies:
+    for seed in range(16):
+        talk.forget()
+        talk.config = replace(talk.config, seed=seed)
+        reply = talk.ask(QUESTION, reference=reference)
         trace = talk.template.tokenizer(reply.reasoning, add_special_tokens=False)["input_ids"]
         assert reply.logp == pytest.approx(by_hand(talk, [*trace, *close], reference), abs=1e-4)
         assert reply.logp_no_think == pytest.approx(without, abs=1e-4)
         found.append(round(reply.logp, 3))
     assert len(set(found)) > 1
     talk.forget()
-    (none,) = talk.ask(QUESTION, think=False, reference=reference)
+    none = talk.ask(QUESTION, think=False, reference=reference)
     assert none.logp == pytest.approx(without, abs=1e-4)
 
 
 def test_without_thinking_the_answer_comes_at_once(talk):
     heard: set[str] = set()
-    (reply,) = talk.ask(QUESTION, think=False, listen=lambda part, text: heard.add(part))
+    reply = talk.ask(QUESTION, think=False, listen=lambda part, text: heard.add(part))
     assert (reply.reasoning, reply.tokens) == (None, 0)
     assert heard == {"answer"}
     assert reply.answer.split()[1] == "friend"
@@ -144,7 +141,7 @@ def test_without_thinking_the_answer_comes_at_once(talk):
 def test_a_trace_that_does_not_close_is_closed_by_force(asked):
     model, config = asked
     short = NRTConfig(**{**vars_of(config), "max_trace_length": 2})
-    (reply,) = Conversation(model.model, model.template, short).ask(QUESTION)
+    reply = Conversation(model.model, model.template, short).ask(QUESTION)
     assert not reply.closed
     assert reply.tokens == 2
     assert reply.answer.split()[1] == "friend"

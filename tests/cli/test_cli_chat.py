@@ -7,7 +7,7 @@ import re
 import sys
 
 from cli_helpers import SOURCE
-from native_reasoning.cli.chat import HELP, Ways, command, likely
+from native_reasoning.cli.chat import likely
 from native_reasoning.demo import base_path
 
 BASE = str(base_path())
@@ -20,22 +20,17 @@ def test_the_answer_goes_to_stdout_and_the_thinking_to_stderr(nrt):
     assert re.fullmatch(r"(dear|hello) friend .*\n", out)
     assert len(err.splitlines()[-1].split()) > 2
     assert "\x1b" not in out + err
-    folded = nrt("chat", BASE, "--question", "tell 1 2 3 4 5", "--fold", *ASK)
-    assert folded[1] == out
-    assert folded[2].splitlines()[-1] == f"{len(err.splitlines()[-1].split())} tokens of thinking"
 
 
-def test_traces_beside_each_other_and_a_reference(nrt):
-    asked = ("--question", "tell 1 2 3 4 5", "--reference", "dear friend", "--traces", "3")
+def test_a_reference_and_json(nrt):
+    asked = ("--question", "tell 1 2 3 4 5", "--reference", "dear friend")
     code, out, err = nrt("chat", BASE, *asked, *ASK)
     assert code == 0
-    assert len(out.splitlines()) == 3
-    assert len(re.findall(r"-- \d of 3: \d+ tokens of thinking", err)) == 3
-    assert len(re.findall(r"reference: [\d.]+ % a token after this, ", err)) == 3
+    assert len(re.findall(r"reference: [\d.]+ % a token after this, ", err)) == 1
     (line,) = nrt("chat", BASE, *asked, "--json", *ASK)[1].splitlines()
     found = json.loads(line)
-    assert [reply["answer"] for reply in found["replies"]] == out.splitlines()
-    assert all(reply["logp"] < 0 for reply in found["replies"])
+    assert found["answer"] == out.strip()
+    assert found["logp"] < 0
 
 
 def test_lines_of_a_pipe_are_turns(nrt, monkeypatch):
@@ -46,7 +41,7 @@ def test_lines_of_a_pipe_are_turns(nrt, monkeypatch):
     assert code == 0
     first, second = (json.loads(line) for line in out.splitlines())
     assert (first["question"], second["question"]) == ("tell 1 2 3", "tell 4 5 6")
-    assert first["replies"][0]["reasoning"] is None
+    assert first["reasoning"] is None
 
 
 def _end(lines):
@@ -56,38 +51,12 @@ def _end(lines):
     raise EOFError
 
 
-class Forgetful:
-    forgotten = False
-
-    def forget(self):
-        self.forgotten = True
-
-
-def test_commands_change_how_turns_are_asked():
-    ways, conversation = Ways(), Forgetful()
-    for line in ("/think", "/fold", "/traces 4", "/reference the moon", "/new"):
-        command(line, conversation, ways)
-    assert (ways.think, ways.fold, ways.traces) == (False, True, 4)
-    assert ways.reference == "the moon"
-    assert conversation.forgotten
-    command("/reference", conversation, ways)
-    assert ways.reference is None
-    assert command("/nonsense", conversation, ways) == HELP
-    assert command("/traces no", conversation, ways) == HELP
-
-
 def test_how_likely_a_reference_is():
     assert likely(-0.105, -2.303).startswith("reference: 90.0 % a token after this, 10.0 %")
     assert likely(None, -2.303) == "reference: 10.0 % a token after no thinking"
 
 
-def test_no_traces_are_refused(nrt):
-    code, _, err = nrt("chat", BASE, "--traces", "0")
-    assert code == 2
-    assert "--traces is 0" in err
-
-
-def test_on_a_terminal_thinking_is_dimmed_and_what_follows_a_slash_is_for_us():
+def test_on_a_terminal_thinking_is_dimmed_and_a_conversation_can_begin_anew():
     """A process of its own on a pseudo-terminal."""
     child, screen = pty.fork()
     if child == 0:
@@ -99,13 +68,11 @@ def test_on_a_terminal_thinking_is_dimmed_and_what_follows_a_slash_is_for_us():
         shown = read_until(screen, "\n> ")
         assert re.search(r"\x1b\[2m ?\w+\x1b\[0m", shown)
         assert re.search(r"\n(dear|hello) friend .*\r\n", shown)
-        os.write(screen, b"/fold\n")
-        assert "counted" in read_until(screen, "\n> ")
+        os.write(screen, b"/new\n")
+        assert read_until(screen, "> ").count("\n") == 1
         os.write(screen, b"tell 1 2 3 4 5\n")
-        assert re.search(r"\r\d+ tokens of thinking", read_until(screen, "\n> "))
-        os.write(screen, b"/show\n")
-        assert read_until(screen, "\n> ").strip()
-        os.write(screen, b"/quit\n")
+        assert read_until(screen, "\n> ").split("\n")[1:] == shown.split("\n")[1:]
+        os.write(screen, b"\x04")
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
     finally:

@@ -117,9 +117,9 @@ def test_dry_run_writes_nothing(model, data, tmp_path, nrt, monkeypatch):
         name.strip(): value.strip()
         for name, _, value in (line.partition("  ") for line in text.splitlines())
     }
-    assert told["rows"] == "9, none held out"
+    assert (told["rows"], told["eval rows"]) == ("9", "0")
     assert told["steps"] == "2"
-    assert told["boundary"] == "new: '<think>' '</think>'"
+    assert told["think"] == "'<think>' '</think>'"
     assert told["run folder"] == "runs/tiny"
     assert "  | What is 0 + 0?<|im_end|>" in text
     code, text, _ = nrt("train", "--model", model, "--data", data, *SMALL, "--dry-run", "--json")
@@ -158,7 +158,7 @@ def test_warnings_before_training(model, tmp_path, nrt):
 
 
 def test_train_warns_of_the_answers_in_its_first_rows(model, tmp_path, nrt, monkeypatch):
-    monkeypatch.setattr("native_reasoning.cli.check._FIRST_ROWS", 4)
+    monkeypatch.setattr("native_reasoning.cli.train._FIRST_ROWS", 4)
     rows = [{**row, "answer": f"so #### {row['answer']}"} for row in sums(0, 2)]
     data = write_rows(tmp_path / "qa.jsonl", rows)
     command = ["train", "--model", model, "--data", data, *SMALL, "--dry-run"]

@@ -8,7 +8,6 @@ import pytest
 
 from cli_helpers import LENGTHS, SMALL, sums, write_rows
 from native_reasoning.cli import doctor
-from native_reasoning.cli.show import fitted
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.data.rows import Example
 
@@ -29,7 +28,7 @@ def test_eval_of_a_model(model, held_out, nrt):
     ]
     code, text, _ = nrt(*command, "--eval-num-generations", "3", "--show", "1")
     assert code == 0
-    assert text.startswith("question 1:\n  | What is 5 + 0?\ntrace (")
+    assert text.startswith("-- 1 of 1:\nquestion:\n  | What is 5 + 0?\ntrace (")
     assert "accuracy of the majority" in text
     assert "2 questions" in text
     code, text, _ = nrt(*command, "--eval-num-generations", "3", "--show", "2", "--json")
@@ -58,12 +57,11 @@ def test_eval_of_a_run_uses_its_model_and_settings(model, data, held_out, tmp_pa
 def test_check_with_a_model_shows_boundaries_and_tokens(model, data, held_out, nrt):
     code, text, _ = nrt("check", data, "--model", model, "--eval-data", held_out, *LENGTHS)
     assert code == 0
-    assert "columns used          question -> answer" in text
-    assert "NOT used              (all are used)" in text
+    assert "qa.jsonl: 9 of 9 rows kept (question -> answer)\n" in text
     assert "length in tokens" in text
     assert "<|im_start|>user" in text
     assert "  | 0<|im_end|>" in text
-    assert "boundary              new: '<think>' '</think>', new tokens" in text
+    assert "boundary              new: '<think>' '</think>'\n" in text
     assert "3 rows, 0 of them in training" in text
     (warning,) = text.partition("\nwarnings:\n")[2].splitlines()
     assert "<think> and </think> are new to this model" in warning
@@ -88,7 +86,7 @@ def test_check_warns(model, tmp_path, nrt):
         in warnings
     )
     assert r"--answer-regex '####\s*(.*)'" in warnings
-    assert "held-out questions are training questions too (line 1" in warnings
+    assert "held-out questions are training questions too (first: line 1" in warnings
     assert "4 rows have answers of more than 4 tokens" in warnings
     assert found["dropped"][0]["places"] == ["line 5"]
     _, text, _ = nrt(*arguments)
@@ -130,7 +128,7 @@ def test_answer_kinds(answer, kind):
 
 def test_leaks_are_whole_words():
     rows = [_example("Is it Paris or Rome?", "paris"), _example("In 1512?", "51")]
-    assert doctor.leaks(rows) == rows[:1]
+    assert [doctor.leaks(row) for row in rows] == [True, False]
 
 
 def test_percentiles_and_overlap():
@@ -159,17 +157,9 @@ def test_columns_beside_an_answer_in_a_list(tmp_path):
 def test_presets(nrt):
     code, text, _ = nrt("presets")
     assert code == 0
-    assert text.splitlines()[0].split()[:3] == ["preset", "f", "R_base,"]
+    assert text.splitlines()[0].split() == ["preset", "rewards"]
     assert all(f"\n{name} " in text for name in PRESETS)
     assert set(json.loads(nrt("presets", "--json")[1])) == set(PRESETS)
-
-
-def test_the_table_of_presets_fits_a_terminal():
-    rows = [["preset", "f", "clip"], ["nrt-ws", "x" * 40, "relu"], ["nrt-am", "y", "none"]]
-    assert fitted(rows, None) is rows
-    assert fitted(rows, 200)[1] == ["nrt-ws", "x" * 26 + "…", "relu"]
-    assert fitted(rows, 40) == [["preset", "f"], ["nrt-ws", "x" * 26 + "…"], ["nrt-am", "y"]]
-    assert fitted(rows, 5) == [["preset"], ["nrt-ws"], ["nrt-am"]]  # never less than the names
 
 
 @pytest.mark.parametrize("name", PRESETS)

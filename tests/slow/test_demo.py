@@ -10,8 +10,8 @@ import pytest
 
 from doc_blocks import ROOT
 from native_reasoning.config.errors import RunError
-from native_reasoning.demo.race import PRESETS, STEPS, _new_folder, render
-from native_reasoning.records.folder import read_held_out
+from native_reasoning.demo.race import PRESETS, STEPS, render, run_demo
+from native_reasoning.records.folder import free_name, read_held_out
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,9 @@ def test_demo_table_shows_every_row_and_three_samples(demo):
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_demo_overwrites_nothing(tmp_path, monkeypatch):
+def test_demo_overwrites_nothing(tmp_path):
     with pytest.raises(RunError, match="exists"):
-        _new_folder(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert str(_new_folder(None)) == "runs/demo"
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert str(_new_folder(None)) == "runs/demo-2"
+        run_demo(out=str(tmp_path))
+    assert free_name(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    assert free_name(tmp_path / "demo") == tmp_path / "demo-2"

@@ -147,8 +147,8 @@ def test_the_finished_model_is_not_quantised_again_to_be_evaluated(tmp_path):
     made.train()
     made.checkpoints.save_whole_model(tmp_path / "run" / "final")
     for name, in_4bit in (("run", False), ("run/checkpoint-2", True)):
-        _, values = asked_for(parse(VERBS["eval"], [str(tmp_path / name), "--data", "x.jsonl"]))
-        assert values.get("load_in_4bit", False) == in_4bit
+        _, asked = asked_for(parse(VERBS["eval"], [str(tmp_path / name), "--data", "x.jsonl"]))
+        assert asked.load_in_4bit == in_4bit
 
 
 # -- What is refused -------------------------------------------------------------------------------

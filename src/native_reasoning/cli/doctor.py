@@ -1,121 +1,149 @@
-"""What can be known of data before training: lengths, leaks, kinds of answers."""
+"""What can be known of data before training: lengths, leaks, kinds of answers, and what goes wrong
+later."""
 
-import hashlib
 import re
 import shlex
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from textwrap import shorten
 from typing import Any
 
 from native_reasoning.cli.inputs import split_source
-from native_reasoning.data import DataReport, load_rows
-from native_reasoning.data.rows import Example
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data import DataReport, Examples, load_rows
+from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.shapes import BadRow, value_at
+from native_reasoning.data.template import Template
 
 _LOOKED_AT = 200
-_AT_A_TIME = 1000
-
+#: How the columns are named that a question may need.
 _TEXT_COLUMNS = (
-    "body",
-    "context",
-    "passage",
-    "background",
-    "article",
-    "story",
-    "paragraph",
-    "input",
-    "text",
-    "options",
-    "choice",
+    *("body", "context", "passage", "background", "article", "story", "paragraph"),
+    *("input", "text", "options", "choice"),
 )
 _NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
-SHORT_WORDS = 5
-FEW_ANSWERS = 3
+_SHORT_WORDS = 5
+_FEW_ANSWERS, _ENOUGH_ROWS = 3, 20
 
 
-# -- Texts ----------------------------------------------------------------------------------------
+@dataclass
+class Survey:
+    """What texts tell of ``rows`` examples: how many answers are of each kind, are ``marked`` with
+    ####, or stand in their own prompt (``leaking`` by kind, ``leaking_lines`` of the first),
+    lengths in words, and the first ``distinct`` answers: one more than a few at most."""
+
+    rows: int
+    answers: Counter[str] = field(default_factory=Counter)
+    marked: int = 0
+    distinct: set[str] = field(default_factory=set)
+    leaking: Counter[str] = field(default_factory=Counter)
+    leaking_lines: list[int] = field(default_factory=list)
+    prompt_words: list[int] = field(default_factory=list)
+    answer_words: list[int] = field(default_factory=list)
 
 
-def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> list[int]:
-    """Lines of held-out examples whose prompt, but for case and spaces, is a training prompt."""
-    known = {_fingerprint(example) for example in train}
-    return [example.line for example in held_out if _fingerprint(example) in known]
-
-
-def _fingerprint(example: Example) -> bytes:
-    """16 bytes for the folded prompt: those of a large file fit in memory."""
-    return hashlib.blake2b("\0".join(_folded(example)).encode(), digest_size=16).digest()
-
-
-def _folded(example: Example) -> tuple[str, ...]:
-    return tuple(" ".join(text.casefold().split()) for _, text in example.prompt)
-
-
-def leaks(examples: Sequence[Example]) -> list[Example]:
-    """Examples whose answer stands word by word in their own prompt."""
-    found = []
+def survey(examples: Sequence[Example]) -> Survey:
+    """Looks at each example."""
+    seen = Survey(len(examples))
     for example in examples:
-        answer = " ".join(example.answer.casefold().split())
-        prompt = " ".join(" ".join(_folded(example)).split())
-        if answer in prompt and re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", prompt):
-            found.append(example)
-    return found
+        kind = answer_kind(example.answer)
+        seen.answers[kind] += 1
+        seen.marked += "####" in example.answer
+        if len(seen.distinct) <= _FEW_ANSWERS:
+            seen.distinct.add(_folded(example.answer))
+        if leaks(example):
+            seen.leaking[kind] += 1
+            seen.leaking_lines = [*seen.leaking_lines, example.line][:5]
+        seen.prompt_words.append(sum(len(text.split()) for _, text in example.prompt))
+        seen.answer_words.append(len(example.answer.split()))
+    return seen
 
 
 def answer_kind(answer: str) -> str:
     """ "number", "short" (up to five words) or "long"."""
     if _NUMBER.fullmatch(answer.strip()):
         return "number"
-    return "short" if len(answer.split()) <= SHORT_WORDS else "long"
+    return "short" if len(answer.split()) <= _SHORT_WORDS else "long"
 
 
-def answer_kinds(examples: Sequence[Example]) -> dict[str, int]:
-    """How many answers are of each kind."""
-    kinds: dict[str, int] = {"number": 0, "short": 0, "long": 0}
-    for example in examples:
-        kinds[answer_kind(example.answer)] += 1
-    return kinds
+def leaks(example: Example) -> bool:
+    """Whether the answer stands word by word in its own prompt."""
+    answer, prompt = _folded(example.answer), _folded(_text(example))
+    return answer in prompt and bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", prompt))
 
 
-@dataclass
-class Survey:
-    """What the texts of all examples tell: how many answers are of each kind, are ``marked`` with
-    ####, or stand in their own prompt (by kind, and the first lines), lengths in words, and the
-    first ``distinct`` answers, but for case and spaces: one more than ``FEW_ANSWERS`` at most."""
-
-    answers: Counter[str] = field(default_factory=Counter)
-    marked: int = 0
-    distinct: set[str] = field(default_factory=set)
-    leaking: Counter[str] = field(default_factory=Counter)
-    leaking_lines: list[int] = field(default_factory=list)
-    prompt_words: "array[int]" = field(default_factory=lambda: array("i"))
-    answer_words: "array[int]" = field(default_factory=lambda: array("i"))
+def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> list[int]:
+    """Lines of held-out examples whose prompt, but for case and spaces, is a training prompt."""
+    known = {hash(_folded(_text(example))) for example in train}
+    return [example.line for example in held_out if hash(_folded(_text(example))) in known]
 
 
-def survey(examples: Sequence[Example]) -> Survey:
-    """Looks at all examples, some at a time."""
-    seen = Survey()
-    for start in range(0, len(examples), _AT_A_TIME):
-        some = list(examples[start : start + _AT_A_TIME])
-        leaking = leaks(some)
-        seen.answers.update(answer_kinds(some))
-        seen.marked += sum("####" in example.answer for example in some)
-        for example in some:
-            if len(seen.distinct) > FEW_ANSWERS:
-                break
-            seen.distinct.add(" ".join(example.answer.casefold().split()))
-        seen.leaking.update(answer_kinds(leaking))
-        seen.leaking_lines += [example.line for example in leaking][: 5 - len(seen.leaking_lines)]
-        seen.prompt_words.extend(_words(example.prompt) for example in some)
-        seen.answer_words.extend(len(example.answer.split()) for example in some)
-    return seen
+def _text(example: Example) -> str:
+    return "\n".join(text for _, text in example.prompt)
 
 
-def _words(turns: Sequence[tuple[str, str]]) -> int:
-    return sum(len(text.split()) for _, text in turns)
+def _folded(text: str) -> str:
+    """Without case, and with one space for several."""
+    return " ".join(text.casefold().split())
+
+
+def percentiles(values: Sequence[int]) -> dict[str, int]:
+    """The 50th, 90th and 99th percentile, and the largest value."""
+    ordered = sorted(values)
+    places = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in places.items()}
+
+
+# -- What a person should look at ------------------------------------------------------------------
+
+
+def data_warnings(
+    name: str, data: Examples, held_out: Examples | None, config: NRTConfig, seen: Survey
+) -> list[str]:
+    """What goes wrong later with the data of a source, as far as its texts tell."""
+    lines = []
+    if config.prompt_column is None and (columns := left_out(name, data.report)):
+        lines.append(left_out_warning(columns, data.report))
+    if held_out is not None and (shared := overlap(data.examples, held_out.examples)):
+        lines.append(
+            f"{len(shared)} of {len(held_out)} held-out questions are training questions too "
+            f"(first: {held_out.report.unit} {shared[0]}); their accuracy says nothing"
+        )
+    where = f"in the first {seen.rows} rows: " if seen.rows < len(data) else ""
+    told = _about_answers(seen, data.report.unit, config.answer_regex is None)
+    return [*lines, *(where + line for line in told)]
+
+
+def _about_answers(seen: Survey, unit: str, whole: bool) -> list[str]:
+    """``whole``: no --answer-regex cut the answers."""
+    lines = []
+    if seen.marked > 0.5 * seen.rows and whole:
+        lines.append(
+            r"most answers hold a worked solution before '####': --answer-regex '####\s*(.*)' "
+            "keeps the final answer, so that the model writes its own"
+        )
+    few = len(seen.distinct)
+    if few <= _FEW_ANSWERS and seen.rows >= _ENOUGH_ROWS:
+        cut = (shorten(answer, 40, placeholder=" ...") for answer in sorted(seen.distinct))
+        lines.append(
+            f"not more than {few} distinct answer{'s' * (few > 1)} "
+            f"({', '.join(map(repr, cut))}): hard to learn from, because a trace that merely names "
+            "one helps many of them"
+        )
+    leaking = seen.leaking.total()
+    if seen.leaking["long"] or leaking - seen.leaking["number"] > 0.2 * seen.rows:
+        lines.append(
+            f"{leaking} answers stand word by word in their own prompt "
+            f"({unit} {', '.join(map(str, seen.leaking_lines))}): such rows need no thought"
+        )
+    if seen.answers["long"] > 0.5 * seen.rows:
+        lines.append(
+            "most answers are long, so hardly any will be matched word by word: of an evaluation, "
+            "read uplift and word overlap, not accuracy"
+        )
+    return lines
 
 
 def left_out(name: str, report: DataReport) -> list[str]:
@@ -139,19 +167,16 @@ def left_out(name: str, report: DataReport) -> list[str]:
 
 
 def left_out_warning(columns: Sequence[str], report: DataReport) -> str:
-    """What to do about ``left_out`` columns."""
+    """What to do about ``left_out`` columns: a context stands before its question, the input of an
+    instruction behind it."""
     used = report.shapes[0][0].split(" -> ")[0]
+    behind = [c for c in columns if "input" in c.casefold() or "option" in c or "choice" in c]
+    whole = [*(c for c in columns if c not in behind), used, *behind]
     verb = "is" if len(columns) == 1 else "are"
     return (
         f"{', '.join(columns)} {verb} not used, though the question may need it: "
-        f"--prompt-column {shlex.quote('+'.join(_in_order(columns, used)))}"
+        f"--prompt-column {shlex.quote('+'.join(whole))}"
     )
-
-
-def _in_order(columns: Sequence[str], used: str) -> list[str]:
-    """A context stands before its question, the input of an instruction behind it."""
-    behind = [c for c in columns if "input" in c.casefold() or "option" in c or "choice" in c]
-    return [*(c for c in columns if c not in behind), used, *behind]
 
 
 def _at(row: Any, path: str) -> Any:
@@ -167,17 +192,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def percentiles(values: Sequence[int]) -> dict[str, int]:
-    """The 50th, 90th and 99th percentile, and the largest value."""
-    ordered = sorted(values)
-    places = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in places.items()}
-
-
 # -- A model without its weights ------------------------------------------------------------------
 
 
-def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
+def skeleton(folder: str, config: NRTConfig) -> tuple[Template, Any]:
     """The template and an empty model of a hub id or folder: its weights are not loaded.
 
     Whether think tokens of the tokenizer were trained shows only in the weights; here it is
@@ -203,7 +221,7 @@ def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
     try:
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            return template, AutoModelForCausalLM.from_config(
                 shape, dtype=torch.float32, trust_remote_code=config.trust_remote_code
             )
     except Exception as error:  # whatever a kind of model makes of fields that it lacks
@@ -213,23 +231,13 @@ def skeleton(folder: str, config: Any) -> tuple[Any, Any]:
             why="it says how large the model is",
             fix="give a folder with config.json, or a hub id",
         ) from None
-    return template, model
 
 
-def rendered(group: Any, template: Any) -> dict[str, str]:
+def rendered(group: PromptGroup, template: Template) -> dict[str, str]:
     """A row as the model sees it, special tokens and boundaries included."""
-    decode = template.tokenizer.decode
-    boundary = template.boundary
+    decode: Any = template.tokenizer.decode
     return {
         "prompt": decode(group.prompt_ids),
-        "trace": f"(written by the model, closed by {boundary.close_text!r})",
+        "trace": f"(written by the model, closed by {template.boundary.close_text!r})",
         "answer": decode([*template.gap_ids, *group.answer_ids]),
     }
-
-
-def bytes_text(count: int) -> str:
-    """1.5 GB, 320 MB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count / 1e3:.0f} kB"

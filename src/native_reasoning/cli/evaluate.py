@@ -5,42 +5,39 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from native_reasoning.cli.flags import Parsed, number
 from native_reasoning.cli.output import (
     finite,
-    indented,
     quiet_libraries,
     say,
     say_loading,
     show,
     show_json,
+    show_row,
     show_table,
 )
 from native_reasoning.cli.verbs import SUITE_FLAGS
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.evaluation.benchmarks import MODES, Benchmark, askable, chosen, one_of
 
+if TYPE_CHECKING:
+    from native_reasoning.config.nrt_config import NRTConfig
+    from native_reasoning.evaluation.held_out import Outcome
+
 
 def run(parsed: Parsed) -> int:
     """Evaluates; returns the exit code."""
-    assert parsed.positional is not None
+    _refuse_together(parsed.own)
     if parsed.own["suite"]:
         return _run_suite(parsed)
-    _refuse_suite_flags(parsed)
-    if not parsed.own["data"]:
-        raise ConfigError(
-            "no data was given", why="there are no questions to ask", fix="--data test.jsonl"
-        )
     from native_reasoning.cli.inputs import asked_for
 
     quiet_libraries()
     showing = number(parsed.own, "show") or 0
-    model, settings = asked_for(parsed)
-    with TemporaryDirectory() as nowhere:
-        values, outcomes = evaluate(model, parsed.own["data"], settings, nowhere)
+    model, config = asked_for(parsed)
+    values, outcomes = evaluate(model, parsed.own["data"], config)
     shown = [_told(outcome) for outcome in outcomes[:showing]]
     result = {"model": model, "data": parsed.own["data"], **values}
     if parsed.own["json"]:
@@ -50,29 +47,30 @@ def run(parsed: Parsed) -> int:
     return 0
 
 
-def _refuse_suite_flags(parsed: Parsed) -> None:
-    for flag in SUITE_FLAGS:
-        if parsed.own[flag.name[2:].replace("-", "_")]:
+def _refuse_together(own: dict[str, Any]) -> None:
+    """Flags that nothing would read. Raises ConfigError."""
+    if own["suite"]:
+        wrong, why = ("data", "show"), "the suite brings its own questions"
+    else:
+        wrong = tuple(flag.name[2:].replace("-", "_") for flag in SUITE_FLAGS)
+        why = "it is about benchmarks"
+        if not own["data"]:
             raise ConfigError(
-                f"{flag.name} without --suite",
-                why="it is about benchmarks",
-                fix="--suite nrt9",
+                "no data was given", why="there are no questions to ask", fix="--data test.jsonl"
             )
+    if given := [name for name in wrong if own[name]]:
+        there = "with" if own["suite"] else "without"
+        flag = f"--{given[0].replace('_', '-')}"
+        raise ConfigError(f"{flag} {there} --suite", why=why, fix=f"leave {flag} out")
 
 
-def evaluate(
-    model: str, data: str, settings: dict[str, Any], folder: str
-) -> tuple[dict[str, Any], list[Any]]:
-    """The measures, and each question's outcome. ``folder`` is for what transformers may write."""
-    from native_reasoning.cli.inputs import load_data, refused_by_libraries
-    from native_reasoning.config.recipe import make_config
+def evaluate(model: str, data: str, config: "NRTConfig") -> tuple[dict[str, Any], "list[Outcome]"]:
+    """The measures, and each question's outcome."""
+    from native_reasoning.cli.inputs import load_data
     from native_reasoning.evaluation.held_out import answer_length, summarise
     from native_reasoning.records.progress import ProgressCallback
     from native_reasoning.training.trainer import NRTTrainer
 
-    # what a trace is judged by does not matter here: num_generations 2 suits every preset
-    with refused_by_libraries():
-        config = make_config({**settings, "num_generations": "2"}, output_dir=folder)
     examples = load_data(data, config)
     for line in examples.report.lines():
         say(line)
@@ -89,7 +87,7 @@ def evaluate(
     return {**summarise(outcomes), "max_answer_length": length}, outcomes
 
 
-def _told(outcome: Any) -> dict[str, Any]:
+def _told(outcome: "Outcome") -> dict[str, Any]:
     from native_reasoning.evaluation.grading import accuracy
 
     return {
@@ -107,14 +105,16 @@ def _told(outcome: Any) -> dict[str, Any]:
 def _show(result: dict[str, Any], shown: list[dict[str, Any]]) -> None:
     from native_reasoning.records.metrics import evaluation_rows
 
-    for number_, told in enumerate(shown, start=1):
+    for count, told in enumerate(shown, start=1):
         end = "closed" if told["closed"] else "not closed"
-        show(f"question {number_}:\n{indented(told['question'])}")
-        show(f"trace ({told['trace_tokens']} tokens, {end}):\n{indented(told['trace'])}")
-        verdict = "right" if told["right"] else "wrong"
-        show(f"answer ({verdict}):\n{indented(told['answer'])}")
-        show(f"answer without thinking:\n{indented(told['answer_without_thinking'])}")
-        show(f"reference:\n{indented(told['reference'])}\n")
+        parts = {
+            "question": told["question"],
+            f"trace ({told['trace_tokens']} tokens, {end})": told["trace"],
+            f"answer ({'right' if told['right'] else 'wrong'})": told["answer"],
+            "answer without thinking": told["answer_without_thinking"],
+            "reference": told["reference"],
+        }
+        show_row(f"-- {count} of {len(shown)}", parts)
     show_table([f"{result['questions']} questions", "value"], evaluation_rows(result))
     show("in brackets: 95 % interval over questions")
     show(f"model  {Path(result['model'])}\ndata   {result['data']}")
@@ -126,13 +126,6 @@ def _show(result: dict[str, Any], shown: list[dict[str, Any]]) -> None:
 def _run_suite(parsed: Parsed) -> int:
     """``nrt eval --suite``: the nine benchmarks, thinking off and on."""
     own = parsed.own
-    for flag in ("data", "show"):
-        if own[flag]:
-            raise ConfigError(
-                f"--{flag} with --suite",
-                why="the suite brings its own questions",
-                fix="leave it away; --data-dir names local files, --out keeps the answers",
-            )
     one_of("--thinking", own["thinking"] or "both", MODES)
     data_dir = Path(own["data_dir"]).expanduser() if own["data_dir"] else None
     named = chosen(own["suite"], own["tasks"])
@@ -158,7 +151,6 @@ def _ask_suite(
     from lm_eval.utils import simple_parse_args_string
 
     from native_reasoning.cli.inputs import asked_for, refused_by_libraries
-    from native_reasoning.config.recipe import make_config
     from native_reasoning.evaluation.asked import load_asked
     from native_reasoning.evaluation.harness import SuitePlan, run_suite
 
@@ -173,9 +165,8 @@ def _ask_suite(
         gen_kwargs=simple_parse_args_string(own["gen_kwargs"] or ""),
         batch_size=number(own, "batch_size") or 1,
     )
-    model, settings = asked_for(parsed)
-    with TemporaryDirectory() as nowhere, refused_by_libraries():
-        config = make_config({**settings, "num_generations": "2"}, output_dir=nowhere)
+    model, config = asked_for(parsed)
+    with refused_by_libraries():
         say_loading(model)
         asked = load_asked(model, config, plan.modes)
         summary, items = run_suite(asked, config, plan, say)

@@ -5,12 +5,13 @@ import traceback
 from collections.abc import Container, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.config.errors import ConfigError, NativeReasoningError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.config.recipe import read_recipe
+from native_reasoning.config.recipe import make_config, read_recipe
 from native_reasoning.data import Examples, load_examples
 from native_reasoning.records.folder import CONFIG
 
@@ -20,22 +21,11 @@ _SPLIT = re.compile(r"(?P<source>.+?)\s*\[(?P<split>[\w.-]+)\]")
 
 #: Settings of a training run that an evaluation of it leaves out.
 _TRAINING_ONLY = (
-    "output_dir",
-    "eval_strategy",
-    "eval_steps",
-    "eval_on_start",
-    "save_strategy",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "report_to",
-    "deepspeed",
-    "fsdp",
-    "fsdp_config",
-    "peft_config",
-    "optimizers",
+    *("model", "data", "eval_data", "output_dir", "report_to", "peft_config", "optimizers"),
+    *("preset", "objective", "objective_func", "reward_funcs", "reward_weights"),
+    *("eval_strategy", "eval_steps", "eval_on_start", "save_strategy"),
+    *("load_best_model_at_end", "metric_for_best_model", "deepspeed", "fsdp", "fsdp_config"),
 )
-#: How a run judged its traces, which does not matter to whoever asks its model.
-_JUDGING = ("preset", "objective", "objective_func", "reward_funcs", "reward_weights")
 
 
 def split_source(name: str) -> tuple[str, str | None]:
@@ -59,17 +49,13 @@ def load_data(name: str, config: NRTConfig) -> Examples:
 
 def required(settings: Mapping[str, Any], name: str, example: str) -> str:
     """A setting that must be there. Raises ConfigError."""
-    value = settings.get(name)
-    if not value:
+    if not settings.get(name):
         raise ConfigError(
             f"no {name} was given",
-            why={
-                "model": "there is nothing to train or to ask",
-                "data": "there is nothing to read",
-            }[name],
+            why="there is nothing to train, or to train it on",
             fix=f"--{name} {example}, or `{name}: {example}` in the recipe",
         )
-    return str(value)
+    return str(settings[name])
 
 
 def model_folder(name: str) -> tuple[str, Path | None]:
@@ -121,34 +107,39 @@ def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
     return kept
 
 
-def asked_for(parsed: Parsed) -> tuple[str, dict[str, Any]]:
+def asked_for(parsed: Parsed) -> tuple[str, NRTConfig]:
     """The model folder or hub id that a command line names, and its settings: those of its run,
-    then those of the command line."""
+    then those of the command line. Nothing is judged, and two traces suit every preset."""
     from native_reasoning.model.adapters import base_of
 
     assert parsed.positional is not None
     model, run_folder = model_folder(parsed.positional)
     settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
-    whole = base_of(Path(model)) is None
-    for key in ("model", "data", "eval_data", *_JUDGING, *(("load_in_4bit",) if whole else ())):
-        settings.pop(key, None)
-    return model, settings | parsed.settings
+    if base_of(Path(model)) is None:
+        settings.pop("load_in_4bit", None)
+    if parsed.own.get("seed"):
+        settings["seed"] = parsed.own["seed"]
+    settings |= parsed.settings | {"num_generations": 2}
+    with refused_by_libraries():
+        return model, make_config(settings, output_dir=gettempdir())
 
 
 @contextmanager
-def refused_by_libraries() -> Generator[None]:
-    """Turns a library's refusal of a setting (``--report-to dvclive`` where that is not installed)
-    into a ConfigError; errors that our own code raises pass through."""
+def refused_by_libraries(*names: str) -> Generator[None]:
+    """Turns what a library raises (of ``names``, else those that read settings) into a ConfigError:
+    ``--report-to dvclive`` where that is not installed, a tracker without a login. Errors that our
+    own code raises pass through."""
     try:
         yield
     except NativeReasoningError:
         raise
-    except (ValueError, ImportError, RuntimeError, OSError, AssertionError) as error:
-        origin = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not any(f"/{name}/" in origin.replace("\\", "/") for name in _LIBRARIES):
+    except Exception as error:
+        origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        library = next((name for name in names or _LIBRARIES if name in origin.parts), None)
+        if library is None:
             raise
         raise ConfigError(
-            " ".join(str(error).split()),
-            why="a library refuses the settings",
-            fix="change the setting, or install what is missing",
+            f"{library}: {' '.join(str(error).split())}",
+            why="the library refuses the settings",
+            fix="change the setting, or do what it asks for (a tracker: --report-to none)",
         ) from error

@@ -3,7 +3,6 @@ tells before and after, as tables for people and dicts for programs."""
 
 import json
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,10 @@ from typing import Any
 
 from native_reasoning.config.errors import NativeReasoningError, printable
 from native_reasoning.model.folders import check_folder
+
+_LONGEST_PART = 1500
+#: What is told of the first and the last steps.
+_TRAINED = ("reward", "reward_baseline", "uplift", "trace_length", "closed")
 
 
 def error_text(error: NativeReasoningError) -> str:
@@ -61,39 +64,20 @@ def finite(value: Any) -> Any:
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: with rich on a terminal, else columns of plain text."""
-    if not is_main_process():
-        return
-    cells = [[printable(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        print(plain_table(header, cells))
-        return
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in header:
-        table.add_column(Text(title), overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout).print(table)
+    """Columns of text on stdout, two spaces apart, without a header where all titles are empty."""
+    lines = [header, *rows] if any(header) else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        show("  ".join(cells).rstrip())
 
 
-def terminal_width() -> int | None:
-    """Columns of the terminal on stdout; None where it is a file or a pipe."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, two spaces apart, without a header where all titles are empty."""
-    lines = [list(header), *map(list, rows)] if any(header) else list(map(list, rows))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def show_row(title: str, row: Mapping[str, str]) -> None:
+    """The parts of a row of data on stdout, each behind its name; long ones are cut."""
+    show(f"{title}:")
+    for part, text in row.items():
+        cut = text if len(text) <= _LONGEST_PART else text[:_LONGEST_PART] + " ..."
+        show(f"{part}:\n{indented(cut)}")
 
 
 def quiet_libraries() -> None:
@@ -118,9 +102,6 @@ def indented(text: str, mark: str = "  | ") -> str:
     """Each line behind a mark."""
     return "\n".join(mark + line for line in text.splitlines() or [""])
 
-
-#: Of the first and the last steps, for people.
-_TRAINED = ("reward", "reward_baseline", "uplift", "trace_length", "closed")
 
 # -- After training -------------------------------------------------------------------------------
 
@@ -212,30 +193,18 @@ def plan_of(trainer: Any, args: Any) -> dict[str, Any]:
 
 def show_plan(outlook: Mapping[str, Any]) -> None:
     """What a run would do, as text on stdout."""
-    from native_reasoning.cli.doctor import bytes_text
     from native_reasoning.records.progress import clock_text
 
-    evaluated = f", {outlook['eval_rows']} held out" if outlook["eval_rows"] else ", none held out"
-    seconds, memory = outlook["seconds_per_step"], outlook["memory"]
-    rows = [
-        ["model", f"{outlook['model']} ({outlook['parameters']:,} parameters)"],
-        ["device", outlook["device"]],
-        ["rows", f"{outlook['rows']}{evaluated}"],
-        ["preset", outlook["preset"]],
-        ["traces per prompt", str(outlook["traces_per_prompt"])],
-        ["prompts per step", str(outlook["prompts_per_step"])],
-        ["steps", str(outlook["steps"])],
-        ["boundary", f"{outlook['boundary']}: {' '.join(map(repr, outlook['think']))}"],
-        ["run folder", outlook["run"]],
-        ["a step of full length", f"{seconds:.3g} s, measured"],
-        [
-            "all steps",
-            f"at most about {clock_text(seconds * outlook['steps'])}, without evaluations",
-        ],
-        ["memory at its peak", "not measured here" if memory is None else bytes_text(memory)],
-    ]
-    show_table(["", ""], rows)
-    show("first row, as the model sees it:")
-    for part, text in outlook["first_prompt"].items():
-        show(f"{part}:\n{indented(text)}")
+    told = dict(outlook)
+    row, seconds, memory = (told.pop(n) for n in ("first_prompt", "seconds_per_step", "memory"))
+    told |= {
+        "parameters": f"{told['parameters']:,}",
+        "think": " ".join(map(repr, told["think"])),
+        "layouts": ", ".join(told["layouts"]),
+        "a_step_of_full_length": f"{seconds:.3g} s, measured",
+        "all_steps": f"at most about {clock_text(seconds * told['steps'])}, without evaluations",
+        "memory_at_its_peak": "not measured here" if memory is None else f"{memory / 1e9:.3g} GB",
+    }
+    show_table(["", ""], [[name.replace("_", " "), str(value)] for name, value in told.items()])
+    show_row("first row, as the model sees it", row)
     show("dry run: nothing was written")

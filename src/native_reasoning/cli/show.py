@@ -4,7 +4,6 @@ No torch at the top: ``nrt presets`` answers at once. docs/make_objectives.py wr
 pages.
 """
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,28 +18,11 @@ from native_reasoning.cli.output import (
     show,
     show_json,
     show_table,
-    terminal_width,
 )
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.methods import differences
 from native_reasoning.config.papers import DEFAULT, PRESETS, Preset, find_preset
-from native_reasoning.config.settings import SETTINGS, ObjectiveSettings
-
-COLUMNS = (
-    "preset",
-    "f",
-    "R_base, clip",
-    "centre, scale",
-    "answer",
-    "policy tokens",
-    "ratio",
-    "filter",
-    "KL",
-    "bad format",
-)
-#: A cell of the table on a terminal.
-_LONGEST = 27
-_TOKENS = {"trace": "z", "trace_tag": "z + tag", "trace_tag_answer": "z + tag + ŷ"}
+from native_reasoning.config.settings import SETTINGS
 
 
 def demo(parsed: Parsed) -> int:
@@ -65,7 +47,8 @@ def report(parsed: Parsed) -> int:
     from native_reasoning.report import EVERY, keep_fresh, write_report
 
     paths = run_folders(parsed.positionals)
-    out = Path(parsed.own["out"] or place_of(paths))
+    folder = paths[0] if len(paths) == 1 else paths[0].parent
+    out = Path(parsed.own["out"] or folder / "report.html")
     problems = write_report(paths, out, refresh=EVERY if parsed.own["watch"] else 0)
     for problem in problems:
         say(f"note: {problem}")
@@ -98,17 +81,11 @@ def run_folders(names: Sequence[str]) -> list[Path]:
     return [*found.values()]
 
 
-def place_of(paths: Sequence[Path]) -> Path:
-    """report.html in the folder of the one run, or beside several."""
-    folder = paths[0] if len(paths) == 1 else Path(os.path.normpath(paths[0] / ".."))
-    return folder / "report.html"
-
-
 # -- nrt presets -----------------------------------------------------------------------------------
 
 
 def presets(parsed: Parsed) -> int:
-    """Prints the table, or one preset."""
+    """Prints them all, or one."""
     name = parsed.positional
     if name is not None:
         preset = find_preset(name)
@@ -119,25 +96,9 @@ def presets(parsed: Parsed) -> int:
     elif parsed.own["json"]:
         show_json({key: entry(preset) for key, preset in PRESETS.items()})
     else:
-        rows: list[list[str]] = [list(COLUMNS), *(table_row(*item) for item in PRESETS.items())]
-        shown = fitted(rows, terminal_width())
-        show_table(shown[0], shown[1:])
-        if hidden := len(COLUMNS) - len(shown[0]):
-            show(
-                f"{hidden} more columns in a wider terminal, with --json, or in docs/objectives.md"
-            )
+        show_table(["preset", "rewards"], [[key, p.summary] for key, p in PRESETS.items()])
         show("nrt presets NAME explains one; nrt train --preset NAME uses it")
     return 0
-
-
-def fitted(rows: list[list[str]], width: int | None) -> list[list[str]]:
-    """The first columns that a terminal of ``width`` holds, long cells cut; all if it is None."""
-    if width is None:
-        return rows
-    cut = [[c if len(c) <= _LONGEST else c[: _LONGEST - 1] + "…" for c in row] for row in rows]
-    widths = [max(map(len, column)) + 3 for column in zip(*cut, strict=True)]
-    count = max(n for n in range(1, len(widths) + 1) if n == 1 or sum(widths[:n]) <= width)
-    return [row[:count] for row in cut]
 
 
 def entry(preset: Preset) -> dict[str, Any]:
@@ -153,52 +114,6 @@ def entry(preset: Preset) -> dict[str, Any]:
         "published": dict(method.published),
         **asdict(preset.settings),
     }
-
-
-def table_row(name: str, preset: Preset) -> list[str]:
-    """A preset as a row under ``COLUMNS``."""
-    s = preset.settings
-    if s.reward == "none":
-        sampled = "z" if s.traces == "sampled" else "empty trace"
-        return [name, "-", "-", "-", _answer(s), f"none ({sampled})", "-", "-", "-", s.bad_format]
-    kl = f"{s.beta:g}" if s.beta else f"{s.kl_in_reward:g} in R" if s.kl_in_reward else "-"
-    clip = s.clip if s.clip != "none" else ""
-    forced = f" + {s.format_loss_coef:g}" if s.format_loss_coef else ""
-    return [
-        name,
-        _f(s),
-        ", ".join(filter(None, (s.baseline if s.baseline != "none" else "-", clip))),
-        f"{s.centre}, {_scale(s)}",
-        _answer(s),
-        _TOKENS[s.policy_tokens],
-        s.ratio if s.ratio == "none" else f"{s.ratio} {s.ratio_low:g}/{s.ratio_high:g}",
-        "-" if s.filter == "none" else f"{s.filter} {s.filter_coef:g}",
-        kl,
-        s.bad_format + forced,
-    ]
-
-
-def _f(s: ObjectiveSettings) -> str:
-    added = {
-        "format": s.format_reward,
-        "efficiency": s.efficiency_reward,
-        "repetition": -s.repetition_penalty,
-    }
-    first = s.reward if s.reward_coef == 1 else f"{s.reward_coef:g} {s.reward}"
-    return first + "".join(f" {value:+g} {name}" for name, value in added.items() if value)
-
-
-def _scale(s: ObjectiveSettings) -> str:
-    scale = s.scale if s.std_eps is None else f"{s.scale} + {s.std_eps:g}"
-    return scale if s.adv_clip is None else f"{scale}, clip {s.adv_clip:g}"
-
-
-def _answer(s: ObjectiveSettings) -> str:
-    weight = s.answer_weight
-    return weight if s.answer_coef == 1 or weight == "none" else f"{s.answer_coef:g} {weight}"
-
-
-# -- One preset ------------------------------------------------------------------------------------
 
 
 def setting_rows(preset: Preset) -> list[list[str]]:

@@ -162,23 +162,20 @@ VERBS = {
             "chat",
             "talk to a model, its thinking apart from its answers",
             "Answers go to stdout, thinking (dimmed) to stderr. Without --question it asks for "
-            "turns; /help lists\nwhat else can be typed. Prompts, limits and sampling are those of "
-            "training.",
+            "turns; /new forgets\nthem. Prompts, limits and sampling are those of training.",
             "chat",
             ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
             (
                 Flag("--question", "ask this and leave", "TEXT"),
                 Flag("--reference", "say how likely this answer is, with and without", "TEXT"),
                 Flag("--no-think", "answer at once, after the empty trace", kind="switch"),
-                Flag("--traces", "think N times, for comparison (1)", "N"),
-                Flag("--fold", "count the thinking instead of showing it", kind="switch"),
                 Flag("--seed", "seed of every sampled token (42)", "N"),
                 _JSON,
             ),
             ("traces", "template"),
             (
                 "nrt chat runs/first",
-                "nrt chat runs/first --question 'What is 2 + 2?' --reference 4 --traces 4",
+                "nrt chat runs/first --question 'What is 2 + 2?' --reference 4",
                 "nrt chat runs/first --no-think --json",
             ),
         ),

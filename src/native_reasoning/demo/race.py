@@ -16,6 +16,7 @@ from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.demo import base_path, make_rows
 from native_reasoning.evaluation.held_out import Outcome, held_out_rows, summarise
+from native_reasoning.records.folder import free_name
 from native_reasoning.report import write_report
 from native_reasoning.training.trainer import NRTTrainer
 
@@ -35,7 +36,11 @@ def run_demo(
     line about each stage. Raises RunError if ``out`` exists.
     """
     began = time.perf_counter()
-    folder = _new_folder(out)
+    folder = Path(out) if out else free_name(Path("runs/demo"))
+    if folder.exists():
+        raise RunError(
+            f"{out} exists", why="an existing run is never overwritten", fix="name a new folder"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the model is too small to share out, and one thread is repeatable
     try:
@@ -73,17 +78,6 @@ def _record(trainer: NRTTrainer, step: int, outcomes: list[Outcome]) -> None:
     records = trainer.recorder.records
     records.append_metrics(step, {f"eval_{k}": v for k, v in summarise(outcomes).items()})
     records.write_held_out(held_out_rows(step, outcomes))
-
-
-def _new_folder(out: str | None) -> Path:
-    if out is None:
-        names = ["demo", *(f"demo-{n}" for n in range(2, 10_000))]
-        return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
-    if Path(out).exists():
-        raise RunError(
-            f"{out} exists", why="an existing run is never overwritten", fix="name a new folder"
-        )
-    return Path(out)
 
 
 def trainer_of(preset: str, seed: int, folder: Path, **changes: Any) -> NRTTrainer:

@@ -5,7 +5,7 @@ and later turns do not show earlier reasoning. With a reference answer, each rep
 the model finds that one after its trace and after none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -18,7 +18,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import inference
 from native_reasoning.model.policy import context_of
-from native_reasoning.rollout.engine import NoiseKey, Sampling, Stop, sample_answers, traces_of
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import ANSWERS, CONVERSATION
 from native_reasoning.scoring.capabilities import capabilities_of
@@ -30,7 +30,7 @@ Listener = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Reply:
-    """One trace and the answer after it, in text.
+    """A trace and the answer after it, in text.
 
     ``reasoning`` is None where none was asked for; ``tokens`` are those of it, without the tag.
     ``closed``: the model closed it itself. ``ended``: the answer ended itself. ``logp`` and
@@ -71,70 +71,48 @@ class Conversation:
         question: str,
         *,
         think: bool = True,
-        traces: int = 1,
         reference: str | None = None,
         listen: Listener | None = None,
-    ) -> list[Reply]:
-        """``traces`` replies to a user's turn; the first becomes a part of the conversation.
+    ) -> Reply:
+        """The reply to a user's turn; both become a part of the conversation.
 
-        ``think`` False answers after the empty trace. ``listen`` hears a single reply while it is
+        ``think`` False answers after the empty trace. ``listen`` hears the reply while it is
         written. Raises DataError where the conversation does not fit into the model, and
         TemplateError where the chat template refuses it.
         """
-        turns = (*self.turns, ("user", question))
-        example = Example(turns, reference or "", row_id=len(turns), line=1)
-        group = self.template.group(example)
-        hear, room = listen if traces == 1 else None, self._room(group)
-        thought = self._think(group, traces, room, hear) if think else self._empty(traces)
-        answers = self._answer(group, thought, hear)
-        logps = self._score(group, thought) if reference is not None else [(None, None)] * traces
-        lengths = self.template.trace_lengths(thought)
-        replies = [
-            Reply(
-                reasoning=self.template.text(ids).strip() if think else None,
-                tokens=length if think else 0,
-                closed=closed,
-                answer=answer,
-                ended=ended,
-                logp=logp,
-                logp_no_think=without,
-            )
-            for ids, closed, length, (answer, ended), (logp, without) in zip(
-                thought.ids, thought.closed, lengths, answers, logps, strict=True
-            )
-        ]
-        self.turns = [*turns, ("assistant", replies[0].answer)]
-        return replies
-
-    def _think(self, group: PromptGroup, traces: int, room: int, listen: Listener | None) -> Traces:
-        c = self.config
-        (samples,) = self.engine.sample(
-            [group.prompt_ids],
-            [group.example.row_id],
-            Sampling(traces, room, c.temperature, c.top_p),
-            NoiseKey(c.seed, 0, CONVERSATION),
-            self._heard(self.template.stop_trace, "reasoning", listen),
+        t = self.template
+        turns = [*self.turns, ("user", question)]
+        group = t.group(Example(tuple(turns), reference or "", row_id=len(turns), line=1))
+        room = self._room(group)
+        trace = Traces((t.empty_trace(),), (True,))
+        if think:
+            hear = self._heard(t.stop_trace, "reasoning", listen)
+            trace = traces_of([self._sample(group.prompt_ids, len(turns), room, hear)])
+        hear = self._heard(t.stop_answer, "answer", listen)
+        prompt = t.answer_prompt(group.prompt_ids, trace.ids[0], trace.closed[0])
+        answer = self._sample(prompt, len(turns), self.config.max_answer_length, hear, ANSWERS)
+        logp, without = (None, None) if reference is None else self._score(group, trace)
+        reply = Reply(
+            reasoning=t.text(trace.ids[0]).strip() if think else None,
+            tokens=t.trace_lengths(trace)[0] if think else 0,
+            closed=trace.closed[0],
+            answer=t.text(answer.ids).strip(),
+            ended=answer.stopped == "ended",
+            logp=logp,
+            logp_no_think=without,
         )
-        return traces_of(samples)
+        self.turns = [*turns, ("assistant", reply.answer)]
+        return reply
 
-    def _empty(self, traces: int) -> Traces:
-        return Traces((self.template.empty_trace(),) * traces, (True,) * traces)
-
-    def _answer(
-        self, group: PromptGroup, traces: Traces, listen: Listener | None
-    ) -> list[tuple[str, bool]]:
-        """Text after each trace, and whether it ended itself."""
+    def _sample(
+        self, prompt: Sequence[int], turn: int, most: int, stop: Stop, domain: int = CONVERSATION
+    ) -> Sample:
+        """At most ``most`` tokens after a prompt."""
         c = self.config
-        (samples,) = sample_answers(
-            self.engine,
-            self.template,
-            [group],
-            [traces],
-            Sampling(1, c.max_answer_length, c.temperature, c.top_p),
-            NoiseKey(c.seed, 0, ANSWERS),
-            stop=self._heard(self.template.stop_answer, "answer", listen),
-        )
-        return [(self.template.text(s.ids).strip(), s.stopped == "ended") for s in samples]
+        sampling = Sampling(1, most, c.temperature, c.top_p)
+        key = NoiseKey(c.seed, 0, domain)
+        ((sample,),) = self.engine.sample([prompt], [turn], sampling, key, stop)
+        return sample
 
     def _room(self, group: PromptGroup) -> int:
         """Tokens that a trace may have, so that its tag and an answer follow. Raises DataError."""
@@ -165,10 +143,9 @@ class Conversation:
 
         return told
 
-    def _score(self, group: PromptGroup, traces: Traces) -> list[tuple[float, float]]:
-        """The mean log-probability of a token of the reference after each trace, and after none."""
+    def _score(self, group: PromptGroup, trace: Traces) -> tuple[float, float]:
+        """The mean log-probability of a token of the reference after the trace, and after none."""
         scorer = Scorer(self.template, self.model.device, 1.0, ("rows",), 0.0)
         with inference(self.model):
-            (scores,) = scorer(self.model, [group], [traces])
-        without = fmean(scores.baseline.tolist())
-        return [(fmean(row), without) for row in scores.answer.tolist()]
+            (scores,) = scorer(self.model, [group], [trace])
+        return fmean(scores.answer[0].tolist()), fmean(scores.baseline.tolist())

@@ -7,20 +7,14 @@ accelerator work is queued, so a stage is where the queue was waited for, not wh
 asked for.
 """
 
-import json
-import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from native_reasoning.records.folder import read_timings
 from native_reasoning.records.metrics import STAGES
-
-PROFILE = "profile.json"
 
 
 class Clock:
@@ -82,58 +76,3 @@ class ClockCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.clock.end("optimiser")
-
-
-class ProfileCallback(TrainerCallback):
-    """``nrt train --profile N``: after N + 1 steps of this process (the first warms up) tells
-    where the time went, and writes ``profile.json`` into the run folder."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self._first = steps, 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._first = state.global_step
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step == self._first + self.steps + 1:
-            self._tell(args, state)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step - self._first <= self.steps + 1:
-            self._tell(args, state)
-
-    def _tell(self, args: TrainingArguments, state: TrainerState) -> None:
-        if not state.is_world_process_zero:
-            return
-        folder = Path(str(args.output_dir))
-        found = profile_of(read_timings(folder), self._first + 2, self._first + self.steps + 1)
-        (folder / PROFILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        print("\n".join(profile_lines(found)), file=sys.stderr, flush=True)
-
-
-def profile_of(timings: Sequence[dict[str, Any]], first: int, last: int) -> dict[str, Any]:
-    """Mean seconds of each stage over steps ``first`` to ``last``, and of a whole step."""
-    lines = [t for t in timings if "step_seconds" in t and first <= t["step"] <= last]
-    count = max(len(lines), 1)
-    seconds = {
-        name: sum(line[f"{name}_seconds"] for line in lines) / count
-        for name in (*STAGES, "other", "step")
-    }
-    return {"steps": len(lines), "seconds": seconds}
-
-
-def profile_lines(found: dict[str, Any]) -> list[str]:
-    """A table for people."""
-    seconds = dict(found["seconds"])
-    whole = seconds.pop("step")
-    rows = [
-        f"  {name:<10} {value:8.3f} s  {100 * value / max(whole, 1e-9):5.1f} %"
-        for name, value in seconds.items()
-    ]
-    return [f"time of a step ({found['steps']} steps, mean): {whole:.3f} s", *rows]

@@ -90,7 +90,7 @@ class RunFolder:
         raise RunError(
             f"{path} {problem}",
             why="a run writes into a folder of its own, and nothing is ever overwritten",
-            fix=f"{go_on}a new folder: {_free_name(folder.path)}",
+            fix=f"{go_on}a new folder: {free_name(folder.path)}",
         )
 
     def write_config(
@@ -271,11 +271,11 @@ def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[tuple[list[int], P
     return sorted(([*map(int, name.groups())], path) for name, path in found if name)
 
 
-def _free_name(path: Path) -> Path:
-    """runs/first -> runs/first-2, the first such name that is not taken."""
+def free_name(path: Path) -> Path:
+    """The path, or runs/first -> runs/first-2, the first such name that is not taken."""
     stem = re.sub(r"-\d{1,3}$", "", path.name) or "run"
     names = (path.parent / f"{stem}-{n}" for n in itertools.count(2))
-    return next(name for name in names if not name.exists())
+    return next(name for name in itertools.chain([path], names) if not name.exists())
 
 
 # -- config.yaml -----------------------------------------------------------------------------------

@@ -97,14 +97,12 @@ def sample_answers(
     sampling: Sampling,
     key: NoiseKey,
     *,
-    stop: Stop | None = None,
     only_closed: bool = False,
 ) -> list[tuple[Sample, ...]]:
     """An answer after each trace of each group; no tokens after open traces if ``only_closed``.
 
-    ``sampling.max_tokens`` bounds the answer, its end-of-turn token included; ``stop`` is the
-    template's ``stop_answer`` unless it is given. The random numbers of an answer are those of its
-    trace's number k in the row of its group.
+    ``sampling.max_tokens`` bounds the answer, its end-of-turn token included. The random numbers of
+    an answer are those of its trace's number k in the row of its group.
     """
     prompts, rows, numbers = [], [], []
     for group, sampled in zip(groups, traces, strict=True):
@@ -114,7 +112,7 @@ def sample_answers(
                 rows.append(group.example.row_id)
                 numbers.append(k)
     one = replace(sampling, num_generations=1)
-    found = iter(engine.sample(prompts, rows, one, key, stop or template.stop_answer, numbers))
+    found = iter(engine.sample(prompts, rows, one, key, template.stop_answer, numbers))
     return [
         tuple(
             next(found)[0] if closed or not only_closed else Sample((), "limit")
