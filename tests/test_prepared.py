@@ -1,7 +1,6 @@
 """Token ids on the disk are those in memory, are made once, and serve a run like them."""
 
 import json
-import os
 
 import datasets
 import numpy as np
@@ -10,11 +9,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from native_reasoning.config.errors import DataError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import load_examples, loading, tokens
+from native_reasoning.data.loading import Stored
 from native_reasoning.data.template import make_template
-from native_reasoning.data.tokens import Groups, examples_of, sizes_of
+from native_reasoning.data.tokens import examples_of
 from native_reasoning.rollout.schedule import data_hash, make_groups
 from native_reasoning.training.trainer import NRTTrainer
 
@@ -34,10 +33,8 @@ ROWS[9]["messages"].insert(0, {"role": "system", "content": " Be brief.\n"})
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """Few rows are many, in a file and a cache of the test's own, without processes."""
-    for module in (tokens, loading):
-        monkeypatch.setattr(module, "SMALL", 20)
-    monkeypatch.setattr(tokens, "_cores", lambda: 1)
+    """Few rows are many, in a file and a cache of the test's own."""
+    monkeypatch.setattr(loading, "SMALL", 20)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -66,9 +63,8 @@ def encoded(monkeypatch):
     counts, plain = [], tokens._encode
 
     def noted(examples, template):
-        columns = plain(examples, template)
-        counts.append(len(columns["prompt"]))
-        return columns
+        counts.append(len(examples))
+        return plain(examples, template)
 
     monkeypatch.setattr(tokens, "_encode", noted)
     return counts
@@ -76,8 +72,7 @@ def encoded(monkeypatch):
 
 def in_memory(rows, template, config, **options):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (tokens, loading):
-            patch.setattr(module, "SMALL", 10_000)
+        patch.setattr(loading, "SMALL", 10_000)
         return make_groups(load_examples(rows), template, config, **options)
 
 
@@ -92,7 +87,7 @@ def test_groups_on_the_disk_are_those_in_memory(config, rows, limits, context, k
     template, settings = make_template(core), config(**limits)
     groups, report = make_groups(load_examples(rows), template, settings, context)
     expected, expected_report = in_memory(rows, template, settings, context=context)
-    assert isinstance(groups, Groups)
+    assert isinstance(groups, Stored)
     assert isinstance(expected, tuple)
     assert tuple(groups) == expected
     assert report == expected_report
@@ -101,11 +96,6 @@ def test_groups_on_the_disk_are_those_in_memory(config, rows, limits, context, k
         assert group == template.group(group.example)
     assert data_hash(groups) == data_hash(expected)
     assert list(examples_of(groups)) == [group.example for group in expected]
-    for sizes, part in zip(sizes_of(groups), ("prompt_ids", "answer_ids"), strict=True):
-        assert sizes.tolist() == [len(getattr(group, part)) for group in expected]
-    assert [sizes.tolist() for sizes in sizes_of(groups)] == [
-        sizes.tolist() for sizes in sizes_of(expected)
-    ]
 
 
 def test_groups_are_a_sequence(config, rows):
@@ -115,7 +105,6 @@ def test_groups_are_a_sequence(config, rows):
     assert tuple(groups[4:20:3]) == expected[4:20:3]
     assert tuple(groups[1::2][2:]) == expected[1::2][2:]
     assert list(examples_of(groups[2:5])) == [group.example for group in expected[2:5]]
-    assert sizes_of(groups[2:5])[0].tolist() == [len(g.prompt_ids) for g in expected[2:5]]
     assert [group.example.row_id for group in groups] == list(range(len(groups)))
     assert groups[np.int64(2)] == expected[2]
     assert not groups[len(groups) :]
@@ -128,7 +117,7 @@ def test_part_of_the_examples_can_be_prepared(rows):
     some = data.examples[5:45]
     found = tokens.prepare(some, TEMPLATE)
     groups = found.groups(np.arange(0, 40, 3))
-    assert isinstance(groups, Groups)
+    assert isinstance(groups, Stored)
     assert [g.example.line for g in groups] == list(range(6, 46, 3))
     for group in groups:
         assert group == TEMPLATE.group(group.example)
@@ -200,27 +189,9 @@ def test_an_encoding_that_was_interrupted_is_never_half(config, rows, monkeypatc
     assert tuple(groups) == in_memory(rows, TEMPLATE, config())[0]
 
 
-def test_processes_give_what_one_gives(config, rows, monkeypatch):
-    monkeypatch.setattr(tokens, "_cores", lambda: 2)
-    monkeypatch.setattr(tokens, "_ROWS_PER_PROCESS", 25)
-    groups, report = make_groups(load_examples(rows), TEMPLATE, config(**LIMITS))
-    assert isinstance(groups, Groups)
-    assert (tuple(groups), report) == in_memory(rows, TEMPLATE, config(**LIMITS))
-    assert len(list(rows.parent.rglob("cache-*_of_00002.arrow"))) == 2
-
-
-def test_a_killed_process_is_our_error(config, rows, monkeypatch):
-    monkeypatch.setattr(tokens, "_cores", lambda: 2)
-    monkeypatch.setattr(tokens, "_ROWS_PER_PROCESS", 25)
-    monkeypatch.setattr(tokens, "_encode", lambda *_: os._exit(9))
-    with pytest.raises(DataError, match="a process that encoded rows was killed"):
-        make_groups(load_examples(rows), TEMPLATE, config())
-
-
 def test_rows_in_memory_stay_there_however_many(config, encoded, tmp_path):
     groups, _ = make_groups(load_examples(ROWS), TEMPLATE, config())
-    assert isinstance(groups, Groups)
-    assert tuple(groups) == in_memory(ROWS, TEMPLATE, config())[0]
+    assert groups == in_memory(ROWS, TEMPLATE, config())[0]
     assert not (tmp_path / "cache").exists()
 
 
@@ -231,8 +202,7 @@ def test_a_run_on_groups_from_the_disk_is_the_same_run(tmp_path, rows):
     seen = []
     for place, most in (("memory", 10_000), ("disk", 20)):
         with pytest.MonkeyPatch.context() as patch:
-            for module in (tokens, loading):
-                patch.setattr(module, "SMALL", most)
+            patch.setattr(loading, "SMALL", most)
             args = NRTConfig(
                 output_dir=str(tmp_path / place),
                 use_cpu=True,
@@ -248,7 +218,7 @@ def test_a_run_on_groups_from_the_disk_is_the_same_run(tmp_path, rows):
             trainer = NRTTrainer(
                 tiny.tiny_model(), args, str(rows), str(rows), tiny.byte_tokenizer()
             )
-            assert isinstance(trainer.train_groups, Groups) is (place == "disk")
+            assert isinstance(trainer.train_groups, Stored) is (place == "disk")
             trainer.train()
             metrics = trainer.evaluate()
         lines = (tmp_path / place / "metrics.jsonl").read_text()

@@ -67,7 +67,6 @@ def prepare(path: str, model: str, out: str) -> None:
     from native_reasoning.config.nrt_config import NRTConfig
     from native_reasoning.data import load_examples
     from native_reasoning.data.template import make_template
-    from native_reasoning.data.tokens import sizes_of
     from native_reasoning.rollout.schedule import make_groups
 
     config = NRTConfig(output_dir=out, use_cpu=True, max_prompt_length=4096, max_answer_length=4096)
@@ -77,7 +76,7 @@ def prepare(path: str, model: str, out: str) -> None:
     read = time.perf_counter()
     groups, report = make_groups(data, template, config)
     done = time.perf_counter()
-    tokens = sum(int(sizes.sum()) for sizes in sizes_of(groups))
+    tokens = sum(len(group.prompt_ids) + len(group.answer_ids) for group in groups)
     found = {
         "seconds": round(done - loaded, 2),
         "seconds_reading": round(read - loaded, 2),

@@ -8,11 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from native_reasoning.config.errors import ConfigError, DataError
-from native_reasoning.data import load_examples
+from native_reasoning.data import load_examples, loading
 from native_reasoning.data.account import REASONS
-from native_reasoning.data.loading import AnswerPattern
 from native_reasoning.data.rows import Example
-from native_reasoning.data.shapes import BadRow
 
 GOOD = {"question": "2 + 2?", "answer": "4"}
 
@@ -51,7 +49,6 @@ def test_repeats_are_dropped_and_other_answers_kept():
     ]
     report = load_examples(rows).report
     assert (report.kept, report.count("duplicate"), report.repeated_prompts) == (2, 1, 1)
-    assert load_examples(rows, strict=True).report == report
 
 
 # ------------------------------------------------------------------------------- missing columns
@@ -60,14 +57,13 @@ def test_repeats_are_dropped_and_other_answers_kept():
 def test_a_missing_column_is_the_message_of_the_design(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jsonl(tmp_path / "qa.jsonl", {"question": "q", "solution": "s", "level": 1})
-    for strict in (False, True):
-        with pytest.raises(DataError) as caught:
-            load_examples("qa.jsonl", strict=strict)
-        assert str(caught.value) == (
-            "column 'answer' not found in qa.jsonl (row 1 has: question, solution, level)\n"
-            "  why: training scores the reference answer, so every row needs one\n"
-            "  fix: --answer-column solution"
-        )
+    with pytest.raises(DataError) as caught:
+        load_examples("qa.jsonl")
+    assert str(caught.value) == (
+        "column 'answer' not found in qa.jsonl (row 1 has: question, solution, level)\n"
+        "  why: training scores the reference answer, so every row needs one\n"
+        "  fix: --answer-column solution"
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,22 +137,6 @@ def test_when_all_rows_are_bad_the_commonest_reason_is_named():
         load_examples([{"question": "", "answer": "a"}, empty, empty])
 
 
-@pytest.mark.parametrize(
-    ("row", "match"),
-    [
-        ("{", r"line 2 of .*a\.jsonl is not valid JSON: column 2: Expecting"),
-        ({"question": "q", "answer": ""}, "line 2 of .* has an empty answer\n"),
-        ({"question": "q", "answer": ["a", "b"]}, "answer: a list of 2 where text belongs"),
-        ({"question": "q"}, "column 'answer' not found"),
-    ],
-)
-def test_strict_names_the_first_bad_row(tmp_path, row, match):
-    path = jsonl(tmp_path / "a.jsonl", GOOD, row, "}")
-    assert load_examples(path).report.kept == 1
-    with pytest.raises(DataError, match=match):
-        load_examples(path, strict=True)
-
-
 # ---------------------------------------------------------------------------------- answer_regex
 
 
@@ -181,7 +161,7 @@ def test_answers_without_a_match_are_bad_rows():
     with pytest.raises(DataError, match="--answer-regex does not match"):
         load_examples(rows, answer_regex="nothing")
     with pytest.raises(DataError, match="what --answer-regex takes is empty"):
-        load_examples(rows[2:3], answer_regex="####(.*)", strict=True)
+        load_examples(rows[2:3], answer_regex="####(.*)")
 
 
 @pytest.mark.parametrize("pattern", ["(", "[", "*", "a{2,1}"])
@@ -190,17 +170,13 @@ def test_a_bad_pattern_is_a_config_error(pattern):
         load_examples([GOOD], answer_regex=pattern)
 
 
-def test_a_slow_pattern_loses_the_row_and_not_the_day():
+def test_a_slow_pattern_is_given_up_at_the_first_row(monkeypatch):
+    monkeypatch.setattr(loading, "_PATIENCE", 0.05)
     slow = {"question": "q", "answer": "a" * 60 + "!"}
-    data = load_examples([GOOD, slow], answer_regex=r"((?:a|aa)+$|4)", regex_timeout=0.05)
-    assert (data.report.kept, data.report.count("regex_timeout")) == (1, 1)
-    with pytest.raises(ConfigError, match=r"ran out of time \(0.01 s\) on 10 rows"):
-        load_examples([slow] * 50, answer_regex=r"(a|aa)+$", regex_timeout=0.01)
-
-
-def test_many_quick_matches_have_the_same_limit():
-    with pytest.raises(BadRow, match="regex_timeout"):
-        AnswerPattern("a", timeout=1e-4).extract("a" * 1_000_000)
+    for pattern, answer in [(r"((?:a|aa)+$|4)", "a" * 60 + "!"), ("a", "a" * 10_000_000)]:
+        slow = {"question": "q", "answer": answer}
+        with pytest.raises(ConfigError, match=r"ran out of time \(0.05 s\) on row 2"):
+            load_examples([GOOD | {"answer": "a4"}, slow], answer_regex=pattern)
 
 
 # ------------------------------------------------------------------------------------ properties

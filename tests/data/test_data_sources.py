@@ -51,11 +51,9 @@ def values(source, **options):
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path):
-    limit = csv.field_size_limit()
     for path in write_all(tmp_path):
         assert values(path) == ROWS, path.name
         assert values(str(path)) == ROWS, path.name
-    assert csv.field_size_limit() == limit
 
 
 def test_objects_in_memory_give_the_same_rows():
@@ -155,7 +153,7 @@ def test_other_encodings_are_refused_with_the_place(tmp_path, suffix):
 
 
 def test_a_broken_parquet_file_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="cannot be read as Parquet after row 0"):
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
         values(write(tmp_path / "a.parquet", "no parquet"))
 
 
@@ -207,5 +205,5 @@ def test_a_split_is_refused_where_there_is_none(tmp_path, kind):
         "list": ROWS,
         "dataset": datasets.Dataset.from_list(ROWS),
     }[kind]
-    with pytest.raises(DataError, match="has no splits"):
+    with pytest.raises(DataError, match="no named splits"):
         load_rows(source, split="train")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from native_reasoning.cli import main
-from native_reasoning.config.errors import ConfigError, DataError
+from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.guards import GUARDED_IN_RECIPES
 from native_reasoning.config.options import NRTOptions
 from native_reasoning.config.recipe import read_recipe
@@ -331,5 +331,5 @@ def test_a_pattern_that_runs_away_is_stopped(tmp_path):
     from native_reasoning.data import load_examples
 
     rows = [{"question": "q", "answer": "a" * 40}, {"question": "r", "answer": "b"}]
-    with pytest.raises((DataError, ConfigError)):
-        load_examples(rows, answer_regex="(a|aa)+$^", regex_timeout=0.3)
+    with pytest.raises(ConfigError, match="ran out of time"):
+        load_examples(rows, answer_regex="(a|aa)+$^")

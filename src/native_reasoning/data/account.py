@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from native_reasoning.config.errors import DataError
+from native_reasoning.data.files import Row
 from native_reasoning.data.rows import Example
 from native_reasoning.data.shapes import BadRow, Pair, Turns, missing_column_error
-from native_reasoning.data.sources import RawRows, Row
+from native_reasoning.data.sources import RawRows
 
 _PLACES_SHOWN = 5
 
@@ -51,10 +52,6 @@ REASONS = {
     "empty_answer": Reason("has an empty answer", "fill the answer, or name another column"),
     "no_regex_match": Reason(
         "has an answer that --answer-regex does not match", "correct the pattern or leave it out"
-    ),
-    "regex_timeout": Reason(
-        "has an answer on which --answer-regex ran out of time",
-        "write a pattern without nested repeats such as (a|aa)+",
     ),
     "unencodable": Reason(
         "has text that UTF-8 cannot hold (half of a surrogate pair)", "write the file anew as UTF-8"
@@ -116,15 +113,19 @@ class DataReport:
         """How many rows were left out for ``reason``."""
         return sum(entry.count for entry in self.dropped if entry.reason == reason)
 
+    @property
+    def _worst(self) -> Dropped:
+        """The entry for the reason that dominates."""
+        return max(self.dropped, key=lambda entry: entry.count)
+
     def warning(self) -> str | None:
         """What to do where more than a tenth of the rows are left out."""
         lost = self.read - self.kept
         if lost <= 0.1 * self.read:
             return None
-        worst = max(self.dropped, key=lambda entry: entry.count)
-        reason = REASONS[worst.reason]
+        reason = REASONS[self._worst.reason]
         return (
-            f"{lost} of {self.read} rows of {self.source} are not used; {worst.count} of them "
+            f"{lost} of {self.read} rows of {self.source} are not used; {self._worst.count} of them "
             f"because the row {reason.text}: {reason.fix}"
         )
 
@@ -153,23 +154,24 @@ class Examples:
         return len(self.examples)
 
 
-def with_dropped(report: DataReport, reason: str, lines: Iterable[int]) -> DataReport:
+def with_dropped(report: DataReport, reason: str, lines: Sequence[int]) -> DataReport:
     """The report after the examples at ``lines`` (their ``Example.line``) were left out too."""
     assert reason in REASONS, reason
-    new = [f"{report.unit} {line}" for line in lines]
-    if not new:
-        return report
-    old = [entry for entry in report.dropped if entry.reason == reason]
-    count = len(new) + sum(entry.count for entry in old)
-    places = [*(place for entry in old for place in entry.places), *new]
-    entry = Dropped(reason, count, tuple(places[:_PLACES_SHOWN]))
-    others = tuple(other for other in report.dropped if other.reason != reason)
-    return replace(report, kept=report.kept - len(new), dropped=(*others, entry))
+    dropped = {entry.reason: entry for entry in report.dropped}
+    for line in lines:
+        _count(dropped, reason, f"{report.unit} {line}")
+    return replace(report, kept=report.kept - len(lines), dropped=tuple(dropped.values()))
+
+
+def _count(dropped: dict[str, Dropped], reason: str, place: str) -> None:
+    """One more row is left out."""
+    old = dropped.get(reason, Dropped(reason, 0, ()))
+    dropped[reason] = Dropped(reason, old.count + 1, (*old.places, place)[:_PLACES_SHOWN])
 
 
 def no_usable_row(report: DataReport, detail: str = "") -> DataError:
     """The error for a source of which nothing is left: names the reason that dominates."""
-    worst = max(report.dropped, key=lambda entry: entry.count)
+    worst = report._worst
     reason = REASONS[worst.reason]
     return DataError(
         f"no usable row in {report.source}: in {worst.count} of {report.read} the row "
@@ -181,10 +183,14 @@ def no_usable_row(report: DataReport, detail: str = "") -> DataError:
 
 def report_from(found: Mapping[str, Any]) -> DataReport:
     """The report out of its ``asdict`` that went through JSON."""
-    dropped = (Dropped(d["reason"], d["count"], tuple(d["places"])) for d in found["dropped"])
-    shapes, unused = tuple(map(tuple, found["shapes"])), tuple(found["unused"])
-    fields: dict[str, Any] = {**found, "dropped": tuple(dropped), "shapes": shapes}
-    fields["unused"] = unused
+    fields: dict[str, Any] = {
+        **found,
+        "dropped": tuple(
+            Dropped(d["reason"], d["count"], (*d["places"],)) for d in found["dropped"]
+        ),
+        "shapes": tuple(map(tuple, found["shapes"])),
+        "unused": tuple(found["unused"]),
+    }
     return DataReport(**fields)
 
 
@@ -199,16 +205,12 @@ def content_hash(examples: Iterable[Example]) -> str:
 
 @dataclass
 class Tally:
-    """The running account of a source.
-
-    ``columns`` are the prompt's and the answer's that the caller named, if any, for messages;
-    ``strict`` makes the first bad row an error.
-    """
+    """The running account of a source. ``columns`` are the prompt's and the answer's that the
+    caller named, if any, for messages."""
 
     rows: RawRows
     columns: tuple[str | None, str | None] = (None, None)
-    strict: bool = False
-    unused: tuple[str, ...] | None = None
+    unused: tuple[str, ...] = ()
     shapes: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, Dropped] = field(default_factory=dict)
     first_bad: dict[str, tuple[Row, BadRow]] = field(default_factory=dict)
@@ -221,7 +223,7 @@ class Tally:
         prompt, both = _digest(pair.prompt), _digest(pair.prompt, answer)
         if both in self.pairs:
             raise BadRow("duplicate")
-        if self.unused is None:
+        if not self.pairs:
             self.unused = pair.unused(row.value)
         self.repeated += prompt in self.prompts
         self.prompts.add(prompt)
@@ -229,12 +231,8 @@ class Tally:
         self.shapes[pair.shape] += 1
 
     def drop(self, row: Row, bad: BadRow) -> None:
-        """Counts a row that is left out, with its place. Raises DataError when ``strict``."""
-        if self.strict and bad.reason != "duplicate":
-            raise self._refused(row, bad)
-        old = self.dropped.get(bad.reason, Dropped(bad.reason, 0, ()))
-        places = (*old.places, row.place)[:_PLACES_SHOWN]
-        self.dropped[bad.reason] = Dropped(bad.reason, old.count + 1, places)
+        """Counts a row that is left out, with its place."""
+        _count(self.dropped, bad.reason, row.place)
         self.first_bad.setdefault(bad.reason, (row, bad))
 
     def report(self) -> DataReport:
@@ -248,7 +246,7 @@ class Tally:
             dropped=tuple(self.dropped[reason] for reason in REASONS if reason in self.dropped),
             repeated_prompts=self.repeated,
             shapes=tuple(self.shapes.most_common()),
-            unused=self.unused or (),
+            unused=self.unused,
         )
         if report.read == 0:
             raise DataError(
@@ -257,27 +255,12 @@ class Tally:
                 fix="write rows into it, or give another source",
             )
         if kept == 0:
-            worst = max(self.dropped.values(), key=lambda entry: entry.count)
-            row, bad = self.first_bad[worst.reason]
+            row, bad = self.first_bad[report._worst.reason]
             if bad.reason == "missing_column":
-                raise self._missing(row, bad)
+                where = f"{report.source} (row {row.number}"
+                raise missing_column_error(where, row.value, bad.detail, self.columns)
             raise no_usable_row(report, bad.detail)
         return report
-
-    def _missing(self, row: Row, bad: BadRow) -> DataError:
-        where = f"{self.rows.source} (row {row.number}"
-        return missing_column_error(where, row.value, bad.detail, self.columns)
-
-    def _refused(self, row: Row, bad: BadRow) -> DataError:
-        """The error for the first bad row of a strict run."""
-        if bad.reason == "missing_column":
-            return self._missing(row, bad)
-        reason = REASONS[bad.reason]
-        return DataError(
-            f"{row.place} of {self.rows.source} {reason.text}{bad.detail and ': ' + bad.detail}",
-            why="strict was asked for, so every row must be usable",
-            fix=f"{reason.fix}; or leave strict out to count such rows and go on",
-        )
 
 
 def _digest(prompt: Turns, answer: str = "") -> bytes:

@@ -191,50 +191,32 @@ def split_responses(
 #: Texts one after the other, each with whether it is the user's.
 Pieces = list[tuple[str, bool]]
 
-_FRAMES_KEPT = 1024
-
 
 @dataclass(frozen=True)
 class Frame:
     """The ``text`` of turns of some roles with a mark for each turn, the ``parts`` between the
     marks, one more than there are turns, and the turns in the ``order`` in which they stand."""
 
+    tokenizer: PreTrainedTokenizerFast
     marks: tuple[tuple[str, str], ...]
     text: str
     parts: tuple[str, ...]
     order: tuple[int, ...]
 
+    def pieces(self, contents: Sequence[str]) -> Pieces:
+        """The template's text with these turns in it."""
+        pieces = [(self.parts[0], False)]
+        for i, after in zip(self.order, self.parts[1:], strict=True):
+            pieces += [(self._shown(i, contents[i]), True), (after, False)]
+        return pieces
 
-class Frames:
-    """The frames of a tokenizer's chat template, made when they are first asked for."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
-        self._source = tokenizer.chat_template
-        self._made: dict[tuple[str, ...], Frame | TemplateError] = {}
-
-    def of(self, roles: tuple[str, ...]) -> Frame:
-        """The frame of turns of these roles. Raises TemplateError if the template refuses them."""
-        if self._source != self.tokenizer.chat_template or len(self._made) >= _FRAMES_KEPT:
-            self._source = self.tokenizer.chat_template
-            self._made.clear()
-        if roles not in self._made:
-            try:
-                self._made[roles] = make_frame(self.tokenizer, roles)
-            except TemplateError as error:
-                self._made[roles] = error.with_traceback(None)
-        found = self._made[roles]
-        if isinstance(found, TemplateError):
-            raise TemplateError(found.what, why=found.why, fix=found.fix)
-        return found
-
-    def shown(self, frame: Frame, i: int, content: str) -> str:
+    def _shown(self, i: int, content: str) -> str:
         """Turn i's text as the chat template writes it: some strip white space around it."""
         if content == content.strip():
             return content
-        role, mark = frame.marks[i]
-        before, _, after = frame.text.partition(mark)
-        text = render(self.tokenizer, [*frame.marks[:i], (role, content), *frame.marks[i + 1 :]])
+        role, mark = self.marks[i]
+        before, _, after = self.text.partition(mark)
+        text = render(self.tokenizer, [*self.marks[:i], (role, content), *self.marks[i + 1 :]])
         shown = text[len(before) : len(text) - len(after)]
         framed = text == before + shown + after
         return shown if framed and shown.strip() == content.strip() else content
@@ -255,4 +237,4 @@ def make_frame(tokenizer: PreTrainedTokenizerFast, roles: Sequence[str]) -> Fram
             why="the model would not see the question as it is",
             fix="set chat_template_path to a template that shows every turn once",
         )
-    return Frame(marks, text, tuple(parts[::2]), order)
+    return Frame(tokenizer, marks, text, tuple(parts[::2]), order)

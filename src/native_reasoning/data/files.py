@@ -1,22 +1,40 @@
-"""Readers of one file: each yields ``(number, unit, value, problem)`` per row.
+"""Readers of one file: each yields its rows. Text is UTF-8, with or without a byte-order mark.
 
-``number`` is the line (JSON lines) or the row (everything else), from 1; ``problem`` is None or a
-reason of ``account.REASONS`` with a detail. Text is UTF-8, with or without a byte-order mark.
+One bad line among good ones is a row with a problem, and reading goes on: loaders that read a file
+in blocks give up the whole file for one broken line.
 """
 
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from native_reasoning.config.errors import DataError
 
-RawRow = tuple[int, str, Any, tuple[str, str] | None]
-Reader = Callable[[Path, str], Iterator[RawRow]]
-
 _FIELD_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One raw row. ``number`` is its line (JSON lines) or row, from 1; ``place`` is for people:
+    "line 7", "b.csv row 7".
+
+    ``problem`` is None, or a reason of ``account.REASONS`` and a detail: then there is no value.
+    """
+
+    number: int
+    place: str
+    value: Any
+    problem: tuple[str, str] | None = None
+
+
+def numbered(values: Iterable[Any]) -> Iterator[Row]:
+    """Values as rows."""
+    for number, value in enumerate(values, start=1):
+        yield Row(number, f"row {number}", value)
 
 
 def text_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
@@ -42,28 +60,42 @@ def text_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
             offset += len(raw)
 
 
-def read_jsonl(path: Path, name: str) -> Iterator[RawRow]:
-    """One JSON value per line, blank lines skipped; one JSON list is read as such."""
+def read_json(path: Path, name: str) -> Iterator[Row]:
+    """One JSON value per line, blank lines skipped; or one document: a list of objects, and in a
+    .json file also ``{"data": [...]}`` or one object.
+
+    Raises DataError naming line and column when a .json file is none of these.
+    """
+    one_document = path.suffix.lower() == ".json"
     first = next((text for _, text in text_lines(path, name) if text.strip()), "")
-    if first.lstrip().startswith("["):
+    rows = _json_lines(path, name)
+    if first and (one_document or first.lstrip().startswith("[")):
         try:
             document = json.loads("".join(text for _, text in text_lines(path, name)))
-        except (ValueError, RecursionError):
-            document = None  # lines after all: the bad ones are named one by one
-        if isinstance(document, list):
-            yield from _document_rows(document)
-            return
-    yield from json_rows(text_lines(path, name))
+        except (ValueError, RecursionError) as error:
+            if one_document:
+                rows = list(rows)
+                if not any(isinstance(row.value, dict) for row in rows):
+                    raise DataError(
+                        f"{name} is not valid JSON: {_json_problem(error)}",
+                        why="a broken document has no rows that could be kept",
+                        fix="write a list of objects, or one object per line in a .jsonl file",
+                    ) from None
+        else:
+            if isinstance(document, dict) and isinstance(document.get("data"), list):
+                document = document["data"]
+            rows = numbered(document if isinstance(document, list) else [document])
+    yield from rows
 
 
-def json_rows(lines: Iterable[tuple[int, str]]) -> Iterator[RawRow]:
-    """One JSON value per line, blank lines skipped."""
-    for number, text in lines:
+def _json_lines(path: Path, name: str) -> Iterator[Row]:
+    for number, text in text_lines(path, name):
         if text.strip():
             try:
-                yield number, "line", json.loads(text.rstrip()), None
+                value, problem = json.loads(text.rstrip()), None
             except (ValueError, RecursionError) as error:
-                yield number, "line", None, ("broken_json", _json_problem(error))
+                value, problem = None, ("broken_json", _json_problem(error))
+            yield Row(number, f"line {number}", value, problem)
 
 
 def _json_problem(error: Exception) -> str:
@@ -73,64 +105,43 @@ def _json_problem(error: Exception) -> str:
     return str(error)
 
 
-def read_json(path: Path, name: str) -> Iterator[RawRow]:
-    """A list of objects, ``{"data": [...]}``, one object, or JSON lines under this suffix.
-
-    Raises DataError naming line and column when it is none of these.
-    """
-    text = "".join(text for _, text in text_lines(path, name))
-    if not text.strip():
-        return
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        lines = list(json_rows(text_lines(path, name)))
-        if not any(isinstance(value, dict) for _, _, value, _ in lines):
-            raise DataError(
-                f"{name} is not valid JSON: {_json_problem(error)}",
-                why="a broken document has no rows that could be kept",
-                fix="write a list of objects, or one object per line in a .jsonl file",
-            ) from None
-        yield from lines
-        return
-    yield from _document_rows(document)
-
-
-def _document_rows(document: Any) -> Iterator[RawRow]:
-    if isinstance(document, dict) and isinstance(document.get("data"), list):
-        document = document["data"]
-    for number, value in enumerate(document if isinstance(document, list) else [document], start=1):
-        yield number, "row", value, None
-
-
-def read_csv(path: Path, name: str) -> Iterator[RawRow]:
+def read_csv(path: Path, name: str) -> Iterator[Row]:
     """Rows under a header, every cell as the text that is written ("007" stays "007").
 
-    ``number`` counts the rows below the header. A row with more cells than the header is bad; one
-    with fewer lacks the last columns. Raises DataError when the header cannot be read.
+    A row with more cells than the header is bad; one with fewer lacks the last columns. Raises
+    DataError when the header cannot be read.
     """
-    limit = csv.field_size_limit(_FIELD_LIMIT)  # the default refuses cells over 128 KiB
-    try:
-        delimiter = _csv_delimiter(path, name)
-        lines = (text for _, text in text_lines(path, name))
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = _csv_header(reader, name)
-        number = 0
-        for fields, error in _csv_fields(reader):
-            if fields is None or fields:
-                number += 1
-                yield number, "row", *_csv_row(header, fields, error)
-    finally:
-        csv.field_size_limit(limit)
+    csv.field_size_limit(_FIELD_LIMIT)  # the default refuses cells over 128 KiB
+    reader = _csv_reader(path, name, _csv_delimiter(path, name))
+    header = _csv_header(reader, name)
+    number = 0
+    while True:
+        cells, problem = list[str](), ""
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = f"{error}, up to line {reader.line_num} of the file"
+        if len(cells) > len(header):
+            problem = f"{len(cells)} cells under {len(header)} columns"
+        if cells or problem:
+            number += 1
+            value = None if problem else dict(zip(header, cells, strict=False))
+            yield Row(number, f"row {number}", value, ("broken_csv", problem) if problem else None)
+
+
+def _csv_reader(path: Path, name: str, delimiter: str) -> Any:
+    lines = (text for _, text in text_lines(path, name))
+    return csv.reader(lines, delimiter=delimiter, strict=True)
 
 
 def _csv_delimiter(path: Path, name: str) -> str:
     """A tab in .tsv, else a comma, unless only a semicolon or a tab parts the header."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     for delimiter in (usual, ";", "\t"):
-        lines = (text for _, text in text_lines(path, name))
         with suppress(csv.Error):  # where none will do, it is raised by who reads the header
-            if len(_first_row(csv.reader(lines, delimiter=delimiter, strict=True))) > 1:
+            if len(_first_row(_csv_reader(path, name, delimiter))) > 1:
                 return delimiter
     return usual
 
@@ -141,69 +152,42 @@ def _first_row(reader: Iterable[list[str]]) -> list[str]:
 
 
 def _csv_header(reader: Any, name: str) -> list[str]:
+    header, problem = list[str](), ""
     try:
-        first = _first_row(reader)
+        header = [column.strip() for column in _first_row(reader)]
     except csv.Error as error:
-        raise _bad_header(name, str(error)) from None
-    header = [column.strip() for column in first]
-    twice = sorted({column for column in header if column and header.count(column) > 1})
-    if twice:
-        raise _bad_header(name, f"it names {', '.join(twice)} twice")
+        problem = str(error)
+    if twice := sorted({column for column in header if column and header.count(column) > 1}):
+        problem = f"it names {', '.join(twice)} twice"
+    if problem:
+        raise DataError(
+            f"the header of {name} cannot be used: {problem}",
+            why="the first row of a CSV file names its columns",
+            fix="correct the first row",
+        )
     return header
 
 
-def _bad_header(name: str, problem: str) -> DataError:
-    return DataError(
-        f"the header of {name} cannot be used: {problem}",
-        why="the first row of a CSV file names its columns",
-        fix="correct the first row",
-    )
-
-
-def _csv_fields(reader: Any) -> Iterator[tuple[list[str] | None, str]]:
-    """The cells of each row, or None and what is wrong; the reader goes on after an error."""
-    while True:
-        try:
-            yield next(reader), ""
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield None, f"{error}, up to line {reader.line_num} of the file"
-
-
-def _csv_row(
-    header: list[str], fields: list[str] | None, error: str
-) -> tuple[dict[str, str] | None, tuple[str, str] | None]:
-    if fields is None:
-        return None, ("broken_csv", error)
-    if len(fields) > len(header):
-        return None, ("broken_csv", f"{len(fields)} cells under {len(header)} columns")
-    return dict(zip(header, fields, strict=False)), None
-
-
-def read_parquet(path: Path, name: str) -> Iterator[RawRow]:
+def read_parquet(path: Path, name: str) -> Iterator[Row]:
     """Rows of a Parquet file, a thousand in memory at a time. Raises DataError when broken."""
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield number, "row", value, None
+            batches = file.iter_batches(batch_size=1000)
+            yield from numbered(value for batch in batches for value in batch.to_pylist())
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"{name} cannot be read as Parquet after row {number}: {str(error).splitlines()[0]}",
+            f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}",
             why="the file is damaged or of another kind",
             fix="write it anew, or give it the suffix of its kind",
         ) from error
 
 
-READERS: dict[str, Reader] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
+READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    ".jsonl": read_json,
+    ".ndjson": read_json,
     ".json": read_json,
     ".csv": read_csv,
     ".tsv": read_csv,

@@ -4,23 +4,21 @@ A few thousand examples stay in memory. More of them go through ``datasets`` int
 fingerprint of the source and the settings: the next run finds them there.
 """
 
-import copy
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
-import pyarrow as pa
 import regex
 
 from native_reasoning.config.errors import ConfigError, DataError
-from native_reasoning.data.account import REASONS, DataReport, Examples, Tally, report_from
+from native_reasoning.data.account import Examples, Tally, report_from
 from native_reasoning.data.rows import Example
-from native_reasoning.data.shapes import BadRow, Turns, read_row
+from native_reasoning.data.shapes import BadRow, read_row
 from native_reasoning.data.sources import load_rows
 
 T = TypeVar("T")
@@ -28,11 +26,11 @@ T = TypeVar("T")
 #: Sources of up to this many examples stay in memory.
 SMALL = 5000
 #: Counted up when what is kept on the disk changes.
-_FORMAT = 2
+_FORMAT = 3
 #: Rows that are read at a time when all are looked at.
 _RUN = 256
-#: Rows on which a pattern runs out of time before reading is given up.
-_TIMEOUTS_ALLOWED = 10
+#: Seconds that --answer-regex may take for a row.
+_PATIENCE = 1.0
 
 
 def load_examples(
@@ -42,8 +40,6 @@ def load_examples(
     answer_column: str | None = None,
     answer_regex: str | None = None,
     split: str | None = None,
-    strict: bool = False,
-    regex_timeout: float = 1.0,
     keep_columns: bool = False,
 ) -> Examples:
     r"""Read a ``source`` into examples; bad rows are counted in the report.
@@ -56,186 +52,134 @@ def load_examples(
     into one (``instances.0.output``), for the prompt several (``Body+Question``). A prompt column
     of chat turns alone gives the answer too: the last assistant turn.
     ``answer_regex`` takes a part of the answer: group 1, or the whole match when the pattern has no
-    group; the last match wins: ``r"####\s*(.*)"``. No row may take longer than ``regex_timeout``
-    seconds.
-    ``strict`` raises at the first bad row. A row that repeats an earlier prompt and answer is no
-    bad row: it is left out and counted either way.
+    group; the last match wins: ``r"####\s*(.*)"``.
     ``keep_columns`` keeps every column of a row in its example, for reward functions.
     More than 5,000 examples of files or a ``datasets.Dataset`` are kept in the cache of
     ``datasets`` and read when they are looked at, unless their columns are kept and do not come
     from JSON lines.
 
-    Raises DataError: unreadable or empty source, missing column, no usable row, or, when
-    ``strict``, a bad row. Raises ConfigError: a bad pattern, or one that is too slow.
+    Raises DataError: unreadable or empty source, missing column, no usable row. Raises ConfigError:
+    a bad pattern, or one that takes more than a second for a row.
     """
-    settings = (prompt_column, answer_column, answer_regex, strict, regex_timeout, keep_columns)
-    pattern = None if answer_regex is None else AnswerPattern(answer_regex, regex_timeout)
+    settings = (prompt_column, answer_column, answer_regex, keep_columns)
+    pattern = None if answer_regex is None else _compiled(answer_regex)
     rows = load_rows(source, split=split)
-    tally = Tally(rows, (prompt_column, answer_column), strict)
+    tally = Tally(rows, (prompt_column, answer_column))
     found = _usable(tally, pattern, keep_columns)
-    identity = None
-    if rows.identity is not None and (rows.unit == "line" or not keep_columns):
-        identity = rows.identity()
     first = tuple(islice(found, SMALL + 1))
-    if identity is None or len(first) <= SMALL:
-        return Examples((*first, *found), tally.report())
-
-    def table() -> Iterator[Example | DataReport]:
-        yield from chain(first, found)
-        if rows.identity is not None and rows.identity() != identity:
-            raise DataError(
-                f"{rows.source} changed while it was read",
-                why="its rows would be partly old and partly new",
-                fix="read it again when nothing writes into it",
-            )
-        yield tally.report()
-
-    return _stored(fingerprint(rows.source, identity, settings), table)
+    lasting = rows.identity is not None and (rows.unit == "line" or not keep_columns)
+    if lasting and len(first) > SMALL:
+        key = fingerprint(rows.source, rows.identity, settings)
+        return _stored(key, chain(first, found), tally)
+    return Examples((*first, *found), tally.report())
 
 
-def _usable(tally: Tally, pattern: "AnswerPattern | None", keep_columns: bool) -> Iterator[Example]:
+def _usable(tally: Tally, pattern: "regex.Pattern[str] | None", columns: bool) -> Iterator[Example]:
     for row in tally.rows.rows:
         try:
             if row.problem is not None:
                 raise BadRow(*row.problem)
             pair = read_row(row.value, *tally.columns)
-            answer = pair.answer if pattern is None else pattern.extract(pair.answer)
+            answer = pair.answer if pattern is None else _part(pattern, pair.answer, row.place)
             tally.keep(row, pair, answer)
         except BadRow as bad:
             tally.drop(row, bad)
         else:
-            columns = dict(row.value) if keep_columns else {}
-            yield Example(pair.prompt, answer, len(tally.pairs) - 1, row.number, columns)
+            kept = dict(row.value) if columns else {}
+            yield Example(pair.prompt, answer, len(tally.pairs) - 1, row.number, kept)
 
 
-class AnswerPattern:
-    """A user's regular expression with a time limit per row.
+# -- The part of an answer -------------------------------------------------------------------------
 
-    Raises ConfigError when the pattern is invalid.
-    """
 
-    def __init__(self, pattern: str, timeout: float = 1.0) -> None:
-        self.timeout, self.timeouts = timeout, 0
-        try:
-            self.pattern = regex.compile(pattern)
-        except regex.error as error:
-            raise ConfigError(
-                f"answer_regex {pattern!r} is not a regular expression: {error}",
-                why="it says which part of the answer is kept",
-                fix=r"correct it; for GSM8K it is '####\s*(.*)'",
-            ) from None
+def _compiled(pattern: str) -> "regex.Pattern[str]":
+    try:
+        return regex.compile(pattern)
+    except regex.error as error:
+        raise ConfigError(
+            f"answer_regex {pattern!r} is not a regular expression: {error}",
+            why="it says which part of the answer is kept",
+            fix=r"correct it; for GSM8K it is '####\s*(.*)'",
+        ) from None
 
-    def extract(self, text: str) -> str:
-        """Group 1 (or all) of the last match, stripped.
 
-        Raises BadRow, and ConfigError when too many rows ran out of time.
-        """
-        group = 1 if self.pattern.groups else 0
-        found = None
-        try:
-            for match in self.pattern.finditer(text, timeout=self.timeout):
-                found = match
-        except TimeoutError:
-            self.timeouts += 1
-            if self.timeouts >= _TIMEOUTS_ALLOWED:
-                raise ConfigError(
-                    f"answer_regex {self.pattern.pattern!r} ran out of time ({self.timeout:g} s) "
-                    f"on {_TIMEOUTS_ALLOWED} rows",
-                    why="at this pace reading the data would take longer than training",
-                    fix=REASONS["regex_timeout"].fix,
-                ) from None
-            raise BadRow("regex_timeout", f"{self.timeout:g} s") from None
-        if found is None or found.group(group) is None:
-            raise BadRow("no_regex_match")
-        answer = found.group(group).strip()
-        if not answer:
-            raise BadRow("empty_answer", "what --answer-regex takes is empty")
-        return answer
+def _part(pattern: "regex.Pattern[str]", text: str, place: str) -> str:
+    """Group 1 (or all) of the last match, stripped. Raises BadRow, and ConfigError for a pattern
+    that runs out of time."""
+    group = 1 if pattern.groups else 0
+    found = None
+    try:
+        for match in pattern.finditer(text, timeout=_PATIENCE):
+            found = match
+    except TimeoutError:
+        raise ConfigError(
+            f"answer_regex {pattern.pattern!r} ran out of time ({_PATIENCE:g} s) on {place}",
+            why="at this pace reading the data would take longer than training",
+            fix="write a pattern without nested repeats such as (a|aa)+",
+        ) from None
+    if found is None or found.group(group) is None:
+        raise BadRow("no_regex_match")
+    answer = found.group(group).strip()
+    if not answer:
+        raise BadRow("empty_answer", "what --answer-regex takes is empty")
+    return answer
 
 
 # -- Examples that lie on the disk -----------------------------------------------------------------
 
 
-class Lazy(Sequence[T], Generic[T]):
-    """A sequence whose items are made when they are asked for; a slice is another one.
+class Stored(Sequence[T], Generic[T]):
+    """Rows of a ``datasets.Dataset`` in its cache, memory-mapped: ``make`` makes an item of a row
+    when it is looked at. A slice is another such sequence."""
 
-    ``rows`` (n,) says which row stands at which place. Subclasses give ``load``.
-    """
-
-    def __init__(self, rows: np.ndarray) -> None:
-        self.rows = rows
-
-    def load(self, rows: np.ndarray) -> list[T]:
-        """The items of these rows."""
-        raise NotImplementedError
+    def __init__(self, dataset: Any, make: Callable[[Mapping[str, Any]], T]) -> None:
+        self.dataset, self.make = dataset, make
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.dataset)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> "Lazy[T]": ...
-    def __getitem__(self, index: int | slice) -> "T | Lazy[T]":
+    def __getitem__(self, index: slice) -> "Stored[T]": ...
+    def __getitem__(self, index: int | slice) -> "T | Stored[T]":
         if isinstance(index, slice):
-            part = copy.copy(self)
-            part.rows = self.rows[index]
-            return part
-        return self.load(self.rows[[index]])[0]
+            return Stored(self.dataset.select(np.arange(len(self))[index]), self.make)
+        return self.make(self.dataset[int(index)])
 
     def __iter__(self) -> Iterator[T]:
-        for start in range(0, len(self), _RUN):
-            yield from self.load(self.rows[start : start + _RUN])
+        for table in self.dataset.with_format("arrow").iter(_RUN):
+            yield from map(self.make, table.to_pylist())
 
 
-class StoredExamples(Lazy[Example]):
-    """The first ``count`` rows of a ``datasets.Dataset`` in its cache, memory-mapped."""
-
-    def __init__(self, dataset: Any, count: int) -> None:
-        super().__init__(np.arange(count))
-        self.dataset = dataset
-
-    def load(self, rows: np.ndarray) -> list[Example]:
-        """The examples of these rows."""
-        found = zip(rows.tolist(), rows_of(self.dataset.data.table, rows), strict=True)
-        return [
-            Example(turns(row["prompt"]), row["answer"], i, row["line"], json.loads(row["columns"]))
-            for i, row in found
-        ]
+def example_of(row: Mapping[str, Any]) -> Example:
+    """The example that a row of the cache holds."""
+    prompt = tuple((role, text) for role, text in json.loads(row["prompt"]))
+    columns = json.loads(row["columns"])
+    return Example(prompt, row["answer"], row["row_id"], row["line"], columns)
 
 
-def turns(prompt: str) -> Turns:
-    """Chat turns out of the text that they are kept as."""
-    return tuple((role, text) for role, text in json.loads(prompt))
+def _row_of(example: Example) -> dict[str, Any]:
+    prompt = json.dumps(example.prompt, ensure_ascii=False)
+    return {**vars(example), "prompt": prompt, "columns": json.dumps(example.columns)}
 
 
-def rows_of(table: pa.Table, rows: np.ndarray) -> list[dict[str, Any]]:
-    """Some rows of a table, those that follow each other at once."""
-    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-    return [row for run in runs if len(run) for row in table.slice(run[0], len(run)).to_pylist()]
-
-
-def _stored(key: str, rows: Callable[[], Iterator[Example | DataReport]]) -> Examples:
-    """What ``rows`` yields, from the cache if it is there: the examples, and last their account."""
+def _stored(key: str, examples: Iterable[Example], tally: Tally) -> Examples:
+    """The examples, from the cache if they are there; its last row is their account."""
     from datasets import Dataset, Features, Value
 
-    text = Value("large_string")
-    features = Features(line=Value("int64"), prompt=text, answer=text, columns=text)
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from map(_row_of, examples)
+        account = json.dumps(asdict(tally.report()))
+        yield _row_of(Example((), account, row_id=-1, line=0))
+
+    text, number = Value("large_string"), Value("int64")
+    features = Features(row_id=number, line=number, prompt=text, answer=text, columns=text)
     with cached():
-        made = Dataset.from_generator(
-            lambda: map(_kept_row, rows()), features=features, fingerprint=key
-        )
+        made = Dataset.from_generator(rows, features=features, fingerprint=key)
     count = len(made) - 1
-    (last,) = rows_of(made.data.table, np.array([count]))
-    return Examples(StoredExamples(made, count), report_from(json.loads(last["answer"])))
-
-
-def _kept_row(row: Example | DataReport) -> dict[str, Any]:
-    if isinstance(row, DataReport):
-        return {"line": 0, "prompt": "[]", "answer": json.dumps(asdict(row)), "columns": "{}"}
-    prompt = json.dumps(row.prompt, ensure_ascii=False)
-    columns = json.dumps(row.columns)
-    return {"line": row.line, "prompt": prompt, "answer": row.answer, "columns": columns}
+    report = report_from(json.loads(made[count]["answer"]))
+    return Examples(Stored(made.select(range(count)), example_of), report)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -1,56 +1,41 @@
 """A source of any kind -> its raw rows, one at a time, each with the place where it stands.
 
-One bad line among good ones is a row with a problem, and reading goes on; a source that cannot be
-read at all is a DataError. JSON lines, JSON and CSV are read by code of our own, because loaders
-that read a file in blocks give up the whole file for one broken line.
+A source that cannot be read at all is a DataError.
 """
 
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from native_reasoning.config.errors import DataError
-from native_reasoning.data.files import READERS, Reader
+from native_reasoning.data.files import READERS, Row, numbered
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SPLIT_NAME = re.compile(
     r"(?:^|[_.-])(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE
 )
 _SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
-_METADATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One raw row. ``number`` counts from 1; ``place`` is for people: "line 7", "b.csv row 7".
-
-    ``problem`` is None, or a reason of ``account.REASONS`` and a detail: then there is no value.
-    """
-
-    number: int
-    place: str
-    value: Any
-    problem: tuple[str, str] | None = None
+_SAVED = ("state.json", "dataset_dict.json")
+_METADATA = {"dataset_info.json", "dataset_infos.json", *_SAVED}
 
 
 @dataclass(frozen=True)
 class RawRows:
     """The rows of one source, read as they are asked for, once.
 
-    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row". ``identity`` gives
-    what changes when the source does: path, size and times of its files, or the fingerprint of a
+    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row". ``identity`` changes
+    when the source does: path, size and times of its files, or the fingerprint of a
     ``datasets.Dataset``; None for rows in memory.
     """
 
     source: str
     unit: str
     rows: Iterator[Row]
-    identity: Callable[[], Any] | None = None
+    identity: Any = None
 
 
 def load_rows(source: object, *, split: str | None = None) -> RawRows:
@@ -68,28 +53,22 @@ def load_rows(source: object, *, split: str | None = None) -> RawRows:
     when a file cannot be read at all.
     """
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
+        path, name = Path(source).expanduser(), str(source)
         if path.is_dir():
-            return _folder_rows(path, str(source), split)
-        if not path.exists() and is_hub_id(str(source)):
-            return _hub_rows(str(source), split)
-        _refuse_split(split, str(source))
-        return _file_rows(path, str(source))
+            return _folder_rows(path, name, split)
+        if not path.exists() and is_hub_id(name):
+            return _hub_rows(name, split)
+        _refuse_split(split, name)
+        _check_file(path, name)
+        unit = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "row"
+        return RawRows(name, unit, _read(path, name), _stamps([path]))
     if isinstance(source, Sequence):
         _refuse_split(split, "a list of rows")
-        return RawRows("the list of rows", "row", _numbered(source))
+        return RawRows("the list of rows", "row", numbered(source))
     return _dataset_rows(source, "the dataset", split)
 
 
-def _numbered(values: Iterable[Any]) -> Iterator[Row]:
-    for number, value in enumerate(values, start=1):
-        yield Row(number, f"row {number}", value)
-
-
-def _file_rows(path: Path, name: str) -> RawRows:
-    reader = _reader(path, name)
-    unit = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "row"
-    return RawRows(name, unit, _read(path, name, reader), partial(_stamps, [path]))
+# -- Files and folders -----------------------------------------------------------------------------
 
 
 def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int, int]]:
@@ -98,10 +77,9 @@ def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int, int]]:
     return [(str(path), at.st_size, at.st_mtime_ns, at.st_ctime_ns) for path, at in found]
 
 
-def _read(path: Path, name: str, reader: Reader) -> Iterator[Row]:
+def _read(path: Path, name: str) -> Iterator[Row]:
     try:
-        for number, unit, value, problem in reader(path, name):
-            yield Row(number, f"{unit} {number}", value, problem)
+        yield from READERS[path.suffix.lower()](path, name)
     except OSError as error:
         raise DataError(
             f"{name} cannot be read: {error.strerror or error}",
@@ -110,37 +88,29 @@ def _read(path: Path, name: str, reader: Reader) -> Iterator[Row]:
         ) from error
 
 
-def _reader(path: Path, name: str) -> Reader:
-    """The reader for a file's suffix. Raises DataError: no such file, or an unknown suffix."""
-    if not path.exists():
-        raise _not_found(path, name)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"{name} is of no known kind ({path.suffix or 'no suffix'})",
-            why="the suffix says how a file is read",
-            fix=f"use one of {', '.join(READERS)}",
-        )
-    return reader
-
-
-def _not_found(path: Path, name: str) -> DataError:
+def _check_file(path: Path, name: str) -> None:
+    """Raises DataError where there is no such file, and where no reader knows its suffix."""
+    if path.exists():
+        if path.suffix.lower() not in READERS:
+            raise DataError(
+                f"{name} is of no known kind ({path.suffix or 'no suffix'})",
+                why="the suffix says how a file is read",
+                fix=f"use one of {', '.join(READERS)}",
+            )
+        return
     parent = path.parent
-    near = []
+    fix = f"check the path: there is no folder {parent}"
     if parent.is_dir():
-        near = difflib.get_close_matches(path.name, sorted(os.listdir(parent)), n=3, cutoff=0.5)
-    if near:
+        near = difflib.get_close_matches(path.name, os.listdir(parent), n=3, cutoff=0.5)
         fix = f"did you mean {' or '.join(str(parent / other) for other in near)}?"
-    elif parent.is_dir():
-        fix = "check the path; a data set of the hub is named owner/name"
-    else:
-        fix = f"check the path: there is no folder {parent}"
-    return DataError(f"{name} does not exist", why="there is nothing to read", fix=fix)
+        if not near:
+            fix = "check the path; a data set of the hub is named owner/name"
+    raise DataError(f"{name} does not exist", why="there is nothing to read", fix=fix)
 
 
 def _folder_rows(path: Path, name: str, split: str | None) -> RawRows:
     """All files of a folder in the order of their names, numbered through."""
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    if any((path / saved).exists() for saved in _SAVED):
         import datasets
 
         return _dataset_rows(datasets.load_from_disk(str(path)), name, split)
@@ -163,23 +133,22 @@ def _folder_rows(path: Path, name: str, split: str | None) -> RawRows:
         wanted = _pick_split(split, sorted(names), name)
         files = [file for file in files if splits[file] == wanted]
         name = f"{name} [{wanted}]"
-    return RawRows(name, "row", _chained(files, path), partial(_stamps, files))
+    return RawRows(name, "row", _chained(files, path), _stamps(files))
 
 
 def _chained(files: list[Path], root: Path) -> Iterator[Row]:
-    number = 0
-    for file in files:
-        name = str(file.relative_to(root))
-        for row in _read(file, str(file), _reader(file, str(file))):
-            number += 1
-            yield Row(number, f"{name} {row.place}", row.value, row.problem)
+    rows = ((file, row) for file in files for row in _read(file, str(file)))
+    for number, (file, row) in enumerate(rows, start=1):
+        yield Row(number, f"{file.relative_to(root)} {row.place}", row.value, row.problem)
+
+
+# -- Splits ----------------------------------------------------------------------------------------
 
 
 def _split_of(relative: Path) -> str | None:
     """The split that a file's name says, else the nearest folder's; None when none says one."""
     for part in (relative.stem, *reversed(relative.parts[:-1])):
-        match = _SPLIT_NAME.search(part)
-        if match:
+        if match := _SPLIT_NAME.search(part):
             return _same_split(match.group(1))
     return None
 
@@ -210,21 +179,17 @@ def _pick_split(split: str | None, names: Sequence[str], source: str) -> str:
 
 def _refuse_split(split: str | None, source: str) -> None:
     if split is not None:
-        raise DataError(
-            f"split {split!r} was asked of {source}",
-            why="a single file or list has no splits",
-            fix="leave the split out, or give a folder, a hub id or a DatasetDict",
-        )
+        _pick_split(split, (), source)
+
+
+# -- The hub and objects of libraries --------------------------------------------------------------
 
 
 def is_hub_id(source: str) -> bool:
     """Whether a name that is no path here reads as owner/name of the hub."""
-    suffix = Path(source).suffix.lower()
-    return (
-        bool(_HUB_ID.fullmatch(source))
-        and suffix not in READERS
-        and not Path(source).parent.is_dir()
-    )
+    path = Path(source)
+    known = path.suffix.lower() in READERS or path.parent.is_dir()
+    return _HUB_ID.fullmatch(source) is not None and not known
 
 
 def _hub_rows(source: str, split: str | None) -> RawRows:
@@ -234,9 +199,8 @@ def _hub_rows(source: str, split: str | None) -> RawRows:
     name, _, config = source.partition(":")
     try:
         if split is None:
-            split = _pick_split(
-                None, datasets.get_dataset_split_names(name, config or None), source
-            )
+            splits = datasets.get_dataset_split_names(name, config or None)
+            split = _pick_split(None, splits, source)
         data = datasets.load_dataset(name, config or None, split=split)
     except DataError:
         raise
@@ -255,22 +219,19 @@ def _dataset_rows(data: object, name: str, split: str | None) -> RawRows:
     import datasets
     import pandas as pd
 
-    if isinstance(data, pd.DataFrame):
-        _refuse_split(split, name)
-        values = data.astype(object).where(data.notna(), None).to_dict("records")
-        return RawRows(name, "row", _numbered(values))
     if isinstance(data, datasets.DatasetDict):
         picked = _pick_split(split, [str(key) for key in data], name)
         return _dataset_rows(data[picked], f"{name} [{picked}]", None)
-    if not isinstance(data, datasets.Dataset):
-        raise DataError(
-            f"{type(data).__name__} cannot be read as rows",
-            why="rows are counted and numbered, so their number must be known",
-            fix="give a path, a hub id, a datasets.Dataset, a pandas frame or a list of dicts; "
-            "of a stream, list(stream.take(1000)); of a torch Dataset whose items are dicts, "
-            "[data[i] for i in range(len(data))]",
-        )
     _refuse_split(split, name)
-    return RawRows(
-        name, "row", _numbered(data.with_format(None)), partial(getattr, data, "_fingerprint")
+    if isinstance(data, pd.DataFrame):
+        values = data.astype(object).where(data.notna(), None).to_dict("records")
+        return RawRows(name, "row", numbered(values))
+    if isinstance(data, datasets.Dataset):
+        return RawRows(name, "row", numbered(data.with_format(None)), data._fingerprint)
+    raise DataError(
+        f"{type(data).__name__} cannot be read as rows",
+        why="rows are counted and numbered, so their number must be known",
+        fix="give a path, a hub id, a datasets.Dataset, a pandas frame or a list of dicts; "
+        "of a stream, list(stream.take(1000)); of a torch Dataset whose items are dicts, "
+        "[data[i] for i in range(len(data))]",
     )

@@ -23,13 +23,13 @@ from native_reasoning.data.boundary import (
 )
 from native_reasoning.data.chat_template import (
     PLAIN_CHAT_TEMPLATE,
-    Frames,
+    Frame,
     Pieces,
     answered,
+    make_frame,
     split_responses,
 )
 from native_reasoning.data.rows import Example, PromptGroup, Traces
-from native_reasoning.data.words import UnsafeWord, make_words
 
 
 class Template:
@@ -53,8 +53,7 @@ class Template:
         tags = () if boundary.closes_by_text else boundary.close_ids
         self.control_ids = control_ids(tokenizer, end_ids) | {*tags}
         self.plain = without_added_tokens(tokenizer)
-        self.words = make_words(tokenizer, self.plain, self.control_ids)
-        self.frames = Frames(tokenizer)
+        self._frames: dict[tuple[str, ...], Frame] = {}
         # as they stand behind the tag: alone they may be other tokens
         behind = self.encode([(boundary.close_text + boundary.gap, False)])
         self.gap_ids = () if boundary.closes_by_text else behind[len(boundary.close_ids) :]
@@ -68,27 +67,18 @@ class Template:
         pieces are encoded one by one, user text by a copy of the tokenizer that has no added
         tokens. Raises TemplateError if a control token comes out of user text even so.
         """
-        ids, controls = self._encoded("".join(text for text, _ in pieces))
-        end = 0
-        for text, from_user in pieces:
-            start, end = end, end + len(text)
-            # a control token may take in the user's white space, never the user's text
-            left, right = end - len(text.lstrip()), start + len(text.rstrip())
-            if from_user and any(begin < right and stop > left for begin, stop in controls):
-                return self._encode_apart(pieces)
-        return ids
+        return self._encode_rows([pieces])[0]
 
-    def _encoded(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """A text's ids, and from where to where each control token among them stands."""
-        if self.words is not None:
-            try:
-                return self.words.encode(text)
-            except UnsafeWord:
-                pass
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        spans = zip(ids, offsets, strict=True)
-        return tuple(ids), [span for token, span in spans if token in self.control_ids]
+    def _encode_rows(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[tuple[int, ...]]:
+        texts = ["".join(text for text, _ in pieces) for pieces in rows]
+        encoded = self.tokenizer(texts, add_special_tokens=False)
+        found: list[tuple[int, ...]] = []
+        for i, (pieces, ids) in enumerate(zip(rows, encoded["input_ids"], strict=True)):
+            places = (j for j, token in enumerate(ids) if token in self.control_ids)
+            controls = [encoded.token_to_chars(i, j) for j in places]
+            apart = _in_user_text(pieces, controls)
+            found.append(self._encode_apart(pieces) if apart else tuple(ids))
+        return found
 
     def _encode_apart(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
         ids: list[int] = []
@@ -112,8 +102,10 @@ class Template:
 
         Raises TemplateError if the chat template refuses the turns.
         """
-        if not self.boundary.closes_by_text:
-            turns = [(role, self._answered(role, text)) for role, text in turns]
+        b = self.boundary
+        if not b.closes_by_text:
+            think = (b.open_text.strip(), b.close_text)
+            turns = [(r, answered(text, think) if r == "assistant" else text) for r, text in turns]
         if self.system_prompt is not None and turns[0][0] != "system":
             turns = [("system", self.system_prompt), *turns]
         try:
@@ -124,16 +116,11 @@ class Template:
         (_, system), (role, first), *rest = turns  # templates without a system turn
         return self._pieces([(role, f"{system}\n\n{first}"), *rest])
 
-    def _answered(self, role: str, text: str) -> str:
-        think = (self.boundary.open_text.strip(), self.boundary.close_text)
-        return answered(text, think) if role == "assistant" else text
-
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> Pieces:
-        frame = self.frames.of(tuple(role for role, _ in turns))
-        pieces = [(frame.parts[0], False)]
-        for i, after in zip(frame.order, frame.parts[1:], strict=True):
-            pieces += [(self.frames.shown(frame, i, turns[i][1]), True), (after, False)]
-        return pieces
+        roles, texts = zip(*turns, strict=True)
+        if roles not in self._frames:
+            self._frames[roles] = make_frame(self.tokenizer, roles)
+        return self._frames[roles].pieces(texts)
 
     def prompt_text(self, example: Example) -> str:
         """The prompt as text, ending where the trace begins."""
@@ -153,26 +140,31 @@ class Template:
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """The answer in ids as it follows the boundary, with the end-of-turn token."""
+        return self._answers([answer])[0]
+
+    def _answers(self, answers: Sequence[str]) -> list[tuple[int, ...]]:
         b = self.boundary
         before, head = "", ()
         if b.closes_by_text:
             before, head = decode(self.tokenizer, b.close_ids), b.close_ids
         elif b.gap:  # behind the tag: alone, the gap may be other tokens
             before, head = b.close_text + b.gap, (*b.close_ids, *self.gap_ids)
-        joined = self.encode([(before, False), (b.lead, False), (answer, True)])
-        if joined[: len(head)] == head:
-            ids = joined[len(head) :]
-        else:
-            ids = self.encode([(b.lead, False), (answer, True)])
-        return (*ids, self.end_ids[0])
+        pieces = [((b.lead, False), (answer, True)) for answer in answers]
+        joined = self._encode_rows([((before, False), *row) for row in pieces])
+        return [
+            (*(ids[len(head) :] if ids[: len(head)] == head else self.encode(row)), self.end_ids[0])
+            for ids, row in zip(joined, pieces, strict=True)
+        ]
+
+    def groups(self, examples: Sequence[Example]) -> list[PromptGroup]:
+        """The rows in token ids. Raises TemplateError if one of them cannot be encoded."""
+        prompts = self._encode_rows([self.prompt_pieces(example.prompt) for example in examples])
+        answers = self._answers([example.answer for example in examples])
+        return [PromptGroup(*row) for row in zip(examples, prompts, answers, strict=True)]
 
     def group(self, example: Example) -> PromptGroup:
         """The row in token ids."""
-        return PromptGroup(
-            example=example,
-            prompt_ids=self.prompt_ids(example),
-            answer_ids=self.answer_ids(example.answer),
-        )
+        return self.groups([example])[0]
 
     # -- ids to text, and boundaries ---------------------------------------------------------------
 
@@ -246,6 +238,18 @@ class Template:
     def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
         """Each id as text of its own."""
         return tuple(decode(self.tokenizer, [i]) for i in ids)
+
+
+def _in_user_text(pieces: Sequence[tuple[str, bool]], spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether one of the ``spans`` in the joined text takes in some of the user's text; a control
+    token may take in white space around it."""
+    end = 0
+    for text, from_user in pieces:
+        start, end = end, end + len(text)
+        left, right = end - len(text.lstrip()), start + len(text.rstrip())
+        if from_user and any(begin < right and stop > left for begin, stop in spans):
+            return True
+    return False
 
 
 # -- Building one ----------------------------------------------------------------------------------

@@ -1,181 +1,127 @@
 """Examples in token ids: encoded once, kept in the cache of ``datasets``, read when looked at.
 
 The ids of examples that lie on the disk lie beside them, under a fingerprint of the examples and of
-all that ids depend on. A few thousand examples are encoded in this process and kept in memory.
+all that ids depend on. A few thousand examples are encoded at once and stay in memory.
 """
 
-import os
-import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from filelock import FileLock
 
-from native_reasoning.config.errors import DataError, TemplateError
+from native_reasoning.config.errors import TemplateError
 from native_reasoning.data.chat_template import make_frame
-from native_reasoning.data.loading import (
-    SMALL,
-    Lazy,
-    StoredExamples,
-    cached,
-    fingerprint,
-    rows_of,
-    turns,
-)
+from native_reasoning.data.loading import Stored, cached, example_of, fingerprint
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.template import Template
 
-#: Rows that a process gets at least; starting one takes as long as encoding some thousands.
-_ROWS_PER_PROCESS = 5000
+#: Rows that the tokenizer gets at a time.
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples with their ``ids``, a table of ``prompt`` and ``answer`` (uint32 in the machine's
-    order, null where the template refuses the row).
+    """Examples with their ids: groups (None where the template refuses the row), or for examples
+    on the disk a ``datasets.Dataset`` of them.
 
     ``prompt_sizes`` and ``answer_sizes`` (n,) are in tokens, -1 where the template refuses the row.
     """
 
-    examples: Sequence[Example]
-    ids: pa.Table
+    rows: Any
     prompt_sizes: np.ndarray
     answer_sizes: np.ndarray
 
     def groups(self, kept: np.ndarray) -> Sequence[PromptGroup]:
-        """The groups of the examples ``kept`` (their numbers), numbered anew; few of them at once,
-        many as they are looked at."""
-        lazy = Groups(self, kept)
-        return lazy if len(self.examples) > SMALL else tuple(lazy)
+        """The groups of the examples ``kept`` (their numbers), numbered anew."""
+        if isinstance(self.rows, list):
+            found: list[PromptGroup] = [self.rows[i] for i in kept.tolist()]
+            return tuple(
+                replace(group, example=replace(group.example, row_id=i))
+                for i, group in enumerate(found)
+            )
+        from datasets import Dataset, concatenate_datasets
 
-
-class Groups(Lazy[PromptGroup]):
-    """Groups whose texts and ids are read when they are looked at."""
-
-    def __init__(self, prepared: Prepared, kept: np.ndarray) -> None:
-        super().__init__(np.arange(len(kept)))
-        self.prepared, self.kept = prepared, kept
-
-    def load(self, rows: np.ndarray) -> list[PromptGroup]:
-        """The groups of these row ids."""
-        ids = rows_of(self.prepared.ids, self.kept[rows])
-        return [
-            PromptGroup(e, tuple(array("I", i["prompt"])), tuple(array("I", i["answer"])))
-            for e, i in zip(self._texts(rows), ids, strict=True)
-        ]
-
-    def examples(self) -> Iterator[Example]:
-        """The examples alone."""
-        for start in range(0, len(self.rows), _BATCH):
-            yield from self._texts(self.rows[start : start + _BATCH])
-
-    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of each prompt and of each answer."""
-        kept = self.kept[self.rows]
-        return self.prepared.prompt_sizes[kept], self.prepared.answer_sizes[kept]
-
-    def _texts(self, rows: np.ndarray) -> list[Example]:
-        kept, examples = self.kept[rows], self.prepared.examples
-        if isinstance(examples, Lazy):
-            found = examples.load(examples.rows[kept])
-        else:
-            found = [examples[i] for i in kept.tolist()]
-        return [replace(e, row_id=i) for e, i in zip(found, rows.tolist(), strict=True)]
-
-
-def examples_of(groups: Sequence[PromptGroup]) -> Iterator[Example]:
-    """The groups' examples, without reading any ids."""
-    return groups.examples() if isinstance(groups, Groups) else (g.example for g in groups)
-
-
-def sizes_of(groups: Sequence[PromptGroup]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each group's prompt and of its answer."""
-    if isinstance(groups, Groups):
-        return groups.sizes()
-    sizes = [(len(group.prompt_ids), len(group.answer_ids)) for group in groups]
-    prompts, answers = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
-    return prompts, answers
-
-
-# -- Making them ----------------------------------------------------------------------------------
+        row_ids = np.full(len(self.rows), -1)
+        row_ids[kept] = np.arange(len(kept))
+        columns = [self.rows.remove_columns("row_id"), Dataset.from_dict({"row_id": row_ids})]
+        return Stored(concatenate_datasets(columns, axis=1).select(kept), _group_of)
 
 
 def prepare(examples: Sequence[Example], template: Template) -> Prepared:
     """The ids of all examples. Raises DataError if the cache cannot be written."""
-    if isinstance(examples, StoredExamples):
-        ids = _from_cache(examples, template)
-    else:
-        ids = pa.table(_encode(examples, template), pa.schema(_COLUMNS))
-    prompts, answers = (_sizes(ids.column(name)) for name in _COLUMNS)
-    return Prepared(examples, ids, prompts, answers)
+    if isinstance(examples, Stored):
+        ids = _from_cache(examples.dataset, template)
+        sizes = [np.array(ids[name]) for name in ("prompt_size", "answer_size")]
+        from datasets import concatenate_datasets
+
+        return Prepared(concatenate_datasets([examples.dataset, ids], axis=1), *sizes)
+    batches = (examples[i : i + _BATCH] for i in range(0, len(examples), _BATCH))
+    groups = [group for batch in batches for group in _encode(batch, template)]
+    sizes = np.array([_sizes(group) for group in groups]).reshape(-1, 2)
+    return Prepared(groups, *sizes.T)
 
 
-def _sizes(column: pa.ChunkedArray) -> np.ndarray:
-    size: Any = pc.call_function("binary_length", [column])
-    return pc.fill_null(size, -4).to_numpy() // 4
+def examples_of(groups: Sequence[PromptGroup]) -> Iterator[Example]:
+    """The groups' examples, without making ids."""
+    if isinstance(groups, Stored):
+        return iter(Stored(groups.dataset, example_of))
+    return (group.example for group in groups)
 
 
-_COLUMNS = {"prompt": pa.large_binary(), "answer": pa.large_binary()}
-
-
-def _encode(examples: Iterable[Example], template: Template) -> dict[str, list[bytes | None]]:
-    """The columns of ``Prepared.ids``."""
-    found: dict[str, list[bytes | None]] = {name: [] for name in _COLUMNS}
-    for example in examples:
-        try:
-            ids = template.prompt_ids(example), template.answer_ids(example.answer)
-            row = [array("I", part).tobytes() for part in ids]
-        except TemplateError:
-            row = [None, None]
-        for name, part in zip(found, row, strict=True):
-            found[name].append(part)
-    return found
-
-
-def _from_cache(examples: StoredExamples, template: Template) -> pa.Table:
-    from datasets import Features, config
-
-    rows = examples.dataset.select(examples.rows, new_fingerprint=fingerprint("rows"))
-    key = fingerprint(examples.dataset._fingerprint, examples.rows.tolist(), _depends(template))
-    processes = min(_cores(), len(rows) // _ROWS_PER_PROCESS)
+def _encode(examples: Sequence[Example], template: Template) -> list[PromptGroup | None]:
+    """Their groups, None where the template refuses one."""
     try:
-        with cached(), FileLock(Path(config.HF_DATASETS_CACHE) / f"{key}.lock"):
-            made = rows.map(
-                _encode_batch,
-                batched=True,
-                batch_size=_BATCH,
-                remove_columns=rows.column_names,
-                features=Features.from_arrow_schema(pa.schema(_COLUMNS)),
-                fn_kwargs={"template": template},
-                num_proc=processes if processes > 1 else None,
-                new_fingerprint=key,
-            )
-    except RuntimeError as error:
-        if "abruptly died" not in str(error):
-            raise
-        raise DataError(
-            "a process that encoded rows was killed",
-            why="most often the machine has no memory left",
-            fix="run fewer programs beside it, or fewer processes (taskset -c 0); then start again",
-        ) from error
-    return made.data.table
+        return [*template.groups(examples)]
+    except TemplateError:
+        if len(examples) == 1:
+            return [None]
+        half = len(examples) // 2
+        return _encode(examples[:half], template) + _encode(examples[half:], template)
 
 
-def _encode_batch(rows: dict[str, list[str]], template: Template) -> dict[str, list[bytes | None]]:
-    texts = zip(rows["prompt"], rows["answer"], strict=True)
-    return _encode((Example(turns(p), a, row_id=0, line=0) for p, a in texts), template)
+def _sizes(group: PromptGroup | None) -> tuple[int, int]:
+    return (-1, -1) if group is None else (len(group.prompt_ids), len(group.answer_ids))
 
 
-def _cores() -> int:
-    """Processes that may encode at a time."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+def _from_cache(rows: Any, template: Template) -> Any:
+    """A ``datasets.Dataset`` of ids (uint32 in the machine's order) beside ``rows``."""
+    from datasets import Features, Value, config
+
+    ids, size = Value("large_binary"), Value("int32")
+    features = Features(prompt_ids=ids, answer_ids=ids, prompt_size=size, answer_size=size)
+
+    def encoded(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        of_rows = zip(*batch.values(), strict=True)
+        examples = [example_of(dict(zip(batch, row, strict=True))) for row in of_rows]
+        groups = _encode(examples, template)
+        sizes = [_sizes(group) for group in groups]
+        return {
+            "prompt_ids": [group and array("I", group.prompt_ids).tobytes() for group in groups],
+            "answer_ids": [group and array("I", group.answer_ids).tobytes() for group in groups],
+            "prompt_size": [prompt for prompt, _ in sizes],
+            "answer_size": [answer for _, answer in sizes],
+        }
+
+    key = fingerprint(rows._fingerprint, _depends(template))
+    with cached(), FileLock(Path(config.HF_DATASETS_CACHE) / f"{key}.lock"):
+        return rows.map(
+            encoded,
+            batched=True,
+            batch_size=_BATCH,
+            remove_columns=rows.column_names,
+            features=features,
+            new_fingerprint=key,
+        )
+
+
+def _group_of(row: Mapping[str, Any]) -> PromptGroup:
+    """The group that a row of the cache holds."""
+    prompt, answer = (tuple(array("I", row[name])) for name in ("prompt_ids", "answer_ids"))
+    return PromptGroup(example_of(row), prompt, answer)
 
 
 def _depends(template: Template) -> list[Any]:

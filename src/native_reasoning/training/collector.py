@@ -12,7 +12,6 @@ from transformers import TrainerState
 from native_reasoning.config.errors import warn
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import PromptGroup, Traces
-from native_reasoning.data.tokens import sizes_of
 from native_reasoning.model.policy import warmup_warning
 from native_reasoning.objective.custom import RewardFunctions
 from native_reasoning.objective.types import Verdict
@@ -74,9 +73,9 @@ class Collector:
 
     def take_longest(self) -> None:
         """From now on the rows of a step are the longest that there are."""
-        prompts, answers = sizes_of(self.groups)
-        longest = (prompts + answers).argsort()[::-1][: self.schedule.prompts]
-        rows = [self.groups[int(i)] for i in longest]
+        sizes = [len(group.prompt_ids) + len(group.answer_ids) for group in self.groups]
+        longest = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
+        rows = [self.groups[i] for i in longest[: self.schedule.prompts]]
         self.groups = [rows[i % len(rows)] for i in range(len(self.groups))]
 
     def is_open(self, step: int) -> bool:
