@@ -123,9 +123,10 @@ class DataReport:
         lost = self.read - self.kept
         if lost <= 0.1 * self.read:
             return None
-        reason = REASONS[self._worst.reason]
+        worst = self._worst
+        reason = REASONS[worst.reason]
         return (
-            f"{lost} of {self.read} rows of {self.source} are not used; {self._worst.count} of them "
+            f"{lost} of {self.read} rows of {self.source} are not used; {worst.count} of them "
             f"because the row {reason.text}: {reason.fix}"
         )
 
