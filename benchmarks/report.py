@@ -50,6 +50,7 @@ def make_run(folder: Path, traces: int, tokens: int) -> None:
         return " ".join(random.choice(words, count, p=weights / weights.sum()))
 
     questions = [(text(30), text(tokens)) for _ in range(rows)]
+    written: list[TraceRow] = []
     for step in range(1, STEPS + 1):
         values = random.random(30)
         records.append_metrics(step, {f"metric_{i}": float(x) for i, x in enumerate(values)})
@@ -60,29 +61,27 @@ def make_run(folder: Path, traces: int, tokens: int) -> None:
             prompt, answer = questions[group % rows]
             baseline = -random.exponential(1.5, tokens + 1)
             for k in range(K):
-                records.add_traces(
-                    [
-                        TraceRow(
-                            step=step,
-                            row_id=group % rows,
-                            k=k,
-                            prompt=prompt,
-                            trace=text(int(random.integers(WORDS // 2, WORDS * 3 // 2))),
-                            answer=answer,
-                            sampled_answer="",
-                            closed=True,
-                            ended=False,
-                            length=WORDS,
-                            reward=float(random.random()),
-                            baseline_reward=0.1,
-                            advantage=float(random.normal()),
-                            answer_logps=(baseline + random.normal(0, 0.3, tokens + 1)).tolist(),
-                            baseline_logps=baseline.tolist(),
-                            answer_tokens=[*(f" {word}" for word in answer.split()), "<eos>"],
-                        )
-                    ]
+                written.append(
+                    TraceRow(
+                        step=step,
+                        row_id=group % rows,
+                        k=k,
+                        prompt=prompt,
+                        trace=text(int(random.integers(WORDS // 2, WORDS * 3 // 2))),
+                        answer=answer,
+                        sampled_answer="",
+                        closed=True,
+                        ended=False,
+                        length=WORDS,
+                        reward=float(random.random()),
+                        baseline_reward=0.1,
+                        advantage=float(random.normal()),
+                        answer_logps=(baseline + random.normal(0, 0.3, tokens + 1)).tolist(),
+                        baseline_logps=baseline.tolist(),
+                        answer_tokens=[*(f" {word}" for word in answer.split()), "<eos>"],
+                    )
                 )
-    records.flush_traces(STEPS)
+    records.write_traces(written, STEPS)
 
 
 def built(folder: Path, out: Path) -> float:

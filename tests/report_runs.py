@@ -125,8 +125,7 @@ def made_run(
         traces = [trace_row(*place) for place in places]
     if hostile:
         traces, held_out = _hostile(trace_row), _hostile(held_out_row)
-    run.add_traces(traces)
-    run.flush_traces(max([steps, *(row.step for row in traces)]))
+    run.write_traces(traces, max([steps, *(row.step for row in traces)]))
     for step in sorted({row.step for row in held_out}):
         run.write_held_out([row for row in held_out if row.step == step])
     return run.path

@@ -63,7 +63,7 @@ def told(tmp_path):
         run = RunFolder(tmp_path / "run")
         config = {"preset": "nrt-ws", **dict(config)}
         about = {"boundary": TAGS, "data_report": ["qa.jsonl: 3 of 4 rows kept (a -> b)"], **extra}
-        run.write_config(config, data_hash="0" * 64, seed=0, extra=about)
+        run.write_config(config, data_hash="0" * 64, seed=0, **about)
         (run.path / "metrics.jsonl").unlink(missing_ok=True)
         for line in metrics:
             run.append_metrics(7, line)

@@ -14,7 +14,7 @@ from native_reasoning.records.folder import HIDDEN, is_secret, manifest, version
 
 
 def told(config, extra=None) -> dict:
-    return yaml.safe_load(manifest(config, None, 0, extra or {}))
+    return yaml.safe_load(manifest(config, extra or {}))
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,14 @@
 import io
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from native_reasoning.records import progress
 from native_reasoning.records.clock import Clock
-from native_reasoning.records.progress import (
-    Pace,
-    ProgressCallback,
-    fitted,
-    live_numbers,
-    sparkline,
-    trace_line,
-)
+from native_reasoning.records.progress import ProgressCallback, trace_line
 from native_reasoning.records.tables import TraceRow
 
 LOGS = {
@@ -62,11 +56,10 @@ def _run(stream: io.StringIO, main: bool = True) -> str:
 
 def test_one_plain_line_per_logged_step():
     lines = _run(io.StringIO()).splitlines()
-    told = "reward 0.31  reward baseline 0.22  uplift +0.050  "
-    told += "trace length 31.2  closed 80.0 %  "
+    told = "reward 0.31  uplift +0.050  trace length 31.2  closed 80.0 %  reward baseline 0.22  "
     assert lines[0].startswith(f"step 1/2  {told}")
     assert lines[1].startswith(f"step 2/2  {told}")
-    assert re.search(r" tokens/s  elapsed 0:0\d:\d\d  left 0:0\d:\d\d$", lines[0])
+    assert re.search(r"\d s  [\d,]+ tokens/s  elapsed 0:0\d:\d\d  left 0:0\d:\d\d$", lines[0])
     assert lines[2:] == [
         "evaluating 20 questions, answers up to 16 tokens",
         "evaluation at step 2: accuracy 25.0 %, accuracy without thinking 20.0 %, uplift +0.051",
@@ -76,50 +69,53 @@ def test_one_plain_line_per_logged_step():
 def test_a_live_line_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
-    text = _run(Terminal())
-    assert "step 2/2  ━━━━━━━━━━  ended " in text
-    assert "reward 0.31  uplift +0.050  ▁▁  trace length 31.2  loss 1.23" in text
-    assert re.search(r"tokens/s  0:0\d:\d\d left 0:0\d:\d\d", text)
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", _run(Terminal()))
+    assert re.search(r"step 2/2 ━{10} ended +reward 0.31  uplift \+0.050  trace length 31.2", text)
+    assert re.search(r"tokens/s +0:0\d:\d\d left 0:0\d:\d\d", text)
     assert "evaluating 20 questions, answers up to 16 tokens" in text
     assert "evaluation at step 2" in text
 
 
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_narrow_terminal_loses_the_last_numbers(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    lines = re.split(r"[\r\n]|\x1b\[2K", _run(Terminal()))
+    plain = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line).rstrip() for line in lines]
+    (last,) = {line for line in plain if line.startswith("step 2/2") and "ended" in line}
+    assert len(last) <= width
+    assert re.search(r"step 2/2 ━{10} ended  .*reward 0.*…  ?0:0\d:\d\d left 0:0\d:\d\d", last)
+
+
 def test_the_live_line_moves_on_while_a_step_runs(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
     clock, stream = Clock(), Terminal()
     callback = ProgressCallback(clock, stream=stream)
     state = SimpleNamespace(global_step=0, max_steps=2, is_world_process_zero=True)
     callback.on_train_begin(ARGS, state, None)
+    assert "training" in stream.getvalue()
     with clock.stage("sampling"):
         while "sampling" not in stream.getvalue():
             time.sleep(0.05)
+    with clock.stage("backward"), clock.stage("records"):
+        while "saving" not in stream.getvalue():
+            time.sleep(0.05)
+    callback.on_prediction_step(ARGS, state, None, questions=20, max_answer_length=16)
+    callback.on_prediction_step(ARGS, state, None, questions=20, answered=8)
+    while "evaluating 8/20" not in stream.getvalue():
+        time.sleep(0.05)
     callback.close()
-    assert "step 0/2  ╌╌╌╌╌╌╌╌╌╌  sampling  0:0" in stream.getvalue()
 
 
-def test_the_phase_is_the_clocks_stage_or_the_evaluation():
-    clock = Clock()
-    callback = ProgressCallback(clock, stream=io.StringIO())
-    state = SimpleNamespace(global_step=0, max_steps=4, is_world_process_zero=True)
-    callback.on_train_begin(ARGS, state, None)
-
-    def phase() -> str:
-        return callback.line(100).split("  ")[2].strip()
-
-    assert phase() == "training"
-    with clock.stage("backward"):
-        assert phase() == "training"
-        with clock.stage("sampling"):
-            assert phase() == "sampling"
-        with clock.stage("records"):
-            assert phase() == "saving"
-    asked = {"questions": 20, "max_answer_length": 16}
-    callback.on_prediction_step(ARGS, state, None, answered=0, **asked)
-    assert phase() == "evaluating 0/20"
-    callback.on_prediction_step(ARGS, state, None, answered=8, **asked)
-    assert phase() == "evaluating 8/20"
-    callback.on_prediction_step(ARGS, state, None, answered=20, **asked)
-    assert phase() == "training"
+def test_an_evaluation_of_its_own_has_a_live_line(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    callback = ProgressCallback(Clock(), stream=(stream := Terminal()))
+    state = SimpleNamespace(global_step=0, max_steps=0, is_world_process_zero=True)
+    for answered in (0, 8, 20, 20):
+        callback.on_prediction_step(ARGS, state, None, questions=20, answered=answered)
+    assert "question 0/20" in stream.getvalue()
+    assert callback._bar is None
 
 
 @pytest.mark.parametrize(("quiet", "lines"), [(1000.0, 1), (0.0, 3)])
@@ -147,19 +143,20 @@ ROW = TraceRow(
 
 
 def test_a_fresh_trace_every_so_often():
-    def shown(seconds: float, latest) -> int:
+    def shown(seconds: float, newest) -> int:
         stream = io.StringIO()
-        callback = ProgressCallback(Clock(), latest, stream, trace_seconds=seconds)
+        callback = ProgressCallback(Clock(), newest, stream, trace_seconds=seconds)
         state = SimpleNamespace(global_step=0, max_steps=9, is_world_process_zero=True)
         callback.on_train_begin(ARGS, state, None)
         for step in range(1, 5):
             state.global_step = step
             callback.on_log(ARGS, state, None, logs=LOGS)
-        return stream.getvalue().count("<think>")
+        return stream.getvalue().count("<think> two")
 
-    assert shown(0.0, lambda: ROW) == 4
-    assert shown(1000.0, lambda: ROW) == 0
-    assert shown(0.0, lambda: None) == 0
+    rows = [replace(ROW, trace="no", advantage=-1.0), ROW]
+    assert shown(0.0, lambda: [[replace(ROW, trace="older")], rows]) == 4
+    assert shown(1000.0, lambda: [rows]) == 0
+    assert shown(0.0, list) == 0
 
 
 def test_a_trace_is_one_line_and_commands_nothing():
@@ -169,75 +166,3 @@ def test_a_trace_is_one_line_and_commands_nothing():
     assert len(long) < 250
     assert "\n" not in long
     assert "(empty)" in trace_line(TraceRow(**{**vars(ROW), "trace": " "}))
-
-
-@pytest.mark.parametrize(
-    ("values", "drawn"),
-    [
-        ([], ""),
-        ([1.0], "▁"),
-        ([0.0, 1.0, 0.5], "▁█▅"),
-        ([2.0, 2.0], "▁▁"),
-    ],
-)
-def test_sparklines(values, drawn):
-    assert sparkline(values) == drawn
-
-
-def test_the_course_is_that_of_the_whole_run():
-    """Means over equally many steps; what is no number is left out."""
-    assert sparkline([1.0, 3.0, 5.0, float("nan"), 7.0], 2) == "▁█"
-    assert sparkline([0.0, 0.0, 2.0, 4.0, 7.0, 7.0], 3) == sparkline([0.0, 3.0, 7.0]) == "▁▄█"
-    assert len(sparkline([float(value) for value in range(1000)])) == 12
-
-
-def test_a_narrow_terminal_loses_the_loss_first_and_the_rate_last():
-    numbers = live_numbers(LOGS, [0.1, 0.2])
-    parts = [(0, "step 3/12"), (6, "━━╌"), *numbers, (1, "25 tokens/s"), (0, "3:12 left 8:40")]
-    whole = "  ".join(text for _, text in parts)
-    assert fitted(parts, len(whole)) == whole
-    assert fitted(parts, len(whole) - 1) == whole.replace("  loss 1.23", "")
-    at_88 = "step 3/12  reward 0.31  uplift +0.050  trace length 31.2  25 tokens/s  3:12 left 8:40"
-    assert fitted(parts, 88) == at_88
-    assert fitted(parts, 40) == "step 3/12  25 tokens/s  3:12 left 8:40"
-    assert fitted(parts, 10) == "step 3/12  3:12 left 8:40"
-
-
-# -- Time left -------------------------------------------------------------------------------------
-
-
-def test_time_left_is_that_of_slow_steps_too():
-    """rich's own estimate forgets what is older than half a minute."""
-    pace = Pace(100.0)
-    assert pace.left(120.0, 12) is None  # before the first step
-    pace.step_ended(146.0)
-    assert pace.left(146.0, 11) == 11 * 46
-    assert pace.left(156.0, 11) == 11 * 46 - 10  # it runs while a step does
-    assert pace.left(199.0, 11) == 10 * 46  # a step that is late is still to end
-    pace.step_ended(200.0)
-    assert pace.left(200.0, 10) == 10 * 50
-    assert pace.left(300.0, 0) == 0
-
-
-def test_the_time_of_an_evaluation_is_no_steps():
-    pace = Pace(0.5)
-    pace.asked = 0.5
-    pace.evaluation_ended(300.5)
-    pace.step_ended(310.5)
-    assert pace.seconds() == 10
-    pace.asked = 312.5
-    assert pace.left(322.5, 3) == 3 * 10 - 2
-    pace.evaluation_ended(412.5)
-    assert pace.left(412.5, 3) == 3 * 10 - 2
-    pace.step_ended(420.5)
-    assert pace.seconds() == 10
-
-
-def test_only_recent_steps_count():
-    pace = Pace(1.0)
-    for step in range(1, 101):
-        pace.step_ended(1.0 + step)
-    for step in range(1, 21):
-        pace.step_ended(101.0 + 3 * step)
-    assert pace.seconds() == 3
-    assert pace.left(161.0, 10) == 30

@@ -132,7 +132,7 @@ def test_a_folder_with_a_model_is_a_run(tmp_path, mark):
 def test_the_suggested_name_is_free(tmp_path):
     for name in ("first", "first-2", "first-3", "lr-1e-6", "checkpoint-9"):
         (tmp_path / name / "checkpoint-1").mkdir(parents=True)
-    for name, free in (("first", "first-4"), ("first-2", "first-4"), ("lr-1e-6", "lr-1e-2")):
+    for name, free in (("first", "first-4"), ("lr-1e-6", "lr-1e-6-2")):
         with pytest.raises(RunError) as caught:
             RunFolder.create(tmp_path / name, resume=False)
         assert caught.value.fix.endswith(str(tmp_path / free))
@@ -161,9 +161,8 @@ def test_other_ranks_write_nothing(tmp_path):
     silent.write_config({"a": 1}, data_hash="x", seed=0)
     silent.append_metrics(2, {"loss": 1.0})
     silent.append_timings(2, {"seconds": 1.0})
-    silent.add_traces([row(2)])
+    silent.write_traces([row(2)], 2)
     silent.write_held_out([held_out_row(2)])
-    silent.flush_traces(2)
     silent.sync()
     silent.cut_back(0)
     assert sorted(tmp_path.rglob("*")) == before
@@ -178,7 +177,7 @@ def test_config(run):
         {"learning_rate": 2e-6, "num_generations": 8, "preset": "nrt-ws", "think_open": "<think>"},
         data_hash="sha256:abc",
         seed=42,
-        extra={"machine": {"threads": 4}},
+        machine={"threads": 4},
     )
     page = read_config(run.path)
     assert page["config"]["learning_rate"] == 2e-6
@@ -205,11 +204,10 @@ def test_no_planted_secret_anywhere_in_the_folder(run, monkeypatch):
         },
         data_hash=None,
         seed=0,
-        extra={"env": {"password": "planted-five"}},
+        env={"password": "planted-five"},
     )
     run.append_metrics(1, {"loss": 0.5})
-    run.add_traces([row(1)])
-    run.flush_traces(1)
+    run.write_traces([row(1)], 1)
     for path in filter(os.path.isfile, run.path.rglob("*")):
         data = path.read_bytes().lower()
         assert b"planted" not in data, path
@@ -277,7 +275,7 @@ def test_nothing_yet(run):
     assert read_metrics(run.path) == read_timings(run.path) == []
     assert read_traces(run.path).equals(TRACE_SCHEMA.empty_table())
     assert read_held_out(run.path).equals(HELD_OUT_SCHEMA.empty_table())
-    run.flush_traces(5)
+    run.write_traces([], 5)
     run.sync()
     run.cut_back(0)
     assert list(run.path.iterdir()) == []
@@ -324,12 +322,10 @@ def test_a_damaged_line_in_the_middle_is_said(run):
 
 
 def test_traces_come_back(run):
-    run.add_traces([row(2, k=1), row(1)])
-    run.add_traces(iter([row(3, closed=False, reward=math.nan, answer_logps=[])]))
-    run.flush_traces(10)
-    run.flush_traces(10)  # nothing kept: nothing written
-    run.add_traces([row(11)])
-    run.flush_traces(20)
+    late = row(3, closed=False, reward=math.nan, answer_logps=[])
+    run.write_traces([row(2, k=1), row(1), late], 10)
+    run.write_traces([], 10)  # nothing written
+    run.write_traces([row(11)], 20)
     assert trace_files(run.path) == ["step-000001-000010.parquet", "step-000011-000020.parquet"]
     table = read_traces(run.path)
     assert table.schema.equals(TRACE_SCHEMA)
@@ -354,8 +350,7 @@ def test_columns_and_their_types():
 @given(any_text, any_text, any_text)
 def test_any_text_can_be_stored(tmp_path_factory, prompt, trace, token):
     run = RunFolder.create(tmp_path_factory.mktemp("run"), resume=False)
-    run.add_traces([row(1, prompt=prompt, trace=trace, answer_tokens=[token])])
-    run.flush_traces(1)
+    run.write_traces([row(1, prompt=prompt, trace=trace, answer_tokens=[token])], 1)
     told = read_traces(run.path).to_pylist()[0]
     assert told["prompt"] == prompt.encode("utf-8", "replace").decode()
     assert told["trace"] == trace.encode("utf-8", "replace").decode()
@@ -364,35 +359,26 @@ def test_any_text_can_be_stored(tmp_path_factory, prompt, trace, token):
 
 def test_text_that_is_text_is_kept_as_it_is(run):
     text = "naïve \0 \x1b[31m \ufffd 思考 🙂 </think>\r\n"
-    run.add_traces([row(1, trace=text), row(1, trace="a\udc80b")])
-    run.flush_traces(1)
+    run.write_traces([row(1, trace=text), row(1, trace="a\udc80b")], 1)
     assert read_traces(run.path)["trace"].to_pylist() == [text, "a?b"]
 
 
 def test_step_order_beyond_six_digits(run):
     for step in (999_999, 1_000_000, 2_000_000, 10_000_000):
-        run.add_traces([row(step)])
-        run.flush_traces(step)
+        run.write_traces([row(step)], step)
     assert steps_of(run.path) == [999_999, 1_000_000, 2_000_000, 10_000_000]
 
 
 def test_rows_outside_the_range_are_our_mistake(run):
-    run.add_traces([row(11)])
     with pytest.raises(AssertionError):
-        run.flush_traces(10)
-    run.flush_traces(11)
-    run.add_traces([row(11)])
+        run.write_traces([row(11)], 10)
+    run.write_traces([row(11)], 11)
     with pytest.raises(AssertionError):  # it would overwrite the file of step 11
-        run.flush_traces(11)
-    again = RunFolder.create(run.path, resume=True)
-    again.add_traces([row(11)])
-    with pytest.raises(AssertionError):  # resumed without cut_back
-        again.flush_traces(11)
+        run.write_traces([row(11)], 11)
 
 
 def test_a_damaged_traces_file_is_said(run):
-    run.add_traces([row(1, trace="x" * 5000)])
-    run.flush_traces(1)
+    run.write_traces([row(1, trace="x" * 5000)], 1)
     file = run.path / "traces" / "step-000001-000001.parquet"
     whole = file.read_bytes()
     for damaged in (b"", b"PAR1", whole[: len(whole) // 2]):
@@ -511,12 +497,14 @@ def test_cut_back_forgets_later_evaluations(run):
 
 
 def write_steps(run: RunFolder, steps: range, flush_every: int) -> None:
+    rows: list[TraceRow] = []
     for step in steps:
         run.append_metrics(step, {"loss": 1 / step})
         run.append_timings(step, {"seconds": 0.5})
-        run.add_traces([row(step, k=0), row(step, k=1)])
+        rows += [row(step, k=0), row(step, k=1)]
         if step % flush_every == 0:
-            run.flush_traces(step)
+            run.write_traces(rows, step)
+            rows = []
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -553,14 +541,12 @@ def test_cut_back_rewrites_only_the_file_that_straddles(run):
     assert after["traces/step-000001-000005.parquet"] == before["traces/step-000001-000005.parquet"]
     run.cut_back(7)
     assert contents(run.path) == after  # twice is once
-    run.add_traces([row(8)])
-    run.flush_traces(8)
+    run.write_traces([row(8)], 8)
     assert steps_of(run.path) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8]
 
 
 def test_cut_back_of_a_sampled_range_that_says_nothing(run):
-    run.add_traces([row(6), row(9)])
-    run.flush_traces(10)
+    run.write_traces([row(6), row(9)], 10)
     (run.path / "traces" / "mine.parquet").write_bytes(b"not ours")
     (run.path / "checkpoint-9.tmp").mkdir()
     run.cut_back(8)
@@ -568,13 +554,6 @@ def test_cut_back_of_a_sampled_range_that_says_nothing(run):
     run.cut_back(3)
     assert trace_files(run.path) == ["mine.parquet"]
     assert (run.path / "checkpoint-9.tmp").is_dir()  # folders are the trainer's
-
-
-def test_cut_back_forgets_rows_not_yet_written(run):
-    run.add_traces([row(6)])
-    run.cut_back(5)
-    run.flush_traces(6)
-    assert steps_of(run.path) == []
 
 
 def test_cut_back_killed_between_writing_and_removing(run, monkeypatch):

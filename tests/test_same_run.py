@@ -55,13 +55,14 @@ def test_other_settings_are_said_and_recorded(tmp_path, capsys):
     assert config["config"]["learning_rate"] == 5e-4
 
 
-def test_a_finished_run_takes_no_other_settings(tmp_path):
+def test_a_finished_run_takes_no_other_settings(tmp_path, capsys):
     """config.yaml and the model's card would say that it was trained with them."""
     make(tmp_path / "run", max_steps=1).train()
     before = (tmp_path / "run" / "config.yaml").read_bytes()
-    with pytest.raises(RunError, match="is finished, and asked to go on with learning_rate"):
-        make(tmp_path / "run", max_steps=1, learning_rate=0.5).train(resume_from_checkpoint=True)
+    make(tmp_path / "run", max_steps=1, learning_rate=0.5).train(resume_from_checkpoint=True)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    told = "is finished, and nothing is trained with learning_rate 0.001 -> 0.5"
+    assert told in capsys.readouterr().err
 
 
 def test_a_checkpoint_may_be_named_by_its_name_alone(tmp_path):
@@ -90,12 +91,16 @@ def test_a_model_alone_is_nothing_to_go_on_from(tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_an_open_window_cannot_be_laid_out_anew(tmp_path):
+def test_an_open_window_goes_on_with_its_rows_or_not_at_all(tmp_path, capsys):
     window = {"steps_per_generation": 2, "num_iterations": 2, "per_device_train_batch_size": 3}
     with pytest.raises(Killed):
         make(tmp_path / "run", [KillIn(1)], **window).train()
-    with pytest.raises(RunError, match="num_iterations 2 -> 3"):
-        make(tmp_path / "run", **{**window, "num_iterations": 3}).train(True)
+    with pytest.raises(RunError, match="has not the rows of this step"):
+        make(tmp_path / "run", data_seed=9, **window).train(True)
+    assert "data_seed 42 -> 9" in capsys.readouterr().err
+    make(tmp_path / "run", **{**window, "num_iterations": 3}).train(True)
+    assert "num_iterations 2 -> 3" in capsys.readouterr().err
+    assert [m["step"] for m in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_checkpoint_may_have_any_name(tmp_path):

@@ -10,7 +10,6 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.objective.types import Scores, Signal, Verdict
 from native_reasoning.rollout.schedule import Schedule, rank_share
 from native_reasoning.rollout.window import Cell, Recall, Window, in_batches, micro_batch
-from native_reasoning.training.resume import other_window, refuse_other_run
 
 DEVICE = torch.device("cpu:0")  # what accelerate calls it with several processes
 GROUPS = [
@@ -106,45 +105,10 @@ def test_where_the_ranks_are_as_they_were_each_reads_its_own_file(tmp_path):
     assert [len(m) for m in window.minibatches] == [1, 1]
 
 
-# -- Which other settings an open window goes on with ----------------------------------------------
-
-CONFIG = {
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "steps_per_generation": 4,
-    "num_iterations": 1,
-    "seed": 7,
-}
-BEFORE = {"config": CONFIG, "machine": {"processes": 2}}
-
-
-@pytest.mark.parametrize(
-    ("settings", "processes"),
-    [
-        ({}, 2),
-        ({"gradient_accumulation_steps": 4, "steps_per_generation": 8}, 1),
-        ({"per_device_train_batch_size": 1}, 4),
-        ({"seed": 8, "data_seed": 7}, 2),
-        ({"learning_rate": 1.0}, 2),
-    ],
-)
-def test_a_window_goes_on_at_the_same_prompts_of_a_step(settings, processes):
-    assert other_window(BEFORE, {**CONFIG, **settings}, {"processes": processes}) == []
-    assert other_window({}, {**CONFIG, **settings}, {"processes": processes}) == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "processes", "says"),
-    [
-        ({}, 1, "prompts of a step 8 -> 4"),
-        ({"gradient_accumulation_steps": 1}, 4, "steps of a rollout 2 -> 4"),
-        ({"steps_per_generation": None}, 2, "steps of a rollout 2 -> 1"),
-        ({"num_iterations": 2}, 2, "num_iterations 1 -> 2"),
-        ({"data_seed": 8}, 2, "the order's seed 7 -> 8"),
-    ],
-)
-def test_another_window_is_refused(settings, processes, says):
-    moved = other_window(BEFORE, {**CONFIG, **settings}, {"processes": processes})
-    assert moved == [says]
-    with pytest.raises(RunError, match=says):
-        refuse_other_run({}, "", moved)
+def test_a_window_of_other_rows_is_refused(tmp_path):
+    for rank, window in enumerate(windows(2, 2)):
+        window.save(tmp_path, rank)
+    other = [rank_share(rows, 0, 1, 4) for rows in Schedule(7, 4, seed=4, minibatches=1).rollout(0)]
+    for folder, dealt in ((tmp_path, [[(5, 6, 99)]]), (tmp_path / "none", other)):
+        with pytest.raises(RunError, match="has not the rows of this step"):
+            Window.load(folder, 0, dealt, GROUPS, FILLER, DEVICE)

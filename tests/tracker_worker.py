@@ -30,7 +30,7 @@ class Hostile(TrainerCallback):
         if state.global_step == 0:
             self.trainer.recorder.finite.saw_loss(torch.tensor(float("nan")))
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         newest = self.trainer.recorder._newest
         texts = iter(HOSTILE)
         for question, rows in newest.items():

@@ -95,7 +95,7 @@ def test_the_last_whole_checkpoint_outlives_the_limit(run):
     the sake of a later number."""
     flip(run / "checkpoint-4" / "model.safetensors")
     make(run, save_total_limit=1, max_steps=4).train(resume_from_checkpoint=True)
-    assert (run / "set-aside-1-checkpoint-4").is_dir()
+    assert (run / "set-aside-checkpoint-4").is_dir()
     assert [path.name for path in checkpoints(run)] == ["checkpoint-4"]
     assert damage(run / "checkpoint-4") == []
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
@@ -111,7 +111,7 @@ def test_resuming_from_an_older_one_sets_the_later_ones_aside(run, finished, cap
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_whole_checkpoint_is_not_replaced_and_a_damaged_one_is(tmp_path):
+def test_a_whole_checkpoint_is_not_replaced_and_a_damaged_one_is_set_aside(tmp_path):
     final = tmp_path / "checkpoint-1"
 
     def stage(text: str) -> Path:
@@ -121,11 +121,14 @@ def test_a_whole_checkpoint_is_not_replaced_and_a_damaged_one_is(tmp_path):
         return staged
 
     publish(stage("one"), final)
-    publish(stage("two"), final)
-    assert (final / "a").read_text() == "one"
+    (final / "notes").write_text("mine")
+    publish(stage("one"), final)
+    assert (final / "notes").read_text() == "mine"
+    shutil.rmtree(tmp_path / STAGING)
     (final / "a").write_text("harm")
-    publish(stage("three"), final)
-    assert (final / "a").read_text() == "three"
+    publish(stage("one"), final)
+    assert (final / "a").read_text() == "one"
+    assert (tmp_path / "set-aside-checkpoint-1" / "a").read_text() == "harm"
     assert not list((tmp_path / STAGING).iterdir())
 
 
@@ -227,7 +230,7 @@ def test_a_final_that_holds_another_model_is_set_aside(tmp_path):
     with torch.no_grad():
         next(trainer.model.parameters()).add_(1)
     trainer.checkpoints.save_whole_model(final)
-    assert (tmp_path / "run" / "set-aside-1-final" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "run" / "set-aside-final" / "notes.txt").read_text() == "mine"
     assert not (final / "notes.txt").exists()
     assert damage(final) == []
     assert not (tmp_path / "run" / STAGING).exists()
@@ -252,16 +255,7 @@ def test_what_a_file_says_cannot_command_a_terminal(run, capsys):
     assert "\x1b" not in told
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"machine": None},
-        {"machine": 5},
-        {"config": [1]},
-        {"config": None},
-        {"changed_on_resume": 5},
-    ],
-)
+@pytest.mark.parametrize("change", [{"config": [1]}, {"config": None}])
 def test_a_config_that_is_none(change, run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, **change}))
@@ -277,7 +271,7 @@ def test_a_step_that_is_no_number(run):
 
 
 def test_names_that_are_no_checkpoints_do_not_count(tmp_path):
-    for name in ("checkpoint-2", "checkpoint-x", "checkpoint-3.bak", "set-aside-1-checkpoint-9"):
+    for name in ("checkpoint-2", "checkpoint-x", "checkpoint-3.bak", "set-aside-checkpoint-9"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("a")
         seal(tmp_path / name)
@@ -285,7 +279,7 @@ def test_names_that_are_no_checkpoints_do_not_count(tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": [1', "\\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"a": [1', "\\xff"])
 def test_checksums_that_say_nothing_are_damage(text, tmp_path):
     (tmp_path / CHECKSUMS).write_text(text)
     assert damage(tmp_path) == [f"{CHECKSUMS} cannot be read"]

@@ -8,15 +8,14 @@ import sqlite3
 import struct
 import subprocess
 import sys
-from html.parser import HTMLParser
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainerControl, TrainerState
-from transformers.integrations.integration_utils import TensorBoardCallback
 
 from cli_helpers import SMALL, SOURCE, sums, write_rows
 from launch import TESTS, free_port
@@ -31,7 +30,6 @@ from native_reasoning.records.trackers import (
     TRACES,
     TraceTables,
     cell_text,
-    markdown,
     table,
 )
 from native_reasoning.training.trainer import NRTTrainer
@@ -200,7 +198,7 @@ def test_trackio_has_every_number_and_the_traces(run):
 
 
 @tensorboard
-def test_tensorboard_has_every_number_and_the_traces(run):
+def test_tensorboard_has_every_number(run):
     files = tensorboard_runs(run)
     events: dict[str, list[tuple[int, float]]] = {}
     for file in files:
@@ -216,41 +214,7 @@ def test_tensorboard_has_every_number_and_the_traces(run):
         seen, found = zip(*sorted(events[name], key=lambda pair: pair[0]), strict=True)
         assert seen == steps
         assert found == pytest.approx(values, rel=1e-5, abs=1e-6, nan_ok=True), name
-    texts = [
-        (event.step, event.tensor_proto.string_val[0].decode())
-        for file in files
-        for event in (
-            file.Tensors("traces/text_summary")
-            if "traces/text_summary" in file.Tags()["tensors"]
-            else []
-        )
-    ]
-    assert [step for step, _ in texts] == [1, 3]
-    for _, text in texts:
-        shown = Cells(text)
-        assert shown.cells[:9] == list(COLUMNS)
-        assert len(shown.cells) == 9 * 7
-        traces = [cell.replace("↵", "\n") for cell in shown.cells[9 + 2 :: 9]]
-        assert traces[: len(HOSTILE)] == [cell_text(text).strip() for text in HOSTILE]
-
-
-class Cells(HTMLParser):
-    """The cells of a table as TensorBoard's own code renders it; no tag but a table's."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.cells: list[str] = []
-        self.feed(import_module("tensorboard.plugin_util").markdown_to_safe_html(text))
-
-    def handle_starttag(self, tag, attrs):
-        assert tag in ("table", "thead", "tbody", "tr", "th", "td"), tag
-        assert not attrs
-        if tag in ("th", "td"):
-            self.cells.append("")
-
-    def handle_data(self, data):
-        if data.strip():
-            self.cells[-1] += data
+    assert not any("traces/text_summary" in file.Tags()["tensors"] for file in files)
 
 
 # -- The table -------------------------------------------------------------------------------------
@@ -282,7 +246,6 @@ def test_cells_are_short_plain_text():
     long = cell_text("x" * 100_000)
     assert long == "x" * CHARACTERS + f" … {100_000 - CHARACTERS} more characters"
     assert cell_text("\x1b[31m\ud800\u202e") == "\\x1b[31m\\ud800\\u202e"
-    assert len(markdown(table([[row(trace="|" * 100_000)]])).splitlines()) == 3
 
 
 class Log(list):
@@ -293,41 +256,34 @@ class Log(list):
         return [[row()]]
 
 
-class Writer(list):
-    """In place of a SummaryWriter."""
-
-    def add_text(self, name, text, step):
-        self.append((name, step))
-
-
-def tables_at(every: int, logged: list[int], begin: int = 0, zero: bool = True) -> list[int]:
+def tables_at(monkeypatch, every: int, logged: list[int], begin=0, zero=True) -> list[int]:
     """The steps at which a table is written when these steps are logged."""
-    writer = Writer()
-    callback = TensorBoardCallback.__new__(TensorBoardCallback)
-    callback.tb_writer = writer
-    tables = TraceTables(every, lambda: [callback], Log)
+    lines: list[dict] = []
+    tracker = SimpleNamespace(Table=lambda columns, data: data, log=lines.append)
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    tables = TraceTables(every, Log().newest)
     state = TrainerState(global_step=begin, is_world_process_zero=zero)
-    args = NRTConfig(output_dir="unused", use_cpu=True)
+    args = SimpleNamespace(report_to=["wandb"], run_name=None)
     tables.on_train_begin(args, state, TrainerControl())
     for state.global_step in logged:
         tables.on_log(args, state, TrainerControl(), logs={"loss": 1.0})
         tables.on_log(args, state, TrainerControl(), logs={"eval_uplift": 1.0})
-    assert {name for name, _ in writer} <= {"traces"}
-    return [step for _, step in writer]
+    assert all(len(line["traces"]) == 1 for line in lines)
+    return [line["train/global_step"] for line in lines]
 
 
-def test_a_table_comes_with_the_first_logged_step_and_then_every_so_often():
-    assert tables_at(10, [*range(1, 31)]) == [1, 11, 21]
-    assert tables_at(10, [*range(5, 31, 5)]) == [5, 15, 25]
-    assert tables_at(3, [4, 8, 12]) == [4, 8, 12]
-    assert tables_at(10, [*range(16, 31)], begin=15) == [21]
-    assert tables_at(0, [*range(1, 31)]) == []
-    assert tables_at(10, [*range(1, 31)], zero=False) == []
+def test_a_table_comes_with_the_first_logged_step_and_then_every_so_often(monkeypatch):
+    assert tables_at(monkeypatch, 10, [*range(1, 31)]) == [1, 11, 21]
+    assert tables_at(monkeypatch, 10, [*range(5, 31, 5)]) == [5, 15, 25]
+    assert tables_at(monkeypatch, 3, [4, 8, 12]) == [4, 8, 12]
+    assert tables_at(monkeypatch, 10, [*range(16, 31)], begin=15) == [21]
+    assert tables_at(monkeypatch, 0, [*range(1, 31)]) == []
+    assert tables_at(monkeypatch, 10, [*range(1, 31)], zero=False) == []
 
 
 def test_without_a_tracker_nobody_asks_for_traces():
     log = Log()
-    tables = TraceTables(1, list, lambda: log)
+    tables = TraceTables(1, log.newest)
     state, args = TrainerState(global_step=1), NRTConfig(output_dir="unused", use_cpu=True)
     tables.on_train_begin(args, TrainerState(), TrainerControl())
     tables.on_log(args, state, TrainerControl(), logs={"loss": 1.0})
@@ -347,33 +303,38 @@ def small(folder: Path, **changes) -> NRTConfig:
     return NRTConfig(**{**values, **changes})
 
 
-@tensorboard
 @pytest.mark.parametrize(
     "off", [{"report_traces": False}, {"record_traces": False}, {"diagnostics_steps": 0}]
 )
 def test_traces_stay_at_home_where_they_shall(off, tmp_path):
-    trainer = NRTTrainer(
-        tiny_model(), small(tmp_path, report_to="tensorboard", **off), QA, None, byte_tokenizer()
-    )
+    trainer = NRTTrainer(tiny_model(), small(tmp_path, **off), QA, None, byte_tokenizer())
     trainer.train()
-    (file,) = tensorboard_runs(tmp_path)
-    assert "train/uplift" in file.Tags()["scalars"]
-    assert "traces/text_summary" not in file.Tags()["tensors"]
+    (tables,) = (c for c in trainer.recorder.callbacks if isinstance(c, TraceTables))
+    assert tables.every == 0 or trainer.recorder.newest() == []
 
 
-@tensorboard
+@trackio
 def test_a_tracker_changes_no_number_and_has_the_rows_of_several_updates(tmp_path):
     """Where a step trains on traces of an earlier one, the table has those."""
-    settings = {"diagnostics_steps": 3, "num_iterations": 2, "max_steps": 4}
-    for name, report_to in (("with", "tensorboard"), ("without", "none")):
-        args = small(tmp_path / name, report_to=report_to, **settings)
-        NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer()).train()
+    code = """
+import sys
+from test_trackers import *
+settings = {"diagnostics_steps": 3, "num_iterations": 2, "max_steps": 4}
+for name, report_to in (("with", "trackio"), ("without", "none")):
+    args = small(Path(sys.argv[1]) / name, report_to=report_to, **settings)
+    NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer()).train()
+"""
+    env = surroundings(tmp_path)
+    env["PYTHONPATH"] += f"{os.pathsep}{Path(__file__).parent}"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "with") == read_metrics(tmp_path / "without")
-    (file,) = tensorboard_runs(tmp_path)
-    texts = [e.tensor_proto.string_val[0].decode() for e in file.Tensors("traces/text_summary")]
-    assert [e.step for e in file.Tensors("traces/text_summary")] == [1, 4]
-    assert [text.splitlines()[2].split(" | ")[0] for text in texts] == ["| 1", "| 3"]
-    assert len(texts[0].splitlines()) == 2 + QUESTIONS * 2
+    (lines,) = trackio_runs(tmp_path).values()
+    tables = [line for line in lines if "traces" in line]
+    assert [line["train/global_step"] for line in tables] == [1, 4]
+    assert [line["traces"]["_value"][0]["step"] for line in tables] == [1, 3]
+    assert [len(line["traces"]["_value"]) for line in tables] == [QUESTIONS * 2] * 2
 
 
 def test_trackers_are_none_one_or_several(tmp_path):

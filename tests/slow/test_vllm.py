@@ -13,7 +13,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
 from native_reasoning.objective.types import Scores
 from native_reasoning.records.folder import read_metrics
-from native_reasoning.records.meter import Mismatch, mismatch, mismatch_means
+from native_reasoning.records.meter import Meter, means
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import Completion, VLLMEngine
@@ -273,15 +273,17 @@ def test_mismatch_by_hand():
     mask = torch.tensor([[True] * 3, [True, False, False]])
     scores = Scores(trace, mask, torch.zeros(2, 1), torch.zeros(1), torch.zeros(2), mask[:, 0])
     traces = Traces(((5, 6, 9), ()), (True, False), (None, 2), (), ((-1.1, -2.0, -2.8), (-1.5,)))
-    found = mismatch(traces, scores)
+    meter, other = Meter(), Meter()
+    meter.add_mismatch(traces, scores)
     d = torch.tensor([0.1, 0.0, -0.2, 0.0], dtype=torch.float64)
-    assert found.tokens == 4
-    assert found.kl == pytest.approx(float((d.exp() - 1 - d).sum()), abs=1e-6)
-    assert found.largest == pytest.approx(0.2, abs=1e-6)
-    assert mismatch(replace(traces, sampler_logps=()), scores) is None
-    assert mismatch_means([Mismatch(4, 0.4, 0.2), Mismatch(1, 0.1, 0.7)]) == pytest.approx(
-        {"mismatch_kl": 0.1, "mismatch_max": 0.7}
-    )
+    kl = float((d.exp() - 1 - d).sum())
+    found = meter.sums()
+    assert means([found]) == pytest.approx({"mismatch_kl": kl / 4, "mismatch_max": 0.2}, abs=1e-6)
+    other.add_mismatch(replace(traces, sampler_logps=()), scores)
+    assert other.sums() == {}
+    parts = [found, {"mismatch_kl": [0.1, 1], "mismatch_max": [0.7, 0]}]
+    expected = {"mismatch_kl": (kl + 0.1) / 5, "mismatch_max": 0.7}
+    assert means(parts) == pytest.approx(expected, abs=1e-6)
 
 
 # -- Settings --------------------------------------------------------------------------------------

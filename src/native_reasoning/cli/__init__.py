@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if error.filename is None and not is_full(error):
             raise
-        told = unwritten(error.filename or "a file", error) if is_full(error) else _refused(error)
+        told = unwritten(error) if is_full(error) else _refused(error)
         print(error_text(told), file=sys.stderr, flush=True)
         return told.exit_code
 

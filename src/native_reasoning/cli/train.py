@@ -65,7 +65,7 @@ def make_plan(parsed: Parsed) -> TrainCommand:
     """Recipe, then flags. Raises ConfigError, or RunError where the run folder is in the way."""
     from native_reasoning.cli.inputs import model_folder, required
     from native_reasoning.config.recipe import read_recipe
-    from native_reasoning.records.folder import free_name
+    from native_reasoning.records.disk import free_name
 
     own, recipe = parsed.own, parsed.positional
     resume = True if own["resume"] == "true" else own["resume"]
@@ -117,12 +117,13 @@ def _config_of(out: str | None) -> Path:
 
 def _check_folder(out: str, resume: str | bool | None) -> None:
     """Raises RunError, before a model is loaded, where the run could not start or go on."""
-    from native_reasoning.records.disk import check_free
+    from native_reasoning.records.disk import LOCK, claimed
     from native_reasoning.records.folder import RunFolder
     from native_reasoning.training.resume import checkpoints
 
-    if is_main_process():
-        check_free(Path(out))
+    if is_main_process() and (Path(out) / LOCK).is_file():
+        with claimed(Path(out)):  # nobody else has it
+            pass
     if not resume:
         if Path(out).exists():  # creates nothing that is not there
             RunFolder.create(out, resume=False)
@@ -155,7 +156,6 @@ def build(plan: TrainCommand, folder: str) -> Any:
     say_loading(plan.model)
     with refused_by_libraries():
         trainer = NRTTrainer(plan.model, config, data, held_out)
-    trainer.recorder.recipe.update(model=plan.model, data=plan.data, eval_data=plan.eval_data)
     for report in (trainer.train_report, trainer.eval_report):
         for line in report.lines() if report else ():
             if line not in told:
@@ -167,7 +167,7 @@ def _progress(trainer: Any) -> "ProgressCallback":
     """What people see of the run; closed it gives the terminal its cursor back."""
     from native_reasoning.records.progress import ProgressCallback
 
-    progress = ProgressCallback(trainer.recorder.clock, lambda: trainer.recorder.latest)
+    progress = ProgressCallback(trainer.recorder.clock, trainer.recorder.newest)
     trainer.add_callback(progress)
     return progress
 
@@ -224,7 +224,7 @@ def _finish(trainer: Any, plan: TrainCommand) -> Mapping[str, float] | None:
             raise
         if final.is_dir():
             trainer.checkpoints.write_card(final)
-    end_runs(trainer.callback_handler.callbacks)
+    end_runs(trainer.args.report_to)
     return after
 
 

@@ -113,7 +113,6 @@ VERBS = {
                 Flag("--data", _DATA, "F"),
                 Flag("--eval-data", "held-out questions, answered before and after", "F"),
                 Flag("--out", "run folder (the first free runs/NAME)", "DIR"),
-                Flag("--profile", "after N steps, where their time went (profile.json)", "N"),
                 Flag(
                     "--resume",
                     "go on with the run in --out from its newest checkpoint, or from CKPT",

@@ -16,7 +16,7 @@ from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.demo import base_path, make_rows
 from native_reasoning.evaluation.held_out import Outcome, held_out_rows, summarise
-from native_reasoning.records.folder import free_name
+from native_reasoning.records.disk import free_name
 from native_reasoning.report import write_report
 from native_reasoning.training.trainer import NRTTrainer
 

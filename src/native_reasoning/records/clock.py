@@ -10,9 +10,6 @@ asked for.
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from native_reasoning.records.metrics import STAGES
 
@@ -64,15 +61,3 @@ class Clock:
 
 def _nothing() -> dict[str, float]:
     return dict.fromkeys(STAGES, 0.0)
-
-
-class ClockCallback(TrainerCallback):
-    """Ends the optimiser's time, which begins with the last backward of a step."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.clock.end("optimiser")

@@ -15,15 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
-from native_reasoning.config.errors import DiskError, RunError, warn
+from native_reasoning.config.errors import DiskError, NativeReasoningError, RunError, warn
 
-#: In a sealed folder: the size and SHA-256 of every other file, by its path.
+#: In a sealed folder: the SHA-256 of every other file, by its path.
 CHECKSUMS = "checksums.json"
-#: In the RuntimeErrors by which torch.save says that it could not write.
-_TORCH_SAVES = ("PytorchStreamWriter", "inline_container")
+#: In a run folder; a file, because network disks do not lock folders. It stays there.
+LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: In the errors by which safetensors and torch.save say that they could not write.
+_UNWRITTEN = ("os error", "PytorchStreamWriter", "inline_container")
 
 
 def write_atomically(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
@@ -53,15 +54,27 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
+def free_name(path: Path) -> Path:
+    """The path itself, else the first of ``path-2``, ``path-3``, … that is not taken."""
+    others = (path.parent / f"{path.name or 'run'}-{n}" for n in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not name.exists())
+
+
+def put_aside(path: Path) -> None:
+    """Renames a file or folder that is in the way, and says so."""
+    place = free_name(path.with_name(f"set-aside-{path.name}"))
+    os.replace(path, place)
+    warn(f"{path.name} is now {place.name}")
+
+
 # -- Whole folders ---------------------------------------------------------------------------------
 
 
 def seal(folder: Path) -> None:
     """Writes ``CHECKSUMS``: from now on ``damage`` knows what belongs in the folder, a card
     (README.md) apart, which may be written anew. All is on the disk afterwards."""
-    apart = (folder / CHECKSUMS, folder / "README.md")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in apart]
-    about = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
+    files = _files(folder)
+    about = {n: _sha256(p) for n, p in files.items() if n not in (CHECKSUMS, "README.md")}
     write_atomically(folder / CHECKSUMS, json.dumps(about, indent=1))
     for path in [*folder.rglob("*"), folder]:
         sync(path)
@@ -71,56 +84,36 @@ def damage(folder: Path) -> list[str]:
     """What is wrong with a sealed folder, a line for each file; [] where it is whole. Files that
     were added since do not matter."""
     try:
-        about = json.loads((folder / CHECKSUMS).read_bytes())
-        items = [(str(name), list(known)) for name, known in about.items()]
+        known = json.loads((folder / CHECKSUMS).read_bytes())
+        if not isinstance(known, dict) or not known:
+            raise ValueError(CHECKSUMS)
     except FileNotFoundError:
         return [f"{CHECKSUMS} is missing"]
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+    except ValueError:
         return [f"{CHECKSUMS} cannot be read"]
-    if not items:
-        return [f"{CHECKSUMS} names no file"]
-    out = []
-    for name, known in items:
-        try:
-            if (
-                Path(name).is_absolute()
-                or ".." in Path(name).parts
-                or not (folder / name).is_file()
-            ):
-                raise ValueError(name)  # nor a device, which never ends
-            found = _fingerprint(folder / name)
-        except (OSError, ValueError):  # a name may hold what no path can
-            out.append(f"{name} is missing")
-            continue
-        if found != known:
-            kind = "has another size" if found[:1] != known[:1] else "was changed"
-            out.append(f"{name} {kind}")
-    return out
+    here = _files(folder)
+    return [
+        f"{name} was changed" if name in here else f"{name} is missing"
+        for name in known
+        if name not in here or _sha256(here[name]) != known[name]
+    ]
 
 
-def _fingerprint(path: Path) -> list[int | str]:
-    """Size in bytes and SHA-256."""
-    found, size = hashlib.sha256(), 0
+def _files(folder: Path) -> dict[str, Path]:
+    """The files in a folder by their names from there."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             found.update(block)
-            size += len(block)
-    return [size, found.hexdigest()]
-
-
-def put_aside(path: Path) -> Path:
-    """Renames a file or folder that is in the way to the first free ``set-aside-N-NAME``."""
-    names = (path.with_name(f"set-aside-{n}-{path.name}") for n in itertools.count(1))
-    place = next(name for name in names if not name.exists())
-    os.replace(path, place)
-    return place
+    return found.hexdigest()
 
 
 # -- One run per folder ----------------------------------------------------------------------------
-
-
-#: In a run folder; a file, because network disks do not lock folders. It stays there.
-LOCK = ".lock"
 
 
 @contextmanager
@@ -129,11 +122,10 @@ def claimed(folder: Path) -> Generator[None]:
     the file system knows no locks it says so on stderr. The system gives the folder back when the
     process ends, however it ends.
 
-    Raises RunError while another process has it, DiskError where it cannot be made.
+    Raises RunError while another process has it.
     """
-    with writing(str(folder), None):
-        folder.mkdir(parents=True, exist_ok=True)
-        sync(folder.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    sync(folder.parent)
     lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
     try:
         lock.acquire()
@@ -145,7 +137,7 @@ def claimed(folder: Path) -> Generator[None]:
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-            raise unwritten(f"{folder}/{LOCK}", error) from error
+            raise
         warn(f"warning: {folder} cannot be locked ({error.strerror}): start no second run in it")
     try:
         yield
@@ -153,38 +145,18 @@ def claimed(folder: Path) -> Generator[None]:
         lock.release()
 
 
-def check_free(folder: Path) -> None:
-    """Raises RunError while another process has a run folder; makes nothing."""
-    if (folder / LOCK).is_file():
-        with claimed(folder):
-            pass
+def is_full(error: Exception) -> bool:
+    """Whether a file could not be written for lack of room, as the system, safetensors or
+    torch.save says it."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    ours = isinstance(error, NativeReasoningError)
+    return not ours and any(name in str(error) for name in _UNWRITTEN)
 
 
-# -- Full disks ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def writing(what: str, folder: Path | None) -> Generator[None]:
-    """Turns what libraries say of a file that could not be written into a DiskError; ``folder`` is
-    the run's, if it is about one."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(name in str(error) for name in _TORCH_SAVES):
-            raise
-        raise unwritten(what, error, folder) from error
-
-
-def is_full(error: OSError) -> bool:
-    """Whether a file could not be written for lack of room."""
-    return error.errno in _FULL
-
-
-def unwritten(what: str, error: Exception, folder: Path | None = None) -> DiskError:
+def unwritten(error: Exception, folder: Path | None = None) -> DiskError:
     """The error that says so; ``folder`` is the run's, if it is about one."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    full = not isinstance(error, OSError) or is_full(error)  # libraries hide the number
-    mend = "make room on the disk" if full else "mend that"
+    what = getattr(error, "filename", None) or "a file"
     if folder is None:
         again = "run it again"
     elif any(folder.glob("checkpoint-*")):
@@ -192,7 +164,7 @@ def unwritten(what: str, error: Exception, folder: Path | None = None) -> DiskEr
     else:
         again = "begin again in a new folder: nothing was saved yet"
     return DiskError(
-        f"{what} could not be written: {reason}",
+        f"{what} could not be written: {(str(error).splitlines() or [''])[0]}",
         why="it stops here; checkpoints that were saved before are whole",
-        fix=f"{mend}, then {again}",
+        fix=f"make room on the disk, then {again}",
     )

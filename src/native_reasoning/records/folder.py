@@ -12,13 +12,12 @@ Whole files are written beside and renamed, lines are appended; so a killed writ
 """
 
 import importlib.metadata
-import itertools
 import json
 import math
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import yaml
 
 from native_reasoning import __version__
 from native_reasoning.config.errors import RunError
-from native_reasoning.records.disk import sync, write_atomically
+from native_reasoning.records.disk import free_name, sync, write_atomically
 from native_reasoning.records.tables import (
     HELD_OUT_SCHEMA,
     TRACE_SCHEMA,
@@ -66,8 +65,6 @@ class RunFolder:
 
     def __init__(self, path: PathLike, *, writes: bool = True) -> None:
         self.path, self.writes = Path(path), writes
-        self._rows: list[TraceRow] = []
-        self._flushed = -1
 
     @classmethod
     def create(cls, path: PathLike, *, resume: bool) -> "RunFolder":
@@ -77,34 +74,25 @@ class RunFolder:
         For the rank that writes alone: the others would find what it has just made.
         """
         folder = cls(path)
+        found = sorted(hit.name for mark in _RUN_MARKS for hit in folder.path.glob(mark))
         if folder.path.exists() and not folder.path.is_dir():
-            problem, go_on, found = "is a file, not a folder", "", []
+            problem = "is a file, not a folder"
+        elif found and not resume:
+            problem = f"already holds a run ({', '.join(found[:3])})"
         else:
             folder.path.mkdir(parents=True, exist_ok=True)
-            found = sorted(hit.name for mark in _RUN_MARKS for hit in folder.path.glob(mark))
-            problem = f"already holds a run ({', '.join(found[:3])})"
-            go_on = "--resume to go on with it, or "
-        if folder.path.is_dir() and (resume or not found):
-            folder._flushed = max((last for _, last, _ in trace_files(folder.path)), default=-1)
             return folder
         raise RunError(
             f"{path} {problem}",
             why="a run writes into a folder of its own, and nothing is ever overwritten",
-            fix=f"{go_on}a new folder: {free_name(folder.path)}",
+            fix=f"--resume to go on with a run, or a new folder: {free_name(folder.path)}",
         )
 
-    def write_config(
-        self,
-        config: Mapping[str, Any],
-        *,
-        data_hash: str | None,
-        seed: int,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        """config.yaml: the settings under ``config``, and ``extra`` entries, say the machine.
+    def write_config(self, config: Mapping[str, Any], **about: Any) -> None:
+        """config.yaml: the settings under ``config``, and further entries, say the machine.
         Secrets are left out."""
         if self.writes:
-            write_atomically(self.path / CONFIG, manifest(config, data_hash, seed, extra or {}))
+            write_atomically(self.path / CONFIG, manifest(config, about))
 
     def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl. Values are numbers, strings or None; no times.
@@ -121,21 +109,15 @@ class RunFolder:
         """One line of quarantine.jsonl: a row of an update that was skipped."""
         self._append(QUARANTINE, step, values)
 
-    def add_traces(self, rows: Iterable[TraceRow]) -> None:
-        """Keeps rows until ``flush_traces``."""
-        self._rows.extend(rows if self.writes else ())
-
-    def flush_traces(self, last_step: int) -> None:
-        """Writes the kept rows as one file, named after their first step and ``last_step``."""
-        rows = sorted(self._rows, key=lambda row: row.step)
-        if not rows:
+    def write_traces(self, rows: Sequence[TraceRow], last_step: int) -> None:
+        """Writes rows as one file, named after their first step and ``last_step``."""
+        if not self.writes or not rows:
             return
-        first = rows[0].step
-        assert self._flushed < first, (self._flushed, first)
+        rows = sorted(rows, key=lambda row: row.step)
         assert rows[-1].step <= last_step, (rows[-1].step, last_step)
-        name = _TRACE_NAME.format(first, last_step)
-        write_table(self.path / TRACES / name, table_of(rows, TRACE_SCHEMA))
-        self._flushed, self._rows = last_step, []
+        path = self.path / TRACES / _TRACE_NAME.format(rows[0].step, last_step)
+        assert not path.exists(), path
+        write_table(path, table_of(rows, TRACE_SCHEMA))
 
     def write_held_out(self, rows: Sequence[HeldOutRow]) -> None:
         """One evaluation, in place of an earlier one at the same step."""
@@ -167,17 +149,14 @@ class RunFolder:
             if new != old:
                 write_atomically(self.path / name, new)
         for first, last, file in trace_files(self.path):
+            if first <= step < last:
+                table = read_table(file, TRACE_SCHEMA).filter(pc.field("step") <= step)
+                write_table(file.with_name(_TRACE_NAME.format(first, step)), table)
             if last > step:
-                table = TRACE_SCHEMA.empty_table()
-                table = read_table(file, TRACE_SCHEMA) if first <= step else table
-                table = table.filter(pc.field("step") <= step)
-                if table.num_rows:
-                    write_table(file.with_name(_TRACE_NAME.format(first, step)), table)
                 file.unlink()
         for after, file in evaluation_files(self.path):
             if after > step:
                 file.unlink()
-        self._rows, self._flushed = [], step
 
     def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         if not self.writes:
@@ -197,13 +176,12 @@ class RunFolder:
 def read_config(folder: PathLike) -> dict[str, Any]:
     """config.yaml as it was written. Raises RunError where it cannot be read."""
     path = Path(folder) / CONFIG
-    kinds = {"config": dict, "machine": dict, "changed_on_resume": list}
     try:
         found = yaml.safe_load(path.read_text("utf-8"))
-        if all(isinstance(found.get(name, kind()), kind) for name, kind in kinds.items()):
+        if isinstance(found["config"], dict):
             return found
         problem = "it holds no settings"
-    except (yaml.YAMLError, OSError, ValueError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
         problem = " ".join(str(error).split())[:300]
     raise RunError(
         f"{path} cannot be read: {problem}",
@@ -242,7 +220,7 @@ def lines_of(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         try:
             row = json.loads(line)
             row["step"] = int(row["step"])
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             if i + 1 == len(lines):
                 break
             raise RunError(
@@ -271,13 +249,6 @@ def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[tuple[list[int], P
     return sorted(([*map(int, name.groups())], path) for name, path in found if name)
 
 
-def free_name(path: Path) -> Path:
-    """The path, or runs/first -> runs/first-2, the first such name that is not taken."""
-    stem = re.sub(r"-\d{1,3}$", "", path.name) or "run"
-    names = (path.parent / f"{stem}-{n}" for n in itertools.count(2))
-    return next(name for name in itertools.chain([path], names) if not name.exists())
-
-
 # -- config.yaml -----------------------------------------------------------------------------------
 
 
@@ -293,16 +264,13 @@ _LOOKS_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_)\w{16,}|(?<=://)[^\s/@]+:[^\s/@]+
 _PACKAGES = ("torch", "transformers", "accelerate")
 
 
-def manifest(
-    config: Mapping[str, Any], data_hash: str | None, seed: int, extra: Mapping[str, Any]
-) -> str:
+def manifest(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """The text of config.yaml: YAML with sorted keys that ``yaml.safe_load`` reads back.
 
     Values that YAML lacks are written as their nearest: a tuple as a list, any other object as its
-    ``str``. ``extra`` has further top-level entries.
+    ``str``. ``about`` has further top-level entries.
     """
-    about = {"config": config, "versions": versions(), "data_hash": data_hash, "seed": seed}
-    page = _plain({**extra, **about})
+    page = _plain({**about, "config": config, "versions": versions()})
     return yaml.safe_dump(page, sort_keys=True, allow_unicode=True, width=100)
 
 

@@ -11,8 +11,6 @@ what the sampler says: rewards and gradients come from the trainer's weights.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,6 +77,7 @@ class Meter:
             self.add("sampled_answer_length", scores.answer_length.sum(), k)
         if scores.verdict is not None and scores.verdict.added is not None:
             self.add("added_reward", scores.verdict.added.sum(), k)
+        self.add_mismatch(traces, scores)
 
     def _add_kinds(self, rewards: Tensor, group: PromptGroup, template: Template) -> None:
         """Of token rewards (K, T) the share of each of ``KINDS``: in their sum over the step, and
@@ -98,6 +97,20 @@ class Meter:
                 share = (part * apart).sum() / apart.square().sum()
                 self.add(f"spread_share_{name}", share, 1)
 
+    def add_mismatch(self, traces: Traces, scores: Scores) -> None:
+        """Of one group; nothing where the sampler said nothing of its own. ``scores`` are under the
+        weights that sampled and begin with the trace's tokens."""
+        said = traces.sampler_logps
+        if not any(said):
+            return
+        assert tuple(map(len, said)) == traces.lengths
+        own = torch.cat([scores.trace[k, : len(row)] for k, row in enumerate(said)])
+        own = own.detach().double()
+        theirs = torch.tensor([logp for row in said for logp in row], dtype=own.dtype).to(own)
+        self.add("mismatch_kl", kl_k3(theirs, own).sum(), len(own))
+        cell = self._sums["mismatch_max"]
+        cell[0] = max(cell[0], float((own - theirs).abs().max()))
+
     def add_loss(self, terms: LossTerms, weight: float) -> None:
         """The terms, already divided by N: they are added up, not averaged."""
         for name in ("trace", "answer", "format", "kl"):
@@ -111,46 +124,14 @@ class Meter:
 
 
 def means(parts: list[dict[str, list[float]]]) -> dict[str, float]:
-    """Means over the ranks' sums; a name with count 0 (a loss term) is a plain sum."""
+    """Means over the ranks' sums; of a name with count 0 (a loss term) the plain sum, of one that
+    ends with ``_max`` the largest."""
     out = {}
     for name in dict.fromkeys(name for part in parts for name in part):
-        total = sum(part[name][0] for part in parts if name in part)
-        count = sum(part[name][1] for part in parts if name in part)
-        out[name] = total / count if count else total
+        totals, counts = zip(*(part[name] for part in parts if name in part), strict=True)
+        total = max(totals) if name.endswith("_max") else sum(totals)
+        out[name] = total / (sum(counts) or 1)
     return out
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """Of one group: its sampled tokens, their sum of e^d − 1 − d, and the largest |d|."""
-
-    tokens: int
-    kl: float
-    largest: float
-
-
-def mismatch(traces: Traces, scores: Scores) -> Mismatch | None:
-    """None where the sampler said nothing of its own. ``scores`` are under the weights that sampled
-    and begin with the trace's tokens."""
-    said = traces.sampler_logps
-    if not any(said):
-        return None
-    assert tuple(map(len, said)) == traces.lengths
-    own = torch.cat([scores.trace[k, : len(row)] for k, row in enumerate(said)]).detach().double()
-    theirs = torch.tensor([logp for row in said for logp in row], dtype=own.dtype).to(own.device)
-    gap = (own - theirs).abs().max()
-    return Mismatch(len(own), float(kl_k3(theirs, own).sum()), float(gap))
-
-
-def mismatch_means(found: Sequence[Mismatch]) -> dict[str, float]:
-    """Metrics of the groups of all ranks; none where there is none."""
-    if not found:
-        return {}
-    tokens = sum(one.tokens for one in found)
-    return {
-        "mismatch_kl": sum(one.kl for one in found) / tokens,
-        "mismatch_max": max(one.largest for one in found),
-    }
 
 
 def trace_rows(

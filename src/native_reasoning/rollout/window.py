@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from native_reasoning.config.errors import RunError
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
 from native_reasoning.rollout.schedule import Rows
@@ -131,7 +132,8 @@ class Window:
     ) -> "Window":
         """This rank's part of the window that any number of ranks saved into ``folder``.
         ``shares[i]`` has the row ids of its micro-batches in mini-batch i; ``groups`` are the
-        training groups by row id, ``filler`` is where that is None."""
+        training groups by row id, ``filler`` is where that is None. Raises RunError where the
+        window has other rows."""
         wanted = {row for share in shares for batch in share for row in batch}
         kept: dict[int | None, Cell] = {}
         rollout = -1
@@ -142,6 +144,13 @@ class Window:
                 kept[row] = Cell(group, traces, recall.scores.verdict, recall)
             if kept.keys() >= wanted:  # its own file alone, where the ranks are as they were
                 break
+        if kept.keys() != wanted:
+            raise RunError(
+                f"the open rollout in {folder} has not the rows of this step",
+                why="it was sampled with other settings",
+                fix="resume with those of the run: data_seed, steps_per_generation, and "
+                "per_device_train_batch_size × gradient_accumulation_steps × processes",
+            )
         minibatches = []
         for share in shares:
             cells = [kept[row] for batch in share for row in batch]

@@ -1,25 +1,21 @@
 """Callbacks that every training run has: signals, and numbers that went wrong."""
 
-import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
 from native_reasoning.config.errors import RunError
 from native_reasoning.model.gathered import local
 from native_reasoning.model.ranks import largest_of_ranks
-from native_reasoning.records.disk import damage
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 #: Saves and goes on; Windows has no such signal.
@@ -69,7 +65,6 @@ class SignalCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.received = self._agreed(self._heard, args)  # one that came after the last step
-        self.restore()
 
     def restore(self) -> None:
         """Gives the signals back to whoever had them."""
@@ -88,26 +83,6 @@ class SignalCallback(TrainerCallback):
         told = f"{name}: saving at the end of this step, {then}\n"
         with suppress(OSError):  # print may be what was interrupted, and cannot be entered twice
             os.write(2, told.encode())
-
-
-class BestCheckpoint(TrainerCallback):
-    """Finds the best checkpoint again when a run goes on, whatever the run folder was called;
-    ``place`` is None where there is none, or it is gone or damaged."""
-
-    def __init__(self) -> None:
-        self.place: str | None = None
-
-    def load(self, checkpoint: Path) -> None:
-        """What the state of a checkpoint says."""
-        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        best = state.get("best_model_checkpoint")
-        place = None if best is None else checkpoint.parent / Path(best).name
-        self.place = None if place is None or damage(place) else str(place)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        state.best_model_checkpoint = self.place
 
 
 class FiniteGuard(TrainerCallback):

@@ -6,14 +6,20 @@ import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from native_reasoning.config.errors import RunError, warn
+from native_reasoning.config.errors import warn
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.adapters import has_adapter, load_adapter, merged, save_adapter
 from native_reasoning.model.gathered import fill
@@ -28,22 +34,20 @@ from native_reasoning.records.disk import (
     seal,
     sync,
     write_atomically,
-    writing,
 )
 from native_reasoning.records.folder import CONFIG, RunFolder
 from native_reasoning.rollout.schedule import data_hash
-from native_reasoning.training.callbacks import BestCheckpoint, SignalCallback
+from native_reasoning.training.callbacks import SignalCallback
 from native_reasoning.training.collector import Collector
 from native_reasoning.training.forwards import Forwards
 from native_reasoning.training.recorder import Recorder
 from native_reasoning.training.resume import (
     alone,
-    checkpoint_number,
-    checkpoint_step,
     checkpoints,
     find_checkpoint,
     machine,
     open_run,
+    step_in_name,
 )
 from native_reasoning.training.state import RunObjective
 
@@ -54,62 +58,23 @@ KEPT = "kept.json"
 
 
 def publish(staged: Path, final: Path) -> None:
-    """Moves a finished checkpoint to its name, after its files are safe on the disk and known by
-    their checksums. One that is there already, and whole, stays: the same step was saved before,
-    say by a signal."""
+    """Moves a finished folder to its name, after its files are safe on the disk and known by their
+    checksums. One that is there already stays if it holds the same files, else it is set aside."""
     seal(staged)
-    if final.exists() and damage(final):
-        shutil.rmtree(final)
     if final.exists():
-        shutil.rmtree(staged)
-    else:
-        os.replace(staged, final)
-        sync(final.parent)
+        mine = (staged / CHECKSUMS).read_bytes()
+        if not damage(final) and (final / CHECKSUMS).read_bytes() == mine:
+            return
+        put_aside(final)
+    os.replace(staged, final)
+    sync(final.parent)
 
 
-def _same(one: Path, other: Path) -> bool:
-    """Whether two sealed folders hold the same files."""
-    return (one / CHECKSUMS).read_bytes() == (other / CHECKSUMS).read_bytes()
-
-
-class Kept(Protocol):
-    """A part of a run whose state is in its checkpoints, as plain data."""
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what ``state`` returned."""
-        ...
-
-
-def save_kept(folder: Path, parts: Mapping[str, Kept]) -> None:
-    """Writes the states of the parts into an unfinished checkpoint."""
-    states = {name: part.state() for name, part in parts.items()}
-    write_atomically(folder / KEPT, json.dumps(states))
-
-
-def load_kept(folder: Path, parts: Mapping[str, Kept]) -> None:
-    """Gives each part its state back. Raises RunError where a checkpoint has none for one."""
-    known = (folder / KEPT).is_file()
-    states = json.loads((folder / KEPT).read_text(encoding="utf-8")) if known else {}
-    for name, part in parts.items():
-        if name not in states:
-            raise RunError(
-                f"{folder} has no state of the {name}",
-                why="this run goes on with it, and was begun with another objective or version",
-                fix="resume with the old settings, or start a new run with the checkpoint as "
-                "--model",
-            )
-        part.restore(states[name])
-
-
-class Checkpoints:
+class Checkpoints(TrainerCallback):
     """Checkpoints and saved models of a run: opened, written whole, read again.
 
     ``trainer`` is transformers' part of the trainer: its model, optimizer, state and processes.
-    ``signals`` and ``best`` are callbacks of it.
+    ``signals`` is a callback of it.
     """
 
     def __init__(
@@ -124,16 +89,16 @@ class Checkpoints:
         self.trainer, self.args, self.forwards = trainer, args, forwards
         self.objective, self.collector, self.recorder = objective, collector, recorder
         self.folder = Path(str(args.output_dir))
-        self.signals, self.best = SignalCallback(), BestCheckpoint()
-        self.callbacks = [self.signals, self.best]
-        self.kept: dict[str, Kept] = {
+        #: Where transformers writes a checkpoint, and finds no older one to delete.
+        self.staging = self.folder / STAGING
+        self.signals = SignalCallback()
+        kept = {
             "skipped_updates": recorder.finite,
             "collapse": recorder.collapse,
+            "filter": objective.filter,
         }
-        if objective.filter is not None:
-            self.kept["filter"] = objective.filter
-        #: Where an unfinished checkpoint is written just now.
-        self.staging: str | None = None
+        self.kept = {name: part for name, part in kept.items() if part is not None}
+        self._resumed: Path | None = None
         #: The step of the best checkpoint, while the model has its weights in place of the last.
         self._back_at: int | None = None
 
@@ -156,10 +121,9 @@ class Checkpoints:
             self.recorder.open(RunFolder(self.folder, writes=False))
             checkpoint = from_first_rank(lambda: self._open(resume, settings, about))
             self.collector.restart(checkpoint)
-            self._back_at = None
+            self._resumed, self._back_at = checkpoint, None
             if checkpoint is not None:
                 self._load_kept(checkpoint)
-                self.best.load(checkpoint)
             yield checkpoint
 
     def _open(
@@ -172,22 +136,22 @@ class Checkpoints:
         checkpoint = find_checkpoint(resume, self.folder)
         if checkpoint is not None:
             self._load_kept(checkpoint)  # nothing is cut back before it is known that it can be
-        here = machine(self.args.world_size, self.objective.first_policy)
-        records = open_run(
-            self.folder,
-            checkpoint,
-            settings,
-            {**about, "machine": here},
-            data_hash=data_hash(self.collector.groups),
-            seed=self.args.seed,
-            finished=self.is_finished(checkpoint),
-        )
+        known = {
+            **about,
+            "data_hash": data_hash(self.collector.groups),
+            "seed": self.args.seed,
+            "machine": machine(self.args.world_size, self.objective.first_policy),
+        }
+        step = None if checkpoint is None else self.state_of(checkpoint).global_step
+        finished = self.is_finished(checkpoint)
+        records = open_run(self.folder, step, settings, known, finished=finished)
         self.recorder.open(records)
         return checkpoint
 
     def is_finished(self, checkpoint: Path | None) -> bool:
         """Whether no step is left after a checkpoint."""
-        return checkpoint is not None and checkpoint_step(checkpoint) >= self.collector.total_steps
+        total = self.collector.total_steps
+        return checkpoint is not None and self.state_of(checkpoint).global_step >= total
 
     @contextmanager
     def training(self) -> Generator[None]:
@@ -207,7 +171,10 @@ class Checkpoints:
     # -- reading -----------------------------------------------------------------------------------
 
     def _load_kept(self, checkpoint: Path) -> None:
-        load_kept(checkpoint, self.kept)
+        """Gives the parts of the run their states back; one that is new begins anew."""
+        states = json.loads((checkpoint / KEPT).read_text(encoding="utf-8"))
+        for name in self.kept.keys() & states.keys():
+            self.kept[name].restore(states[name])
         if self.objective.judges is not None:
             self.objective.judges.load(checkpoint)
 
@@ -216,11 +183,20 @@ class Checkpoints:
         """The optimiser step that the model's weights come from."""
         return self.trainer.state.global_step if self._back_at is None else self._back_at
 
-    def ended_state(self, checkpoint: Path) -> TrainerState:
-        """The state of a run that has come to its end."""
+    def state_of(self, checkpoint: Path) -> TrainerState:
+        """The state in a checkpoint, which finds the best one again wherever the run folder is now;
+        None where that is gone or damaged."""
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        state.best_model_checkpoint = self.best.place
+        if state.best_model_checkpoint is not None:
+            best = checkpoint.parent / Path(state.best_model_checkpoint).name
+            state.best_model_checkpoint = None if damage(best) else str(best)
         return state
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._resumed is not None:
+            state.best_model_checkpoint = self.state_of(self._resumed).best_model_checkpoint
 
     def load_weights(self, checkpoint: str, model: nn.Module | None = None) -> bool:
         """The weights of a checkpoint into the model; False where transformers can do it."""
@@ -240,51 +216,39 @@ class Checkpoints:
 
     def went_back(self, checkpoint: str) -> None:
         """The weights are now those of an earlier checkpoint."""
-        self._back_at = checkpoint_number(Path(checkpoint))
+        self._back_at = step_in_name(Path(checkpoint))
 
     def load_optimizer(self, checkpoint: str | None) -> bool:
         """Optimizer and scheduler, in shards; False where transformers can do it."""
         here = None if checkpoint is None else Path(checkpoint)
         if here is None or not (self.trainer.is_fsdp_enabled or in_shards(here)):
             return False
-        load_state(self.trainer.model, self._optimizer, here)  # type: ignore[arg-type]
-        self._scheduler.load_state_dict(torch.load(here / SCHEDULER_NAME, weights_only=True))
+        optimizer, scheduler = self._optimizers()
+        load_state(self.trainer.model, optimizer, here)  # type: ignore[arg-type]
+        scheduler.load_state_dict(torch.load(here / SCHEDULER_NAME, weights_only=True))
         return True
 
-    @property
-    def _optimizer(self) -> Any:
-        assert self.trainer.optimizer is not None
-        return self.trainer.optimizer
-
-    @property
-    def _scheduler(self) -> Any:
-        assert self.trainer.lr_scheduler is not None
-        return self.trainer.lr_scheduler
+    def _optimizers(self) -> tuple[Any, Any]:
+        assert self.trainer.optimizer is not None and self.trainer.lr_scheduler is not None
+        return self.trainer.optimizer, self.trainer.lr_scheduler
 
     # -- writing -----------------------------------------------------------------------------------
 
     def save(self, write: Callable[[], None]) -> None:
         """A checkpoint of this step, written beside and renamed, so that a killed writer leaves no
-        checkpoint at all. ``write`` writes transformers' part into ``staging``.
-
-        Raises DiskError where something could not be written.
-        """
+        checkpoint at all. ``write`` writes transformers' part into ``staging``."""
         state, step = self.trainer.state, self.trainer.state.global_step
         final = self.folder / f"checkpoint-{step}"
-        staged = self.folder / STAGING / final.name
-        with self.recorder.clock.stage("records"), self._staged(staged):
+        with self.recorder.clock.stage("records"), self._staged(final) as staged:
             self.recorder.flush(step)
-            self.staging = str(staged.parent)
-            try:
-                write()
-            finally:
-                self.staging = None
+            write()
             self.collector.save(staged, step)
             self.trainer.accelerator.wait_for_everyone()
             if state.best_model_checkpoint == str(staged):
                 state.best_model_checkpoint = str(final)
             if self.args.should_save:
-                save_kept(staged, self.kept)
+                kept = {name: part.state() for name, part in self.kept.items()}
+                write_atomically(staged / KEPT, json.dumps(kept))
                 if self.objective.judges is not None:
                     self.objective.judges.save(staged)
                 state.save_to_json(str(staged / TRAINER_STATE_NAME))
@@ -293,53 +257,41 @@ class Checkpoints:
 
     def save_optimizer(self, folder: Path) -> None:
         """Optimizer and scheduler of a model that FSDP cut."""
+        optimizer, scheduler = self._optimizers()
         ranks = (self.args.process_index, self.args.world_size)
-        save_shards(self.trainer.model, self._optimizer, folder, *ranks)  # type: ignore[arg-type]
+        save_shards(self.trainer.model, optimizer, folder, *ranks)  # type: ignore[arg-type]
         if self.args.should_save:
-            torch.save(self._scheduler.state_dict(), folder / SCHEDULER_NAME)
+            torch.save(scheduler.state_dict(), folder / SCHEDULER_NAME)
 
-    def save_files(self, folder: str, state_dict: dict[str, Any] | None) -> None:
+    def save_files(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         """An ordinary model folder; of a checkpoint with an adapter, the adapter alone.
         transformers' adds a pickle that holds the hub token."""
         if not self.args.should_save:
             return
         copy, tokenizer = self.forwards.copy, self.trainer.processing_class
-        model = (
-            self.trainer.accelerator.unwrap_model(self.trainer.model)
-            if copy is None
-            else copy.model
-        )
+        unwrap = self.trainer.accelerator.unwrap_model
+        model = unwrap(self.trainer.model) if copy is None else copy.model
+        in_checkpoint = folder.parent == self.staging and step_in_name(folder) >= 0
         if not has_adapter(model):
             model.save_pretrained(folder, state_dict=state_dict)
-        elif self.staging is None:
-            merged(model).save_pretrained(folder)
-        else:
+        elif in_checkpoint:
             save_adapter(model, folder)
+        else:
+            merged(model).save_pretrained(folder)
         assert tokenizer is not None
         tokenizer.save_pretrained(folder)
-        if self.staging is None:
+        if not in_checkpoint:
             self.recorder.template.boundary.warn_of_servers()
-            self.write_card(Path(folder))
+            self.write_card(folder)
 
     def save_whole_model(self, folder: Path) -> None:
         """``save_model`` into a folder that appears whole. One that holds the same model stays as
-        it is; another one is set aside.
-
-        Raises DiskError where it could not be written.
-        """
-        staged = folder.parent / STAGING / folder.name
-        with self._staged(staged):
+        it is; another one is set aside."""
+        with self._staged(folder) as staged:
             self.trainer.save_model(str(staged))
             self.trainer.accelerator.wait_for_everyone()
-            if not self.args.should_save:
-                return
-            seal(staged)
-            if folder.exists() and not damage(folder) and _same(staged, folder):
-                return
-            if folder.exists():
-                warn(f"{folder.name} is now {put_aside(folder).name}")
-            os.replace(staged, folder)
-            sync(folder.parent)
+            if self.args.should_save:
+                publish(staged, folder)
 
     def write_card(self, folder: Path) -> None:
         """README.md of a saved model, as much as is known by now, on the process that saves; none
@@ -353,18 +305,17 @@ class Checkpoints:
             warn(f"{folder.name} has no new model card (README.md), which needs {reason}")
 
     @contextmanager
-    def _staged(self, staged: Path) -> Generator[None]:
-        """Clears the staging folder of what a killed writer left there, and after it."""
-        clear = self.args.should_save
+    def _staged(self, final: Path) -> Generator[Path]:
+        """Where ``final`` is written, cleared of what a killed writer left there, and after it."""
+        staging = final.parent / STAGING
         try:
-            with writing(staged.name, staged.parent.parent):
-                if clear:
-                    shutil.rmtree(staged.parent, ignore_errors=True)
-                self.trainer.accelerator.wait_for_everyone()
-                yield
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            self.trainer.accelerator.wait_for_everyone()
+            yield staging / final.name
         finally:
-            if clear:
-                shutil.rmtree(staged.parent, ignore_errors=True)
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
 
     def _delete_old(self) -> None:
         """Keeps ``save_total_limit`` checkpoints, of which the newest has just been written whole,
@@ -373,13 +324,3 @@ class Checkpoints:
         for path in checkpoints(self.folder)[limit:] if limit else []:
             if best is None or path.name != Path(best).name:
                 shutil.rmtree(path, ignore_errors=True)
-
-    @contextmanager
-    def all_stay(self) -> Generator[None]:
-        """transformers would delete the newest checkpoint where one may stay and another is
-        better: a run that was stopped could not go on."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            yield
-        finally:
-            self.args.save_total_limit = limit

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from accelerate.utils import gather_object
-from transformers.trainer_callback import CallbackHandler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.settings import ObjectiveSettings
@@ -17,17 +17,10 @@ from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.objective.losses import LossTerms
 from native_reasoning.objective.types import Scores, Signal
-from native_reasoning.records.clock import Clock, ClockCallback
+from native_reasoning.records.clock import Clock
 from native_reasoning.records.collapse import CollapseGuard
 from native_reasoning.records.folder import RunFolder
-from native_reasoning.records.meter import (
-    Meter,
-    Mismatch,
-    means,
-    mismatch,
-    mismatch_means,
-    trace_rows,
-)
+from native_reasoning.records.meter import Meter, means, trace_rows
 from native_reasoning.records.metrics import one_kind
 from native_reasoning.records.tables import TraceRow
 from native_reasoning.records.trackers import TraceTables
@@ -41,7 +34,7 @@ FIRST = 5
 _OF_REWARDS = ("reward", "reward_baseline", "helped")
 
 
-class Recorder:
+class Recorder(TrainerCallback):
     """Collects on every rank; what is written goes through ``records``, on rank 0 alone.
 
     ``clock`` is asked where the time went. ``finite`` drops updates that are not finite, and
@@ -58,9 +51,8 @@ class Recorder:
         self.clock = Clock()
         self.finite = FiniteGuard(self.quarantine, scaled=args.fp16)
         self.collapse = CollapseGuard(args.on_collapse)
-        self.callbacks = [self.finite, self.collapse, ClockCallback(self.clock)]
-        #: More of config.yaml; the command line puts the paths of the data here.
-        self.recipe: dict[str, Any] = {}
+        tables = TraceTables(args.diagnostics_steps if args.report_traces else 0, self.newest)
+        self.callbacks = [self.finite, self.collapse, self, tables]
         self.open(RunFolder(str(args.output_dir), writes=False))
 
     def open(self, records: RunFolder) -> None:
@@ -68,25 +60,22 @@ class Recorder:
         self.records, self.meter = records, Meter()
         self._pending: list[TraceRow] = []
         self._findings: list[Finding] = []
-        self._mismatches: list[Mismatch] = []
-        #: A trace of the latest step, the one with the largest advantage of its group.
-        self.latest: TraceRow | None = None
         self._newest: dict[int, list[TraceRow]] = {}  # by question
         self._told: set[str] = set()
         self._first: list[dict[str, float]] = []  # metrics of the first steps that judged traces
         self._step, self._minibatch, self._began, self._rollout = 0, (), 0.0, 0.0
         self._earlier: dict[str, float] = {}
 
-    def tables(self, handler: CallbackHandler) -> TraceTables:
-        """A callback that shows the traces to the trackers of ``handler``."""
-        every = self.args.diagnostics_steps if self.args.report_traces else 0
-        return TraceTables(every, handler, self.newest)
-
     # -- a step ------------------------------------------------------------------------------------
 
     def begins(self, step: int) -> None:
         """Step ``step``, counted from 1, begins."""
         self._step, self._began, self._earlier = step, time.perf_counter(), self.clock.take()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.clock.end("optimiser")
 
     def collected(self, minibatch: Sequence[MicroBatch]) -> None:
         """These are its micro-batches."""
@@ -98,12 +87,9 @@ class Recorder:
         """One group of the step. ``keeps``: its traces are written."""
         about = (group, traces, scores, signal, self.template)
         self.meter.add_group(*about)
-        if (found := mismatch(traces, scores)) is not None:
-            self._mismatches.append(found)
         if not keeps:
             return
         rows = trace_rows(self._step, *about)
-        self.latest = max(rows, key=lambda row: row.advantage)
         if any(old[0].step != self._step for old in self._newest.values()):
             self._newest = {}
         self._newest[group.example.row_id] = rows
@@ -125,8 +111,7 @@ class Recorder:
         """Hands the traces of steps up to ``step`` of all ranks to the records."""
         done = [row for row in self._pending if row.step <= step]
         self._pending = [row for row in self._pending if row.step > step]
-        self.records.add_traces(gather_object(done))
-        self.records.flush_traces(step)
+        self.records.write_traces(gather_object(done), step)
 
     def quarantine(self, step: int) -> None:
         """The rows of the step, whose update is skipped, of all ranks, to the records."""
@@ -180,8 +165,7 @@ class Recorder:
         """The means since they were asked for last, over all ranks."""
         values = means(gather_object([self.meter.sums()]))
         values |= summary(gather_object(self._findings))
-        values |= mismatch_means(gather_object(self._mismatches))
-        self._findings, self._mismatches = [], []
+        self._findings = []
         if not self.rewarded:
             values = {name: value for name, value in values.items() if name not in _OF_REWARDS}
         self._warn(values)

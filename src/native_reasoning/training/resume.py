@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer import TRAINER_STATE_NAME
 
 from native_reasoning.config.errors import RunError, warn
 from native_reasoning.model.ranks import from_first_rank, lost_rank
 from native_reasoning.records.disk import claimed, damage, is_full, put_aside, unwritten
 from native_reasoning.records.folder import CONFIG, RunFolder, read_config
-from native_reasoning.rollout.window import FILE as WINDOW
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 #: Settings that leave the steps themselves as they were.
@@ -47,21 +45,26 @@ def alone(folder: Path) -> Generator[None]:
                 why="reading it could run code, and no run of ours writes such a file",
                 fix="resume from another checkpoint",
             ) from None
-        except RuntimeError as error:
-            if (lost := lost_rank(error)) is None:
+        except Exception as error:
+            if is_full(error):
+                raise unwritten(error, folder) from error
+            lost = lost_rank(error) if isinstance(error, RuntimeError) else None
+            if lost is None:
                 raise
             raise lost from error
-        except OSError as error:
-            if not is_full(error):
-                raise
-            raise unwritten(error.filename or "a file of the run", error, folder) from error
+
+
+def step_in_name(path: Path) -> int:
+    """The optimiser steps behind a checkpoint by its name, -1 where it has no such name."""
+    found = _NAME.fullmatch(path.name)
+    return int(found[1]) if found else -1
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints of a run folder, the newest first. They may be damaged."""
-    named = [(_NAME.fullmatch(path.name), path) for path in Path(folder).glob("checkpoint-*")]
-    found = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
-    return [path for _, path in sorted(found, reverse=True)]
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.is_dir()]
+    named = [path for path in found if step_in_name(path) >= 0]
+    return sorted(named, key=step_in_name, reverse=True)
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -82,12 +85,12 @@ def find_checkpoint(resume: str | Path | bool | None, folder: Path) -> Path | No
     if resume is None or resume is False:
         return None
     found = newest_checkpoint(folder) if resume is True else Path(resume)
-    if found is not None and not found.is_dir() and (folder / found).is_dir():
+    if found is not None and not found.is_dir():
         found = folder / found  # by its name in the run folder
     if found is None or not found.is_dir():
         there = ", ".join(path.name for path in checkpoints(folder))
         raise RunError(
-            f"no whole checkpoint in {folder if found is None else found}",
+            f"no whole checkpoint in {found or folder}",
             why="there is nothing to resume from",
             fix=f"--resume with one of: {there}"
             if there and found is not None
@@ -112,15 +115,8 @@ def set_aside(folder: Path, step: int) -> None:
     """Renames checkpoints of later steps than ``step``: the run goes on from there and will write
     them anew, and a damaged one must not count as the newest."""
     for path in checkpoints(folder):
-        if checkpoint_number(path) > step:
-            warn(f"{path.name} is now {put_aside(path).name}")
-
-
-def checkpoint_number(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    found = _NAME.fullmatch(path.name)
-    assert found, path
-    return int(found[1])
+        if step_in_name(path) > step:
+            put_aside(path)
 
 
 def _few(lines: list[str]) -> str:
@@ -128,61 +124,43 @@ def _few(lines: list[str]) -> str:
     return ", ".join(lines[:3]) + more
 
 
-def checkpoint_step(checkpoint: Path) -> int:
-    """The optimiser steps that a checkpoint has behind it, whatever its folder is called."""
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    return int(state["global_step"])
-
-
 def open_run(
     folder: Path,
-    checkpoint: Path | None,
+    step: int | None,
     settings: Mapping[str, Any],
-    extra: Mapping[str, Any],
+    about: Mapping[str, Any],
     *,
-    data_hash: str,
-    seed: int,
     finished: bool = False,
 ) -> RunFolder:
-    """The run folder, of a new run, or cut back to ``checkpoint`` and compared; for the rank that
-    writes. ``finished`` says that no step is left after ``checkpoint``.
+    """The run folder, of a new run, or (``step``) cut back to a checkpoint and compared; for the
+    rank that writes. ``about`` goes into config.yaml beside the settings, with ``data_hash`` and
+    ``machine``. ``finished`` says that no step is left after the checkpoint.
 
-    Raises RunError if it is taken, holds another run, or is finished and asked for with other
-    settings. Settings or a machine that changed are said on stderr and written to config.yaml: the
-    run goes on, but not with the same bits.
+    Raises RunError if the folder is taken, or the training rows are others. Settings or a machine
+    that changed are said on stderr and written to config.yaml: the run goes on, but not with the
+    same bits.
     """
-    records = RunFolder.create(folder, resume=checkpoint is not None)
-    if checkpoint is None:
-        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
-        return records
-    before = read_config(folder) if (folder / CONFIG).is_file() else {}
-    changed = differences(before, settings, extra["machine"]) if before else []
-    window_open = any(checkpoint.glob(WINDOW.format("*")))
-    moved = other_window(before, settings, extra["machine"]) if window_open else []
-    refuse_other_run(before, data_hash, moved)
-    if finished and before:
-        _refuse_idle(folder, differences(before, settings, before.get("machine", {})))
-    # in this order: killed in between, the run can still go on from this checkpoint alone
-    set_aside(folder, checkpoint_step(checkpoint))
-    records.cut_back(checkpoint_step(checkpoint))
-    if changed:
-        told = "; ".join(changed)
-        warn(f"resuming, not as an uninterrupted run: {told}")
-        extra = {**extra, "changed_on_resume": [*before.get("changed_on_resume", []), *changed]}
-        records.write_config(settings, data_hash=data_hash, seed=seed, extra=extra)
-    return records
-
-
-def _refuse_idle(folder: Path, changed: list[str]) -> None:
-    """Raises RunError for settings that no step would be trained with, and that config.yaml and the
-    model's card would state; the length of the run is no such one."""
-    idle = [line for line in changed if line.split()[0] not in LENGTH]
-    if idle:
+    records = RunFolder.create(folder, resume=step is not None)
+    before = read_config(folder) if step is not None and (folder / CONFIG).is_file() else {}
+    if before.get("data_hash") not in (None, about["data_hash"]):
         raise RunError(
-            f"{folder} is finished, and asked to go on with {_few(idle)}",
-            why="no step is left to train with it",
-            fix="leave it out, or train longer: a larger --max-steps or --num-train-epochs",
+            "the training rows are not those that this run began with",
+            why="row numbers, random numbers and the order of the data belong to the old rows",
+            fix="resume with the old data, or start a new run from the checkpoint as --model",
         )
+    if step is not None:  # in this order: killed in between, the run can still go on from here
+        set_aside(folder, step)
+        records.cut_back(step)
+    changed = differences(before, settings, about["machine"]) if before else []
+    told = "; ".join(changed)
+    if changed and finished:
+        warn(f"{folder} is finished, and nothing is trained with {told}")
+    elif changed:
+        warn(f"resuming, not as an uninterrupted run: {told}")
+        about = {**about, "changed_on_resume": [*before.get("changed_on_resume", []), *changed]}
+    if not before or (changed and not finished):
+        records.write_config(settings, **about)
+    return records
 
 
 def machine(world_size: int, first_policy: str | None = None) -> dict[str, Any]:
@@ -203,64 +181,18 @@ def differences(
 ) -> list[str]:
     """What changed since config.yaml (``before``) was written, as ``name old -> new``: settings
     that matter to the steps, and the machine."""
-    named = [(before.get("config", {}), settings), (before.get("machine", {}), here)]
-    stretches = any(map(_stretches, (before.get("config", {}), settings)))
+    named = [(before["config"], settings), (before.get("machine", {}), here)]
+    free = () if any(map(_stretches, named[0])) else LENGTH
     out = []
     for old, new in named:
         for name in sorted({*old, *new}):
-            if FREE.fullmatch(name) or (name in LENGTH and not stretches):
-                continue
-            was, now = _plain(old.get(name)), _plain(new.get(name))
-            if was != now:
+            was, now = (json.dumps(of.get(name), sort_keys=True, default=str) for of in (old, new))
+            if was != now and not FREE.fullmatch(name) and name not in free:
                 out.append(f"{name} {was} -> {now}")
     return out
-
-
-def other_window(
-    before: Mapping[str, Any], settings: Mapping[str, Any], here: Mapping[str, Any]
-) -> list[str]:
-    """What says which rows a rollout has and how often they are trained on, and is another than in
-    config.yaml (``before``). The number of processes is not: rows are dealt out again."""
-    old = _rollout(before.get("config") or settings, before.get("machine") or here)
-    new = _rollout(settings, here)
-    return [f"{name} {old[name]} -> {new[name]}" for name in new if old[name] != new[name]]
-
-
-def _rollout(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, int]:
-    accumulated, seed = settings["gradient_accumulation_steps"], settings.get("data_seed")
-    return {
-        "prompts of a step": settings["per_device_train_batch_size"]
-        * accumulated
-        * machine["processes"],
-        "steps of a rollout": (settings["steps_per_generation"] or accumulated) // accumulated,
-        "num_iterations": settings["num_iterations"],
-        "the order's seed": settings["seed"] if seed is None else seed,
-    }
-
-
-def refuse_other_run(before: Mapping[str, Any], data_hash: str, moved: list[str]) -> None:
-    """Raises RunError where going on would mix two runs: other data, or an open window of several
-    updates that would be another one (``moved``)."""
-    if before.get("data_hash") not in (None, data_hash):
-        raise RunError(
-            "the training rows are not those that this run began with",
-            why="row numbers, random numbers and the order of the data belong to the old rows",
-            fix="resume with the old data, or start a new run from the checkpoint as --model",
-        )
-    if moved:
-        raise RunError(
-            f"in the middle of a rollout's updates, {moved[0]}",
-            why="the open rollout was sampled for the old value",
-            fix="resume with it (prompts of a step: per_device_train_batch_size × "
-            "gradient_accumulation_steps × processes)",
-        )
 
 
 def _stretches(settings: Mapping[str, Any]) -> bool:
     """Whether the learning rate of a step depends on the length of the run."""
     kind, warmup = settings.get("lr_scheduler_type"), settings.get("warmup_steps") or 0
     return kind != "constant" and (kind != "constant_with_warmup" or 0 < float(warmup) < 1)
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)

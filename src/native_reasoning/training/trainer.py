@@ -27,6 +27,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from native_reasoning.config.checks import check_call, refused
 from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.data import Examples
 from native_reasoning.model.policy import load_policy
 from native_reasoning.objective.custom import (
     AnyObjective,
@@ -85,10 +86,15 @@ class NRTTrainer(Trainer):
     ) -> None:
         theirs = check_call(model, args, eval_dataset, others)
         assert model is not None and args is not None
-        self._given = given_names(objective, reward_funcs, peft_config, theirs)
         asked = find_judging(args, objective, reward_funcs)
         settings = args.resolved_objective()
         policy = load_policy(model, args, processing_class, peft_config)
+        self._given = {
+            "model": _name_of(model) or policy.model.config.name_or_path,
+            "data": _name_of(train_dataset),
+            "eval_data": _name_of(eval_dataset),
+            **given_names(objective, reward_funcs, peft_config, theirs),
+        }
         read = partial(
             read_groups,
             template=policy.template,
@@ -121,8 +127,7 @@ class NRTTrainer(Trainer):
         self.step = Step(args, self.collector, self.objective, self.recorder, self.accelerator)
         self.checkpoints = Checkpoints(self, args, f, self.objective, self.collector, self.recorder)
         self.evaluator = Evaluator(self, args, questions, read, f, self.checkpoints, self.recorder)
-        tables = self.recorder.tables(self.callback_handler)
-        for callback in (*self.checkpoints.callbacks, self.objective, tables):
+        for callback in (self.checkpoints.signals, self.checkpoints, self.objective):
             self.add_callback(callback)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
 
@@ -166,15 +171,14 @@ class NRTTrainer(Trainer):
     def _load_finished(self, checkpoint: Path) -> TrainOutput:
         """The state of a run that has come to its end, and the weights that it ended with."""
         self._load_from_checkpoint(str(checkpoint))
-        self.state = self.checkpoints.ended_state(checkpoint)
+        self.state = self.checkpoints.state_of(checkpoint)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         return TrainOutput(self.state.global_step, 0.0, {})
 
     def _about(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings of config.yaml, and what else it says of the run."""
-        name = self.accelerator.unwrap_model(self.model).config.name_or_path
-        settings = {"model": name, **self.recorder.recipe, **self.args.resolved(), **self._given}
+        settings = {**self.args.resolved(), **self._given}
         about = {
             "data_report": [] if self.train_report is None else list(self.train_report.lines()),
             "boundary": asdict(self.template.boundary),
@@ -287,10 +291,10 @@ class NRTTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        self.checkpoints.save_files(output_dir or str(self.folder), state_dict)
+        self.checkpoints.save_files(Path(output_dir or self.folder), state_dict)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return self.checkpoints.staging or super()._get_output_dir(trial)
+        return str(self.checkpoints.staging)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.checkpoints.save(partial(super()._save_checkpoint, model, trial))
@@ -318,6 +322,10 @@ class NRTTrainer(Trainer):
             super()._load_best_model()
         self.checkpoints.went_back(best)
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        with self.checkpoints.all_stay():
-            return super()._finalize_training(*args, **kwargs)
+
+def _name_of(source: Any) -> str | None:
+    """What config.yaml calls a model or rows, so that --resume reads them again; None where they
+    were given as objects."""
+    if isinstance(source, Examples):
+        return source.report.source
+    return str(source) if isinstance(source, str | Path) else None
