@@ -144,7 +144,7 @@ class Window:
                 kept[row] = Cell(group, traces, recall.scores.verdict, recall)
             if kept.keys() >= wanted:  # its own file alone, where the ranks are as they were
                 break
-        if kept.keys() != wanted:
+        if not kept.keys() >= wanted:
             raise RunError(
                 f"the open rollout in {folder} has not the rows of this step",
                 why="it was sampled with other settings",
