@@ -142,8 +142,6 @@ def test_a_trainer_without_model_or_settings_says_what_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"eval_strategy": "steps"}, "eval_strategy is steps without eval_dataset"),
-        ({"eval_on_start": True}, "eval_on_start is True without eval_dataset"),
         ({"metric_for_best_model": "acuracy"}, "'acuracy' (did you mean 'accuracy'?)"),
         ({"metric_for_best_model": "eval_uplfit"}, "'eval_uplfit' (did you mean 'uplift'?)"),
         ({"metric_for_best_model": "accuracy_maj", "eval_num_generations": 1}, "'accuracy_maj'"),
@@ -173,12 +171,6 @@ def test_the_metrics_that_may_choose_the_best_model_are_those_of_an_evaluation(t
     assert {f"eval_{name}" for name in sets.evaluator.names()} | lengths == set(sets.evaluate())
     with pytest.raises(ConfigError, match="a_accuracy"):
         make(tmp_path, held_out={"a": QA[:2]}, metric_for_best_model="accuracy")
-
-
-def test_a_search_says_what_to_do_instead(tmp_path):
-    with pytest.raises(ConfigError, match="no hyperparameter_search") as caught:
-        make(tmp_path).hyperparameter_search(n_trials=2)
-    assert "NRTConfig(output_dir=" in three_lines(caught.value)
 
 
 # -- Metrics and predictions -----------------------------------------------------------------------

@@ -748,7 +748,7 @@ def test_killed_and_resumed_run_with_reward_functions_is_bit_identical(preset, u
 
 
 def test_own_rewards_need_something_to_tell_apart(tmp_path):
-    with pytest.raises(ConfigError, match="which samples nothing"):
+    with pytest.raises(ConfigError, match="and nothing is sampled here"):
         lab_trainer(tmp_path / "run", preset="sft", funcs=lengths)
     with pytest.raises(ConfigError, match="num_generations is 1"):
         lab_trainer(

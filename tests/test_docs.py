@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from doc_blocks import PAGES, ROOT
+from native_reasoning.cli.flags import parse
+from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config.methods import METHODS
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.papers import PRESETS
@@ -66,7 +68,7 @@ def test_every_method_is_told_with_formula_source_forms_and_differences():
         for key, preset in PRESETS.items():
             assert (f"## `{key}`" in text) == (preset.method is method)
         assert all(formula in text for formula in method.formulas.values())
-        for told in method.differs.values():
+        for told in (method.differs, *method.forms.values()):
             assert all(line in text for line in told)
 
 
@@ -126,11 +128,10 @@ def test_the_readme_takes_three_minutes():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_published_settings_are_settings(name, tmp_path):
-    published = METHODS[name].published
-    assert set(published) <= {*vars(NRTConfig)["__dataclass_fields__"]}
-    made = make_config({"preset": name, "output_dir": str(tmp_path), "use_cpu": True, **published})
-    for key, value in published.items():
-        assert getattr(made, key) == value
+    parsed = parse(VERBS["train"], METHODS[name].published.split())
+    assert parsed.positionals == ()
+    place = {"preset": name, "output_dir": str(tmp_path), "use_cpu": True}
+    made = make_config({**place, **parsed.settings})
     # prompts of an optimiser step and updates per rollout, as the papers have them
     prompts, updates = AUTHORS.get(name.split("-")[0], (8, 1))
     assert make_schedule(1000, made).prompts == prompts

@@ -4,7 +4,6 @@ No torch at the top: ``nrt presets`` answers at once. docs/make_objectives.py wr
 pages.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -111,7 +110,7 @@ def entry(preset: Preset) -> dict[str, Any]:
         "form": preset.form,
         "formula": method.formulas.get(preset.form, method.formula),
         "differs": list(differences(method, preset.form)),
-        "published": dict(method.published),
+        "published": method.published,
         **asdict(preset.settings),
     }
 
@@ -129,8 +128,7 @@ def setting_rows(preset: Preset) -> list[list[str]]:
 def command(name: str, preset: Preset) -> str:
     """The command line that trains as the authors' runs did, on one device, as far as settings go:
     one prompt with its traces is a micro-batch."""
-    flags = [f"--{key.replace('_', '-')} {value}" for key, value in preset.method.published.items()]
-    return " ".join(["nrt train", f"--preset {shlex.quote(name)}", *flags, "--model M --data F"])
+    return f"nrt train --preset {name} {preset.method.published} --model M --data F"
 
 
 def _explain(name: str, preset: Preset) -> None:

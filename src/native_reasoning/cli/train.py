@@ -64,6 +64,7 @@ class TrainCommand:
 def make_plan(parsed: Parsed) -> TrainCommand:
     """Recipe, then flags. Raises ConfigError, or RunError where the run folder is in the way."""
     from native_reasoning.cli.inputs import model_folder, required
+    from native_reasoning.config.guards import check_place
     from native_reasoning.config.recipe import read_recipe
     from native_reasoning.records.disk import free_name
 
@@ -82,6 +83,8 @@ def make_plan(parsed: Parsed) -> TrainCommand:
         settings = read_recipe(config, given, going_on=True) | given
     else:
         settings = (read_recipe(recipe, given) if recipe else {}) | given
+        if "output_dir" not in given and settings.get("output_dir"):
+            check_place(settings["output_dir"])
     model = required(settings, "model", "HuggingFaceTB/SmolLM2-135M")
     data = required(settings, "data", "qa.jsonl")
     name = Path(recipe).stem if recipe else Path(model).name

@@ -1,8 +1,7 @@
-"""Settings that cannot work, alone or together, are refused before anything is loaded."""
+"""Settings that cannot work, or harm a run, are refused before anything is loaded."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
-from importlib.util import find_spec
+from dataclasses import dataclass, fields
 from typing import Any
 
 from native_reasoning.config.errors import ConfigError, did_you_mean
@@ -23,30 +22,10 @@ RANGES = {
     "adam_beta1": (0, 0.9999999),
     "adam_beta2": (0, 0.9999999),
 }
-#: Settings of an objective that another one switches on: whether it does, and how.
-NEEDS: dict[str, tuple[Callable[[ObjectiveSettings], bool], str]] = {
-    "ema_decay": (lambda o: o.needs_ema, "objective.baseline ema"),
-    "ema_steps": (lambda o: o.needs_ema, "objective.baseline ema"),
-    "filter_coef": (lambda o: o.filter != "none", "objective.filter ema_std"),
-    "format_penalty": (lambda o: o.bad_format == "penalty", "objective.bad_format penalty"),
-    "std_eps": (lambda o: o.scale == "std", "objective.scale std"),
-    "ratio_low": (lambda o: o.ratio != "none", "objective.ratio cispo, or ppo"),
-    "ratio_high": (lambda o: o.ratio != "none", "objective.ratio cispo, or ppo"),
-}
 #: Settings of an objective that may be changed: what is sampled is a preset's own.
 CHANGEABLE = tuple(name for name in SETTINGS if name != "traces")
-_NOT_READ = ("nothing here reads it: rows are sampled, and the loss is the objective's",)
-#: Arguments of transformers that change nothing here, or do harm, with the reason and what to do.
+#: Arguments of transformers that do harm here, with the reason and what to do.
 REFUSED = {
-    "label_smoothing_factor": (*_NOT_READ, "leave it out"),
-    "include_num_input_tokens_seen": (*_NOT_READ, "leave it out: metrics.jsonl has lengths"),
-    "prediction_loss_only": (*_NOT_READ, "leave it out"),
-    "batch_eval_metrics": (*_NOT_READ, "leave it out: compute_metrics gets all answers at once"),
-    "include_for_metrics": (*_NOT_READ, "leave it out: compute_metrics gets the questions"),
-    "bf16_full_eval": (*_NOT_READ, "bf16 true"),
-    "fp16_full_eval": (*_NOT_READ, "fp16 true"),
-    "dataloader_drop_last": ("every row has its turn, in an order of the seed", "leave it out"),
-    "train_sampling_strategy": ("every row has its turn, in an order of the seed", "leave it out"),
     "neftune_noise_alpha": ("its noise would be in the rewards too", "leave it out"),
     "auto_find_batch_size": ("the rows of a step are planned beforehand", "rows_per_forward 8"),
     "enable_jit_checkpoint": (
@@ -61,17 +40,6 @@ REFUSED = {
 }
 #: Keywords of transformers' Trainer that NRTTrainer hands on.
 HANDED_ON = ("optimizers", "optimizer_cls_and_kwargs", "compute_metrics")
-#: Methods of transformers' Trainer that NRTTrainer has not, with the reason and what to do.
-NO_METHODS = {
-    "hyperparameter_search": (
-        "a trial needs a model, a run folder and a trainer of its own",
-        "a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) anew for each value",
-    ),
-    "push_to_hub": (
-        "transformers uploads the run folder, with every prompt, answer and trace",
-        "trainer.save_model(FOLDER), then: hf upload OWNER/NAME FOLDER",
-    ),
-}
 #: What to do in place of its other keywords.
 INSTEAD = {
     "tokenizer": "processing_class=tokenizer",
@@ -80,12 +48,118 @@ INSTEAD = {
     "compute_loss_func": "objective=, a callable Scores -> Signal, or reward_funcs=",
     "preprocess_logits_for_metrics": "compute_metrics=, which gets the answers as text",
 }
-#: What the trackers that a test has seen are made of: one of the packages is enough.
-TRACKERS = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "trackio": ("trackio",),
-    "wandb": ("wandb",),
-}
+
+
+@dataclass(frozen=True)
+class Clash:
+    """Settings that harm a run together: their ``names``, of NRTConfig or of its ``objective.``,
+    and whether they do, given both and whether traces are ``judged``."""
+
+    names: tuple[str, ...]
+    harms: Callable[[NRTOptions, ObjectiveSettings, bool], bool]
+    why: str
+    fix: str
+
+    def error(self, options: NRTOptions, objective: ObjectiveSettings) -> ConfigError:
+        """What to raise, with the values."""
+        parts = {f"objective.{name}": getattr(objective, name) for name in SETTINGS}
+        values = {
+            name: parts[name] if name in parts else getattr(options, name) for name in self.names
+        }
+        first, *others = (f"{name} {value!r}" for name, value in values.items())
+        what = first.replace(" ", " is ", 1) + " with " + ", ".join(others)
+        return ConfigError(what, why=self.why, fix=self.fix)
+
+
+CLASHES = (
+    Clash(
+        ("num_generations", "preset", "objective.centre", "objective.scale"),
+        lambda c, o, judged: (
+            judged and c.num_generations < 2 and (o.centre, o.scale) != ("none", "none")
+        ),
+        "a trace is judged against the others of its question; one alone teaches nothing",
+        "num_generations 8, or objective.centre none with objective.scale none, which compares "
+        "nothing",
+    ),
+    Clash(
+        ("preset", "objective.reward", "objective.traces"),
+        lambda c, o, judged: judged and o.traces == "empty",
+        "a reward (objective.reward, reward_funcs) tells traces apart, and nothing is sampled here",
+        "leave the reward out, or preset nrt-ws",
+    ),
+    Clash(
+        ("objective.answer_gate", "objective.reward"),
+        lambda c, o, judged: o.reward == "none" and o.answer_gate == "relu",
+        "the gate is open after traces that helped, and nothing says which did",
+        "objective.answer_gate none",
+    ),
+    Clash(
+        ("objective.reward", "objective.policy_tokens"),
+        lambda c, o, judged: o.reward == "exact_match" and not o.samples_answers,
+        "it looks at a sampled answer, and none is sampled",
+        "objective.policy_tokens trace_tag_answer",
+    ),
+    Clash(
+        ("objective.clip", "objective.baseline", "preset"),
+        lambda c, o, judged: (o.clip, o.baseline) == ("relu", "none") and o.reward != "none",
+        "the clip is on R - R_base, and there is no R_base",
+        "objective.clip none, or objective.baseline current",
+    ),
+    Clash(
+        ("objective.answer_weight", "objective.reward"),
+        lambda c, o, judged: o.answer_weight == "exact" and o.reward not in TOKEN_REWARDS,
+        "that reward has no gradient through the answer's tokens",
+        "objective.answer_weight none, or one",
+    ),
+    Clash(
+        ("objective.centre", "objective.reward"),
+        lambda c, o, judged: o.reward == "jepo" and o.centre != "lme_loo",
+        "the answer weights of jepo belong to the group's log-mean-exp",
+        "objective.centre lme_loo, or objective.reward logp",
+    ),
+    Clash(
+        ("objective.centre", "objective.reward"),
+        lambda c, o, judged: o.centre == "lme_loo" and o.reward not in LOG_PROBABILITIES,
+        "it takes the logarithm of a mean of probabilities, so R must be a log-probability",
+        "objective.reward jepo or logp, or objective.centre leave_one_out",
+    ),
+    Clash(
+        ("objective.bad_format", "objective.reward", "objective.kl_in_reward", "objective.clip"),
+        lambda c, o, judged: o.bad_format == "zero" and o.clip == "none" and _negative(o),
+        "0 is better than what other traces get: one that never closes would win",
+        "objective.bad_format mask or penalty",
+    ),
+    Clash(
+        ("objective.bad_format", "objective.reward", "objective.clip"),
+        lambda c, o, judged: (
+            o.bad_format == "twice_mean" and (o.reward not in LOG_PROBABILITIES or o.clip == "relu")
+        ),
+        "twice the mean is a penalty only where rewards are negative",
+        "objective.bad_format mask or penalty",
+    ),
+    Clash(
+        ("format_warmup_steps", "preset", "objective.answer_weight", "objective.format_loss_coef"),
+        lambda c, o, judged: (
+            bool(c.format_warmup_steps) and not (o.answer_weight != "none" or o.format_loss_coef)
+        ),
+        "it trains the answer and the closing tag alone, and this preset trains neither",
+        "objective.format_loss_coef 0.3, or a run with preset sft-think first",
+    ),
+    Clash(
+        ("objective.scored_by", "objective.baseline", "objective.answer_weight"),
+        lambda c, o, judged: (
+            o.scored_by == "ema"
+            and (o.baseline in ("current", "frozen") or o.answer_weight == "exact")
+        ),
+        "R would be the lagging copy's, R_base and the gradient another policy's",
+        "objective.baseline ema with objective.answer_weight one",
+    ),
+)
+
+
+def _negative(o: ObjectiveSettings) -> bool:
+    """Whether rewards can be below zero."""
+    return o.reward in (*LOG_PROBABILITIES, "reflection") or bool(o.kl_in_reward)
 
 
 def objective_values(given: object) -> dict[str, Any]:
@@ -147,140 +221,23 @@ def _check_value(name: str, about: Mapping[str, Any], value: Any) -> None:
 def check_options(options: NRTOptions, objective: ObjectiveSettings) -> None:
     """Choices and ranges of our own options, then what they make together. Raises ConfigError."""
     for f in fields(NRTOptions):
-        value = getattr(options, f.name)
-        _check_value(f.name, f.metadata, value)
-        for switch, wanted in f.metadata["needs"].items():
-            if value != f.default and getattr(options, switch) != wanted:
-                raise ConfigError(
-                    f"{f.name} is {value} with {switch} {getattr(options, switch)}",
-                    why="nothing reads it there",
-                    fix=f"{switch} {str(wanted).lower()}, or leave it out",
-                )
+        _check_value(f.name, f.metadata, getattr(options, f.name))
     for name, within in RANGES.items():
         _check_value(name, {"choices": (), "within": within}, getattr(options, name))
     if options.objective_func is None:
-        check_sampling(options, objective, judged=bool(options.reward_funcs))
-        _check_reward(options, objective)
-        _check_effect(options, objective)
+        check_together(options, objective, judged=bool(options.reward_funcs))
 
 
-def check_sampling(options: NRTOptions, objective: ObjectiveSettings, judged: bool) -> None:
-    """Rewards need something to tell apart: the preset's, or (``judged``) the user's own.
-
-    Raises ConfigError.
-    """
+def check_together(options: NRTOptions, objective: ObjectiveSettings, judged: bool) -> None:
+    """Whether settings harm a run together, where traces are ``judged`` by functions of the user or
+    by the objective. Raises ConfigError."""
     judged = judged or objective.reward != "none"
-    compares = objective.centre != "none" or objective.scale != "none"
-    if judged and compares and options.num_generations < 2:
-        raise ConfigError(
-            f"num_generations is {options.num_generations} with preset {options.preset!r}",
-            why="a trace is judged against the others of its question; one alone teaches nothing",
-            fix="num_generations 8, or objective.centre none with objective.scale none, which "
-            "compares nothing",
-        )
-    if judged and objective.traces == "empty":
-        own = "a reward of your own (reward_funcs)"
-        name = own if objective.reward == "none" else f"objective.reward is {objective.reward!r}"
-        raise ConfigError(
-            f"{name} with preset {options.preset!r}, which samples nothing",
-            why="a reward tells traces apart, and the one trace here is empty",
-            fix="leave it out, or preset nrt-ws",
-        )
-    if objective.reward == "none" and objective.answer_gate == "relu":
-        raise ConfigError(
-            f"objective.answer_gate is 'relu' with preset {options.preset!r}, which has no reward",
-            why="the gate is open after traces that helped, and nothing says which did",
-            fix="objective.answer_gate none",
-        )
-    if objective.reward == "exact_match" and not objective.samples_answers:
-        raise ConfigError(
-            f"objective.reward 'exact_match' with objective.policy_tokens "
-            f"{objective.policy_tokens!r}",
-            why="it looks at a sampled answer, and none is sampled",
-            fix="objective.policy_tokens trace_tag_answer",
-        )
+    for clash in CLASHES:
+        if clash.harms(options, objective, judged):
+            raise clash.error(options, objective)
 
 
-def _check_effect(options: NRTOptions, objective: ObjectiveSettings) -> None:
-    """Settings that would change nothing, and mixtures of two policies' numbers."""
-    given: Any = options.objective or {}
-    for name, (does, need) in NEEDS.items():
-        if given.get(name) is not None and not does(objective):
-            raise ConfigError(
-                f"objective.{name} is {given[name]:g} with preset {options.preset!r}",
-                why="nothing reads it",
-                fix=f"leave it out, or {need}",
-            )
-    if options.use_vllm and objective.traces == "empty":
-        raise ConfigError(
-            f"use_vllm with preset {options.preset!r}, which samples nothing",
-            why="nothing would be asked of vLLM",
-            fix="leave it out",
-        )
-    trained = objective.answer_weight != "none" or objective.format_loss_coef
-    if options.format_warmup_steps and not trained:
-        raise ConfigError(
-            f"format_warmup_steps is {options.format_warmup_steps} with preset {options.preset!r}",
-            why="it trains the answer and the closing tag alone, and this preset trains neither",
-            fix="objective.format_loss_coef 0.3, or a run with preset sft-think first",
-        )
-    mixed = objective.baseline in ("current", "frozen") or objective.answer_weight == "exact"
-    if objective.scored_by == "ema" and mixed:
-        raise ConfigError(
-            f"objective.scored_by is 'ema' with baseline {objective.baseline!r}, answer_weight "
-            f"{objective.answer_weight!r}",
-            why="R would be the lagging copy's, R_base and the gradient another policy's",
-            fix="objective.baseline ema with objective.answer_weight one",
-        )
-
-
-def _check_reward(options: NRTOptions, objective: ObjectiveSettings) -> None:
-    """Settings that a reward does not go with."""
-    reward, preset = objective.reward, options.preset
-    if objective.clip == "relu" and objective.baseline == "none" and reward != "none":
-        raise ConfigError(
-            f"objective.clip is 'relu' with preset {preset!r}, which has no baseline",
-            why="the clip is on R - R_base, and there is no R_base",
-            fix="objective.clip none, or objective.baseline current",
-        )
-    if objective.answer_weight == "exact" and reward not in TOKEN_REWARDS:
-        raise ConfigError(
-            f"objective.answer_weight is 'exact' with reward {reward!r}",
-            why="that reward has no gradient through the answer's tokens",
-            fix="objective.answer_weight none, or one",
-        )
-    if reward == "jepo" and objective.centre != "lme_loo":
-        raise ConfigError(
-            f"objective.centre is {objective.centre!r} with reward 'jepo'",
-            why="its answer weights belong to the group's log-mean-exp",
-            fix="objective.centre lme_loo, or objective.reward logp",
-        )
-    if objective.centre == "lme_loo" and reward not in LOG_PROBABILITIES:
-        raise ConfigError(
-            f"objective.centre is 'lme_loo' with reward {reward!r}",
-            why="it takes the logarithm of a mean of probabilities, so R must be a log-probability",
-            fix="objective.reward jepo or logp, or objective.centre leave_one_out",
-        )
-    signed = reward in LOG_PROBABILITIES
-    negative = signed or reward == "reflection" or bool(objective.kl_in_reward)
-    if objective.bad_format == "zero" and negative and objective.clip == "none":
-        raise ConfigError(
-            f"objective.bad_format is 'zero' with reward {reward!r}, kl_in_reward "
-            f"{objective.kl_in_reward:g} and no clip",
-            why="0 is better than what other traces get: one that never closes would win",
-            fix="objective.bad_format mask or penalty",
-        )
-    if objective.bad_format == "twice_mean" and (not signed or objective.clip == "relu"):
-        raise ConfigError(
-            f"objective.bad_format is 'twice_mean' with reward {reward!r}, clip {objective.clip!r}",
-            why="twice the mean is a penalty only where rewards are negative",
-            fix="objective.bad_format mask or penalty",
-        )
-
-
-def check_call(
-    model: object, args: object, eval_dataset: object, others: Mapping[str, Any]
-) -> dict[str, Any]:
+def check_call(model: object, args: object, others: Mapping[str, Any]) -> dict[str, Any]:
     """What NRTTrainer was called with, before anything is loaded. Returns those of the ``others``
     that transformers' Trainer gets. Raises ConfigError."""
     for name, value in others.items():
@@ -306,22 +263,7 @@ def check_call(
             why="the settings of a run are NRTConfig's: all TrainingArguments and ours",
             fix="args=NRTConfig(output_dir='runs/first')",
         )
-    asked: Any = args
-    every = asked.eval_strategy.value
-    if eval_dataset is None and (every != "no" or asked.eval_on_start):
-        name, value = ("eval_on_start", True) if every == "no" else ("eval_strategy", every)
-        raise ConfigError(
-            f"{name} is {value} without eval_dataset",
-            why="there are no held-out questions to ask",
-            fix=f"give eval_dataset (--eval-data), or leave {name} out",
-        )
     return {name: value for name, value in others.items() if value is not None}
-
-
-def refused(method: str) -> ConfigError:
-    """What to raise where a method of transformers' Trainer is called that NRTTrainer has not."""
-    why, fix = NO_METHODS[method]
-    return ConfigError(f"NRTTrainer has no {method}", why=why, fix=fix)
 
 
 def check_metric(name: str, known: Iterable[str]) -> None:
@@ -338,32 +280,5 @@ def check_metric(name: str, known: Iterable[str]) -> None:
 def check_arguments(arguments: object) -> None:
     """Raises ConfigError for an argument of transformers that is in ``REFUSED``."""
     for name, (why, fix) in REFUSED.items():
-        value = getattr(arguments, name)
-        if value not in (None, False, 0, "no", "random", []):
+        if value := getattr(arguments, name):
             raise ConfigError(f"{name} is {value!r}", why=why, fix=fix)
-
-
-def check_trackers(names: Iterable[str]) -> None:
-    """The trackers of ``report_to``. Raises ConfigError for one that transformers does not know, or
-    whose package is not there."""
-    for name in names:
-        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # slow
-
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise ConfigError(
-                f"report_to is {name!r}{did_you_mean(str(name), INTEGRATION_TO_CALLBACK)}",
-                why="transformers knows no such tracker",
-                fix=f"one of: none, all, {', '.join(INTEGRATION_TO_CALLBACK)}",
-            )
-        if name in TRACKERS and not any(map(_is_installed, TRACKERS[name])):
-            raise ConfigError(
-                f"report_to is {name!r}, and {name} is not installed",
-                why="the run's numbers would reach no tracker",
-                fix=f"pip install {name}, or report_to none",
-            )
-
-
-def _is_installed(package: str) -> bool:
-    """Whether it is more than a folder of that name, as W&B leaves one in the working folder."""
-    found = find_spec(package)
-    return found is not None and found.origin is not None

@@ -31,14 +31,9 @@ GUARDED_IN_RECIPES = {
 _OFF = (None, False, "", "false", "False", "no", "none", "None", "[]", (), [], {})
 #: Of model_init_kwargs, what does no more than choose between parts of transformers.
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 HARMLESS = {
-    "attn_implementation": (
-        "eager",
-        "sdpa",
-        "flash_attention_2",
-        "flash_attention_3",
-        "flex_attention",
-    ),
+    "attn_implementation": _ATTENTION,
     "dtype": _DTYPES,
     "torch_dtype": _DTYPES,
 }
@@ -70,6 +65,20 @@ def check_recipe(
         )
 
 
+def check_place(folder: Any) -> None:
+    """Raises ConfigError where a recipe's output_dir leads out of the working folder."""
+    try:
+        inside = in_working_folder(str(folder))
+    except (OSError, ValueError, RuntimeError):  # a name that cannot be, a ring of links
+        inside = False
+    if not inside:
+        raise ConfigError(
+            f"output_dir {folder!r} in the recipe",
+            why="a recipe may come from anybody, and writes into the working folder only",
+            fix="leave it out of the recipe; --out names the folder where you want the run",
+        )
+
+
 def _harmless(kwargs: Any) -> bool:
     return isinstance(kwargs, Mapping) and all(
         value in HARMLESS.get(str(name), ()) for name, value in kwargs.items()
@@ -78,9 +87,6 @@ def _harmless(kwargs: Any) -> bool:
 
 def in_working_folder(path: str | Path) -> bool:
     """Whether a path, links followed, leads into the working folder. ``~`` is the home folder, as
-    transformers reads it. Raises OSError or ValueError where there can be no such path."""
-    place = Path(os.path.expanduser(path))
-    try:
-        return place.resolve().is_relative_to(Path.cwd().resolve())
-    except RuntimeError as error:  # Python 3.10 says so of a ring of links
-        raise OSError(str(error)) from error
+    transformers reads it. Raises OSError, ValueError or, for a ring of links, RuntimeError where
+    there can be no such path."""
+    return Path(os.path.expanduser(path)).resolve().is_relative_to(Path.cwd().resolve())

@@ -1,11 +1,10 @@
 """``NRTConfig``: transformers' ``TrainingArguments`` with our options, and recipes that fill it."""
 
-import json
 import math
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -13,7 +12,6 @@ from transformers import TrainingArguments
 from native_reasoning.config.checks import (
     check_arguments,
     check_options,
-    check_trackers,
     objective_values,
 )
 from native_reasoning.config.errors import ConfigError
@@ -53,9 +51,13 @@ class NRTConfig(NRTOptions, TrainingArguments):
     restore_callback_states_from_checkpoint: bool = True
     data_seed: int | None = field(default=None)
 
+    #: Those that transformers reads as JSON where they are text.
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+    ]
+
     def __post_init__(self) -> None:
-        if isinstance(self.model_init_kwargs, str):
-            self.model_init_kwargs = _json_object(self.model_init_kwargs, "model_init_kwargs")
         self.objective = None if self.objective is None else objective_values(self.objective)
         self.reward_funcs = _listed(self.reward_funcs)
         self.lora_target_modules = _listed(self.lora_target_modules)
@@ -65,12 +67,12 @@ class NRTConfig(NRTOptions, TrainingArguments):
             self.metric_for_best_model = "accuracy"
         self.report_to = _listed(self.report_to) or "none"
         super().__post_init__()
-        check_trackers(self.report_to)
         # where the launcher chose the arithmetic, it is the run's
         self.bf16 = self.bf16 or self.mixed_precision == "bf16"
         self.fp16 = self.fp16 or self.mixed_precision == "fp16"
         self.data_seed = self.seed if self.data_seed is None else self.data_seed
         self._check_arguments()
+        self._check_weights()
 
     def resolved_objective(self) -> ObjectiveSettings:
         """The preset's settings of an objective, with those of ``objective`` in their place."""
@@ -114,8 +116,14 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
             )
         check_arguments(self)
-        self._check_sharded()
-        if "trust_remote_code" in (self.model_init_kwargs or {}):
+        kwargs: Any = self.model_init_kwargs or {}
+        if not isinstance(kwargs, dict):
+            raise ConfigError(
+                f"model_init_kwargs is {kwargs!r}",
+                why="it is a JSON object of keyword arguments",
+                fix="""model_init_kwargs '{"attn_implementation": "eager"}'""",
+            )
+        if "trust_remote_code" in kwargs:
             raise ConfigError(
                 "trust_remote_code in model_init_kwargs",
                 why="it would run a model's code without being seen as a setting of its own",
@@ -136,8 +144,15 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 fix="make steps_per_generation a multiple of gradient_accumulation_steps",
             )
 
-    def _check_sharded(self) -> None:
-        """What does not go together with weights that are cut over the ranks."""
+    def _check_weights(self) -> None:
+        """What does not go with adapters, or with weights that are quantised or cut over ranks."""
+        for name in ("lora_r", "lora_alpha", "lora_target_modules", "load_in_4bit"):
+            if not self.use_peft and getattr(self, name) != getattr(NRTOptions, name):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)} with use_peft False",
+                    why="all weights would be trained",
+                    fix="use_peft true, or leave it out",
+                )
         if self.rows_per_forward is not None and sharded(self):
             raise ConfigError(
                 "rows_per_forward with FSDP or DeepSpeed",
@@ -157,20 +172,6 @@ OPTION_NAMES = tuple(f.name for f in fields(NRTOptions))
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, dict, Enum))
-
-
-def _json_object(text: str, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f"{name} is {text!r}",
-            why="it is a JSON object of keyword arguments",
-            fix=f"""{name} '{{"attn_implementation": "eager"}}'""",
-        )
-    return value
 
 
 def _listed(value: Any) -> list[Any] | None:

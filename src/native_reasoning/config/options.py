@@ -9,8 +9,6 @@ from typing import Any
 
 from native_reasoning.config.settings import setting as option
 
-_PEFT, _VLLM = {"use_peft": True}, {"use_vllm": True}
-_COLOCATE, _SERVER = {**_VLLM, "vllm_mode": "colocate"}, {**_VLLM, "vllm_mode": "server"}
 _COUNT, _FROM_ZERO = (1, 1e9), (0, 1e9)
 
 
@@ -39,17 +37,11 @@ class NRTOptions:
     )
 
     # -- traces
-    num_generations: int = option(8, "traces sampled per prompt (K)", within=_COUNT)
-    max_prompt_length: int = option(
-        1024, "longest prompt in tokens; longer rows are dropped", within=_COUNT
-    )
-    max_trace_length: int = option(
-        512, "longest trace in tokens; the closing tag is spliced in", within=_COUNT
-    )
+    num_generations: int = option(8, "traces sampled per prompt (K)")
+    max_prompt_length: int = option(1024, "longest prompt in tokens; longer rows are dropped")
+    max_trace_length: int = option(512, "longest trace in tokens; the closing tag is spliced in")
     max_answer_length: int = option(
-        512,
-        "longest answer in tokens: longer rows are dropped, sampled answers are cut",
-        within=_COUNT,
+        512, "longest answer in tokens: longer rows are dropped, sampled answers are cut"
     )
     temperature: float = option(
         1.0, "sampling temperature of traces, also used to score them", within=(1e-3, 100)
@@ -60,7 +52,7 @@ class NRTOptions:
     steps_per_generation: int | None = option(
         None, "micro-batches per rollout (TRL); default: those of one optimiser step"
     )
-    num_iterations: int = option(1, "passes over each rollout (TRL)", within=_COUNT)
+    num_iterations: int = option(1, "passes over each rollout (TRL)")
     rows_per_forward: int | None = option(
         None,
         "most traces in one training forward; fewer need less memory and give the same gradient; "
@@ -105,17 +97,13 @@ class NRTOptions:
     use_peft: bool = option(
         False, "train a low-rank adapter (LoRA) and the rows of new tokens, not all weights"
     )
-    lora_r: int = option(16, "rank of the adapter", within=_COUNT, needs=_PEFT)
-    lora_alpha: int = option(
-        32, "the adapter's product is scaled by lora_alpha / lora_r", within=_COUNT, needs=_PEFT
-    )
+    lora_r: int = option(16, "rank of the adapter")
+    lora_alpha: int = option(32, "the adapter's product is scaled by lora_alpha / lora_r")
     lora_target_modules: list[str] | str | None = option(  # noqa: RUF009
-        None,
-        "layers that get one, by name, several with commas; default: all linear ones",
-        needs=_PEFT,
+        None, "layers that get one, by name, several with commas; default: all linear ones"
     )
     load_in_4bit: bool = option(
-        False, "quantise the frozen weights to 4 bits (QLoRA); needs bitsandbytes", needs=_PEFT
+        False, "quantise the frozen weights to 4 bits (QLoRA); needs bitsandbytes"
     )
 
     # -- vllm (names of TRL's GRPOConfig)
@@ -124,21 +112,15 @@ class NRTOptions:
         "colocate",
         "vLLM in this process, on the same device, or a server of its own",
         choices=("colocate", "server"),
-        needs=_VLLM,
     )
     vllm_gpu_memory_utilization: float = option(
-        0.3,
-        "colocated: share of the GPU's memory for vLLM's weights and caches",
-        within=(1e-3, 1),
-        needs=_COLOCATE,
+        0.3, "colocated: share of the GPU's memory for vLLM's weights and caches", within=(1e-3, 1)
     )
     vllm_enable_sleep_mode: bool = option(
-        False,
-        "colocated: vLLM gives its memory back while the weights are trained",
-        needs=_COLOCATE,
+        False, "colocated: vLLM gives its memory back while the weights are trained"
     )
     vllm_server_base_url: str | None = option(
-        None, "address of the server; default: http://127.0.0.1:8000", needs=_SERVER
+        None, "address of the server; default: http://127.0.0.1:8000"
     )
 
     # -- model, evaluation, records
@@ -146,16 +128,14 @@ class NRTOptions:
         None, "keyword arguments for from_pretrained, as JSON"
     )
     trust_remote_code: bool = option(False, "run code that comes with the model")
-    eval_samples: int = option(100, "held-out questions per evaluation", within=_COUNT)
+    eval_samples: int = option(100, "held-out questions per evaluation")
     eval_max_answer_length: int | None = option(
         None,
         "tokens at which evaluations cut answers; default: twice the longest reference, 16 at "
         "least, max_answer_length at most",
         within=_COUNT,
     )
-    eval_num_generations: int = option(
-        1, "sampled traces per question in an evaluation (maj@k)", within=_COUNT
-    )
+    eval_num_generations: int = option(1, "sampled traces per question in an evaluation (maj@k)")
     diagnostics_steps: int = option(
         10,
         "steps between two exchanges of traces among prompts: specificity, leakage; 0: never",

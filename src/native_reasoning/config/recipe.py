@@ -41,6 +41,8 @@ def read_recipe(
         values = _yaml(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise TypeError(f"it holds {type(values).__name__}, not settings")
+        if "\\x00" in repr(values):
+            raise ValueError("a null character is in no path and no name")
     except FileNotFoundError:
         raise ConfigError(
             f"recipe {path} does not exist", why="it holds the settings", fix="check the path"
@@ -52,16 +54,12 @@ def read_recipe(
             fix="mend it, or start from one in recipes/",
         ) from None
     of_run = isinstance(values.get("config"), dict)  # the config.yaml of a run is a recipe too
-    named = _by_name(values["config"] if of_run else values, path)
     dropped = ("resolved_objective", VOUCHER) if of_run else ()
+    named = {
+        str(key).replace("-", "_"): value
+        for key, value in (values["config"] if of_run else values).items()
+    }
     named = {key: value for key, value in named.items() if key not in dropped}
-    for key, value in named.items():
-        if isinstance(value, str) and "\0" in value:
-            raise ConfigError(
-                f"{key} in recipe {path} is {value!r}",
-                why="a null character is in no path and no name",
-                fix=f"mend {key}",
-            )
     check_recipe(named, Path(path), given, going_on=going_on)
     return named
 
@@ -75,18 +73,6 @@ def _yaml(text: str) -> Any:
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ValueError("it repeats a value by name (*name); write it out")
     return yaml.safe_load(text)
-
-
-def _by_name(values: Mapping[Any, Any], path: str | Path) -> dict[str, Any]:
-    """The values by their names with underscores. Raises ConfigError where one comes twice."""
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
-    if len(named) < len(values):
-        raise ConfigError(
-            f"recipe {path} names a setting twice, with - and with _",
-            why="it is not clear which of the two is meant",
-            fix="keep one of them",
-        )
-    return named
 
 
 class SettingsParser(HfArgumentParser):
@@ -106,11 +92,8 @@ class SettingsParser(HfArgumentParser):
         value. ``bare`` are the flags of truth values, which may stand alone."""
         if about.get("type") is string_to_bool:
             self.bare.update(flags)
-        known: dict[str, Any] = {
-            k: v for k, v in about.items() if k not in ("choices", "within", "needs")
-        }
-        known["default"] = argparse.SUPPRESS
-        return super().add_argument(*flags, **known)
+        known = {k: v for k, v in about.items() if k not in ("choices", "within")}
+        return super().add_argument(*flags, **known | {"default": argparse.SUPPRESS})
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""

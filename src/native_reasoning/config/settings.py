@@ -4,7 +4,6 @@ No torch here, so that ``nrt presets`` and ``nrt train --help`` answer at once. 
 (objective/credit.py) is these settings as a function; a preset (papers.py) is one choice of them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,18 +14,17 @@ def setting(
     *,
     choices: tuple[str, ...] = (),
     within: tuple[float, float] | None = None,
-    needs: Mapping[str, Any] | None = None,
 ) -> Any:
     """A dataclass field with its one sentence of help.
 
-    ``choices`` are the values that it may take, ``within`` the least and the largest number, and
-    ``needs`` the settings, with their values, without which nothing reads it.
+    ``choices`` are the values that it may take, ``within`` the least and the largest number: from 0
+    for a share or a coefficient, from 1 for a count, unless it is given.
     """
-    about = {"help": help, "choices": choices, "within": within, "needs": needs or {}}
-    return field(default=default, metadata=about)
+    if within is None:
+        within = {float: (0, 1e6), int: (1, 1e9)}.get(type(default))
+    return field(default=default, metadata={"help": help, "choices": choices, "within": within})
 
 
-_COEFFICIENT = (0, 1e6)
 NONE_RELU, CURRENT_EMA, SAMPLED_EMPTY = ("none", "relu"), ("current", "ema"), ("sampled", "empty")
 #: Rewards whose exact answer weights exist; the others judge traces and train no answer token.
 TOKEN_REWARDS = (
@@ -75,23 +73,15 @@ class ObjectiveSettings:
     clip: str = setting("relu", "relu: a trace that hurts is worth nothing", choices=NONE_RELU)
     # -- what is added to it
     reward_coef: float = setting(1.0, "coefficient of the clipped reward", within=(1e-9, 1e6))
-    format_reward: float = setting(
-        0.0, "added for a sampled text in the right format", within=_COEFFICIENT
-    )
+    format_reward: float = setting(0.0, "added for a sampled text in the right format")
     efficiency_reward: float = setting(
-        0.0,
-        "times the share of the other traces that are both longer and worse (NOVER)",
-        within=_COEFFICIENT,
+        0.0, "times the share of the other traces that are both longer and worse (NOVER)"
     )
     repetition_penalty: float = setting(
-        0.0,
-        "taken off a text in which ten words in a row occur ten times (RLPR)",
-        within=_COEFFICIENT,
+        0.0, "taken off a text in which ten words in a row occur ten times (RLPR)"
     )
     kl_in_reward: float = setting(
-        0.0,
-        "times log(pi/pi_0) of the sampled tokens, taken off the reward (LaTRO)",
-        within=_COEFFICIENT,
+        0.0, "times log(pi/pi_0) of the sampled tokens, taken off the reward (LaTRO)"
     )
     bad_format: str = setting(
         "splice",
@@ -116,7 +106,7 @@ class ObjectiveSettings:
     std_eps: float | None = setting(
         None,
         "added to the standard deviation; default: a millionth of the rewards' size",
-        within=_COEFFICIENT,
+        within=(0, 1e6),
     )
     adv_clip: float | None = setting(
         None, "bound of an advantage's size, after scaling", within=(1e-9, 1e9)
@@ -133,9 +123,7 @@ class ObjectiveSettings:
         "group_std: divide answer weights by the std too; they grow as a group gets flat",
         choices=("none", "group_std"),
     )
-    answer_coef: float = setting(
-        1.0, "coefficient of the answer term (lambda)", within=_COEFFICIENT
-    )
+    answer_coef: float = setting(1.0, "coefficient of the answer term (lambda)")
     # -- the loss
     policy_tokens: str = setting(
         "trace_tag",
@@ -154,13 +142,9 @@ class ObjectiveSettings:
         "a trace's tokens: summed, divided by the step's mean length, or by its own length",
         choices=("token_sum", "token_mean", "sequence_mean"),
     )
-    beta: float = setting(
-        0.0, "coefficient of the KL divergence from the first policy (k3)", within=_COEFFICIENT
-    )
+    beta: float = setting(0.0, "coefficient of the KL divergence from the first policy (k3)")
     format_loss_coef: float = setting(
-        0.3,
-        "coefficient of the loss on a closing tag that had to be spliced in",
-        within=_COEFFICIENT,
+        0.3, "coefficient of the loss on a closing tag that had to be spliced in"
     )
     # -- which groups are trained on, and copies of the policy
     filter: str = setting(
@@ -168,13 +152,11 @@ class ObjectiveSettings:
         "ema_std: drop groups whose rewards differ little (RLPR)",
         choices=("none", "ema_std"),
     )
-    filter_coef: float = setting(
-        0.5, "the filter's share of the running mean of the std", within=_COEFFICIENT
-    )
+    filter_coef: float = setting(0.5, "the filter's share of the running mean of the std")
     ema_decay: float = setting(
         0.9, "weight of the old copy at each update of the EMA", within=(0, 1)
     )
-    ema_steps: int = setting(100, "optimiser steps between updates of the EMA", within=(1, 1e9))
+    ema_steps: int = setting(100, "optimiser steps between updates of the EMA")
     traces: str = setting(
         "sampled",
         "empty: nothing is sampled, the answer follows an empty trace",

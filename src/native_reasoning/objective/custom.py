@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from native_reasoning.config.checks import check_sampling
+from native_reasoning.config.checks import check_together
 from native_reasoning.config.errors import ConfigError, RunError
 from native_reasoning.objective.credit import objective_of
 from native_reasoning.objective.types import Scores, Signal
@@ -152,7 +152,7 @@ def find_judging(
     given, rewards = find_custom(args, objective, reward_funcs)
     own = objective_of(args.resolved_objective())
     if given is None:
-        check_sampling(args, own, judged=bool(rewards))
+        check_together(args, own, judged=bool(rewards))
     found = given or own
     return Judging(found, rewards, found != own or own.reward != "none" or bool(rewards))
 

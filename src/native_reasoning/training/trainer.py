@@ -25,7 +25,8 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from native_reasoning.config.checks import check_call, refused
+from native_reasoning.config.checks import REFUSED, check_call
+from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import Examples
 from native_reasoning.model.policy import load_policy
@@ -84,7 +85,7 @@ class NRTTrainer(Trainer):
         peft_config: Any = None,
         **others: Any,
     ) -> None:
-        theirs = check_call(model, args, eval_dataset, others)
+        theirs = check_call(model, args, others)
         assert model is not None and args is not None
         asked = find_judging(args, objective, reward_funcs)
         settings = args.resolved_objective()
@@ -222,13 +223,10 @@ class NRTTrainer(Trainer):
             self.recorder.write(logs, self.state.global_step, self.checkpoints.step_of_weights)
         del self.state.log_history[:-LOGS_KEPT]
 
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises ConfigError: this trainer trains one model."""
-        raise refused("hyperparameter_search")
-
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Raises ConfigError: a saved model is uploaded by the hub's own command."""
-        raise refused("push_to_hub")
+        why, fix = REFUSED["push_to_hub"]
+        raise ConfigError("push_to_hub", why=why, fix=fix)
 
     # -- Evaluation --------------------------------------------------------------------------------
 
