@@ -4,9 +4,9 @@ Imported by verl.py, where what fails is told.
 """
 
 import copy
-import weakref
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -18,27 +18,20 @@ from native_reasoning.data.template import Template, make_template
 from native_reasoning.integrations.demands import NAME
 from native_reasoning.integrations.spliced import Spliced, cut, splice, splice_nothing
 
-_TEMPLATES: "weakref.WeakKeyDictionary[Any, dict[tuple[str, str], Template]]" = (
-    weakref.WeakKeyDictionary()
-)
 
-
+@cache
 def template_of(tokenizer: Any, boundary: str, boundary_text: str) -> Template:
-    """The template of a tokenizer, which is left as it is; made once. Raises TemplateError where
-    think tokens would have to be added: the model that verl has loaded could not know them."""
-    known = _TEMPLATES.setdefault(tokenizer, {})
-    key = (boundary, boundary_text)
-    if key not in known:
-        own = copy.deepcopy(tokenizer)
-        made = make_template(own, boundary=boundary, boundary_text=boundary_text)
-        if made.boundary.mode == "new":
-            raise TemplateError(
-                "the tokenizer has no think tokens",
-                why="verl loads the model as it is, without rows for new tokens",
-                fix="boundary existing with a model that has them, or boundary text: docs/verl.md",
-            )
-        known[key] = made
-    return known[key]
+    """The template of a tokenizer, which is left as it is. Raises TemplateError where think tokens
+    would have to be added: the model that verl has loaded could not know them."""
+    own = copy.deepcopy(tokenizer)
+    made = make_template(own, boundary=boundary, boundary_text=boundary_text)
+    if made.boundary.mode == "new":
+        raise TemplateError(
+            "the tokenizer has no think tokens",
+            why="verl loads the model as it is, without rows for new tokens",
+            fix="boundary existing with a model that has them, or boundary text: docs/verl.md",
+        )
+    return made
 
 
 def example_of(row: Mapping[str, Any]) -> Example:

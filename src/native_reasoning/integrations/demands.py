@@ -70,67 +70,62 @@ def objective_name(config: Config) -> str:
     return mode.removeprefix(f"{NAME}/")
 
 
-def _require(config: Config, key: str, fits: bool, should: str, why: str) -> None:
-    if not fits:
-        raise ConfigError(f"{key} is {config(key)!r}", why=why, fix=f"{key}={should}")
+#: For a setting of verl's: what it may be, the first proposed, and why.
+Demands = dict[str, tuple[tuple[object, ...], str]]
 
 
 def check_config(config: Config, settings: ObjectiveSettings) -> None:
     """Raises ConfigError for the first setting of verl's under which it would not be this
     objective that is trained."""
-
-    def require(key: str, should: object, why: str) -> None:
-        _require(config, key, config(key) == should, str(should), why)
-
-    n = config(f"{ROLLOUT}.n")
-    n = n if isinstance(n, int) else 0
-    _require(
-        config,
-        f"{ROLLOUT}.n",
-        n >= 2,
-        "9",
-        "one of the n rows of a prompt is its empty trace, the others are traces",
-    )
-    require(
-        f"{ROLLOUT}.agent.default_agent_loop", NAME, "the answer has to be spliced in behind traces"
-    )
-    require(
-        f"{ROLLOUT}.temperature",
-        1.0,
-        "verl scores a whole row at this temperature, and answers are scored at 1",
-    )
-    bypass = "algorithm.rollout_correction.bypass_mode"
-    _require(
-        config,
-        bypass,
-        not config(bypass),
-        "False",
-        "rewards are read off the pass of the trainer's own weights, which it leaves out",
-    )
-    for key in ("rollout_is", "rollout_rs"):
-        key = f"algorithm.rollout_correction.{key}"
-        require(key, None, "its weights would be laid on tokens that were not sampled")
-    filtered = "algorithm.filter_groups.enable"
-    _require(config, filtered, not config(filtered), "False", "it filters before rewards are known")
-    critic = "critic.enable"
-    gae = config(critic) is None and config("algorithm.adv_estimator") == "gae"
-    _require(config, critic, not config(critic) and not gae, "False", "there is no value to learn")
-    if settings.needs_frozen:
-        _check_reference(config, settings, n)
-
-
-def _check_reference(config: Config, settings: ObjectiveSettings, n: int) -> None:
-    """The first policy is verl's reference policy, and the KL term is verl's too."""
-    coefficient = settings.beta * n / (n - 1)
-    wanted = {
-        "use_kl_loss": (True, "the objective needs the first policy's log-probabilities"),
-        "kl_loss_type": ("low_var_kl", "it is the k3 estimate, as the objective's"),
-        "loss_agg_mode": ("seq-mean-token-sum", "the KL term is a sum over tokens"),
+    given = config(f"{ROLLOUT}.n")
+    n = max(given, 2) if isinstance(given, int) else 2
+    critic = (False,) if config("algorithm.adv_estimator") == "gae" else _OFF
+    demands: Demands = {
+        f"{ROLLOUT}.n": ((9, n), "one of the n rows of a prompt is its empty trace"),
+        **_DEMANDS,
+        "critic.enable": (critic, "there is no value to learn"),
     }
-    for key, (should, why) in wanted.items():
-        key = f"{ACTOR}.{key}"
-        _require(config, key, config(key) == should, str(should), why)
-    key, given = f"{ACTOR}.kl_loss_coef", config(f"{ACTOR}.kl_loss_coef")
+    if settings.needs_frozen:
+        demands |= _of_reference(config, settings.beta * n / (n - 1))
+    for key, (allowed, why) in demands.items():
+        if config(key) not in allowed:
+            raise ConfigError(f"{key} is {config(key)!r}", why=why, fix=f"{key}={allowed[0]}")
+
+
+_OFF = (False, None)
+_CORRECTION = "algorithm.rollout_correction"
+_DEMANDS: Demands = {
+    f"{ROLLOUT}.agent.default_agent_loop": (
+        (NAME,),
+        "the answer has to be spliced in behind traces",
+    ),
+    f"{ROLLOUT}.temperature": (
+        (1.0,),
+        "verl scores a whole row at this temperature, and answers are scored at 1",
+    ),
+    f"{_CORRECTION}.bypass_mode": (
+        _OFF,
+        "rewards are read off the pass of the trainer's own weights, which it leaves out",
+    ),
+    f"{_CORRECTION}.rollout_is": ((None,), "it weighs tokens that were not sampled"),
+    f"{_CORRECTION}.rollout_rs": ((None,), "it weighs tokens that were not sampled"),
+    "algorithm.filter_groups.enable": (_OFF, "it filters before rewards are known"),
+}
+
+
+def _of_reference(config: Config, coefficient: float) -> Demands:
+    """The first policy is verl's reference policy, and the KL term is verl's too."""
+    given, wanted = config(f"{ACTOR}.kl_loss_coef"), float(f"{coefficient:.6g}")
     close = isinstance(given, int | float) and abs(given - coefficient) <= 1e-3 * coefficient
-    why = f"beta is {settings.beta}, times n/(n - 1) because verl divides by all n rows of a prompt"
-    _require(config, key, close, f"{coefficient:.6g}", why)
+    return {
+        f"{ACTOR}.use_kl_loss": (
+            (True,),
+            "the objective needs the first policy's log-probabilities",
+        ),
+        f"{ACTOR}.kl_loss_type": (("low_var_kl",), "it is the k3 estimate, as the objective's"),
+        f"{ACTOR}.loss_agg_mode": (("seq-mean-token-sum",), "the KL term is a sum over tokens"),
+        f"{ACTOR}.kl_loss_coef": (
+            (wanted, given if close else wanted),
+            "it is beta, times n/(n - 1) because verl divides by all n rows of a prompt",
+        ),
+    }

@@ -17,7 +17,7 @@ it stood: in rows like these it has no log-probability, and gets no policy gradi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ class Layout:
     length: int
     closed: bool
     empty: bool = False
+
+    @property
+    def answered(self) -> slice:
+        """Where the answer stands."""
+        return slice(self.first, self.first + self.answer)
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,10 @@ def splice(template: Template, group: PromptGroup, trace: Sequence[int], closed:
 
 def splice_nothing(template: Template, group: PromptGroup) -> Spliced:
     """The response of the empty trace, from which b is read."""
-    before = template.answer_prompt((), template.empty_trace(), True)
-    tag = len(template.empty_trace())
-    layout = Layout(0, tag, len(before), len(group.answer_ids), 0, True, empty=True)
-    return Spliced((*before, *group.answer_ids), layout)
+    trace = template.empty_trace()
+    spliced = splice(template, group, trace, closed=True)
+    layout = replace(spliced.layout, sampled=0, tag=len(trace), length=0, empty=True)
+    return replace(spliced, layout=layout)
 
 
 # -- Many rows to Scores ---------------------------------------------------------------------------
@@ -113,9 +118,10 @@ class SplicedRows:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """One prompt: ``rows`` says which are its K traces, ``empty`` which is its empty trace."""
+    """One prompt: ``traces`` are the layouts of its K traces by row, ``empty`` is the row of its
+    empty trace."""
 
-    rows: tuple[int, ...]
+    traces: Mapping[int, Layout]
     empty: int
     scores: Scores
 
@@ -123,54 +129,46 @@ class Gathered:
 def gather(rows: SplicedRows, rounding: float) -> list[Gathered]:
     """The scores of each prompt that has its empty trace and at least one other, without
     gradients."""
-    places: dict[str, list[int]] = {}
-    for i, layout in enumerate(rows.layouts):
+    places: dict[str, dict[int, Layout]] = {}
+    for i, (name, layout) in enumerate(zip(rows.groups, rows.layouts, strict=True)):
         if layout is not None:
-            places.setdefault(rows.groups[i], []).append(i)
+            places.setdefault(name, {})[i] = layout
     out = []
     for members in places.values():
-        empty = [i for i in members if _layout(rows, i).empty]
-        traces = tuple(i for i in members if i not in empty)
+        empty = [i for i, layout in members.items() if layout.empty]
+        traces = {i: layout for i, layout in members.items() if not layout.empty}
         if empty and traces:
-            out.append(Gathered(traces, empty[0], _scores(rows, traces, empty[0], rounding)))
+            without = (empty[0], members[empty[0]].answered)
+            scores = _scores(rows, traces, without, rounding)
+            out.append(Gathered(traces, empty[0], scores))
     return out
 
 
-def _layout(rows: SplicedRows, i: int) -> Layout:
-    layout = rows.layouts[i]
-    assert layout is not None
-    return layout
-
-
-def _scores(rows: SplicedRows, traces: Sequence[int], empty: int, rounding: float) -> Scores:
-    layouts, device = [_layout(rows, i) for i in traces], rows.logps.device
-    index = torch.tensor(traces, device=device)
-    sampled = torch.tensor([one.sampled for one in layouts], device=device)
-    mask = torch.arange(int(sampled.max()), device=device) < sampled[:, None]
+def _scores(
+    rows: SplicedRows, traces: Mapping[int, Layout], without: tuple[int, slice], rounding: float
+) -> Scores:
+    """``without`` is where the answer stands behind the empty trace."""
+    logps, layouts, index = rows.logps.detach(), list(traces.values()), list(traces)
+    sampled = torch.tensor([one.sampled for one in layouts], device=logps.device)
+    mask = torch.arange(int(sampled.max()), device=logps.device) < sampled[:, None]
 
     def of_traces(logps: Tensor) -> Tensor:
         return torch.where(mask, logps[index, : mask.shape[1]], 0)
 
-    def answer(logps: Tensor, i: int) -> Tensor:
-        at = _layout(rows, i)
-        return logps[i, at.first : at.first + at.answer]
-
     frozen = None
     if rows.reference is not None:
         reference = rows.reference.detach()
-        frozen = Judgement(answer(reference, empty), trace=of_traces(reference))
-    logps = rows.logps.detach()
-    tags = [(i, one.sampled, one.tag) for i, one in zip(traces, layouts, strict=True)]
-    forced = [logps[i, first : first + count].sum() for i, first, count in tags]
+        frozen = Judgement(reference[without], trace=of_traces(reference))
+    forced = [logps[i, at.sampled : at.sampled + at.tag].sum() for i, at in traces.items()]
     return Scores(
         trace=of_traces(logps),
         trace_mask=mask,
-        answer=torch.stack([answer(logps, i) for i in traces]),
-        baseline=answer(logps, empty),
+        answer=torch.stack([logps[i, at.answered] for i, at in traces.items()]),
+        baseline=logps[without],
         forced_tag=torch.stack(forced),
-        closed=torch.tensor([one.closed for one in layouts], device=device),
+        closed=torch.tensor([one.closed for one in layouts], device=logps.device),
         rounding=rounding,
-        trace_length=torch.tensor([one.length for one in layouts], device=device),
+        trace_length=torch.tensor([one.length for one in layouts], device=logps.device),
         frozen=frozen,
     )
 
@@ -200,19 +198,16 @@ def credit(rows: SplicedRows, objective: Objective, rounding: float) -> Credit:
     weights, rewards = torch.zeros_like(rows.logps), rows.logps.new_zeros(len(rows.logps))
     for one, signal in zip(gathered, signals, strict=True):
         share = token_shares(one.scores, objective)
-        of_tokens = signal.trace_weights
-        of_tokens = signal.advantages[:, None] if of_tokens is None else of_tokens
-        of_tokens = of_tokens * share
+        own = signal.trace_weights
+        of_tokens = share * (signal.advantages[:, None] if own is None else own)
         rewards[one.empty] = signal.baseline_reward.to(rewards.dtype)
-        for k, i in enumerate(one.rows):
+        for k, (i, at) in enumerate(one.traces.items()):
             rewards[i] = signal.rewards[k].to(rewards.dtype)
             if not signal.kept:
                 continue
-            at = _layout(rows, i)
             weights[i, : at.sampled] = of_tokens[k, : at.sampled].to(weights.dtype)
             weights[i, at.sampled : at.sampled + at.tag] = objective.format_loss_coef
-            answer = signal.answer_weights[k].to(weights.dtype)
-            weights[i, at.first : at.first + at.answer] = answer
+            weights[i, at.answered] = signal.answer_weights[k].to(weights.dtype)
     named = {name for name, layout in zip(rows.groups, rows.layouts, strict=True) if layout}
     return Credit(weights, rewards, _metrics(gathered, signals, len(named)))
 
