@@ -4,11 +4,15 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import filter as matching
+from hashlib import sha256
+from math import sqrt
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lm_eval
 import nltk
+from lm_eval.api.metrics import mean_stderr
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -18,7 +22,6 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.evaluation.asked import Asked
 from native_reasoning.evaluation.benchmarks import Benchmark
 from native_reasoning.evaluation.sandbox import walls
-from native_reasoning.evaluation.scores import Item, mean_over, row_of
 from native_reasoning.evaluation.thinking_lm import ThinkingLM
 from native_reasoning.rollout.engine import Sampling
 
@@ -26,6 +29,23 @@ _HFLM: Any = HFLM  # decorators hide what these are
 _evaluate: Any = lm_eval.simple_evaluate
 _OURS = Path(__file__).with_name("nrt9")
 _THEIRS = Path(lm_eval.__file__).with_name("tasks")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question asked in one way: its ``value`` by the benchmark's metric, lm-eval's ``answer``
+    after its filter, and the trace before it (None where there was none)."""
+
+    benchmark: str
+    subset: str
+    doc_id: int
+    mode: str
+    value: float
+    answer: Any
+    prompt_hash: str
+    trace: str | None = None
+    trace_length: int | None = None
+    closed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -203,3 +223,50 @@ def _items(
             )
         )
     return made
+
+
+# -- What the answers add up to ------------------------------------------------------------------
+
+
+def mean_of(values: Sequence[float]) -> dict[str, float | None]:
+    """The mean of at least one value and its standard error.
+
+    >>> mean_of([0.0, 1.0, 1.0, 0.0])
+    {'value': 0.5, 'stderr': 0.28867513459481287}
+    """
+    return {"value": fmean(values), "stderr": mean_stderr(values) if len(values) > 1 else None}
+
+
+def mean_over(cells: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The plain mean over benchmarks, each counted once, with the error of that mean."""
+    errors = [cell["stderr"] for cell in cells]
+    value = fmean(cell["value"] for cell in cells)
+    stderr = None if None in errors else sqrt(sum(e * e for e in errors)) / len(errors)
+    return {"value": value, "stderr": stderr}
+
+
+def gain_of(off: Sequence[Item], on: Sequence[Item]) -> dict[str, float | None]:
+    """What thinking adds, question by question: a paired difference. Both were asked the same."""
+    asked = [[(i.subset, i.doc_id, i.prompt_hash) for i in items] for items in (off, on)]
+    assert asked[0] == asked[1]
+    return mean_of([b.value - a.value for a, b in zip(off, on, strict=True)])
+
+
+def row_of(benchmark: Benchmark, modes: Sequence[str], items: Sequence[Item]) -> dict[str, Any]:
+    """A benchmark's row: its number in each way, and the gain."""
+    by_mode = {mode: [i for i in items if i.mode == mode] for mode in modes}
+    first = by_mode[modes[0]]
+    row: dict[str, Any] = {
+        "benchmark": benchmark.name,
+        "metric": f"{benchmark.metric},{benchmark.filter}".removesuffix(",none"),
+        "questions": len(first),
+        "prompts": sha256("".join(i.prompt_hash for i in first).encode()).hexdigest()[:16],
+    }
+    for mode, some in by_mode.items():
+        row[mode] = mean_of([i.value for i in some])
+        if mode == "on":
+            row[mode]["trace_length"] = fmean(i.trace_length or 0 for i in some)
+            row[mode]["closed"] = fmean(bool(i.closed) for i in some)
+    if len(modes) == 2:
+        row["gain"] = gain_of(by_mode["off"], by_mode["on"])
+    return row

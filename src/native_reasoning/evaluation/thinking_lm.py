@@ -28,9 +28,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from native_reasoning.config.errors import ConfigError
+from native_reasoning.data.rows import Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import left_pad
-from native_reasoning.rollout.engine import NoiseKey, Sampling
+from native_reasoning.rollout.engine import NoiseKey, Sampling, traces_of
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import BENCHMARKS
 from native_reasoning.scoring.capabilities import capabilities_of
@@ -67,11 +68,7 @@ class ThinkingLM(_HFLM):
         seed: int = 0,
         batch_size: int = 1,
     ) -> None:
-        super().__init__(
-            pretrained=model,
-            tokenizer=template.tokenizer,
-            batch_size=batch_size,
-        )
+        super().__init__(pretrained=model, tokenizer=template.tokenizer, batch_size=batch_size)
         self.template, self.sampling, self.seed = template, sampling, seed
         self.thoughts: dict[str, Thought] = {}
         self._engine = None
@@ -150,22 +147,17 @@ class ThinkingLM(_HFLM):
         prompts = {context: self._prompt(context, length) for context, length in room.items()}
         order = sorted(prompts, key=lambda context: len(prompts[context]))  # little padding
         traces = self._traces([prompts[context] for context in order], order)
-        for context, (ids, closed) in zip(order, traces, strict=True):
-            t = self.template
-            self.thoughts[context] = Thought(
-                ids=tuple(t.answer_prompt(prompts[context], ids, closed)),
-                text=t.text(ids),
-                length=len(ids) - (t.tag_length(ids) if closed else 0),
-                closed=closed,
-            )
+        lengths = self.template.trace_lengths(traces)
+        rows = zip(order, traces.ids, traces.closed, lengths, strict=True)
+        for context, ids, closed, length in rows:
+            before = self.template.answer_prompt(prompts[context], ids, closed)
+            text = self.template.text(ids)
+            self.thoughts[context] = Thought(tuple(before), text, length, closed)
 
-    def _traces(
-        self, prompts: Sequence[list[int]], contexts: Sequence[str]
-    ) -> list[tuple[tuple[int, ...], bool]]:
-        """A trace after each prompt, and whether it closed itself. The end of turn that stopped a
-        trace is left out: the tag stands in its place, as in training."""
+    def _traces(self, prompts: Sequence[list[int]], contexts: Sequence[str]) -> Traces:
+        """A trace after each prompt."""
         if self._engine is None or self.sampling is None:
-            return [(self.template.empty_trace(), True) for _ in prompts]
+            return Traces((self.template.empty_trace(),) * len(prompts), (True,) * len(prompts))
         samples = self._engine.sample(
             prompts,
             [row_of(context) for context in contexts],
@@ -173,10 +165,7 @@ class ThinkingLM(_HFLM):
             NoiseKey(self.seed, 0, BENCHMARKS),
             self.template.stop_trace,
         )
-        return [
-            (s.ids[:-1] if s.stopped == "ended" else s.ids, s.stopped == "closed")
-            for (s,) in samples
-        ]
+        return traces_of([sample for (sample,) in samples])
 
 
 def row_of(context: str) -> int:

@@ -6,8 +6,13 @@ import pytest
 from native_reasoning.config.recipe import make_config
 from native_reasoning.evaluation.asked import load_asked
 from native_reasoning.evaluation.benchmarks import BENCHMARKS
-from native_reasoning.evaluation.harness import SuitePlan, first_rows, load_tasks, run_suite
-from native_reasoning.evaluation.scores import mean_of
+from native_reasoning.evaluation.harness import (
+    SuitePlan,
+    first_rows,
+    load_tasks,
+    mean_of,
+    run_suite,
+)
 from tiny import byte_tokenizer, tiny_model
 
 ALL = tuple(BENCHMARKS.values())

@@ -9,9 +9,16 @@ from lm_eval.tasks import TaskManager
 from native_reasoning.config.errors import ConfigError, DataError
 from native_reasoning.evaluation import benchmarks, harness
 from native_reasoning.evaluation.benchmarks import BENCHMARKS, askable, chosen
-from native_reasoning.evaluation.harness import SuitePlan, first_rows, load_tasks
+from native_reasoning.evaluation.harness import (
+    Item,
+    SuitePlan,
+    first_rows,
+    gain_of,
+    load_tasks,
+    mean_of,
+    mean_over,
+)
 from native_reasoning.evaluation.nrt9.marks import popqa, popqa_target
-from native_reasoning.evaluation.scores import Item, gain_of, mean_of, mean_over
 from suite_data import write
 
 ALL = tuple(BENCHMARKS.values())
