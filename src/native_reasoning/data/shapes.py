@@ -17,6 +17,7 @@ import numbers
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -126,18 +127,14 @@ def find_columns(
             name = lookup(columns, conversation)
             if name is not None:
                 return name, answer_column
-    if prompt_column is not None and _names_turns(row, prompt_column):
-        return prompt_column, None
+    if prompt_column is not None:
+        single = lookup(row, prompt_column) is not None or "+" not in prompt_column
+        if single and _are_turns(value_at(row, prompt_column)):
+            return prompt_column, None
     known = prompt_column or next((p for p, _ in _PAIRS if lookup(row, p) is not None), None)
     if known is None:
         raise BadRow("missing_column", "question")
     raise BadRow("missing_column", "output" if known.casefold() == "instruction" else "answer")
-
-
-def _names_turns(row: Mapping[str, Any], column: str) -> bool:
-    """Whether a prompt column, a single one, holds chat turns. Raises BadRow when it is missing."""
-    single = lookup(row, column) is not None or "+" not in column
-    return single and _are_turns(value_at(row, column))
 
 
 def lookup(row: Mapping[Any, Any], name: str) -> str | None:
@@ -348,16 +345,10 @@ def likeliest(missing: str, row: Mapping[str, Any], known: Sequence[str]) -> str
     near = difflib.get_close_matches(missing.casefold(), folded, n=1, cutoff=0.75)
     if near:
         return folded[near[0]]
-    last = [(path.rpartition(".")[2].casefold(), path) for path in paths]
-    for name in known:
-        for word, path in last:
-            if word == name:
-                return path
-    for name in known:
-        for word, path in last:
-            if name in word:
-                return path
-    return None
+    last = {path: path.rpartition(".")[2].casefold() for path in paths}
+    usual = (path for name in known for path in paths if last[path] == name)
+    contains = (path for name in known for path in paths if name in last[path])
+    return next(chain(usual, contains), None)
 
 
 def _paths(value: Any, prefix: str = "", depth: int = _DEPTH) -> Iterator[str]:
@@ -376,8 +367,7 @@ def _is_usable(value: Any) -> bool:
     """Whether a flag may name it: one text or number, or chat turns; other lists differ in length
     from row to row."""
     if isinstance(value, list):
-        first = value[0] if value else None
-        return isinstance(first, Mapping) and ("role" in first or "from" in first)
+        return _are_turns(value) and ("role" in value[0] or "from" in value[0])
     try:
         return bool(text_of(value))
     except BadRow:

@@ -5,7 +5,7 @@ training temperature: the policy itself) and greedily. The reference answer is s
 sampled traces and after none; *uplift* is the difference, in nats per token.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -35,6 +35,10 @@ from native_reasoning.scoring.scorer import Scorer
 
 #: Questions of an evaluation whose traces are kept in the run folder: the first.
 RECORDED = 100
+#: What ``summarise`` may name.
+NAMES = {"questions"} | {
+    metric.name.removeprefix("eval_") + end for metric in MEASURED for end in ("", "_low", "_high")
+}
 #: Fewest tokens at which an evaluation cuts answers by itself.
 SHORTEST = 16
 
@@ -245,13 +249,3 @@ def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> d
         found[name] = interval.mean
         found[f"{name}_low"], found[f"{name}_high"] = interval.low, interval.high
     return found
-
-
-def metric_names(references: Iterable[str], samples: int) -> set[str]:
-    """What ``summarise`` names of questions with these references and ``samples`` traces each."""
-    names = {metric.name.removeprefix("eval_") for metric in MEASURED}
-    if samples == 1:
-        names.discard("accuracy_maj")
-    if all(numeric_match("", text) is None for text in references):
-        names.discard("numeric_match")
-    return {"questions", *(name + end for name in names for end in ("", "_low", "_high"))}

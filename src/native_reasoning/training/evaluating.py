@@ -16,12 +16,12 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import DataReport
 from native_reasoning.data.rows import PromptGroup
 from native_reasoning.evaluation.held_out import (
+    NAMES,
     RECORDED,
     HeldOut,
     Outcome,
     answer_length,
     held_out_rows,
-    metric_names,
     summarise,
 )
 from native_reasoning.model.ranks import from_first_rank
@@ -97,12 +97,8 @@ class Evaluator:
 
     def names(self) -> set[str]:
         """The metrics of an evaluation on the run's own questions, without ``eval_``."""
-        count, traces = self.args.eval_samples, self.args.eval_num_generations
-        return {
-            f"{prefix}_{name}".removeprefix("eval_")
-            for prefix, groups in self.questions.named("eval").items()
-            for name in metric_names((g.example.answer for g in groups[:count]), traces)
-        }
+        prefixes = self.questions.named("eval")
+        return {f"{prefix}_{name}".removeprefix("eval_") for prefix in prefixes for name in NAMES}
 
     def evaluate(self, source: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each set of ``source``, or of the run's own where that is None: its prefix and metrics.
