@@ -9,7 +9,6 @@ import pytest
 from lab.tasks import CHATTER, DEMO, STYLES, documents, words
 from lab.tasks import make_rows as rows_of
 
-from native_reasoning.config.errors import ConfigError
 from native_reasoning.demo import make_rows
 from native_reasoning.demo.tasks import is_heldout
 
@@ -137,19 +136,6 @@ def test_words_are_complete_and_different():
     texts = [text for family in DEMO for text in documents(DEMO[family], 300, seed=0)]
     used = set(" ".join(texts).split()) - {"<think>", "</think>", "<eos>"}
     assert used <= set(words())
-
-
-@pytest.mark.parametrize(
-    "arguments", [("riddles", "train", 1, 0), ("style_shift", "test", 1, 0)], ids=str
-)
-def test_unknown_names_are_explained(arguments):
-    with pytest.raises(ConfigError, match="fix: use one of"):
-        make_rows(*arguments)
-
-
-def test_too_many_rows_are_refused():
-    with pytest.raises(ConfigError, match="heldout"):
-        make_rows("style_shift", "heldout", 20_000, 0)
 
 
 def test_importing_the_demo_imports_no_torch():

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from native_reasoning.cli.flags import Parsed, number
+from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.output import (
     finite,
     quiet_libraries,
@@ -35,10 +35,9 @@ def run(parsed: Parsed) -> int:
     from native_reasoning.cli.inputs import asked_for
 
     quiet_libraries()
-    showing = number(parsed.own, "show") or 0
     model, config = asked_for(parsed)
     values, outcomes = evaluate(model, parsed.own["data"], config)
-    shown = [_told(outcome) for outcome in outcomes[:showing]]
+    shown = [_told(outcome) for outcome in outcomes[: parsed.own["show"] or 0]]
     result = {"model": model, "data": parsed.own["data"], **values}
     if parsed.own["json"]:
         show_json({**result, "shown": shown} if shown else result)
@@ -52,7 +51,7 @@ def _refuse_together(own: dict[str, Any]) -> None:
     if own["suite"]:
         wrong, why = ("data", "show"), "the suite brings its own questions"
     else:
-        wrong = tuple(flag.name[2:].replace("-", "_") for flag in SUITE_FLAGS)
+        wrong = tuple(flag.key for flag in SUITE_FLAGS)
         why = "it is about benchmarks"
         if not own["data"]:
             raise ConfigError(
@@ -159,11 +158,11 @@ def _ask_suite(
         benchmarks,
         MODES[own["thinking"] or "both"],
         data_dir=data_dir,
-        limit=number(own, "limit") or None,
-        num_fewshot=number(own, "num_fewshot"),
+        limit=own["limit"] or None,
+        num_fewshot=own["num_fewshot"],
         chat=bool(own["apply_chat_template"]),
         gen_kwargs=simple_parse_args_string(own["gen_kwargs"] or ""),
-        batch_size=number(own, "batch_size") or 1,
+        batch_size=own["batch_size"] or 1,
     )
     model, config = asked_for(parsed)
     with refused_by_libraries():

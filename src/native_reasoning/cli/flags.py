@@ -9,7 +9,7 @@ import argparse
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
 from native_reasoning.config.errors import ConfigError, did_you_mean, nearest, usage_error
@@ -17,6 +17,7 @@ from native_reasoning.config.options import COMMON_ARGUMENTS, GROUPS, NRTOptions
 from native_reasoning.config.settings import SETTINGS
 
 _TRUTH = ("true", "false", "yes", "no", "1", "0")
+_METAVARS = {bool: "BOOL", int: "N", float: "X"}
 _SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")
 
 
@@ -75,8 +76,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
 
         parser = SettingsParser(prog=f"nrt {verb.name}", conflict_handler="resolve")
     for flag in verb.flags:
-        about = {"switch": {"action": "store_true"}, "maybe": {"nargs": "?", "const": "true"}}
-        parser.add_argument(*_spellings(flag.name), **about.get(flag.kind, {}))
+        parser.add_argument(*dict.fromkeys((flag.name, f"--{flag.key}")), **_takes(flag))
     if verb.positional:
         name, count, _ = verb.positional
         parser.add_argument("positional", nargs=count or None, metavar=name)
@@ -85,10 +85,19 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
     if rest:
         raise _unknown(verb, rest)
     space = vars(found)
-    own = {_name(flag.name): space.pop(_name(flag.name), None) for flag in verb.flags}
+    own = {flag.key: space.pop(flag.key, None) for flag in verb.flags}
     given = space.pop("positional", None)
     several = tuple(given) if isinstance(given, list) else (given,) if given else ()
     return Parsed(several[0] if several else None, own, space, several)
+
+
+def _takes(flag: Flag) -> dict[str, Any]:
+    """What argparse is told of a flag."""
+    if flag.kind == "switch":
+        return {"action": "store_true"}
+    if flag.kind in ("bool", "maybe"):
+        return {"metavar": flag.metavar, "nargs": "?", "const": "true"}
+    return {"metavar": flag.metavar, "type": int if flag.kind == "number" else str}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +122,7 @@ def _unknown(verb: Verb, rest: Sequence[str]) -> ConfigError:
     if text is None:
         return usage_error(f"nrt {verb.name}", f"unrecognized arguments: {' '.join(rest)}")
     name = text.partition("=")[0].lstrip("-").replace("-", "_")
-    own = [_name(flag.name) for flag in verb.flags]
+    own = [flag.key for flag in verb.flags]
     if verb.takes_settings:
         from native_reasoning.config.recipe import meant
 
@@ -124,28 +133,8 @@ def _unknown(verb: Verb, rest: Sequence[str]) -> ConfigError:
     return usage_error(f"nrt {verb.name}", f"unknown flag {text}{told}")
 
 
-def _spellings(flag: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((flag, "--" + _name(flag))))
-
-
-def _name(flag: str) -> str:
-    return flag[2:].replace("-", "_")
-
-
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def number(own: dict[str, Any], name: str) -> int | None:
-    """A flag of a verb's own that holds a whole number from 0. Raises ConfigError."""
-    text = own.get(name)
-    if text is None:
-        return None
-    if not text.isdecimal():
-        raise ConfigError(
-            f"{_flag(name)} is {text!r}", why="it is a whole number", fix=f"{_flag(name)} 10"
-        )
-    return int(text)
 
 
 # -- Help ------------------------------------------------------------------------------------------
@@ -166,22 +155,11 @@ def _setting(name: str, f: "Field[Any]") -> Flag:
     """A setting with its choices, and its default where no preset has one."""
     choices, text = f.metadata["choices"], f.metadata["help"]
     text += f" [{' '.join(choices)}]" if choices else ""
-    of_preset = "." in name
-    if not of_preset and f.default not in (None, False) and "\n" not in str(f.default):
+    if "." not in name and f.default not in (None, False) and "\n" not in str(f.default):
         text += f" ({str(f.default).lower() if f.default is True else f.default})"
-    kind, kinds = "bool" if f.type is bool else "value", str(f.type)
-    metavar = (
-        "N"
-        if "int" in kinds
-        else "X"
-        if "float" in kinds
-        else "JSON"
-        if "dict" in kinds
-        else "TEXT"
-    )
-    return Flag(
-        _flag(name), text, "NAME" if choices else "BOOL" if kind == "bool" else metavar, kind
-    )
+    kind = (get_args(f.type) or (f.type,))[0]
+    metavar = "NAME" if choices else _METAVARS.get(kind, "TEXT")
+    return Flag(_flag(name), text, metavar, "bool" if f.type is bool else "value")
 
 
 def common_flags() -> list[Flag]:
@@ -222,10 +200,7 @@ def help_text(verb: Verb) -> str:
     for title, flags in groups_of(verb).items():
         group = parser if title == "options" else parser.add_argument_group(title)
         for flag in flags:
-            about: dict[str, Any] = {"metavar": flag.metavar}
-            about |= {"nargs": "?"} if flag.kind in ("bool", "maybe") else {}
-            about = {"action": "store_true"} if flag.kind == "switch" else about
-            group.add_argument(flag.name, help=flag.help.replace("%", "%%"), **about)
+            group.add_argument(flag.name, help=flag.help.replace("%", "%%"), **_takes(flag))
     return parser.format_help()
 
 

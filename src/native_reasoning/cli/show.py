@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from native_reasoning.cli.flags import Parsed, number
+from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.output import (
     indented,
     quiet_libraries,
@@ -26,11 +26,10 @@ from native_reasoning.config.settings import SETTINGS
 
 def demo(parsed: Parsed) -> int:
     """Runs the demo and prints its table."""
-    seed = number(parsed.own, "seed") or 0
     quiet_libraries()
     from native_reasoning.demo.race import render, run_demo
 
-    result = run_demo(seed=seed, out=parsed.own["out"], say=say)
+    result = run_demo(seed=parsed.own["seed"] or 0, out=parsed.own["out"], say=say)
     if parsed.own["json"]:
         show_json(result)
     else:

@@ -12,14 +12,19 @@ from native_reasoning.config.options import GROUPS
 class Flag:
     """One flag of a verb's own.
 
-    ``kind``: "value" takes one; "switch" takes none; "maybe" takes one or none; "bool" is bare or
-    true/false.
+    ``kind``: "value" takes one, "number" a whole number; "switch" takes none; "maybe" takes one or
+    none; "bool" is bare or true/false.
     """
 
     name: str
     help: str
     metavar: str = "X"
     kind: str = "value"
+
+    @property
+    def key(self) -> str:
+        """The name without hyphens, as Python has it."""
+        return self.name[2:].replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,11 @@ SUITE_FLAGS = (
     Flag("--tasks", "some of the suite's, with commas between", "NAMES"),
     Flag("--thinking", "off on both (both)", "HOW"),
     Flag("--data-dir", "local files of the benchmarks (the hub's data)", "DIR"),
-    Flag("--limit", "the first N questions of each benchmark", "N"),
-    Flag("--num-fewshot", "examples shown, where the prompt is not fixed", "N"),
+    Flag("--limit", "the first N questions of each benchmark", "N", "number"),
+    Flag("--num-fewshot", "examples shown, where the prompt is not fixed", "N", "number"),
     Flag("--apply-chat-template", "ask in the model's chat template", kind="switch"),
     Flag("--gen-kwargs", "changes to generation, such as max_gen_toks=64", "K=V,..."),
-    Flag("--batch-size", "questions at once (1)", "N"),
+    Flag("--batch-size", "questions at once (1)", "N", "number"),
     Flag("--run-code", "run code that the model wrote, in a sandbox (humaneval)", kind="switch"),
     Flag("--out", "each question's answers and traces, as JSON lines", "FILE"),
 )
@@ -74,7 +79,7 @@ VERBS = {
             "show:demo",
             None,
             (
-                Flag("--seed", "seed of data order and of every sampled token (0)", "N"),
+                Flag("--seed", "seed of data order and of every sampled token (0)", "N", "number"),
                 Flag("--out", "a new folder for the runs (the first free runs/demo)", "DIR"),
                 _JSON,
             ),
@@ -146,7 +151,7 @@ VERBS = {
             ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
             (
                 Flag("--data", _DATA, "F"),
-                Flag("--show", "print N questions with trace and answer", "N"),
+                Flag("--show", "print N questions with trace and answer", "N", "number"),
                 *SUITE_FLAGS,
                 _JSON,
             ),
@@ -168,7 +173,7 @@ VERBS = {
                 Flag("--question", "ask this and leave", "TEXT"),
                 Flag("--reference", "say how likely this answer is, with and without", "TEXT"),
                 Flag("--no-think", "answer at once, after the empty trace", kind="switch"),
-                Flag("--seed", "seed of every sampled token (42)", "N"),
+                Flag("--seed", "seed of every sampled token (42)", "N", "number"),
                 _JSON,
             ),
             ("traces", "template"),

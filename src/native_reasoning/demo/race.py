@@ -41,36 +41,35 @@ def run_demo(
         raise RunError(
             f"{out} exists", why="an existing run is never overwritten", fix="name a new folder"
         )
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the model is too small to share out, and one thread is repeatable
-    try:
-        result: dict[str, Any] = {}
-        before: list[Outcome] = []
-        after: list[Outcome] = []
-        for preset in PRESETS:
-            trainer = trainer_of(preset, seed, folder)
-            if not before:
-                say("measuring the base model")
-                before = trainer.evaluator.outcomes(trainer.eval_groups)
-                result["base"] = _row(before)
-            say(f"training {preset}: {STEPS} steps")
-            started = time.perf_counter()
-            trainer.train()
-            seconds = time.perf_counter() - started
-            after = trainer.evaluator.outcomes(trainer.eval_groups)
-            for step, outcomes in ((0, before), (trainer.state.global_step, after)):
-                _record(trainer, step, outcomes)
-            trainer.save_model(str(folder / preset / "final"))
-            result[preset] = {**_row(after), "seconds": round(seconds, 1)}
-        result["samples"] = [_sample(*pair) for pair in zip(before[:3], after[:3], strict=True)]
-        result["seed"] = seed
-        result["seconds"] = round(time.perf_counter() - began, 1)
-        result["run"] = str(folder)
-        result["report"] = str(folder / "report.html")
-        write_report([folder / preset for preset in reversed(PRESETS)], Path(result["report"]))
-        return result
-    finally:
-        torch.set_num_threads(threads)
+    result: dict[str, Any] = {}
+    before: list[Outcome] = []
+    after: list[Outcome] = []
+    for preset in PRESETS:
+        trainer = trainer_of(preset, seed, folder)
+        if not before:
+            say("measuring the base model")
+            before = trainer.evaluator.outcomes(trainer.eval_groups)
+            result["base"] = _row(before)
+        say(f"training {preset}: {STEPS} steps")
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+        after = trainer.evaluator.outcomes(trainer.eval_groups)
+        for step, outcomes in ((0, before), (trainer.state.global_step, after)):
+            _record(trainer, step, outcomes)
+        trainer.save_model(str(folder / preset / "final"))
+        result[preset] = {**_row(after), "seconds": round(seconds, 1)}
+    page = folder / "report.html"
+    write_report([folder / preset for preset in reversed(PRESETS)], page)
+    return {
+        **result,
+        "samples": [_sample(*pair) for pair in zip(before[:3], after[:3], strict=True)],
+        "seed": seed,
+        "seconds": round(time.perf_counter() - began, 1),
+        "run": str(folder),
+        "report": str(page),
+    }
 
 
 def _record(trainer: NRTTrainer, step: int, outcomes: list[Outcome]) -> None:

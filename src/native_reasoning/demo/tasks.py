@@ -15,8 +15,6 @@ import hashlib
 import random
 from functools import cache
 
-from native_reasoning.config.errors import ConfigError
-
 SPLITS: tuple[str, ...] = ("train", "heldout")
 DIGITS = 5
 """Digits of a sum: 100,000 strings, about 90,000 of them in the training split."""
@@ -32,44 +30,25 @@ words in another style after a trace, so thinking costs likelihood before it hel
 def make_rows(task: str, split: str, n: int, seed: int) -> list[dict[str, str]]:
     """``n`` different question-answer pairs of one split; the keys are question and answer.
 
-    The same arguments give the same rows on every machine. Raises ConfigError for an unknown task
-    or split, and for more rows than the split has.
+    The same arguments give the same rows on every machine.
 
     >>> make_rows("short_answer", "train", 1, seed=0)
     [{'question': 'add 1 1 2 3 3', 'answer': 'the last digit of their sum is 0 .'}]
     """
-    if task not in TASKS:
-        raise ConfigError(
-            f"unknown task {task!r}",
-            why="the embedded base model knows its own tasks only",
-            fix=f"use one of {', '.join(TASKS)}",
-        )
     lead, answer = TASKS[task]
     chosen = draw(random.Random(f"rows/{task}/{split}/{seed}"), split, n)
     return [{"question": f"{lead} {' '.join(s)}", "answer": answer.format(last(s))} for s in chosen]
 
 
 def draw(rng: random.Random, split: str, n: int) -> list[str]:
-    """``n`` different digit strings of a split. Raises ConfigError where it has fewer."""
-    whole = pool(split)
-    if not 0 <= n <= len(whole):
-        raise ConfigError(
-            f"{n} rows asked of split {split!r}, which has {len(whole)}",
-            why="the rows of one set are all different",
-            fix=f"ask for between 0 and {len(whole)} rows",
-        )
-    return rng.sample(whole, n)
+    """``n`` different digit strings of a split."""
+    return rng.sample(pool(split), n)
 
 
 @cache
 def pool(split: str) -> tuple[str, ...]:
     """All strings of ``DIGITS`` digits of a split, in increasing order."""
-    if split not in SPLITS:
-        raise ConfigError(
-            f"unknown split {split!r}",
-            why="there is a training and a held-out split",
-            fix=f"use one of {', '.join(SPLITS)}",
-        )
+    assert split in SPLITS, split
     numbers = (f"{number:0{DIGITS}d}" for number in range(10**DIGITS))
     return tuple(s for s in numbers if is_heldout(s) == (split == "heldout"))
 
