@@ -530,9 +530,3 @@ def test_settings_of_an_adapter_need_one(tmp_path):
         NRTConfig(output_dir=str(tmp_path), use_cpu=True, lora_r=8)
     with pytest.raises(ConfigError, match="lora_r is 0"):
         NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_peft=True, lora_r=0)
-
-
-def test_an_adapter_with_a_bias_is_refused(tmp_path):
-    config = peft.LoraConfig(r=4, target_modules="all-linear", lora_bias=True)
-    with pytest.raises(PolicyError, match="lora_bias"):
-        trainer(tmp_path / "run", use_peft=False, lora_r=16, lora_alpha=32, peft_config=config)

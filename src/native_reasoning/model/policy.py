@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -31,7 +30,7 @@ from native_reasoning.model.adapters import (
     with_adapter,
 )
 from native_reasoning.model.folders import check_folder
-from native_reasoning.model.quantised import check_given, check_trainable, keep_exact, quantisation
+from native_reasoning.model.quantised import check_trainable, keep_exact, quantisation
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -60,15 +59,11 @@ class Policy:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    @property
-    def context(self) -> int | None:
-        """Positions that the model was made for, or None where its config does not say."""
-        return context_of(self.model)
-
 
 def context_of(model: PreTrainedModel) -> int | None:
-    """See ``Policy.context``. With longrope these are the positions before its factors change: that
-    change comes for all rows of a forward when one of them is longer."""
+    """Positions that the model was made for, or None where its config does not say. With longrope
+    these are the positions before its factors change: that change comes for all rows of a forward
+    when one of them is longer."""
     config = model.config.get_text_config()
     made_for = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -96,13 +91,10 @@ def load_policy(
     name = model if isinstance(model, (str, Path)) else model.config.name_or_path
     if tokenizer is None:
         tokenizer = load_tokenizer(str(name), config.trust_remote_code)
-    given = not isinstance(model, (str, Path))
     if isinstance(model, (str, Path)):
         model = load_merged(str(model), config, len(tokenizer))
     check_plain(model)
-    if given:
-        check_given(model, config)
-        tell_tying(model)
+    tell_tying(model)
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
@@ -211,8 +203,6 @@ def load_merged(name: str, config: NRTConfig, vocabulary: int) -> PreTrainedMode
     base = base_of(Path(name))
     if base is None:
         return load_model(name, config)
-    if config.load_in_4bit:
-        warnings.warn(f"{name} is an adapter: merged, its model is not in 4 bits", stacklevel=3)
     return with_adapter(load_model(base, config), Path(name), vocabulary)
 
 
@@ -222,12 +212,9 @@ def load_model(name: str, config: NRTConfig) -> PreTrainedModel:
     check_folder(name)
     kwargs: dict[str, Any] = {"dtype": "float32", **(config.model_init_kwargs or {})}  # type: ignore[dict-item]
     kwargs |= quantisation(config, model_dtype(config))
-    trust = config.trust_remote_code
+    kwargs |= {"trust_remote_code": config.trust_remote_code, "use_safetensors": True}
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=trust)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, trust_remote_code=trust, use_safetensors=True, output_loading_info=True, **kwargs
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
         model, info = loaded
     except (*_UNREADABLE, TypeError, RuntimeError) as error:
         raise PolicyError(
@@ -285,8 +272,6 @@ def _first_line(error: BaseException) -> str:
 
 def read_text(path: str) -> str:
     try:
-        if not Path(path).is_file():
-            raise FileNotFoundError("no such file")
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(

@@ -43,37 +43,18 @@ def is_quantised(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
-def check_given(model: PreTrainedModel, options: NRTOptions) -> None:
-    """Raises PolicyError where a model in memory is not as the settings say."""
-    if options.load_in_4bit and not is_quantised(model):
-        raise PolicyError(
-            "load_in_4bit with a model that is loaded already, and whole",
-            why="weights are quantised while they are loaded",
-            fix="give its folder or hub id, or load it with a BitsAndBytesConfig yourself",
-        )
-
-
 def check_trainable(model: PreTrainedModel, config: NRTConfig, adapted: bool) -> None:
     """Raises PolicyError where quantised weights cannot be trained; ``adapted`` says whether an
     adapter will be."""
-    quantised = is_quantised(model)
-    if quantised and (config.use_vllm or sharded(config)):  # also where it came so
+    if not is_quantised(model):
+        return
+    if not adapted or not layers(model) or config.use_vllm or sharded(config):
         raise PolicyError(
-            f"{model.config.name_or_path} is quantised, with vLLM, FSDP or DeepSpeed",
-            why="quantised weights cannot be sent or cut yet",
-            fix="give a whole model, or train on one device or with DDP",
-        )
-    if quantised and not layers(model):
-        raise PolicyError(
-            f"{model.config.name_or_path} is quantised, and not by bitsandbytes to 4 bits",
-            why="nothing else can be trained on and merged here",
-            fix="give the model that was quantised, with load_in_4bit",
-        )
-    if quantised and not adapted:
-        raise PolicyError(
-            "all weights are to be trained, and they are in 4 bits",
-            why="such numbers have no gradient",
-            fix="use_peft true trains an adapter on them",
+            f"{model.config.name_or_path} is quantised",
+            why="only an adapter on 4 bits of bitsandbytes can be trained, without vLLM, FSDP and "
+            "DeepSpeed",
+            fix="give the model that was quantised, with load_in_4bit and use_peft, on one device "
+            "or with DDP",
         )
 
 

@@ -185,7 +185,8 @@ class SharedDecoder:
         if len(grid) > (1 - DROP_SHARE) * len(self.lengths) * self.copies:
             return None
         prompts = list(by_prompt)
-        self.cache, self.copies = self.cache.select(prompts, grid), widest
+        self.cache.keep(prompts, grid)
+        self.copies = widest
         self.lengths = self.lengths[torch.tensor(prompts, device=self.lengths.device)]
         return grid
 

@@ -19,71 +19,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 _NAME = "shared_prompt"
 _FIRST = 64
 
 
-class OwnLayer(CacheLayerMixin):
-    """Keys and values of the rows' own tokens, in buffers that double when they are full: adding a
-    token copies nothing."""
+class OwnLayer(DynamicLayer):
+    """Keys and values of the rows' own tokens: views of buffers that double when they are full, so
+    that adding a token copies nothing."""
 
-    is_sliding = False
-
-    def __init__(self, length: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.length = length
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Room for the first tokens."""
-        rows, heads = key_states.shape[:2]
-        self.keys = key_states.new_empty(rows, heads, _FIRST, key_states.shape[-1])
-        self.values = value_states.new_empty(rows, heads, _FIRST, value_states.shape[-1])
-        self.is_initialized = True
+        self.buffers: list[Tensor] = []
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Appends (rows, heads, tokens, width) and returns views of all there is."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys = _with_room(self.keys, start, self.length)
-        self.values = _with_room(self.values, start, self.length)
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        added, start = (key_states, value_states), self.get_seq_length()
+        end = start + key_states.shape[2]
+        if not self.buffers:
+            self.buffers = [_with_room(new[:, :, :0], max(_FIRST, end)) for new in added]
+        elif end > self.buffers[0].shape[2]:
+            self.buffers = [_with_room(old, max(2 * start, end)) for old in self.buffers]
+        for buffer, new in zip(self.buffers, added, strict=True):
+            buffer[:, :, start:end] = new
+        return self._show(end)
 
-    def select(self, rows: Tensor) -> "OwnLayer":
-        """A copy with these rows."""
-        made = OwnLayer(self.length)
-        if self.is_initialized:
-            assert self.keys is not None and self.values is not None
-            made.keys, made.values = self.keys[rows], self.values[rows]
-            made.is_initialized = True
-        return made
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows."""
+        if self.buffers:
+            self.buffers = [buffer[indices] for buffer in self.buffers]
+            self._show(self.get_seq_length())
 
-    def get_seq_length(self) -> int:
-        """Tokens so far."""
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Of masks that transformers would make; none is made here."""
-        return self.length + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+        self.is_initialized = True
+        return self.keys, self.values
 
 
-def _with_room(buffer: Tensor | None, used: int, needed: int) -> Tensor:
-    assert buffer is not None
-    rows, heads, room, width = buffer.shape
-    if needed <= room:
-        return buffer
-    grown = buffer.new_empty(rows, heads, max(2 * room, needed), width)
-    grown[:, :, :used] = buffer[:, :, :used]
+def _with_room(filled: Tensor, room: int) -> Tensor:
+    """A buffer for ``room`` tokens that begins with those of ``filled``."""
+    grown = filled.new_empty(*filled.shape[:2], room, filled.shape[-1])
+    grown[:, :, : filled.shape[2]] = filled
     return grown
 
 
@@ -91,40 +70,34 @@ class SharedCache(Cache):
     """The prompts' keys once (``prompt``, G rows, ``mask`` (G, P) says which are real), and those
     of the rows' own tokens."""
 
-    def __init__(self, prompt: DynamicCache, mask: Tensor, own: Sequence[OwnLayer] = ()) -> None:
+    def __init__(self, prompt: DynamicCache, mask: Tensor) -> None:
+        super().__init__(layers=[OwnLayer() for _ in prompt.layers])
         self.prompt = prompt
+        self._see(mask)
+
+    def _see(self, mask: Tensor) -> None:
+        self.mask = mask
         #: (G, 1, 1, P): where the prompt's padding is; None where there is none
         self.padding = None if bool(mask.all()) else (mask == 0)[:, None, None, :]
-        self._mask = mask
-        super().__init__(layers=list(own) or [OwnLayer() for _ in prompt.layers])
 
     def of_prompt(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values (G, key heads, P, width) of the prompts in one layer."""
         found = self.prompt.layers[layer]
-        assert isinstance(found, DynamicLayer)
         assert found.keys is not None and found.values is not None
         return found.keys, found.values
 
     @property
     def length(self) -> int:
         """Tokens of each row so far, without its prompt."""
-        first = self.layers[0]
-        assert isinstance(first, OwnLayer)
-        return first.length
+        return self.layers[0].get_seq_length()
 
-    def select(self, prompts: Sequence[int], rows: Sequence[int]) -> "SharedCache":
-        """A copy with these prompts and these rows, which again form a grid."""
-        device = self._mask.device
-        kept = torch.tensor(prompts, device=device)
-        prompt = self.prompt
-        if list(prompts) != [*range(len(self._mask))]:
-            prompt = DynamicCache()
-            for i in range(len(self.prompt.layers)):
-                keys, values = self.of_prompt(i)
-                prompt.update(keys[kept], values[kept], i)
-        index = torch.tensor(rows, device=device)
-        own = [layer.select(index) for layer in self.layers if isinstance(layer, OwnLayer)]
-        return SharedCache(prompt, self._mask[kept], own)
+    def keep(self, prompts: Sequence[int], rows: Sequence[int]) -> None:
+        """Keeps these prompts and these rows, which again form a grid."""
+        if list(prompts) != [*range(len(self.mask))]:
+            kept = torch.tensor(prompts, device=self.mask.device)
+            self.prompt.batch_select_indices(kept)
+            self._see(self.mask[kept])
+        self.batch_select_indices(torch.tensor(rows, device=self.mask.device))
 
 
 _ACTIVE: list[SharedCache] = []

@@ -69,7 +69,8 @@ def diagnose(
         for group, traces in micro.pairs:
             other = first.get(others.get(group.prompt_ids, ()), traces)
             asked.append((group, _two(traces, other)))
-        for part in _parts(asked, rows):
+        size = len(asked) if rows is None else max(rows // 3, 1)
+        for part in (asked[i : i + size] for i in range(0, len(asked), size)):
             with inference(model):
                 scores = scorer(model, [group for group, _ in part], [two for _, two in part])
             for (group, two), score in zip(part, scores, strict=True):
@@ -97,13 +98,6 @@ def _two(own: Traces, other: Traces) -> Traces:
         closed=(own.closed[0], other.closed[0]),
         ended=(own.stops()[0][1], other.stops()[0][1]),
     )
-
-
-def _parts(
-    asked: list[tuple[PromptGroup, Traces]], rows: int | None
-) -> list[list[tuple[PromptGroup, Traces]]]:
-    size = len(asked) if rows is None else max(rows // 3, 1)
-    return [asked[i : i + size] for i in range(0, len(asked), size)]
 
 
 def _finding(
@@ -159,13 +153,12 @@ def _runs(pieces: Sequence[str], n: int) -> set[tuple[str, ...]]:
 def _binned(
     probabilities: Sequence[float], gain: Sequence[float], lifted: Sequence[float]
 ) -> tuple[tuple[int, float, float], ...]:
-    cells = {name: [0, 0.0, 0.0] for name in BINS}
+    cells = dict.fromkeys(BINS, (0, 0.0, 0.0))
     for p, of_trace, of_any in zip(probabilities, gain, lifted, strict=True):
-        cell = cells[next(name for name, edge in BINS.items() if p < edge)]
-        cell[0] += 1
-        cell[1] += of_trace
-        cell[2] += of_any
-    return tuple((int(count), a, b) for count, a, b in cells.values())
+        name = next(name for name, edge in BINS.items() if p < edge)
+        count, a, b = cells[name]
+        cells[name] = (count + 1, a + of_trace, b + of_any)
+    return tuple(cells.values())
 
 
 def summary(findings: Sequence[Finding]) -> dict[str, float]:

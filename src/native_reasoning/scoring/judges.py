@@ -45,40 +45,31 @@ class Judges:
         self.settings, self.scorer, self.autocast = settings, scorer, autocast
         self.frozen = _copy(model) if settings.needs_frozen else None
         self.ema = _copy(model) if settings.needs_ema else None
-        self.trained = _trained(model)
+        self.trained = {name for name, p in model.named_parameters() if p.requires_grad}
 
     def attach(
         self, scores: Sequence[Scores], groups: Sequence[PromptGroup], traces: Sequence[Traces]
     ) -> list[Scores]:
         """The scores of these groups with what each copy says of the same rows."""
         out, s = list(scores), self.settings
+        empty = [Traces((self.scorer.template.empty_trace(),), (True,))] * len(groups)
         if self.frozen is not None:
             whole = s.needs_reference
-            said = self._ask(self.frozen, groups, traces if whole else None)
-            out = [
-                replace(one, frozen=Judgement(j.baseline, trace=j.trace if whole else None))
-                for one, j in zip(out, said, strict=True)
-            ]
+            said = self._ask(self.frozen, groups, traces if whole else empty)
+            judged = [Judgement(j.baseline, trace=j.trace if whole else None) for j in said]
+            out = [replace(one, frozen=j) for one, j in zip(out, judged, strict=True)]
         if self.ema is not None:
             whole = s.scored_by == "ema"
             bare = [replace(t, answers=()) for t in traces]  # only the reference's rows are read
-            said = self._ask(self.ema, groups, bare if whole else None)
-            out = [
-                replace(one, ema=Judgement(j.baseline, answer=j.answer if whole else None))
-                for one, j in zip(out, said, strict=True)
-            ]
+            said = self._ask(self.ema, groups, bare if whole else empty)
+            judged = [Judgement(j.baseline, answer=j.answer if whole else None) for j in said]
+            out = [replace(one, ema=j) for one, j in zip(out, judged, strict=True)]
         return out
 
     def _ask(
-        self,
-        model: PreTrainedModel,
-        groups: Sequence[PromptGroup],
-        traces: Sequence[Traces] | None,
+        self, model: PreTrainedModel, groups: Sequence[PromptGroup], traces: Sequence[Traces]
     ) -> list[Scores]:
-        """One forward without gradients: of all rows, or (None) of the empty traces alone."""
-        if traces is None:
-            empty = Traces((self.scorer.template.empty_trace(),), (True,))
-            traces = [empty] * len(groups)
+        """One forward without gradients."""
         with inference(model), self.autocast():
             return self.scorer(model, groups, traces)
 
@@ -95,8 +86,9 @@ class Judges:
     def save(self, folder: Path) -> None:
         """The lagging copy, into a checkpoint."""
         if self.ema is not None:
-            kept = {n: p for n, p in self.ema.named_parameters() if n in self.trained}
-            save_file({n: p.detach().contiguous() for n, p in kept.items()}, folder / EMA)
+            named = self.ema.named_parameters()
+            kept = {n: p.detach().contiguous() for n, p in named if n in self.trained}
+            save_file(kept, folder / EMA)
 
     def load(self, folder: Path) -> None:
         """The lagging copy that ``save`` wrote. Raises RunError where a checkpoint has none."""
@@ -132,8 +124,3 @@ def _copy(model: PreTrainedModel) -> PreTrainedModel:
     shared: dict[int, object] = {id(p): p for p in fixed if id(p) not in tables}
     made = copy.deepcopy(model, shared)
     return made.requires_grad_(False).eval()
-
-
-def _trained(model: nn.Module) -> set[str]:
-    """Names of the parameters that are trained, each once, whatever is tied."""
-    return {name for name, p in model.named_parameters() if p.requires_grad}

@@ -32,16 +32,11 @@ from native_reasoning.objective.types import Scores
 from native_reasoning.scoring.head import Choice, direct_head, logps_inside, takes_embeddings
 from native_reasoning.scoring.packing import Batch, Packed, pack
 
-#: Relative rounding of a forward pass: below it two rewards count as equal (types.Scores).
-ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
-
 
 def rounding_of(dtype: torch.dtype) -> float:
-    """``ROUNDING``, with the coarsest for types that are not floating point (quantised weights)."""
-    return ROUNDING.get(dtype, 5e-3)
+    """Relative rounding of a forward pass: below it two rewards count as equal (types.Scores)."""
+    return {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 5e-3)
 
-
-# -- The forward -----------------------------------------------------------------------------------
 
 _INSTALLED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
 

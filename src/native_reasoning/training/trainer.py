@@ -29,7 +29,7 @@ from native_reasoning.config.checks import REFUSED, check_call
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import Examples
-from native_reasoning.model.policy import load_policy
+from native_reasoning.model.policy import context_of, load_policy
 from native_reasoning.objective.custom import (
     AnyObjective,
     check_optimizer,
@@ -100,7 +100,7 @@ class NRTTrainer(Trainer):
             read_groups,
             template=policy.template,
             config=args,
-            context=policy.context,
+            context=context_of(policy.model),
             keep_columns=bool(asked.rewards),
         )
         self.template = policy.template
