@@ -10,8 +10,6 @@ Only A, B and the rows of new think tokens are trained, and a checkpoint holds t
 """
 
 import copy
-import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -86,25 +84,7 @@ def add_adapter(
                 why="its layers are looked up by name",
                 fix="leave lora_target_modules out, or name layers that the model has",
             ) from None
-    _check_apart(model)
     lighten(model, "default")
-
-
-def _check_apart(model: PreTrainedModel) -> None:
-    """Raises PolicyError where a low-rank product is added to weights that other layers have too,
-    as the blocks of Zamba2 and a head that is tied to the embedding."""
-    from peft.tuners.lora import LoraLayer
-
-    named = model.named_parameters(remove_duplicate=False)
-    uses = Counter(id(weight) for _, weight in named)
-    for name, layer in model.named_modules():
-        base = layer.get_base_layer() if isinstance(layer, LoraLayer) else nn.Identity()
-        if any(uses[id(weight)] > 1 for weight in base.parameters()):
-            raise PolicyError(
-                f"the adapter changes {name}, whose weights another layer shares",
-                why="each layer would learn a change of its own, and the merged weights have one",
-                fix="lora_target_modules: layers that share no weights; or use_peft false",
-            )
 
 
 def _tables(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]]:
@@ -134,13 +114,10 @@ def linear_parts(head: nn.Module | None) -> LinearHead | None:
     other."""
     if _is_linear(head):
         return LinearHead(head.weight, head.bias)
-    if "peft" not in sys.modules:
+    adapter: Any = getattr(head, "token_adapter", None)
+    if adapter is None or not _is_linear(adapter.base_layer):
         return None
-    from peft.utils.other import TrainableTokensWrapper
-
-    if not isinstance(head, TrainableTokensWrapper) or not _is_linear(head.original_module):
-        return None
-    return with_rows(head.token_adapter)
+    return with_rows(adapter)
 
 
 def written_into(model: nn.Module) -> set[int]:

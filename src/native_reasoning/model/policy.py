@@ -98,11 +98,6 @@ def load_policy(
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
-    if config.boundary == "new" and template.boundary.mode != "new" and config.process_index == 0:
-        warn(
-            f"boundary new: the model knows {config.think_open} and {config.think_close} already, "
-            "and they are used as they are; --think-open and --think-close name others"
-        )
     if config.process_index == 0 and (lost := start_warning(template)):
         warn(f"warning: {lost}")
     new_ids = add_think_rows(model, template) if template.boundary.mode == "new" else ()
@@ -311,18 +306,16 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> tuple[int, int
     if template.vocabulary > len(_rows(model.get_input_embeddings())):
         model.resize_token_embeddings(template.vocabulary, mean_resizing=False)
     open_text = boundary.open_text.strip()
-    open_id = tokenizer.get_vocab()[open_text]
+    open_id, close_id = tokenizer.get_vocab()[open_text], boundary.close_ids[0]
     pieces = template.plain.encode(open_text, add_special_tokens=False).ids
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     with torch.no_grad():
         for table in {id(t.weight): t for t in tables if t is not None}.values():
-            rows = _rows(table)
-            rows[boundary.close_ids[0]] = rows[template.end_ids[0]]
-            rows[open_id] = rows[pieces].mean(0)
-            if isinstance(bias := getattr(table, "bias", None), nn.Parameter):
-                bias[boundary.close_ids[0]] = bias[template.end_ids[0]]
-                bias[open_id] = bias[pieces].mean(0)
-    return open_id, boundary.close_ids[0]
+            for part in (table.weight, getattr(table, "bias", None)):
+                if isinstance(part, torch.Tensor):
+                    part[close_id] = part[template.end_ids[0]]
+                    part[open_id] = part[pieces].mean(0)
+    return open_id, close_id
 
 
 def disable_dropout(model: nn.Module) -> None:

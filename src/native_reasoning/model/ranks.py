@@ -66,12 +66,10 @@ def from_first_rank(make: Callable[[], T]) -> T:
     if PartialState().is_main_process:
         try:
             said = [make()]
-        except NativeReasoningError as error:
-            said = [failed := error]
         except Exception as error:
-            failed = error
-            what = f"rank 0 failed: {type(error).__name__}: {error}"
-            said = [RunError(what, why="the ranks go on together", fix="see what rank 0 says")]
+            failed, what = error, f"rank 0 failed: {type(error).__name__}: {error}"
+            ours = RunError(what, why="the ranks go on together", fix="see what rank 0 says")
+            said = [error if isinstance(error, NativeReasoningError) else ours]
     try:
         broadcast_object_list(said)
     except RuntimeError:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -189,7 +189,8 @@ def _as_json(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _traces(state: dict[str, Any]) -> Traces:
     nested = ("ids", "answers", "sampler_logps")
-    return Traces(**{k: tuple(map(tuple, v) if k in nested else v) for k, v in state.items()})
+    values = {k: tuple(map(tuple, v) if k in nested else v) for k, v in state.items()}
+    return Traces(**cast(dict[str, Any], values))
 
 
 def _recall(state: dict[str, Any]) -> Recall:

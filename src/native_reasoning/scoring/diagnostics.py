@@ -168,27 +168,25 @@ def summary(findings: Sequence[Finding]) -> dict[str, float]:
     the mean of l − l^σ over the answer tokens of a bin, ``uplift_hard`` of l − b, which has
     regression to the mean: tokens are in the bin because b was low.
     """
-    out: dict[str, float] = {}
-    specific = [f.specificity for f in findings if f.specificity is not None]
-    if specific:
-        out["specificity"] = mean = sum(specific) / len(specific)
-        if len(specific) > 1:
-            spread = sum((x - mean) ** 2 for x in specific) / (len(specific) - 1)
-            out["specificity_se"] = math.sqrt(spread / len(specific))
-    _add(out, "trace_dependence", [f.dependence for f in findings])
     leaks = [f.leak for f in findings if f.leak is not None]
-    _add(out, "leakage", [own - other for own, other in leaks])
-    _add(out, "restated", [float(own == 1) for own, _ in leaks])
-    _add(out, "clean_uplift", [f.clean_uplift for f in findings])
+    values: dict[str, list[float | None]] = {
+        "specificity": [f.specificity for f in findings],
+        "trace_dependence": [f.dependence for f in findings],
+        "leakage": [own - other for own, other in leaks],
+        "restated": [float(own == 1) for own, _ in leaks],
+        "clean_uplift": [f.clean_uplift for f in findings],
+    }
+    out: dict[str, float] = {}
+    for name, found in values.items():
+        known = [value for value in found if value is not None]
+        if known:
+            out[name] = mean = sum(known) / len(known)
+        if name == "specificity" and len(known) > 1:
+            spread = sum((x - mean) ** 2 for x in known) / (len(known) - 1)
+            out["specificity_se"] = math.sqrt(spread / len(known))
     for i, name in enumerate(BINS):
         count = sum(f.bins[i][0] for f in findings)
         if count:
             out[f"gain_{name}"] = sum(f.bins[i][1] for f in findings) / count
             out[f"uplift_{name}"] = sum(f.bins[i][2] for f in findings) / count
     return out
-
-
-def _add(out: dict[str, float], name: str, values: Sequence[float | None]) -> None:
-    known = [value for value in values if value is not None]
-    if known:
-        out[name] = sum(known) / len(known)
