@@ -294,7 +294,7 @@ def test_architectures_whose_cache_can_be_repeated_share_prompts(kind):
     model = models(kind)[0].train()
     able = capabilities_of(model, TEMPLATE)
     assert able.layouts == ("shared", "packed", "rows")
-    assert able.sampling == "shared"
+    assert able.share
     assert able.left_out == ()
     assert model.training
 
@@ -332,7 +332,7 @@ def test_architecture_whose_cache_cannot_be_repeated_scores_the_plain_way():
     model, plain = models("lfm2")
     able = capabilities_of(model, TEMPLATE)
     assert able.layouts == ("rows",)
-    assert able.sampling == "prefilled"
+    assert not able.share
     with torch.no_grad():
         check(plain, run(model, layouts=("rows",)))
 
@@ -421,7 +421,7 @@ def test_bfloat16_rounding_alone_does_not_forbid_sharing(kind):
     model, _ = models(kind)
     able = capabilities_of(model.to(torch.bfloat16), TEMPLATE)
     assert able.layouts == ("shared", "packed", "rows")
-    assert able.sampling == "shared"
+    assert able.share
 
 
 # -- Invariance ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.template import make_template
 from native_reasoning.model.forward import inference, left_pad, positions
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
-from native_reasoning.rollout.hf import WAYS, HFEngine, decoder_of, decoding_head
+from native_reasoning.rollout.hf import HFEngine, decoder_of, decoding_head
 from native_reasoning.rollout.noise import uniforms
 from native_reasoning.scoring.capabilities import capabilities_of
 
@@ -73,11 +73,13 @@ def references(model, seed, stop=often, sampling=SAMPLING):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
-def test_ids_are_those_of_each_row_alone_without_a_cache(kind, way):
+@pytest.mark.parametrize("share", [True, False])
+def test_ids_are_those_of_each_row_alone_without_a_cache(kind, share):
     model, kinds = tiny.tiny_model(kind).eval(), set()
     for seed in range(3):
-        out = engine(model, way=way).sample(PROMPTS, ROWS, SAMPLING, replace(KEY, seed=seed), often)
+        out = engine(model, share=share).sample(
+            PROMPTS, ROWS, SAMPLING, replace(KEY, seed=seed), often
+        )
         expected = references(model, seed)
         flat = [s for group in out for s in group]
         rows = [r for group in expected for r in group]
@@ -108,11 +110,11 @@ def test_ids_do_not_depend_on_batch_size_or_on_the_other_prompts():
     assert equal >= 0.99 * total
 
 
-@pytest.mark.parametrize("way", ["shared", "repeated"])
+@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_agree_with_whole_forwards(kind, way):
+def test_logits_agree_with_whole_forwards(kind, share):
     model, k = tiny.tiny_model(kind).eval(), 3
-    decoder = decoder_of(model, way)
+    decoder = decoder_of(model, share)
     with torch.no_grad():
         decoder.start(PROMPTS, k)
         rows = [[*p] for p in PROMPTS for _ in range(k)]
@@ -129,7 +131,7 @@ def test_architectures_that_can_keep_a_prompt_once_are_recognised():
     template = make_template(tiny.byte_tokenizer())
 
     def shares(kind, **config):
-        return capabilities_of(tiny.tiny_model(kind, **config), template).sampling == "shared"
+        return capabilities_of(tiny.tiny_model(kind, **config), template).share
 
     assert all(shares(kind) for kind in KINDS)
     assert not shares("lfm2")
@@ -160,12 +162,10 @@ def test_the_packed_head_multiplies_as_the_plain_one_does():
             torch.testing.assert_close(decoding_head(model)(hidden), model.lm_head(hidden))
 
 
-def test_convolution_layers_whose_cache_cannot_be_repeated_are_prefilled_k_times():
+def test_convolution_layers_keep_the_states_of_the_rows_that_are_left():
     model = tiny.tiny_model("lfm2").eval()
-    out = engine(model, way="prefilled", batch_size=1).sample(
-        PROMPTS[:2], ROWS[:2], SAMPLING, KEY, often
-    )
-    for got, reference in zip(out, references(model, 0)[:2], strict=True):
+    out = engine(model, share=False).sample(PROMPTS, ROWS, SAMPLING, replace(KEY, seed=0), often)
+    for got, reference in zip(out, references(model, 0), strict=True):
         assert all(map(same_up_to_rounding, got, reference))
 
 

@@ -196,7 +196,7 @@ def test_scores_samples_and_the_saved_folder_are_those_of_transformers(kind, con
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32").eval()
 
     engine = HFEngine(
-        model, template.stop_trace, template.vocabulary, way=able.sampling, batch_size=2
+        model, template.stop_trace, template.vocabulary, share=able.share, batch_size=2
     )
     never = lambda ids: None
     sampled = engine.sample([g.prompt_ids for g in GROUPS], ROWS, SAMPLING, KEY, never)

@@ -59,7 +59,7 @@ class Conversation:
         self.model, self.template, self.config = model, template, config
         self.context = context_of(model)
         stop, vocabulary = template.stop_trace, template.vocabulary
-        self.engine = HFEngine(model, stop, vocabulary, way=able.sampling)
+        self.engine = HFEngine(model, stop, vocabulary, share=able.share)
         self.turns: list[tuple[str, str]] = []
 
     def forget(self) -> None:

@@ -77,7 +77,7 @@ class ThinkingLM(_HFLM):
                 model,
                 template.stop_trace,
                 template.vocabulary,
-                way=capabilities_of(model, template, layouts=()).sampling,
+                share=capabilities_of(model, template, layouts=()).share,
                 batch_size=batch_size,
             )
 

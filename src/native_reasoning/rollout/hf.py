@@ -23,9 +23,6 @@ from native_reasoning.rollout.noise import uniforms
 from native_reasoning.rollout.pick import pick
 from native_reasoning.rollout.shared import SharedCache, attending
 
-#: How the K rows of a prompt use its cache, the cheapest first: they share it (shared.py), it is
-#: repeated K times, or each row makes its own.
-WAYS = ("shared", "repeated", "prefilled")
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
 DROP_SHARE = 0.25
 
@@ -34,10 +31,10 @@ class HFEngine(RolloutEngine):
     """A rollout engine on a transformers causal language model.
 
     ``model`` is the unwrapped module. ``vocabulary`` is the template's: ids from there on are
-    padding of the embedding table and are never sampled. ``way`` is one of ``WAYS``:
-    capabilities.py says what the architecture can do. ``batch_size`` prompts are decoded at once,
-    None means all. ``autocast`` gives the context to compute in. A sequence that reaches the
-    positions that the model was made for ends there.
+    padding of the embedding table and are never sampled. ``share`` keeps each prompt once for its K
+    rows (shared.py), else its cache is repeated: capabilities.py says what the architecture can do.
+    ``batch_size`` prompts are decoded at once, None means all. ``autocast`` gives the context to
+    compute in. A sequence that reaches the positions that the model was made for ends there.
     """
 
     def __init__(
@@ -46,12 +43,12 @@ class HFEngine(RolloutEngine):
         stop: Stop,
         vocabulary: int,
         *,
-        way: str = "shared",
+        share: bool = True,
         batch_size: int | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
-        self.way, self.batch_size, self.autocast = way, batch_size, autocast
+        self.share, self.batch_size, self.autocast = share, batch_size, autocast
         self.context = context_of(model)
 
     @contextmanager
@@ -77,7 +74,7 @@ class HFEngine(RolloutEngine):
         streams = [*zip(row_ids, traces or [0] * len(prompts), strict=True)]
         found: list[Sample] = []
         with inference(self.model), self.autocast():
-            decoder = decoder_of(self.model, self.way)
+            decoder = decoder_of(self.model, self.share)
             for i in range(0, len(prompts), size):
                 batch = prompts[i : i + size]
                 noise = _noise(key, streams[i : i + size], sampling)
@@ -192,22 +189,18 @@ class SharedDecoder:
 
 
 class RepeatDecoder:
-    """Rows on an ordinary cache. ``repeat`` False prefills each of the K copies, and no row is ever
-    dropped, for caches that cannot be repeated."""
+    """Rows on an ordinary cache, which is repeated for the K rows of a prompt."""
 
-    def __init__(self, model: PreTrainedModel, repeat: bool) -> None:
-        self.model, self.repeat = model, repeat
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
 
     def start(self, prompts: Sequence[Sequence[int]], copies: int) -> None:
-        """Forwards the prompts."""
-        apart = 1 if self.repeat else copies
-        ids, self.mask = left_pad([p for p in prompts for _ in range(apart)], self.model.device)
+        """Forwards the prompts, each once."""
+        ids, self.mask = left_pad(prompts, self.model.device)
         self.cache = DynamicCache(config=self.model.config)
         self.logits = self._next(ids, positions(self.mask))
-        if self.repeat and copies > 1:
-            self.cache.batch_repeat_interleave(copies)
-            self.logits = self.logits.repeat_interleave(copies, 0)
-            self.mask = self.mask.repeat_interleave(copies, 0)
+        if copies > 1:
+            self._take(torch.arange(len(prompts), device=ids.device).repeat_interleave(copies))
 
     def advance(self, tokens: Tensor) -> None:
         """Appends a token (rows,) to each row."""
@@ -216,12 +209,14 @@ class RepeatDecoder:
 
     def keep(self, alive: Sequence[int]) -> list[int] | None:
         """See ``SharedDecoder.keep``; here no place comes again."""
-        if not self.repeat or len(alive) > (1 - DROP_SHARE) * len(self.mask):
+        if len(alive) > (1 - DROP_SHARE) * len(self.mask):
             return None
-        kept = torch.tensor(alive, device=self.mask.device)
-        self.cache.batch_select_indices(kept)
-        self.mask = self.mask[kept]
+        self._take(torch.tensor(alive, device=self.mask.device))
         return list(alive)
+
+    def _take(self, rows: Tensor) -> None:
+        self.cache.reorder_cache(rows)  # the one selection that all kinds of layers have
+        self.logits, self.mask = self.logits[rows], self.mask[rows]
 
     def _next(self, ids: Tensor, at: Tensor) -> Tensor:
         return self.model(
@@ -237,9 +232,9 @@ class RepeatDecoder:
 Decoder = SharedDecoder | RepeatDecoder
 
 
-def decoder_of(model: PreTrainedModel, way: str) -> Decoder:
-    """What decodes in one of ``WAYS``."""
-    return SharedDecoder(model) if way == "shared" else RepeatDecoder(model, way == "repeated")
+def decoder_of(model: PreTrainedModel, share: bool) -> Decoder:
+    """What keeps each prompt once for its rows, or else a cache for each row."""
+    return SharedDecoder(model) if share else RepeatDecoder(model)
 
 
 def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

@@ -21,7 +21,7 @@ from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.model.forward import in_mode
 from native_reasoning.model.policy import context_of
-from native_reasoning.rollout.hf import WAYS, Decoder, decoder_of
+from native_reasoning.rollout.hf import Decoder, decoder_of
 from native_reasoning.scoring.head import direct_head
 from native_reasoning.scoring.packing import LAYOUTS, Packed, pack
 from native_reasoning.scoring.scorer import install_scoring
@@ -37,11 +37,11 @@ COARSE, GROWTH = 0.1, 2
 
 @dataclass(frozen=True)
 class Capabilities:
-    """``layouts`` of a scoring forward that are right (packing.py), and the cheapest right way of
-    ``sampling`` (hf.py). ``left_out`` says why each other one is not used."""
+    """``layouts`` of a scoring forward that are right (packing.py), and whether sampled rows may
+    ``share`` their prompt (hf.py). ``left_out`` says why each other way is not used."""
 
     layouts: tuple[str, ...]
-    sampling: str
+    share: bool
     left_out: tuple[str, ...] = ()
 
 
@@ -67,10 +67,10 @@ def capabilities_of(
     right = tuple(layout for layout in layouts if trials.scores(layout, training))
     if layouts and not right:
         trials.refuse("scored", "rewards would not be the model's own log-probabilities")
-    way = next(filter(trials.samples, WAYS), None)
-    if way is None:
+    share = trials.samples(share=True)
+    if not share and not trials.samples(share=False):
         trials.refuse("sampled", "traces would not come from the model's own probabilities")
-    return Capabilities(right, way, tuple(trials.failures))
+    return Capabilities(right, share, tuple(trials.failures))
 
 
 @contextmanager
@@ -212,16 +212,16 @@ class _Trials:
 
     # -- sampling ----------------------------------------------------------------------------------
 
-    def samples(self, way: str) -> bool:
+    def samples(self, *, share: bool) -> bool:
         """Whether rows that are decoded one token at a time get their own logits."""
-        name = f"sampling with a {way} cache"
-        if way == "shared" and not direct_head(self.model):
+        name = f"sampling with a {'shared prompt' if share else 'repeated cache'}"
+        if share and not direct_head(self.model):
             self.failures.append(f"{name}: its logits are not a product with the head's weights")
             return False
 
         def trial() -> tuple[Tensor, Tensor]:
             with in_mode(self.model, training=False), self.arithmetic():
-                decoder = decoder_of(self.model, way)
+                decoder = decoder_of(self.model, share)
                 decoder.start(self.prompts, len(self.rows) // len(self.prompts))
                 return self._decoded(decoder), torch.cat(self.expected)
 

@@ -60,7 +60,7 @@ class Forwards:
             model if self.copy is None else self.copy.model,
             template.stop_trace,
             template.vocabulary,
-            way=able.sampling,
+            share=able.share,
             batch_size=args.rollout_batch_size,
             autocast=self.autocast,
         )
