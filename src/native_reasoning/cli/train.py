@@ -221,7 +221,8 @@ def _finish(trainer: Any, plan: TrainCommand) -> Mapping[str, float] | None:
         trainer.checkpoints.save_whole_model(final)
     if trainer.eval_groups and trainer.checkpoints.signals.received is None:
         try:
-            after = trainer.evaluator.made() or trainer.evaluate()
+            made = trainer.evaluator.made.get(trainer.checkpoints.step_of_weights)
+            after = made or trainer.evaluate()
         except KeyboardInterrupt:
             say(f"trained and saved; to evaluate: nrt train --out {plan.out} --resume")
             raise
@@ -266,8 +267,7 @@ def _dry_run(plan: TrainCommand, nowhere: str, as_json: bool) -> int:
         trainer = build(replace(plan, settings=plan.settings | _ONE_STEP), nowhere)
         outlook = {"run_folder": plan.out, **plan_of(trainer, args)}
         with closing(_progress(trainer)):
-            cost = full_step(trainer)
-    outlook |= {"seconds_per_step": cost.seconds, "memory": cost.memory}
+            outlook |= full_step(trainer)
     if as_json:
         show_json(outlook)
     else:

@@ -6,7 +6,7 @@ Nothing that a model wrote is in it, and what files and settings say is escaped.
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def write_card(folder: Path, run: Path, step: int) -> None:
     ``step`` optimiser steps, unless somebody's own is there. Raises RunError where the run cannot
     be read."""
     path = folder / NAME
-    if not path.is_file() or _is_ours(path):
+    if not path.is_file() or OURS in path.read_text("utf-8", errors="replace"):
         write_atomically(path, card(run, step))
 
 
@@ -56,6 +56,7 @@ def card(run: Path, step: int) -> str:
     base = base_of(str(config.get("model") or ""))
     preset = find_preset(config["preset"])
     licence: Any = {"license": "unknown", **base["head"]}
+    functions: list[str] = config.get("reward_funcs") or []
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -72,7 +73,7 @@ def card(run: Path, step: int) -> str:
         licence=base["head"].get("license", "unknown"),
         preset_name=config["preset"],
         preset=preset,
-        custom=[*_listed(config, "objective_func"), *_listed(config, "reward_funcs")],
+        custom=[name for name in (config.get("objective_func"), *functions) if name],
         adapter=bool(config.get("use_peft") or config.get("peft_config")),
         boundary=page["boundary"],
         system_prompt=config.get("system_prompt"),
@@ -115,10 +116,6 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|{}#~$])", r"\\\1", text)
 
 
-def _is_ours(path: Path) -> bool:
-    return OURS in path.read_text("utf-8", errors="replace")
-
-
 def _is_identifier(value: Any) -> bool:
     """Whether something can be a name of the hub's, or of a licence."""
     return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
@@ -128,11 +125,6 @@ def _folder_name(path: Path) -> str:
     """A folder's name, with the run's where it is a part of one: other paths say too much."""
     inside = path.name == "final" or path.name.startswith("checkpoint-")
     return "/".join(path.parts[-2:]) if inside else path.name
-
-
-def _listed(config: Mapping[str, Any], name: str) -> Sequence[Any]:
-    value = config.get(name) or ()
-    return [value] if isinstance(value, str) else value
 
 
 def _block(text: str) -> str:
@@ -153,8 +145,8 @@ def _data(page: Mapping[str, Any]) -> str:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that are no default, and the usual ones: numbers, names and texts of prompts, so
-    that no path and no address is among them."""
+    """Settings that are no default, and the usual ones: numbers, names and texts of prompts; no
+    path and no address, which have a slash."""
     defaults = {field.name: field.default for field in fields(NRTConfig)}
     return {
         name: value
@@ -162,15 +154,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         if name in defaults
         and not _ELSEWHERE.fullmatch(name)
         and (name in _ALWAYS or value != defaults[name])
-        and (name in _TEXTS or _says_no_place(value))
+        and (name in _TEXTS or not re.search(r"[/\\]", str(value)))
     }
-
-
-def _says_no_place(value: Any) -> bool:
-    if isinstance(value, list | dict):
-        inner = value.values() if isinstance(value, dict) else value
-        return bool(value) and all(map(_says_no_place, inner))
-    return isinstance(value, int | float) or (_is_identifier(value) and "/" not in value)
 
 
 def _measured(run: Path, step: int) -> dict[str, Any]:

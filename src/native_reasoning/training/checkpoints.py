@@ -70,6 +70,11 @@ def publish(staged: Path, final: Path) -> None:
     sync(final.parent)
 
 
+def state_of(checkpoint: Path) -> TrainerState:
+    """transformers' state of the trainer when a checkpoint was saved."""
+    return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
 class Checkpoints(TrainerCallback):
     """Checkpoints and saved models of a run: opened, written whole, read again.
 
@@ -98,7 +103,8 @@ class Checkpoints(TrainerCallback):
             "filter": objective.filter,
         }
         self.kept = {name: part for name, part in kept.items() if part is not None}
-        self._resumed: Path | None = None
+        #: The best checkpoint of the run that goes on.
+        self.best: str | None = None
         #: The step of the best checkpoint, while the model has its weights in place of the last.
         self._back_at: int | None = None
 
@@ -121,9 +127,10 @@ class Checkpoints(TrainerCallback):
             self.recorder.open(RunFolder(self.folder, writes=False))
             checkpoint = from_first_rank(lambda: self._open(resume, settings, about))
             self.collector.restart(checkpoint)
-            self._resumed, self._back_at = checkpoint, None
+            self.best = self._back_at = None
             if checkpoint is not None:
                 self._load_kept(checkpoint)
+                self.best = self._best_of(checkpoint)
             yield checkpoint
 
     def _open(
@@ -142,7 +149,7 @@ class Checkpoints(TrainerCallback):
             "seed": self.args.seed,
             "machine": machine(self.args.world_size, self.objective.first_policy),
         }
-        step = None if checkpoint is None else self.state_of(checkpoint).global_step
+        step = None if checkpoint is None else state_of(checkpoint).global_step
         finished = self.is_finished(checkpoint)
         records = open_run(self.folder, step, settings, known, finished=finished)
         self.recorder.open(records)
@@ -151,7 +158,7 @@ class Checkpoints(TrainerCallback):
     def is_finished(self, checkpoint: Path | None) -> bool:
         """Whether no step is left after a checkpoint."""
         total = self.collector.total_steps
-        return checkpoint is not None and self.state_of(checkpoint).global_step >= total
+        return checkpoint is not None and state_of(checkpoint).global_step >= total
 
     @contextmanager
     def training(self) -> Generator[None]:
@@ -183,20 +190,17 @@ class Checkpoints(TrainerCallback):
         """The optimiser step that the model's weights come from."""
         return self.trainer.state.global_step if self._back_at is None else self._back_at
 
-    def state_of(self, checkpoint: Path) -> TrainerState:
-        """The state in a checkpoint, which finds the best one again wherever the run folder is now;
-        None where that is gone or damaged."""
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.best_model_checkpoint is not None:
-            best = checkpoint.parent / Path(state.best_model_checkpoint).name
-            state.best_model_checkpoint = None if damage(best) else str(best)
-        return state
+    def _best_of(self, checkpoint: Path) -> str | None:
+        """What a checkpoint names as the best one, wherever the run folder is now; None where that
+        is gone or damaged."""
+        named = state_of(checkpoint).best_model_checkpoint
+        best = None if named is None else checkpoint.parent / Path(named).name
+        return None if best is None or damage(best) else str(best)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._resumed is not None:
-            state.best_model_checkpoint = self.state_of(self._resumed).best_model_checkpoint
+        state.best_model_checkpoint = self.best
 
     def load_weights(self, checkpoint: str, model: nn.Module | None = None) -> bool:
         """The weights of a checkpoint into the model; False where transformers can do it."""
@@ -240,7 +244,8 @@ class Checkpoints(TrainerCallback):
         state, step = self.trainer.state, self.trainer.state.global_step
         final = self.folder / f"checkpoint-{step}"
         with self.recorder.clock.stage("records"), self._staged(final) as staged:
-            self.recorder.flush(step)
+            self.recorder.write_traces(step)
+            self.recorder.records.sync()
             write()
             self.collector.save(staged, step)
             self.trainer.accelerator.wait_for_everyone()

@@ -2,30 +2,25 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import PredictionOutput, denumpify_detensorize
 
 from native_reasoning.config.checks import check_metric
-from native_reasoning.config.errors import ConfigError, DataError, RunError, warn
+from native_reasoning.config.errors import ConfigError, warn
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import DataReport
 from native_reasoning.data.rows import PromptGroup
 from native_reasoning.evaluation.held_out import (
     NAMES,
-    RECORDED,
     HeldOut,
     Outcome,
     answer_length,
     held_out_rows,
     summarise,
 )
-from native_reasoning.model.ranks import from_first_rank
-from native_reasoning.records.folder import read_held_out, read_metrics
 from native_reasoning.rollout.schedule import require
 from native_reasoning.training.checkpoints import Checkpoints
 from native_reasoning.training.forwards import Forwards
@@ -36,43 +31,17 @@ Groups = Sequence[PromptGroup]
 Read = Callable[[Any], tuple[Groups, DataReport | None]]
 
 
-@dataclass(frozen=True)
-class Questions:
-    """Held-out rows: ``groups`` with the ``report`` of reading them, or ``sets`` by name."""
-
-    groups: Groups = ()
-    report: DataReport | None = None
-    sets: Mapping[str, Groups] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, source: Any, read: Read) -> "Questions":
-        """One set, or those of a dict. Raises DataError."""
-        if not isinstance(source, Mapping):
-            return cls(*read(source))
-        if not source:
-            raise DataError(
-                "eval_dataset is an empty dict",
-                why="there are no held-out questions to ask",
-                fix="give a set for each name, or leave eval_dataset out",
-            )
-        if "train" in source and type(source) is not dict:  # a DatasetDict, handed over whole
-            others = [str(name) for name in source if name != "train"] or ["test"]
-            raise DataError(
-                f"eval_dataset has a split train beside {', '.join(others)}",
-                why="its questions are those of training, or nobody said which they are",
-                fix=f"eval_dataset=data[{others[0]!r}], or a plain dict of the sets to ask",
-            )
-        return cls(sets={str(name): read(some)[0] for name, some in source.items()})
-
-    def named(self, prefix: str) -> dict[str, Groups]:
-        """Each set by the prefix of its metrics."""
-        if not self.sets:
-            return {prefix: self.groups}
-        return {f"{prefix}_{name}": some for name, some in self.sets.items()}
+def question_sets(source: Any, read: Read) -> tuple[dict[str, Groups], DataReport | None]:
+    """Held-out rows by what the names of their metrics begin with: those of a dict by ``_NAME``,
+    one set by "", with the report of reading it. Raises DataError."""
+    if isinstance(source, Mapping):
+        return {f"_{name}": read(rows)[0] for name, rows in source.items()}, None
+    groups, report = read(source)
+    return {"": groups}, report
 
 
 class Evaluator:
-    """Asks held-out questions: those of the run (``questions``), or others.
+    """Asks held-out questions: those of the run (``sets``), or others.
 
     ``trainer`` is transformers' part of the trainer: its model, callbacks and processes. Raises
     ConfigError where ``metric_for_best_model`` is none of what is measured.
@@ -82,30 +51,29 @@ class Evaluator:
         self,
         trainer: Trainer,
         args: NRTConfig,
-        questions: Questions,
+        sets: Mapping[str, Groups],
         read: Read,
         forwards: Forwards,
         checkpoints: Checkpoints,
         recorder: Recorder,
     ) -> None:
-        self.trainer, self.args, self.questions, self.read = trainer, args, questions, read
+        self.trainer, self.args, self.sets, self.read = trainer, args, sets, read
         self.forwards, self.checkpoints, self.recorder = forwards, checkpoints, recorder
-        #: The last evaluation of the run's own questions, and the step of its weights.
-        self._made: tuple[int, Mapping[str, Any]] | None = None
+        #: Evaluations of the run's own questions, by the step of the weights.
+        self.made: dict[int, Mapping[str, Any]] = {}
         if args.metric_for_best_model is not None and trainer.compute_metrics is None:
             check_metric(args.metric_for_best_model, self.names())
 
     def names(self) -> set[str]:
         """The metrics of an evaluation on the run's own questions, without ``eval_``."""
-        prefixes = self.questions.named("eval")
-        return {f"{prefix}_{name}".removeprefix("eval_") for prefix in prefixes for name in NAMES}
+        return {f"{named}_{name}".removeprefix("_") for named in self.sets for name in NAMES}
 
     def evaluate(self, source: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each set of ``source``, or of the run's own where that is None: its prefix and metrics.
         The run's own answers are recorded, unless there are several sets. Raises DataError."""
-        questions = self.questions if source is None else Questions.of(source, self.read)
-        for name, groups in questions.named(prefix).items():
-            yield name, self._evaluate_one(groups, name, own=source is None)
+        sets = self.sets if source is None else question_sets(source, self.read)[0]
+        for name, groups in sets.items():
+            yield prefix + name, self._evaluate_one(groups, prefix + name, own=source is None)
 
     def _evaluate_one(self, groups: Groups, prefix: str, *, own: bool) -> dict[str, Any]:
         require(groups, "eval_dataset")
@@ -117,7 +85,7 @@ class Evaluator:
         records.append_timings(self.trainer.state.global_step, seconds)
         if own and prefix == "eval":
             step = self.checkpoints.step_of_weights
-            self._made = (step, metrics)
+            self.made[step] = metrics
             if self.args.record_traces:
                 with self.recorder.clock.stage("records"):
                     records.write_held_out(held_out_rows(step, outcomes))
@@ -158,38 +126,6 @@ class Evaluator:
             plain: Any = denumpify_detensorize(own)
             found |= plain
         return {f"{prefix}_{name}": value for name, value in found.items()}
-
-    def made(self) -> Mapping[str, Any] | None:
-        """What ``evaluate`` would find, where the run has found it already: of these weights and of
-        the same questions, in this process or in one whose run goes on. On all ranks."""
-        if self._made is not None and self._made[0] == self.checkpoints.step_of_weights:
-            return self._made[1]
-        return from_first_rank(self._recorded)
-
-    def _recorded(self) -> Mapping[str, Any] | None:
-        """The last line of metrics.jsonl at the step of the weights, if the recorded questions say
-        that it is about what would be asked now."""
-        step, folder = self.checkpoints.step_of_weights, self.recorder.records.path
-        groups = self.questions.groups[: self.args.eval_samples]
-        asked = {
-            "eval_questions": len(groups),
-            "eval_max_answer_length": answer_length(groups, self.args),
-        }
-        expected = [
-            {"row_id": e.row_id, "k": k, "prompt": e.question, "answer": e.answer}
-            for e in (group.example for group in groups[:RECORDED])
-            for k in range(self.args.eval_num_generations)
-        ]
-        try:
-            rows = read_held_out(folder).filter(pc.field("step") == step)
-            if rows.select(["row_id", "k", "prompt", "answer"]).to_pylist() != expected:
-                return None
-            lines = [x for x in read_metrics(folder) if x["step"] == step]
-        except RunError:  # of a damaged file
-            return None
-        whole = [x for x in lines if not {"eval_other_data", "non_finite"} & set(x)]
-        made = [x for x in whole if asked.items() <= x.items()]
-        return made[-1] if made else None
 
     def outcomes(self, groups: Groups) -> list[Outcome]:
         """What the policy answers to each question now; the ranks share the work.

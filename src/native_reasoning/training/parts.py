@@ -7,7 +7,7 @@ gradient (up to rounding).
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -135,19 +135,11 @@ def fewer_rows(rows: int) -> tuple[str, str]:
 # -- What a step takes (``nrt train --dry-run``) --------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cost:
-    """``seconds`` of the longest step that there can be, and the bytes of ``memory`` at its peak:
-    what the process has held on a CPU (None where the system does not say), what torch has reserved
-    on a GPU. Both are this rank's."""
-
-    seconds: float
-    memory: int | None
-
-
-def full_step(trainer: Any) -> Cost:
+def full_step(trainer: Any) -> dict[str, float | None]:
     """Trains one step on the longest rows, with traces that all run to ``max_trace_length``, and
-    says what it took. ``trainer``, an NRTTrainer with ``max_steps`` 1, is of no use afterwards."""
+    says what it took on this rank: ``seconds_per_step``, and the bytes of ``memory`` at its peak,
+    those of the process on a CPU (None where the system does not say), those that torch has
+    reserved on a GPU. ``trainer``, an NRTTrainer with ``max_steps`` 1, is of no use afterwards."""
     trainer.collector.take_longest()
     cuda = trainer.args.device.type == "cuda"
     if cuda:
@@ -156,7 +148,8 @@ def full_step(trainer: Any) -> Cost:
         trainer.train()
     # of the step alone: what comes once in a run is not multiplied by its steps; one rank writes it
     steps = [x["step_seconds"] for x in read_timings(trainer.folder) if "step_seconds" in x]
-    return Cost(sum(steps), torch.cuda.max_memory_reserved() if cuda else _peak_of_process())
+    peak = torch.cuda.max_memory_reserved() if cuda else _peak_of_process()
+    return {"seconds_per_step": sum(steps), "memory": peak}
 
 
 def _peak_of_process() -> int | None:

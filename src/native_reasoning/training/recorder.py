@@ -4,7 +4,7 @@ and skipped rows for the run folder, warnings."""
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +15,6 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.objective.losses import LossTerms
 from native_reasoning.objective.types import Scores, Signal
 from native_reasoning.records.clock import Clock
 from native_reasoning.records.collapse import CollapseGuard
@@ -59,7 +58,8 @@ class Recorder(TrainerCallback):
         """A run begins, or goes on, that is written to ``records``."""
         self.records, self.meter = records, Meter()
         self._pending: list[TraceRow] = []
-        self._findings: list[Finding] = []
+        #: What exchanging traces between the prompts of a step says (diagnostics.py).
+        self.findings: list[Finding] = []
         self._newest: dict[int, list[TraceRow]] = {}  # by question
         self._told: set[str] = set()
         self._first: list[dict[str, float]] = []  # metrics of the first steps that judged traces
@@ -95,22 +95,13 @@ class Recorder(TrainerCallback):
         self._newest[group.example.row_id] = rows
         self._pending += rows
 
-    def note_findings(self, findings: Iterable[Finding]) -> None:
-        """What exchanging traces between the prompts of a step says (diagnostics.py)."""
-        self._findings += findings
-
-    def note_loss(self, terms: LossTerms, weight: float) -> None:
-        """Loss terms of a group or of a part of it; ``weight`` divides them by N."""
-        self.meter.add_loss(terms, weight)
-
     def newest(self) -> list[list[TraceRow]]:
         """This rank's traces of the latest step that sampled any, by question."""
         return list(self._newest.values())
 
     def write_traces(self, step: int) -> None:
         """Hands the traces of steps up to ``step`` of all ranks to the records."""
-        done = [row for row in self._pending if row.step <= step]
-        self._pending = [row for row in self._pending if row.step > step]
+        done, self._pending = [row for row in self._pending if row.step <= step], []
         self.records.write_traces(gather_object(done), step)
 
     def quarantine(self, step: int) -> None:
@@ -129,11 +120,6 @@ class Recorder(TrainerCallback):
         ]
         for row in gather_object(rows):
             self.records.append_quarantine(step, row)
-
-    def flush(self, step: int) -> None:
-        """Traces and metrics up to ``step`` are on the disk afterwards."""
-        self.write_traces(step)
-        self.records.sync()
 
     def close_step(self, logs: dict[str, float], step: int) -> None:
         """Adds to ``logs`` the means since the last time, over all ranks; writes the times."""
@@ -164,8 +150,8 @@ class Recorder(TrainerCallback):
     def means(self) -> dict[str, float]:
         """The means since they were asked for last, over all ranks."""
         values = means(gather_object([self.meter.sums()]))
-        values |= summary(gather_object(self._findings))
-        self._findings = []
+        values |= summary(gather_object(self.findings))
+        self.findings = []
         if not self.rewarded:
             values = {name: value for name, value in values.items() if name not in _OF_REWARDS}
         self._warn(values)

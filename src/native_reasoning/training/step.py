@@ -59,8 +59,8 @@ class Step:
         every = args.diagnostics_steps
         if every and self.objective.samples and state.global_step % every == 0:
             with recorder.clock.stage("diagnostics"), whole_model() as model:
-                found = diagnose(micros, self.objective.scorer, model, args.rows_per_forward)
-                recorder.note_findings(found)
+                scorer = self.objective.scorer
+                recorder.findings += diagnose(micros, scorer, model, args.rows_per_forward)
         return micros
 
     def train(
@@ -101,7 +101,7 @@ class Step:
                 settings = self.objective.settings
                 term = group_loss(scores[i], signals[i], settings, old, self.mean_tokens)
                 terms.append(share * term.total())
-                self.recorder.note_loss(term, share / self.args.world_size)
+                self.recorder.meter.add_loss(term, share / self.args.world_size)
         if micro.recalls is None:
             self._note(micro, scores, signals)
         return torch.stack(terms).sum()

@@ -37,9 +37,9 @@ from native_reasoning.objective.custom import (
     given_names,
 )
 from native_reasoning.rollout.schedule import Schedule, read_groups, require
-from native_reasoning.training.checkpoints import Checkpoints
+from native_reasoning.training.checkpoints import Checkpoints, state_of
 from native_reasoning.training.collector import Collector
-from native_reasoning.training.evaluating import Evaluator, Questions
+from native_reasoning.training.evaluating import Evaluator, question_sets
 from native_reasoning.training.forwards import Forwards
 from native_reasoning.training.recorder import Recorder
 from native_reasoning.training.state import RunObjective
@@ -105,15 +105,15 @@ class NRTTrainer(Trainer):
         )
         self.template = policy.template
         self.train_groups, self.train_report = read(train_dataset)
-        questions = Questions.of(eval_dataset, read)
-        self.eval_groups, self.eval_report = questions.groups, questions.report
-        rows: Any = (self.train_groups or None, questions.sets or questions.groups or None)
+        sets, self.eval_report = question_sets(eval_dataset, read)
+        self.eval_groups = sets.get("", ())
+        held_out: Any = self.eval_groups or (sets if any(sets.values()) else None)
         self.recorder = Recorder(args, policy.template, settings, rewarded=asked.rewarded)
         super().__init__(
             model=policy.model,
             args=args,
-            train_dataset=rows[0],
-            eval_dataset=rows[1],
+            train_dataset=self.train_groups or None,  # type: ignore[arg-type]
+            eval_dataset=held_out,
             processing_class=policy.tokenizer,
             callbacks=[*self.recorder.callbacks, *(callbacks or [])],
             **theirs,
@@ -127,7 +127,7 @@ class NRTTrainer(Trainer):
         )
         self.step = Step(args, self.collector, self.objective, self.recorder, self.accelerator)
         self.checkpoints = Checkpoints(self, args, f, self.objective, self.collector, self.recorder)
-        self.evaluator = Evaluator(self, args, questions, read, f, self.checkpoints, self.recorder)
+        self.evaluator = Evaluator(self, args, sets, read, f, self.checkpoints, self.recorder)
         for callback in (self.checkpoints.signals, self.checkpoints, self.objective):
             self.add_callback(callback)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
@@ -172,7 +172,8 @@ class NRTTrainer(Trainer):
     def _load_finished(self, checkpoint: Path) -> TrainOutput:
         """The state of a run that has come to its end, and the weights that it ended with."""
         self._load_from_checkpoint(str(checkpoint))
-        self.state = self.checkpoints.state_of(checkpoint)
+        self.state = state_of(checkpoint)
+        self.state.best_model_checkpoint = self.checkpoints.best
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         return TrainOutput(self.state.global_step, 0.0, {})
