@@ -115,8 +115,6 @@ def test_a_run_with_an_optimizer_of_its_own_goes_on_and_is_asked(tmp_path, capsy
         ({"data_collator": print}, "no data_collator", "chat_template_path"),
         ({"compute_loss_func": print}, "no compute_loss_func", "objective="),
         ({"preprocess_logits_for_metrics": print}, "no preprocess", "compute_metrics="),
-        ({"reward_func": print}, "did you mean 'reward_funcs'", "leave it out"),
-        ({"quantization": None}, "no quantization", "leave it out"),
     ],
 )
 def test_keywords_that_do_nothing_here_say_what_does(others, what, fix, tmp_path):
@@ -126,17 +124,13 @@ def test_keywords_that_do_nothing_here_say_what_does(others, what, fix, tmp_path
     assert make(tmp_path, others={"data_collator": None, "optimizers": None}).optimizer is None
 
 
-def test_a_trainer_without_model_or_settings_says_what_they_are(tmp_path):
-    with pytest.raises(ConfigError, match="no args") as caught:
-        NRTTrainer(tiny_model())
-    assert "NRTConfig(output_dir=" in three_lines(caught.value)
+def test_a_trainer_with_settings_of_transformers_says_whose_they_are(tmp_path):
     plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    with pytest.raises(ConfigError, match="a TrainingArguments as args"):
+    with pytest.raises(ConfigError, match="a TrainingArguments as args") as caught:
         NRTTrainer(tiny_model(), plain, QA)
-    with pytest.raises(ConfigError, match="no model_init"):
-        NRTTrainer(model_init=tiny_model, args=plain)
-    with pytest.raises(ConfigError, match="no model$|no model\n"):
-        NRTTrainer(args=NRTConfig(output_dir=str(tmp_path), use_cpu=True))
+    assert "NRTConfig(output_dir=" in three_lines(caught.value)
+    with pytest.raises(TypeError, match="reward_func"):
+        make(tmp_path, others={"reward_func": print})
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from native_reasoning.config.errors import NativeReasoningError, printable
 from native_reasoning.model.folders import check_folder
 
 _LONGEST_PART = 1500
-#: What is told of the first and the last steps.
-_TRAINED = ("reward", "reward_baseline", "uplift", "trace_length", "closed")
 
 
 def error_text(error: NativeReasoningError) -> str:
@@ -106,24 +104,18 @@ def indented(text: str, mark: str = "  | ") -> str:
 # -- After training -------------------------------------------------------------------------------
 
 
-def result_of(
-    out: str, final: str, steps: int, after: Mapping[str, float] | None
-) -> dict[str, Any]:
-    """The outcome of a run: its evaluations (without the prefix eval_) and how training went."""
+def result_of(out: str, steps: int, after: Mapping[str, float] | None) -> dict[str, Any]:
+    """The outcome of a run, with its evaluations without the prefix eval_."""
     from native_reasoning.records.folder import read_metrics
 
     lines = read_metrics(out)
-    trained = [line for line in lines if "uplift" in line]
     before = [line for line in lines if line["step"] == 0 and "eval_uplift" in line]
-    tenth = max(1, len(trained) // 10)
     return {
         "run": out,
-        "model": final,
+        "model": os.path.join(out, "final"),
         "steps": steps,
         "before": _without_prefix(before[-1]) if before else None,
         "after": None if after is None else _without_prefix(after),
-        "first_steps": _means(trained[:tenth]),
-        "last_steps": _means(trained[-tenth:]),
     }
 
 
@@ -131,34 +123,16 @@ def _without_prefix(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
 
 
-def _means(lines: list[dict[str, Any]]) -> dict[str, float]:
-    found = {}
-    for name in _TRAINED:
-        values = [line[name] for line in lines if line.get(name) is not None]
-        if values:
-            found[name] = sum(values) / len(values)
-    return found
-
-
 def show_result(result: Mapping[str, Any]) -> None:
     """The outcome of a run as a table on stdout."""
-    from native_reasoning.records.metrics import METRICS, evaluation_rows
+    from native_reasoning.records.metrics import evaluation_rows
 
-    after, before = result["after"], result["before"]
-    if after is None:
-        first, last = result["first_steps"], result["last_steps"]
-        rows = [
-            [METRICS[name].title, METRICS[name].text(first[name]), METRICS[name].text(last[name])]
-            for name in _TRAINED
-            if name in first and name in last
-        ]
-        show_table(["in training", "first steps", "last steps"], rows)
+    if result["after"] is None:
         show("no held-out questions: --eval-data F measures accuracy with and without thinking")
     else:
-        title = f"{after['questions']} held-out questions"
-        columns = [before, after] if before else [after]
-        names = ["before", "after"] if before else ["after"]
-        show_table([title, *names], evaluation_rows(*columns))
+        names = [name for name in ("before", "after") if result[name] is not None]
+        title = f"{result['after']['questions']} held-out questions"
+        show_table([title, *names], evaluation_rows(*(result[name] for name in names)))
         show("in brackets: 95 % interval over questions")
     show(f"steps  {result['steps']}\nrun    {result['run']}\nmodel  {result['model']}")
 

@@ -88,7 +88,7 @@ def make_plan(parsed: Parsed) -> TrainCommand:
     model = required(settings, "model", "HuggingFaceTB/SmolLM2-135M")
     data = required(settings, "data", "qa.jsonl")
     name = Path(recipe).stem if recipe else Path(model).name
-    out = os.path.expanduser(settings.get("output_dir") or free_name(Path("runs") / name))
+    out = os.path.expanduser(str(settings.get("output_dir") or free_name(Path("runs") / name)))
     _check_folder(out, resume)
     eval_data = settings.get("eval_data")
     if resume or (eval_data and "eval_on_start" not in settings):
@@ -246,7 +246,7 @@ def _tell(
             show_json({"run": plan.out, "steps": step, "stopped_by": name})
         return 128 + number
     if is_main_process():
-        result = result_of(plan.out, str(Path(plan.out) / "final"), step, after)
+        result = result_of(plan.out, step, after)
         if as_json:
             show_json(result)
         else:

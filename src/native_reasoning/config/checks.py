@@ -38,9 +38,7 @@ REFUSED = {
         "leave it out; after the run: hf upload OWNER/NAME RUN/final",
     ),
 }
-#: Keywords of transformers' Trainer that NRTTrainer hands on.
-HANDED_ON = ("optimizers", "optimizer_cls_and_kwargs", "compute_metrics")
-#: What to do in place of its other keywords.
+#: Keywords of transformers' Trainer that do nothing here, and what to do in their place.
 INSTEAD = {
     "tokenizer": "processing_class=tokenizer",
     "model_init": "model='owner/name' or a folder: each new NRTTrainer loads it anew",
@@ -237,33 +235,22 @@ def check_together(options: NRTOptions, objective: ObjectiveSettings, judged: bo
             raise clash.error(options, objective)
 
 
-def check_call(model: object, args: object, others: Mapping[str, Any]) -> dict[str, Any]:
+def check_call(args: object, others: Mapping[str, Any]) -> dict[str, Any]:
     """What NRTTrainer was called with, before anything is loaded. Returns those of the ``others``
     that transformers' Trainer gets. Raises ConfigError."""
-    for name, value in others.items():
-        if name not in HANDED_ON and not (name in INSTEAD and value is None):
-            known = (*HANDED_ON, "model", "args", "train_dataset", "eval_dataset", "objective")
-            known += ("processing_class", "reward_funcs", "callbacks", "peft_config")
-            near = "" if name in INSTEAD else did_you_mean(name, known)
+    given = {name: value for name, value in others.items() if value is not None}
+    for name in given:
+        if name in INSTEAD:
             raise ConfigError(
-                f"NRTTrainer takes no {name}{near}",
-                why="nothing would read it",
-                fix=INSTEAD.get(name, "leave it out"),
+                f"NRTTrainer takes no {name}", why="nothing would read it", fix=INSTEAD[name]
             )
-    if model is None:
-        raise ConfigError(
-            "NRTTrainer has no model",
-            why="its own probability of the answer is the reward",
-            fix="model='owner/name', a folder, or a causal language model",
-        )
     if not isinstance(args, NRTOptions):
-        given = "no args" if args is None else f"a {type(args).__name__} as args"
         raise ConfigError(
-            f"NRTTrainer has {given}",
+            f"NRTTrainer has a {type(args).__name__} as args",
             why="the settings of a run are NRTConfig's: all TrainingArguments and ours",
             fix="args=NRTConfig(output_dir='runs/first')",
         )
-    return {name: value for name, value in others.items() if value is not None}
+    return given
 
 
 def check_metric(name: str, known: Iterable[str]) -> None:

@@ -74,8 +74,8 @@ class NRTTrainer(Trainer):
 
     def __init__(
         self,
-        model: str | Path | PreTrainedModel | None = None,
-        args: NRTConfig | None = None,
+        model: str | Path | PreTrainedModel,
+        args: NRTConfig,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -85,8 +85,7 @@ class NRTTrainer(Trainer):
         peft_config: Any = None,
         **others: Any,
     ) -> None:
-        theirs = check_call(model, args, others)
-        assert model is not None and args is not None
+        theirs = check_call(args, others)
         asked = find_judging(args, objective, reward_funcs)
         settings = args.resolved_objective()
         policy = load_policy(model, args, processing_class, peft_config)
