@@ -368,15 +368,6 @@ def test_transformers_tells_reasoning_from_answer(shape):
     assert at_once == {"role": "assistant", "content": "It is two."}
 
 
-def test_calls_of_tools_are_told_apart_where_the_template_has_them():
-    tokenizer = built("qwen3").tokenizer
-    call = '{"name": "add", "arguments": {"a": 1}}'
-    found = parsed(tokenizer, f"r\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>")
-    (said,) = found["tool_calls"]
-    assert said["function"] == {"name": "add", "arguments": {"a": 1}}
-    assert "tool_calls" not in built("chatml").tokenizer.response_template["fields"]
-
-
 def test_what_a_tokenizer_says_of_its_responses_stays():
     tokenizer = tiny.byte_tokenizer()
     tokenizer.response_template = {"start_anchor": "x", "fields": {"content": {}}}

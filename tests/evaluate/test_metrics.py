@@ -138,10 +138,12 @@ def test_squad_by_hand(prediction, reference, match, f1):
     ],
 )
 def test_numbers_are_read(text, value):
-    assert numeric_match(text, Fraction(str(value)).limit_denominator(10**6).__float__()) == 1.0
+    assert (
+        numeric_match(text, str(Fraction(str(value)).limit_denominator(10**6).__float__())) == 1.0
+    )
     assert numeric_match(text, text) == 1.0
     assert numeric_match(f"after 99, {text}", text) == 1.0
-    assert numeric_match(text, 77_777) == 0.0
+    assert numeric_match(text, "77777") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -150,12 +152,6 @@ def test_numbers_are_read(text, value):
 def test_no_number(text):
     assert numeric_match("7", text) is None
     assert numeric_match(text, "7") == 0.0
-
-
-def test_numbers_that_are_not_text():
-    assert numeric_match("1234", 1234) == numeric_match("0.5", 1 / 2) == 1.0
-    assert numeric_match("1e22", 1e22) == 1.0
-    assert numeric_match("1", float("nan")) is None
 
 
 def test_exact_not_approximate():
@@ -174,16 +170,16 @@ def test_any_spelling_of_an_integer(number, zeros):
         f"{plain}/1",
         f"({plain}).",
     ):
-        assert numeric_match(f"So the result is {spelling}", number) == 1.0
+        assert numeric_match(f"So the result is {spelling}", plain) == 1.0
         assert accuracy(spelling, plain) == 1.0
-        assert numeric_match(spelling, number + 1) == 0.0
+        assert numeric_match(spelling, str(number + 1)) == 0.0
 
 
 @given(st.integers(-500, 500), st.integers(1, 500))
 def test_fractions_equal_their_decimals(top, bottom):
     assert numeric_match(f"{top}/{bottom}", f"{3 * top}/{3 * bottom}") == 1.0
     if 1000 % bottom == 0:
-        assert numeric_match(f"{top}/{bottom}", top / bottom) == 1.0
+        assert numeric_match(f"{top}/{bottom}", str(top / bottom)) == 1.0
 
 
 @given(st.text(alphabet="0123456789.,/-+%$e× ()*^ax", max_size=60), st.text(max_size=30))

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerFast
@@ -163,26 +162,16 @@ def split_responses(
     if known and not known.get("start_anchor_pattern", "").startswith(_ANCHOR):
         return
     end = "|".join(map(re.escape, ends))
-    fields: dict[str, Any] = {
-        "reasoning_content": {
-            "open_pattern": rf"{opening}\s*",
-            "close_pattern": rf"\s*(?:{closing}|{end})\s*",  # or the turn ended inside it
-        },
-        "content": {"close_pattern": rf"\s*(?:{end})"},
-    }
-    source = tokenizer.get_chat_template()
-    if "<tool_call>" in source and "<function=" not in source:  # calls are JSON objects
-        fields["tool_calls"] = {
-            "open_pattern": r"\s*<tool_call>\s*",
-            "close_pattern": r"\s*</tool_call>",
-            "content": "json",
-            "repeats": True,
-            "transform": {"type": "function", "function": "{content}"},
-        }
     tokenizer.response_template = {
         "start_anchor_pattern": f"{_ANCHOR}{opening})",  # before the prompt's last opening tag
         "defaults": {"role": "assistant", "content": ""},
-        "fields": fields,
+        "fields": {
+            "reasoning_content": {
+                "open_pattern": rf"{opening}\s*",
+                "close_pattern": rf"\s*(?:{closing}|{end})\s*",  # or the turn ended inside it
+            },
+            "content": {"close_pattern": rf"\s*(?:{end})"},
+        },
     }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,20 +46,17 @@ def load_asked(name: str, config: NRTConfig, modes: Sequence[str]) -> Asked:
             fix="--boundary auto or text, or train the model first",
         )
     config.model_init_kwargs = {"dtype": "auto", **(config.model_init_kwargs or {})}  # type: ignore[dict-item]
-    tokenizer = load_tokenizer(name, config.trust_remote_code)
+    tokenizer, copy = (_tokenizer(name, config) for _ in range(2))
     model = load_merged(name, config, len(tokenizer)).to(config.device).eval()  # type: ignore[arg-type]
     boundary = config.boundary
     if boundary == "auto":
         boundary = "existing" if knows_tags(model, tokenizer, config) else "text"
-    template = None
-    if "on" in modes or (boundary == "existing" and "off" in modes):
-        copy = load_tokenizer(name, config.trust_remote_code)
-        copy.chat_template = _chat_template(config, copy)
-        template = template_for(model, copy, config, boundary)
-    tokenizer.chat_template = _chat_template(config, tokenizer)
-    return Asked(model, tokenizer, template)
+    asked = "on" in modes or (boundary == "existing" and "off" in modes)
+    return Asked(model, tokenizer, template_for(model, copy, config, boundary) if asked else None)
 
 
-def _chat_template(config: NRTConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-    path = config.chat_template_path
-    return tokenizer.chat_template if path is None else read_text(path)
+def _tokenizer(name: str, config: NRTConfig) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(name, config.trust_remote_code)
+    if config.chat_template_path is not None:
+        tokenizer.chat_template = read_text(config.chat_template_path)
+    return tokenizer

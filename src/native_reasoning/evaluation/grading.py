@@ -117,21 +117,18 @@ def _last_number(text: str) -> tuple[Fraction, re.Match[str]] | None:
     return None
 
 
-def numeric_match(  # beartype takes an int for a float only where it is named
-    prediction: str,
-    reference: str | int | float,
-) -> float | None:
-    """1.0 where the prediction's last number equals the reference's, else 0.0.
+def numeric_match(prediction: str, reference: str) -> float | None:
+    """1.0 where the prediction's last number equals the reference's last, else 0.0; None where the
+    reference holds none.
 
-    ``reference`` is a number, or a text whose last number counts; None where it holds none.
     Read as numbers: 1,234 · $5.00 · -3 · 3/4 · 1 1/2 · 2e-3 · 3 × 10^4 · \\frac{3}{4} · 50% (50,
     not 0.5). Not read: digits inside a word (B12), dates, versions, and numbers in words. The
     comma groups thousands; "1.234,5" is not understood.
 
-    >>> numeric_match("So it costs $1,234.00.", 1234), numeric_match("seven", "no number")
+    >>> numeric_match("So it costs $1,234.00.", "1234"), numeric_match("seven", "no number")
     (1.0, None)
     """
-    wanted = _last_number(_prepare(str(reference)))
+    wanted = _last_number(_prepare(reference))
     if wanted is None:
         return None
     given = _last_number(_prepare(prediction))
@@ -237,7 +234,7 @@ def bootstrap_interval(
     lie anywhere between them: Wilson's limit (1927) for a share of which none of n was seen.
 
     >>> bootstrap_interval([0.0] * 20, bounds=(0, 1))
-    Interval(mean=0.0, low=0.0, high=0.16113012549493325, n=20)
+    Interval(mean=0.0, low=0.0, high=0.16112515805281932, n=20)
     """
     assert 0.0 < confidence < 1.0, confidence
     assert resamples > 0, resamples
