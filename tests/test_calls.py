@@ -34,6 +34,13 @@ SETTINGS = {
 }
 
 
+@pytest.fixture
+def nrt_model(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
 def make(folder, model=None, train=QA, held_out=None, others=None, **settings) -> NRTTrainer:
     args = NRTConfig(output_dir=str(folder), **{**SETTINGS, **settings})
     model = model or tiny_model()
@@ -239,6 +246,18 @@ def test_a_frame_is_read_as_its_rows(tmp_path):
     frame = pd.DataFrame(QA, index=range(7, 7 + len(QA)))
     given, plain = make(tmp_path, train=frame), make(tmp_path)
     assert [*given.train_groups] == [*plain.train_groups]
+
+
+def test_a_run_from_paths_goes_on_from_the_command_line(tmp_path, nrt_model, capsys):
+    data, held_out = (write_rows(tmp_path / f"{n}.jsonl", QA[:n]) for n in (4, 2))
+    args = NRTConfig(output_dir=str(tmp_path / "run"), **{**SETTINGS, "save_strategy": "steps"})
+    NRTTrainer(nrt_model, args, data, held_out).train()
+    config = read_config(tmp_path / "run")["config"]
+    assert (config["model"], config["data"], config["eval_data"]) == (nrt_model, data, held_out)
+    assert main(["train", "--out", str(tmp_path / "run"), "--resume", "--max-steps", "2"]) == 0
+    assert [m["step"] for m in read_metrics(tmp_path / "run") if "loss" in m] == [1, 2]
+    make(tmp_path / "rows").train()
+    assert read_config(tmp_path / "rows")["config"]["data"] is None
 
 
 def test_of_a_dataset_dict_the_split_that_is_taken_is_told(tmp_path, capsys):
