@@ -9,11 +9,11 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import tiny
+from native_reasoning.config.errors import DataError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.data import load_examples, loading, tokens
-from native_reasoning.data.loading import Stored
+from native_reasoning.data import load_examples, tokens
 from native_reasoning.data.template import make_template
-from native_reasoning.data.tokens import examples_of
+from native_reasoning.data.tokens import Groups, examples_of
 from native_reasoning.rollout.schedule import data_hash, make_groups
 from native_reasoning.training.trainer import NRTTrainer
 
@@ -34,7 +34,7 @@ ROWS[9]["messages"].insert(0, {"role": "system", "content": " Be brief.\n"})
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Few rows are many, in a file and a cache of the test's own."""
-    monkeypatch.setattr(loading, "SMALL", 20)
+    monkeypatch.setattr(tokens, "SMALL", 20)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -72,7 +72,7 @@ def encoded(monkeypatch):
 
 def in_memory(rows, template, config, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "SMALL", 10_000)
+        patch.setattr(tokens, "SMALL", 10_000)
         return make_groups(load_examples(rows), template, config, **options)
 
 
@@ -87,7 +87,7 @@ def test_groups_on_the_disk_are_those_in_memory(config, rows, limits, context, k
     template, settings = make_template(core), config(**limits)
     groups, report = make_groups(load_examples(rows), template, settings, context)
     expected, expected_report = in_memory(rows, template, settings, context=context)
-    assert isinstance(groups, Stored)
+    assert isinstance(groups, Groups)
     assert isinstance(expected, tuple)
     assert tuple(groups) == expected
     assert report == expected_report
@@ -117,7 +117,7 @@ def test_part_of_the_examples_can_be_prepared(rows):
     some = data.examples[5:45]
     found = tokens.prepare(some, TEMPLATE)
     groups = found.groups(np.arange(0, 40, 3))
-    assert isinstance(groups, Stored)
+    assert isinstance(groups, Groups)
     assert [g.example.line for g in groups] == list(range(6, 46, 3))
     for group in groups:
         assert group == TEMPLATE.group(group.example)
@@ -189,10 +189,30 @@ def test_an_encoding_that_was_interrupted_is_never_half(config, rows, monkeypatc
     assert tuple(groups) == in_memory(rows, TEMPLATE, config())[0]
 
 
-def test_rows_in_memory_stay_there_however_many(config, encoded, tmp_path):
+def test_rows_without_a_file_are_kept_too_and_other_rows_anew(config, encoded):
     groups, _ = make_groups(load_examples(ROWS), TEMPLATE, config())
-    assert groups == in_memory(ROWS, TEMPLATE, config())[0]
-    assert not (tmp_path / "cache").exists()
+    assert isinstance(groups, Groups)
+    assert tuple(groups) == in_memory(ROWS, TEMPLATE, config())[0]
+    encoded.clear()
+    make_groups(load_examples(ROWS[:-1]), TEMPLATE, config())
+    assert encoded == [49]
+    make_groups(load_examples(ROWS), TEMPLATE, config())
+    assert encoded == [49]
+
+
+def test_nothing_is_written_outside_the_cache_and_nothing_is_said(config, rows, tmp_path, capfd):
+    make_groups(load_examples(rows), TEMPLATE, config())
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "rows.jsonl"}
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    assert capfd.readouterr() == ("", "")  # no progress bars
+
+
+def test_a_cache_that_cannot_be_written_is_our_error(config, rows, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(DataError, match="cannot be kept in .*cache: Not a directory") as caught:
+        make_groups(load_examples(rows), TEMPLATE, config())
+    assert "HF_DATASETS_CACHE" in caught.value.fix
 
 
 # -- A run -----------------------------------------------------------------------------------------
@@ -202,7 +222,7 @@ def test_a_run_on_groups_from_the_disk_is_the_same_run(tmp_path, rows):
     seen = []
     for place, most in (("memory", 10_000), ("disk", 20)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loading, "SMALL", most)
+            patch.setattr(tokens, "SMALL", most)
             args = NRTConfig(
                 output_dir=str(tmp_path / place),
                 use_cpu=True,
@@ -218,7 +238,7 @@ def test_a_run_on_groups_from_the_disk_is_the_same_run(tmp_path, rows):
             trainer = NRTTrainer(
                 tiny.tiny_model(), args, str(rows), str(rows), tiny.byte_tokenizer()
             )
-            assert isinstance(trainer.train_groups, Stored) is (place == "disk")
+            assert isinstance(trainer.train_groups, Groups) is (place == "disk")
             trainer.train()
             metrics = trainer.evaluate()
         lines = (tmp_path / place / "metrics.jsonl").read_text()

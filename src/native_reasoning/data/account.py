@@ -7,9 +7,9 @@ one reason, with the first places where it happened.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from native_reasoning.config.errors import DataError
 from native_reasoning.data.files import Row
@@ -180,19 +180,6 @@ def no_usable_row(report: DataReport, detail: str = "") -> DataError:
         why="training needs at least one question with its answer",
         fix=reason.fix,
     )
-
-
-def report_from(found: Mapping[str, Any]) -> DataReport:
-    """The report out of its ``asdict`` that went through JSON."""
-    fields: dict[str, Any] = {
-        **found,
-        "dropped": tuple(
-            Dropped(d["reason"], d["count"], (*d["places"],)) for d in found["dropped"]
-        ),
-        "shapes": tuple(map(tuple, found["shapes"])),
-        "unused": tuple(found["unused"]),
-    }
-    return DataReport(**fields)
 
 
 def content_hash(examples: Iterable[Example]) -> str:

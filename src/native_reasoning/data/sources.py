@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from native_reasoning.config.errors import DataError
 from native_reasoning.data.files import READERS, Row, numbered
@@ -27,15 +26,12 @@ _METADATA = {"dataset_info.json", "dataset_infos.json", *_SAVED}
 class RawRows:
     """The rows of one source, read as they are asked for, once.
 
-    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row". ``identity`` changes
-    when the source does: path, size and times of its files, or the fingerprint of a
-    ``datasets.Dataset``; None for rows in memory.
+    ``unit`` says what ``Row.number`` counts: "line" in JSON lines, else "row".
     """
 
     source: str
     unit: str
     rows: Iterator[Row]
-    identity: Any = None
 
 
 def load_rows(source: object, *, split: str | None = None) -> RawRows:
@@ -61,7 +57,7 @@ def load_rows(source: object, *, split: str | None = None) -> RawRows:
         _refuse_split(split, name)
         _check_file(path, name)
         unit = "line" if path.suffix.lower() in (".jsonl", ".ndjson") else "row"
-        return RawRows(name, unit, _read(path, name), _stamps([path]))
+        return RawRows(name, unit, _read(path, name))
     if isinstance(source, Sequence):
         _refuse_split(split, "a list of rows")
         return RawRows("the list of rows", "row", numbered(source))
@@ -69,12 +65,6 @@ def load_rows(source: object, *, split: str | None = None) -> RawRows:
 
 
 # -- Files and folders -----------------------------------------------------------------------------
-
-
-def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int, int]]:
-    """What changes when a file is written to."""
-    found = ((path.resolve(), path.stat()) for path in files)
-    return [(str(path), at.st_size, at.st_mtime_ns, at.st_ctime_ns) for path, at in found]
 
 
 def _read(path: Path, name: str) -> Iterator[Row]:
@@ -133,7 +123,7 @@ def _folder_rows(path: Path, name: str, split: str | None) -> RawRows:
         wanted = _pick_split(split, sorted(names), name)
         files = [file for file in files if splits[file] == wanted]
         name = f"{name} [{wanted}]"
-    return RawRows(name, "row", _chained(files, path), _stamps(files))
+    return RawRows(name, "row", _chained(files, path))
 
 
 def _chained(files: list[Path], root: Path) -> Iterator[Row]:
@@ -227,7 +217,7 @@ def _dataset_rows(data: object, name: str, split: str | None) -> RawRows:
         values = data.astype(object).where(data.notna(), None).to_dict("records")
         return RawRows(name, "row", numbered(values))
     if isinstance(data, datasets.Dataset):
-        return RawRows(name, "row", numbered(data.with_format(None)), data._fingerprint)
+        return RawRows(name, "row", numbered(data.with_format(None)))
     raise DataError(
         f"{type(data).__name__} cannot be read as rows",
         why="rows are counted and numbered, so their number must be known",

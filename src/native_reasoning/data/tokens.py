@@ -1,75 +1,108 @@
 """Examples in token ids: encoded once, kept in the cache of ``datasets``, read when looked at.
 
-The ids of examples that lie on the disk lie beside them, under a fingerprint of the examples and of
-all that ids depend on. A few thousand examples are encoded at once and stay in memory.
+The ids of more than a few thousand examples lie on the disk, under a fingerprint of their texts and
+of all that ids depend on: the next run finds them there.
 """
 
+import hashlib
+import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-from filelock import FileLock
 
-from native_reasoning.config.errors import TemplateError
+from native_reasoning.config.errors import DataError, TemplateError
+from native_reasoning.data.account import content_hash
 from native_reasoning.data.chat_template import make_frame
-from native_reasoning.data.loading import Stored, cached, example_of, fingerprint
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.template import Template
 
-#: Rows that the tokenizer gets at a time.
+#: The ids of up to this many examples stay in memory.
+SMALL = 5000
+#: Rows that are encoded, or read, at a time.
 _BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Groups(Sequence[PromptGroup]):
+    """Groups of ``examples`` whose ``ids``, a ``datasets.Dataset``, are read when they are looked
+    at. A slice is another such sequence."""
+
+    examples: tuple[Example, ...]
+    ids: Any
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> PromptGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Groups": ...
+    def __getitem__(self, index: int | slice) -> "PromptGroup | Groups":
+        if isinstance(index, slice):
+            rows = np.arange(len(self))[index]
+            return Groups(self.examples[index], self.ids.select(rows))
+        return _group(self.examples[index], self.ids[int(index)])
+
+    def __iter__(self) -> Iterator[PromptGroup]:
+        tables = self.ids.with_format("arrow").iter(_BATCH)
+        return map(_group, self.examples, (row for table in tables for row in table.to_pylist()))
+
+
+def _group(example: Example, ids: Mapping[str, Any]) -> PromptGroup:
+    prompt, answer = (tuple(array("I", ids[name])) for name in ("prompt", "answer"))
+    return PromptGroup(example, prompt, answer)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples with their ids: groups (None where the template refuses the row), or for examples
-    on the disk a ``datasets.Dataset`` of them.
+    """Examples with their ids: ``rows`` are groups (None where the template refuses the row), or
+    of many examples a ``datasets.Dataset`` of ids.
 
     ``prompt_sizes`` and ``answer_sizes`` (n,) are in tokens, -1 where the template refuses the row.
     """
 
+    examples: Sequence[Example]
     rows: Any
     prompt_sizes: np.ndarray
     answer_sizes: np.ndarray
 
     def groups(self, kept: np.ndarray) -> Sequence[PromptGroup]:
         """The groups of the examples ``kept`` (their numbers), numbered anew."""
-        if isinstance(self.rows, list):
-            found: list[PromptGroup] = [self.rows[i] for i in kept.tolist()]
-            return tuple(
-                replace(group, example=replace(group.example, row_id=i))
-                for i, group in enumerate(found)
-            )
-        from datasets import Dataset, concatenate_datasets
-
-        row_ids = np.full(len(self.rows), -1)
-        row_ids[kept] = np.arange(len(kept))
-        columns = [self.rows.remove_columns("row_id"), Dataset.from_dict({"row_id": row_ids})]
-        return Stored(concatenate_datasets(columns, axis=1).select(kept), _group_of)
+        rows = enumerate(kept.tolist())
+        examples = tuple(replace(self.examples[i], row_id=row_id) for row_id, i in rows)
+        if not isinstance(self.rows, list):
+            return Groups(examples, self.rows.select(kept))
+        groups: list[PromptGroup] = [self.rows[i] for i in kept.tolist()]
+        return tuple(replace(g, example=e) for g, e in zip(groups, examples, strict=True))
 
 
 def prepare(examples: Sequence[Example], template: Template) -> Prepared:
     """The ids of all examples. Raises DataError if the cache cannot be written."""
-    if isinstance(examples, Stored):
-        ids = _from_cache(examples.dataset, template)
+    found = _groups(examples, template)
+    if len(examples) > SMALL:
+        ids = _from_cache(fingerprint(content_hash(examples), _depends(template)), found)
         sizes = [np.array(ids[name]) for name in ("prompt_size", "answer_size")]
-        from datasets import concatenate_datasets
-
-        return Prepared(concatenate_datasets([examples.dataset, ids], axis=1), *sizes)
-    batches = (examples[i : i + _BATCH] for i in range(0, len(examples), _BATCH))
-    groups = [group for batch in batches for group in _encode(batch, template)]
+        return Prepared(examples, ids, *sizes)
+    groups = list(found)
     sizes = np.array([_sizes(group) for group in groups]).reshape(-1, 2)
-    return Prepared(groups, *sizes.T)
+    return Prepared(examples, groups, *sizes.T)
 
 
-def examples_of(groups: Sequence[PromptGroup]) -> Iterator[Example]:
-    """The groups' examples, without making ids."""
-    if isinstance(groups, Stored):
-        return iter(Stored(groups.dataset, example_of))
-    return (group.example for group in groups)
+def examples_of(groups: Sequence[PromptGroup]) -> Iterable[Example]:
+    """The groups' examples, without reading ids."""
+    return groups.examples if isinstance(groups, Groups) else (g.example for g in groups)
+
+
+# -- Making them -----------------------------------------------------------------------------------
+
+
+def _groups(examples: Sequence[Example], template: Template) -> Iterator[PromptGroup | None]:
+    for start in range(0, len(examples), _BATCH):
+        yield from _encode(examples[start : start + _BATCH], template)
 
 
 def _encode(examples: Sequence[Example], template: Template) -> list[PromptGroup | None]:
@@ -87,41 +120,57 @@ def _sizes(group: PromptGroup | None) -> tuple[int, int]:
     return (-1, -1) if group is None else (len(group.prompt_ids), len(group.answer_ids))
 
 
-def _from_cache(rows: Any, template: Template) -> Any:
-    """A ``datasets.Dataset`` of ids (uint32 in the machine's order) beside ``rows``."""
-    from datasets import Features, Value, config
+def _from_cache(key: str, groups: Iterable[PromptGroup | None]) -> Any:
+    """A ``datasets.Dataset`` of ids (uint32 in the machine's order) and of their number."""
+    from datasets import Dataset, Features, Value
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for group in groups:
+            prompt, answer = (group.prompt_ids, group.answer_ids) if group else ((), ())
+            yield {
+                "prompt": array("I", prompt).tobytes(),
+                "answer": array("I", answer).tobytes(),
+                "prompt_size": len(prompt) if group else -1,
+                "answer_size": len(answer) if group else -1,
+            }
 
     ids, size = Value("large_binary"), Value("int32")
-    features = Features(prompt_ids=ids, answer_ids=ids, prompt_size=size, answer_size=size)
-
-    def encoded(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        of_rows = zip(*batch.values(), strict=True)
-        examples = [example_of(dict(zip(batch, row, strict=True))) for row in of_rows]
-        groups = _encode(examples, template)
-        sizes = [_sizes(group) for group in groups]
-        return {
-            "prompt_ids": [group and array("I", group.prompt_ids).tobytes() for group in groups],
-            "answer_ids": [group and array("I", group.answer_ids).tobytes() for group in groups],
-            "prompt_size": [prompt for prompt, _ in sizes],
-            "answer_size": [answer for _, answer in sizes],
-        }
-
-    key = fingerprint(rows._fingerprint, _depends(template))
-    with cached(), FileLock(Path(config.HF_DATASETS_CACHE) / f"{key}.lock"):
-        return rows.map(
-            encoded,
-            batched=True,
-            batch_size=_BATCH,
-            remove_columns=rows.column_names,
-            features=features,
-            new_fingerprint=key,
-        )
+    features = Features(prompt=ids, answer=ids, prompt_size=size, answer_size=size)
+    with cached():
+        return Dataset.from_generator(rows, features=features, fingerprint=key)
 
 
-def _group_of(row: Mapping[str, Any]) -> PromptGroup:
-    """The group that a row of the cache holds."""
-    prompt, answer = (tuple(array("I", row[name])) for name in ("prompt_ids", "answer_ids"))
-    return PromptGroup(example_of(row), prompt, answer)
+def fingerprint(*parts: Any) -> str:
+    """A name for what depends on ``parts`` (of JSON's types) and on this version of the package."""
+    from native_reasoning import __version__
+
+    text = json.dumps([__version__, *parts])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def cached() -> Generator[None]:
+    """While ``datasets`` keeps something in its cache: no progress bars, and errors of ours."""
+    import datasets
+    from datasets import config
+    from datasets.exceptions import DatasetGenerationError
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except (OSError, DatasetGenerationError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__ or error
+        if not isinstance(cause, OSError):
+            raise cause from None
+        raise DataError(
+            f"rows cannot be kept in {config.HF_DATASETS_CACHE}: {cause.strerror or cause}",
+            why="more than a few thousand are kept on the disk, so that they need no memory",
+            fix="make room there, or set HF_DATASETS_CACHE to a folder with more",
+        ) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _depends(template: Template) -> list[Any]:
