@@ -3,10 +3,7 @@
 import asyncio
 import math
 import sys
-import sysconfig
-import types
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +19,7 @@ from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.custom import (
     RewardFunctions,
     check_signal,
-    find_custom,
+    find_judging,
     load_callable,
     name_of,
 )
@@ -62,58 +59,31 @@ def test_a_function_of_the_working_folder_is_found_and_the_folder_ends_the_path(
     assert sys.path == [*path, str(folder)]
 
 
-def test_an_installed_package_is_elsewhere_though_its_environment_lies_here(tmp_path, monkeypatch):
-    """As with the .venv that this project's own make target puts into the working folder."""
-    where = Path(sysconfig.get_path("purelib")).resolve()
-    monkeypatch.chdir(where.parents[1])
-    with pytest.raises(ConfigError, match="outside the working folder"):
-        load_callable("yaml:unsafe_load")
-
-
-def test_every_package_on_the_way_is_looked_at(folder, tmp_path):
-    (tmp_path / "elsewhere.py").write_text(
-        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
-    )
-    (folder / "mine_deep").mkdir()
-    (folder / "mine_deep" / "__init__.py").write_text("")
-    (folder / "mine_deep" / "leaf.py").symlink_to(tmp_path / "elsewhere.py")
-    with pytest.raises(ConfigError, match=r"mine_deep\.leaf lies outside the working folder"):
-        load_callable("mine_deep.leaf:f")
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("link", [False, True])
-def test_a_module_from_elsewhere_is_refused_before_it_runs(folder, tmp_path, monkeypatch, link):
+def test_a_module_from_elsewhere_is_refused_before_it_runs(folder, tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     ran = tmp_path / "ran"
     (elsewhere / "mine_b.py").write_text(
         f"import pathlib\npathlib.Path({str(ran)!r}).touch()\ndef f(): return 3\n"
     )
-    if link:
-        (folder / "mine_b.py").symlink_to(elsewhere / "mine_b.py")
-    else:
-        monkeypatch.syspath_prepend(str(elsewhere))
-    with pytest.raises(ConfigError, match="outside the working folder"):
+    monkeypatch.syspath_prepend(str(elsewhere))
+    with pytest.raises(ConfigError, match="is not in the working folder"):
         load_callable("mine_b:f")
     assert not ran.exists()
     assert "mine_b" not in sys.modules
     assert load_callable("mine_b:f", trust_imports=True)() == 3
-    with pytest.raises(ConfigError, match="outside the working folder"):
+    with pytest.raises(ConfigError, match="is not in the working folder"):
         load_callable("mine_b:f")  # now that it is loaded, too
 
 
-def test_a_package_without_init_lies_where_all_its_parts_lie(folder, tmp_path, monkeypatch):
-    elsewhere = tmp_path / "elsewhere"
-    for place, name in ((folder, "one"), (elsewhere, "two")):
-        (place / "mine_spread").mkdir(parents=True)
-        (place / "mine_spread" / f"{name}.py").write_text("def f(): return 4\n")
-    assert load_callable("mine_spread.one:f")() == 4
-    for name in [name for name in sys.modules if name.startswith("mine_spread")]:
-        del sys.modules[name]
-    monkeypatch.syspath_prepend(str(elsewhere))
-    with pytest.raises(ConfigError, match="outside the working folder"):
-        load_callable("mine_spread.two:f")
+def test_a_module_of_the_working_folder_comes_before_an_installed_one(
+    folder, tmp_path, monkeypatch
+):
+    for place, number in ((folder, 1), (tmp_path / "elsewhere", 2)):
+        place.mkdir(exist_ok=True)
+        (place / "mine_both.py").write_text(f"def f(): return {number}\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))
+    assert load_callable("mine_both:f")() == 1
 
 
 @pytest.mark.parametrize(
@@ -122,14 +92,14 @@ def test_a_package_without_init_lies_where_all_its_parts_lie(folder, tmp_path, m
         ("no_colon", "does not name a function"),
         (":f", "does not name a function"),
         ("mine_c:", "does not name a function"),
-        ("mine_nowhere:f", "mine_nowhere cannot be imported"),
+        ("mine_nowhere:f", "mine_nowhere is not in the working folder"),
         ("mine_c:g", "mine_c has no function 'g'"),
         ("mine_c:NUMBER", "mine_c has no function 'NUMBER'"),
         ("mine_d:f", "mine_d cannot be imported"),
-        ("os:system", "outside the working folder"),
-        ("json:loads", "outside the working folder"),
-        ("sys:exit", "outside the working folder"),
-        ("mine_package.nowhere:f", "mine_package.nowhere cannot be imported"),
+        ("os:system", "is not in the working folder"),
+        ("json:loads", "is not in the working folder"),
+        ("sys:exit", "is not in the working folder"),
+        ("mine_package.nowhere:f", "mine_package.nowhere is not in the working folder"),
     ],
 )
 def test_names_that_lead_nowhere(name, what, folder):
@@ -148,36 +118,17 @@ def test_names_that_lead_nowhere(name, what, folder):
 
 @pytest.mark.parametrize("name", ["mine_c.py:f", "./mine_c.py:f", ".mine_c:f"])
 def test_a_path_in_place_of_a_module_is_not_a_missing_file(name, folder):
-    """``mine_c.py`` is there: putting it there would not help."""
     (folder / "mine_c.py").write_text("def f(): pass\n")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="does not name a function"):
         load_callable(name)
-    assert not caught.value.fix.startswith("put ")
-
-
-def test_a_module_that_was_not_imported_has_no_place(folder, monkeypatch):
-    """Nothing says where it lies, as with the ``__main__`` of a script."""
-    monkeypatch.setitem(sys.modules, "mine_bare", types.ModuleType("mine_bare"))
-    with pytest.raises(ConfigError, match="mine_bare cannot be imported"):
-        load_callable("mine_bare:f")
 
 
 def test_a_module_that_fails_by_itself_says_so_and_leaves_the_path_alone(folder):
     (folder / "mine_zero.py").write_text("1 / 0\n")
     path = list(sys.path)
-    with pytest.raises(ConfigError, match="ZeroDivisionError: division by zero") as caught:
+    with pytest.raises(ConfigError, match="ZeroDivisionError: division by zero"):
         load_callable("mine_zero:f")
-    assert "put mine_zero.py" not in caught.value.fix
     assert sys.path == path
-
-
-def test_a_module_that_lies_here_and_misses_another_is_not_asked_for_again(folder):
-    """The module is in the folder: what is missing is what it imports."""
-    (folder / "mine_d.py").write_text("import a_module_that_is_not_there\n")
-    with pytest.raises(ConfigError) as caught:
-        load_callable("mine_d:f")
-    assert "a_module_that_is_not_there" in caught.value.what
-    assert "put mine_d.py into" not in caught.value.fix
 
 
 def test_what_is_given_comes_before_what_is_named(folder):
@@ -190,18 +141,19 @@ def test_what_is_given_comes_before_what_is_named(folder):
             "use_cpu": True,
         }
     )
-    objective, rewards = find_custom(named)
-    assert (name_of(objective), [name_of(f) for f in rewards.functions]) == ("g", ["f"])
+    found = find_judging(named)
+    assert name_of(found.objective) == "g"
+    assert [name_of(f) for f in found.rewards.functions] == ["f"]
     nowhere = {"objective_func": "mine_nowhere:g", "reward_funcs": "mine_nowhere:f"}
     named = make_config({"output_dir": "run", "use_cpu": True, **nowhere})
     for given, expected in ((max, (max,)), ([max, min], (max, min))):
-        objective, rewards = find_custom(named, len, given)
-        assert (objective, rewards.functions) == (len, expected)
-    none, nothing = find_custom(make_config({"output_dir": "run", "use_cpu": True}))
-    assert none is None
-    assert not nothing
-    with pytest.raises(ConfigError, match="mine_nowhere cannot be imported"):
-        find_custom(named, len)
+        found = find_judging(named, len, given)
+        assert (found.objective, found.rewards.functions) == (len, expected)
+    found = find_judging(make_config({"output_dir": "run", "use_cpu": True}))
+    assert isinstance(found.objective, Objective)
+    assert not found.rewards
+    with pytest.raises(ConfigError, match="mine_nowhere is not in the working folder"):
+        find_judging(named, len)
 
 
 def test_trust_imports_goes_for_both(folder, tmp_path, monkeypatch):
@@ -211,12 +163,12 @@ def test_trust_imports_goes_for_both(folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(elsewhere))
     for name in ("objective_func", "reward_funcs"):
         settings = {"output_dir": "run", "use_cpu": True, name: "mine_g:f"}
-        with pytest.raises(ConfigError, match="mine_g lies outside the working folder") as caught:
-            find_custom(make_config(settings))
+        with pytest.raises(ConfigError, match="mine_g is not in the working folder") as caught:
+            find_judging(make_config(settings))
         assert "trust_imports" in caught.value.fix
-        objective, rewards = find_custom(make_config({**settings, "trust_imports": "true"}))
-        assert bool(objective) == (name == "objective_func")
-        assert bool(rewards) == (name == "reward_funcs")
+        found = find_judging(make_config({**settings, "trust_imports": "true"}))
+        assert isinstance(found.objective, Objective) == (name == "reward_funcs")
+        assert bool(found.rewards) == (name == "reward_funcs")
 
 
 def test_a_recipe_names_functions_in_a_list_or_between_commas(folder):
@@ -230,11 +182,11 @@ def test_a_recipe_names_functions_in_a_list_or_between_commas(folder):
     ):
         recipe = {"output_dir": "run", "reward_funcs": functions, "reward_weights": weights}
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        _, rewards = find_custom(make_config(read_recipe(folder / "recipe.yaml"), use_cpu=True))
-        assert rewards(2, completions=["a", "b"]).tolist() == [20.5, 20.5]
+        found = find_judging(make_config(read_recipe(folder / "recipe.yaml"), use_cpu=True))
+        assert found.rewards(2, completions=["a", "b"]).tolist() == [20.5, 20.5]
     settings = {"output_dir": "run", "use_cpu": True, "reward_funcs": "mine_h:one"}
     with pytest.raises(ConfigError, match="2 reward_weights for 1 reward_funcs"):
-        find_custom(make_config({**settings, "reward_weights": "1,2"}))
+        find_judging(make_config({**settings, "reward_weights": "1,2"}))
 
 
 # -- Signals ---------------------------------------------------------------------------------------
@@ -270,19 +222,19 @@ def broken(shape, place, value):
 @pytest.mark.parametrize(
     ("parts", "what"),
     [
-        ({"advantages": torch.ones(4)}, "advantages, axis trace: 4 entries, not 3"),
-        ({"rewards": torch.ones(3, 1)}, "rewards has the shape (3, 1), its axes are: trace 3"),
-        ({"baseline_reward": torch.ones(1)}, "baseline_reward has the shape (1,), its axes are: n"),
-        ({"answer_weights": torch.ones(3, 3)}, "answer_weights, axis answer: 3 entries, not 2"),
-        ({"trace_weights": torch.ones(3, 1)}, "trace_weights, axis token: 1 entries, not 6"),
+        ({"advantages": torch.ones(4)}, "advantages is (4,), not a tensor of the shape (3,)"),
+        ({"rewards": torch.ones(3, 1)}, "rewards is (3, 1), not a tensor of the shape (3,)"),
+        ({"baseline_reward": torch.ones(1)}, "baseline_reward is (1,), not a tensor of the sh"),
+        ({"answer_weights": torch.ones(3, 3)}, "answer_weights is (3, 3), not"),
+        ({"trace_weights": torch.ones(3, 1)}, "trace_weights is (3, 1), not"),
         ({"advantages": [1.0, 2.0, 3.0]}, "advantages is list, not a tensor"),
-        ({"advantages": broken(3, 1, torch.nan)}, "advantages is nan at trace 1"),
-        ({"answer_weights": broken((3, 2), (2, 1), torch.inf)}, "is inf at trace 2, answer 1"),
-        ({"baseline_reward": torch.tensor(torch.nan)}, "baseline_reward is nan at its only entry"),
-        ({"trace_weights": torch.ones(3, 6)}, "axis token, trace 0: token 4 was not sampled"),
+        ({"advantages": None}, "advantages is NoneType, not a tensor"),
+        ({"advantages": broken(3, 1, torch.nan)}, "advantages is not finite: [0.0, nan, 0.0]"),
+        ({"answer_weights": broken((3, 2), (2, 1), torch.inf)}, "answer_weights is not finite"),
+        ({"baseline_reward": torch.tensor(torch.nan)}, "baseline_reward is not finite: nan"),
     ],
 )
-def test_a_signal_that_does_not_fit_names_objective_axis_and_row(parts, what):
+def test_a_signal_that_does_not_fit_names_objective_and_field(parts, what):
     with pytest.raises(RunError) as caught:
         check_signal(signal(**parts), SCORES, "mine")
     assert caught.value.what.startswith("objective mine: ")
@@ -417,7 +369,7 @@ def test_a_wrong_signal_stops_the_run_with_its_name(tmp_path):
         one = torch.zeros(1)
         return Signal(one, one.sum(), one, torch.zeros_like(scores.answer))
 
-    with pytest.raises(RunError, match="objective too_few: rewards, axis trace: 1 entries, not 4"):
+    with pytest.raises(RunError, match="objective too_few: rewards is .1,., not a tensor"):
         lab_trainer(tmp_path / "run", objective_fn=too_few).train()
 
 
@@ -504,7 +456,7 @@ def test_rewards_may_be_any_numbers(given):
 
 
 @pytest.mark.parametrize(
-    "given", [None, 1.0, ["good", "bad"], [[1.0], [2.0]], [1e39, 0.0]], ids=repr
+    "given", [None, 1.0, ["good", "bad"], [[1.0], [2.0]], [math.inf, 0.0]], ids=repr
 )
 def test_what_is_not_one_number_per_trace_names_the_function(given):
     def mine(completions, **columns):

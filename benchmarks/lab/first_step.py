@@ -42,14 +42,14 @@ N, SEED = 500, 2_000_003
 #: A ratio above this, or below 0, is printed as *no cost*: a trace costs next to nothing there.
 LARGEST = 20
 REWARDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ws": lambda l, b: rewards.log_weighted_neglog(l, b).exp(),
-    "ws-inverse": lambda l, b: rewards.log_weighted_inverse(
-        l, b.clamp(min=rewards.SMALLEST_INVERSE)
+    "ws": lambda l, b: rewards.log_weighted_mean(l, (-b).log()).exp(),
+    "ws-inverse": lambda l, b: rewards.log_weighted_mean(
+        l, -b.clamp(min=rewards.SMALLEST_INVERSE)
     ).exp(),
     "logp": rewards.logp,
     "gm": lambda l, b: rewards.avg_logp(l, b).exp(),
     "p": lambda l, b: rewards.logp(l, b).exp(),
-    "am": lambda l, b: rewards.log_arithmetic_mean(l, b).exp(),
+    "am": lambda l, b: rewards.log_weighted_mean(l, torch.zeros_like(b)).exp(),
 }
 Shares = dict[str, dict[str, dict[str, float]]]
 

@@ -30,7 +30,6 @@ from native_reasoning.objective.rewards import (
     Group,
     Reward,
     efficiency,
-    log_ratio,
     per_trace,
     policy_mask,
 )
@@ -102,19 +101,24 @@ class Objective(ObjectiveSettings):
             score, base = score.exp(), base.exp()
         if adds:  # what was added makes f alone misleading
             score, base = r, base * (self.baseline == "none")
-        columns = (
-            *(tensor.unbind() for tensor in (score, base, advantages, weights, worth.helped)),
-            [None] * len(scores) if parts is None else parts.unbind(),
-            flat[:, 0].tolist(),
-            (group.clamped != group.b).double().mean(-1).tolist(),
-            underflow.tolist(),
-            (wide * worth.shift.exp())[:, 0].tolist(),
-        )
+        numbers = {
+            "flat": flat[:, 0],
+            "clamped": (group.clamped != group.b).double().mean(-1),
+            "underflow": underflow,
+            "spread": (wide * worth.shift.exp())[:, 0],
+        }
+        lists = {name: values.tolist() for name, values in numbers.items()}
         return [
             Signal(
-                *(r, b, a, w), token_rewards=p, helped=h, flat=f, clamped=c, underflow=u, spread=s
+                score[i],
+                base[i],
+                advantages[i],
+                weights[i],
+                token_rewards=None if parts is None else parts[i],
+                helped=worth.helped[i],
+                **{name: values[i] for name, values in lists.items()},
             )
-            for r, b, a, w, h, p, f, c, u, s in zip(*columns, strict=True)
+            for i in range(len(scores))
         ]
 
     # -- What a trace is worth ---------------------------------------------------------------------
@@ -192,9 +196,9 @@ class Objective(ObjectiveSettings):
         return pad(parts, (0, like.shape[-1] - parts.shape[-1]))
 
     def _ratio(self, s: Scores) -> Tensor:
-        """(K,) log(π/π_0) of each trace."""
+        """(K,) log(π/π_0) of each trace, summed over its policy tokens. LaTRO (2411.04282)."""
         assert s.frozen is not None and s.frozen.trace is not None
-        return log_ratio(s.trace, s.frozen.trace, policy_mask(s, self.policy_tokens))
+        return ((s.trace - s.frozen.trace) * policy_mask(s, self.policy_tokens)).sum(-1)
 
     def _adds(self, s: Scores) -> bool:
         """Whether anything is added to R', so that its size matters."""
@@ -232,10 +236,8 @@ class Objective(ObjectiveSettings):
         """(G, 1) what A is divided by; in a flat group, whose A is 0, the rewards' size."""
         if self.scale == "none":
             return torch.ones_like(unit)
-        std = spread(centred)[:, None]
-        return torch.where(
-            flat, unit, std + (1e-6 * unit if self.std_eps is None else self.std_eps)
-        )
+        eps = 1e-6 * unit if self.std_eps is None else self.std_eps
+        return torch.where(flat, unit, spread(centred)[:, None] + eps)
 
     def _advantages(self, centred: Tensor, divisor: Tensor, flat: Tensor, ok: Tensor) -> Tensor:
         """A (G, K) after clipping and the policy for a wrong format; ``ok`` is complete."""

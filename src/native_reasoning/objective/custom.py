@@ -6,12 +6,11 @@ folder; from elsewhere only where ``trust_imports`` says so.
 
 import asyncio
 import importlib
-import importlib.util
 import inspect
 import json
+import math
 import sys
-import sysconfig
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +26,14 @@ from native_reasoning.objective.types import Scores, Signal
 
 #: An objective of whatever kind.
 AnyObjective = Callable[[Scores], Signal]
-_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
-#: A reward that float32 holds, also after weights and sums.
-LARGEST_REWARD = 1e30
 
 
 def load_callable(name: str, trust_imports: bool = False) -> Callable[..., Any]:
     """The function that ``module:function`` names.
 
     The working folder is added to the end of ``sys.path``, so that the function may import from it
-    when it is called. Raises ConfigError if there is no such function, or if the module lies
-    outside the working folder and ``trust_imports`` is not set.
+    when it is called. Raises ConfigError if there is no such function, or if the module is not in
+    the working folder and ``trust_imports`` is not set.
     """
     module_name, _, function = name.partition(":")
     parts = module_name.split(".")
@@ -48,13 +44,27 @@ def load_callable(name: str, trust_imports: bool = False) -> Callable[..., Any]:
             fix="my_module:my_function, with my_module.py in the working folder; a run that was "
             "given a function from Python goes on from Python",
         )
-    here = str(Path.cwd())
-    path = list(sys.path)
-    sys.path.insert(0, here)
+    here = Path.cwd()
+    place = here.joinpath(*parts)
+    files = (place.with_suffix(".py"), place / "__init__.py")
+    if not trust_imports and not any(map(Path.is_file, files)):
+        raise ConfigError(
+            f"{module_name} is not in the working folder: there is no {files[0]}",
+            why="importing a module runs it, and a recipe may come from anybody",
+            fix="run nrt from the folder of the module; or trust_imports true on the command line "
+            "or in Python, if it is installed and you know it",
+        )
+    sys.path.insert(0, str(here))
     try:
-        module = _import(module_name, Path(here), trust_imports)
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's module runs, and may do anything
+        raise ConfigError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}",
+            why="a function of it is asked for",
+            fix=f"mend {module_name}: python -c 'import {module_name}' shows where it fails",
+        ) from error
     finally:
-        sys.path[:] = path
+        sys.path.remove(str(here))
     found = getattr(module, function, None)
     if not callable(found):
         raise ConfigError(
@@ -62,74 +72,9 @@ def load_callable(name: str, trust_imports: bool = False) -> Callable[..., Any]:
             why=f"{name} is asked for",
             fix=f"define {function} at the top level of {module_name}",
         )
-    if here not in path:
-        sys.path.append(here)
+    if str(here) not in sys.path:
+        sys.path.append(str(here))
     return found
-
-
-def _import(module_name: str, here: Path, trust_imports: bool) -> Any:
-    """The module, after each of its packages and itself were found to lie in ``here``."""
-    names = module_name.split(".")
-    try:
-        for i in range(len(names)):
-            _check_origin(".".join(names[: i + 1]), here, trust_imports)
-        return importlib.import_module(module_name)
-    except ConfigError:
-        raise
-    except Exception as error:  # the user's module runs, and may do anything
-        itself = {".".join(names[: i + 1]) for i in range(len(names))}
-        if isinstance(error, ModuleNotFoundError) and error.name in itself:
-            fix = f"put {names[0]}.py into {here}, or run nrt from its folder"
-        else:
-            fix = f"mend {module_name}: python -c 'import {module_name}' shows where it fails"
-        raise ConfigError(
-            f"{module_name} cannot be imported: {type(error).__name__}: {error}",
-            why="a function of it is asked for",
-            fix=fix,
-        ) from error
-
-
-def _check_origin(name: str, here: Path, trust_imports: bool) -> None:
-    """Refuses a module from elsewhere before it is imported, and so before any of it runs.
-
-    Installed packages are elsewhere, also where their environment lies in the working folder.
-    """
-    loaded = sys.modules.get(name)
-    spec = importlib.util.find_spec(name) if loaded is None else loaded.__spec__
-    if spec is None:
-        raise ModuleNotFoundError(f"no module named {name!r}", name=name)
-    # built-in and frozen modules have no place, a package without __init__ has several
-    found = [spec.origin] if spec.has_location else spec.submodule_search_locations
-    places = [Path(str(place)).resolve() for place in found or ()]
-    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in _INSTALLED]
-    own = [
-        place.is_relative_to(here.resolve())
-        and not any(place.is_relative_to(folder) for folder in installed)
-        for place in places
-    ]
-    if not trust_imports and not (own and all(own)):
-        raise ConfigError(
-            f"{name} lies outside the working folder, at {spec.origin or places}",
-            why="importing it runs its code, and a recipe may come from anybody",
-            fix="trust_imports true on the command line or in Python, if you know the module",
-        )
-
-
-def find_custom(
-    args: Any,
-    objective: AnyObjective | None = None,
-    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
-) -> tuple[AnyObjective | None, "RewardFunctions"]:
-    """The objective and the reward functions that are given, or that ``args`` (NRTConfig) names.
-
-    Raises ConfigError where a name leads nowhere.
-    """
-    trust = args.trust_imports
-    if objective is None and args.objective_func is not None:
-        objective = load_callable(args.objective_func, trust)
-    functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-    functions = functions or [load_callable(name, trust) for name in args.reward_funcs or ()]
-    return objective, RewardFunctions(functions, args.reward_weights)
 
 
 @dataclass(frozen=True)
@@ -144,17 +89,31 @@ class Judging:
 
 def find_judging(
     args: Any,
-    objective: AnyObjective | None,
-    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
+    objective: AnyObjective | None = None,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
 ) -> Judging:
-    """``find_custom``, or the objective of ``args`` (NRTConfig). Raises ConfigError where nothing
-    could be told apart."""
-    given, rewards = find_custom(args, objective, reward_funcs)
+    """The objective and the reward functions that are given, or that ``args`` (NRTConfig) names.
+
+    Raises ConfigError where a name leads nowhere, or nothing could be told apart.
+    """
+    if objective is None and args.objective_func is not None:
+        objective = load_callable(args.objective_func, args.trust_imports)
+    functions = listed(reward_funcs) or [
+        load_callable(name, args.trust_imports) for name in args.reward_funcs or ()
+    ]
+    rewards = RewardFunctions(functions, args.reward_weights)
     own = objective_of(args.resolved_objective())
-    if given is None:
+    if objective is None:
         check_together(args, own, judged=bool(rewards))
-    found = given or own
+    found = objective or own
     return Judging(found, rewards, found != own or own.reward != "none" or bool(rewards))
+
+
+def listed(
+    functions: Callable[..., Any] | Sequence[Callable[..., Any]],
+) -> list[Callable[..., Any]]:
+    """One function, or several, as a list."""
+    return [functions] if callable(functions) else list(functions)
 
 
 def given_names(
@@ -167,15 +126,18 @@ def given_names(
     schedulers or arguments: keywords of transformers' Trainer) that were given from Python."""
     theirs = theirs or {}
     optimizers = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
-    functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-    names: dict[str, Any] = {} if objective is None else {"objective_func": name_of(objective)}
-    names |= {"reward_funcs": list(map(name_of, functions))} if functions else {}
-    made = [x if isinstance(x, dict) else name_of(x) for x in optimizers if x is not None]
-    names |= {"optimizers": made} if made else {}
-    names |= {} if peft_config is None else {"peft_config": peft_config.to_dict()}
+    names = {
+        "objective_func": None if objective is None else name_of(objective),
+        "reward_funcs": [name_of(function) for function in listed(reward_funcs)],
+        "optimizers": [
+            x if isinstance(x, dict) else name_of(x) for x in optimizers if x is not None
+        ],
+        "peft_config": None if peft_config is None else peft_config.to_dict(),
+    }
+    given = {name: value for name, value in names.items() if value}
     # a set, such as that of the layers' names, has another order in each process
     return json.loads(
-        json.dumps(names, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
+        json.dumps(given, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
     )
 
 
@@ -197,56 +159,31 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-# -- Objectives ------------------------------------------------------------------------------------
-
-
 def check_signal(signal: Any, scores: Scores, name: str) -> Signal:
     """The signal of a custom objective, if it fits the scores.
 
-    Raises RunError for a wrong type or shape, a number that is not finite, or a weight on a token
-    that was not sampled, and names the objective, the axis and the row.
+    Raises RunError for a wrong type or shape, or a number that is not finite.
     """
     if not isinstance(signal, Signal):
         raise _refused(name, f"returned {type(signal).__name__}, not a Signal")
-    (k, t), length = scores.answer.shape, scores.trace.shape[1]
+    k, t = scores.answer.shape
     shapes = {
-        "rewards": {"trace": k},
-        "baseline_reward": {},
-        "advantages": {"trace": k},
-        "answer_weights": {"trace": k, "answer": t},
-        "trace_weights": {"trace": k, "token": length},
+        "rewards": (k,),
+        "baseline_reward": (),
+        "advantages": (k,),
+        "answer_weights": (k, t),
+        "trace_weights": tuple(scores.trace.shape),
     }
-    for field, axes in shapes.items():
+    for field, shape in shapes.items():
         value = getattr(signal, field)
-        if field != "trace_weights" or value is not None:
-            _check_tensor(value, axes, f"{name}: {field}")
-    if signal.trace_weights is not None:
-        outside = (signal.trace_weights != 0) & ~scores.trace_mask
-        if outside.any():
-            row, token = outside.nonzero()[0].tolist()
-            raise _refused(
-                name,
-                f"trace_weights, axis token, trace {row}: token {token} was not sampled, its weight"
-                f" is {signal.trace_weights[row, token].item():g}",
-            )
+        if value is None and field == "trace_weights":
+            continue
+        if not isinstance(value, Tensor) or value.shape != shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise _refused(name, f"{field} is {got}, not a tensor of the shape {shape}")
+        if not value.isfinite().all():
+            raise _refused(name, f"{field} is not finite: {value.tolist()}")
     return signal
-
-
-def _check_tensor(value: Any, axes: dict[str, int], where: str) -> None:
-    name, _, field = where.partition(": ")
-    if not isinstance(value, Tensor):
-        raise _refused(name, f"{field} is {type(value).__name__}, not a tensor")
-    if value.dim() != len(axes):
-        wanted = ", ".join(f"{axis} {n}" for axis, n in axes.items()) or "none"
-        raise _refused(name, f"{field} has the shape {tuple(value.shape)}, its axes are: {wanted}")
-    for (axis, wanted), got in zip(axes.items(), value.shape, strict=True):
-        if got != wanted:
-            raise _refused(name, f"{field}, axis {axis}: {got} entries, not {wanted}")
-    bad = ~value.isfinite()
-    if bad.any():
-        place = bad.nonzero()[0].tolist()
-        at = ", ".join(f"{axis} {i}" for axis, i in zip(axes, place, strict=True))
-        raise _refused(name, f"{field} is {value[tuple(place)].item()} at {at or 'its only entry'}")
 
 
 def _refused(name: str, what: str) -> RunError:
@@ -297,27 +234,18 @@ def _ask(function: Callable[..., Any], count: int, columns: dict[str, Any]) -> l
     name = name_of(function)
     try:
         given = function(**columns)
-        if inspect.isawaitable(given):
-            given = _wait(given)
+        if inspect.iscoroutine(given):
+            with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has a loop already
+                given = pool.submit(asyncio.run, given).result()
         values = [0.0 if value is None else float(value) for value in given]
     except Exception as error:  # the user's function may do anything
         raise _no_reward(name, f"failed: {type(error).__name__}: {error}", columns) from error
     if len(values) != count:
         raise _no_reward(name, f"returned {len(values)} rewards for {count} traces", columns)
     for i, value in enumerate(values):
-        if not abs(value) <= LARGEST_REWARD:
+        if not math.isfinite(value):
             raise _no_reward(name, f"returned {value} for completion {i}", columns)
     return values
-
-
-def _wait(value: Awaitable[Any]) -> Any:
-    """What a coroutine returns, run in a thread of its own: a notebook has a loop already."""
-
-    async def result() -> Any:
-        return await value
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, result()).result()
 
 
 def _no_reward(name: str, what: str, columns: dict[str, Any]) -> RunError:

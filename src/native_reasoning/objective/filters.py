@@ -30,15 +30,13 @@ class StdFilter:
         """The least standard deviation that is kept; None before the filter acts."""
         return None if self.mean is None else self.coef * self.mean
 
-    def keeps(self, spread: float) -> bool:
-        """Whether a group is trained on; it is noted for the running mean either way."""
-        if math.isfinite(spread):  # a broken step must not break the mean for good
-            self._sum, self._count = self._sum + spread, self._count + 1
-        return self.threshold is None or spread >= self.threshold
-
     def judge(self, signal: Signal) -> Signal:
-        """The signal, marked as not kept where the filter leaves its group out."""
-        return signal if self.keeps(signal.spread) else replace(signal, kept=False)
+        """The signal, marked as not kept where the filter leaves its group out; its spread enters
+        the running mean either way."""
+        if math.isfinite(signal.spread):  # a broken step must not break the mean for good
+            self._sum, self._count = self._sum + signal.spread, self._count + 1
+        kept = self.threshold is None or signal.spread >= self.threshold
+        return signal if kept else replace(signal, kept=False)
 
     def close(self, device: torch.device) -> None:
         """Ends a rollout, on all ranks together."""

@@ -47,7 +47,6 @@ RATIOS: dict[str, Callable[[Tensor, Tensor, Tensor, ObjectiveSettings], Tensor]]
     "ppo": ppo,
 }
 
-
 #: A token that was sampled is not e^20 times likelier under the first policy, but for a mishap.
 LARGEST_LOG_RATIO = 20.0
 
@@ -110,16 +109,12 @@ def token_shares(scores: Scores, settings: ObjectiveSettings, mean_tokens: float
     mask = policy_mask(scores, settings.policy_tokens)
     if settings.bad_format == "mask":
         mask = mask & scores.complete[:, None]
-    return _token_share(mask.to(scores.trace.dtype), settings, mean_tokens)
-
-
-def _token_share(mask: Tensor, settings: ObjectiveSettings, mean_tokens: float) -> Tensor:
-    """(K, L) what each sampled token counts in its trace: 0 outside ``mask``."""
+    counted = mask.to(scores.trace.dtype)
     if settings.length_norm == "token_mean":
-        return mask / mean_tokens
+        return counted / mean_tokens
     if settings.length_norm == "sequence_mean":
-        return mask / mask.sum(-1, keepdim=True).clamp(min=1)
-    return mask
+        return counted / counted.sum(-1, keepdim=True).clamp(min=1)
+    return counted
 
 
 def _kl(scores: Scores, share: Tensor) -> Tensor:

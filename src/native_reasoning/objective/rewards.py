@@ -69,34 +69,14 @@ def log_geometric_mean_weights(l: Tensor, b: Tensor) -> Tensor:
     return (avg_logp(l, b) - math.log(l.shape[-1])).unsqueeze(-1).expand_as(l)
 
 
-def log_arithmetic_mean(l: Tensor, b: Tensor) -> Tensor:
-    """log R for R = mean of c_i. RLPR (2506.18254)."""
-    return l.logsumexp(-1) - math.log(l.shape[-1])
+def log_weighted_mean(l: Tensor, log_omega: Tensor) -> Tensor:
+    """log R for R = mean of ω_i c_i."""
+    return (l + log_omega).logsumexp(-1) - math.log(l.shape[-1])
 
 
-def log_arithmetic_mean_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = c_i/T."""
-    return l - math.log(l.shape[-1])
-
-
-def log_weighted_inverse(l: Tensor, b: Tensor) -> Tensor:
-    """log R for R = mean of c_i / e^{b_i}. NRT-WS(1/p) (2602.11549)."""
-    return (l - b).logsumexp(-1) - math.log(l.shape[-1])
-
-
-def log_weighted_inverse_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = (c_i / e^{b_i})/T."""
-    return l - b - math.log(l.shape[-1])
-
-
-def log_weighted_neglog(l: Tensor, b: Tensor) -> Tensor:
-    """log R for R = mean of c_i·(−b_i). NRT-WS(−log p) (2602.11549), the paper's best."""
-    return (l + (-b).log()).logsumexp(-1) - math.log(l.shape[-1])
-
-
-def log_weighted_neglog_weights(l: Tensor, b: Tensor) -> Tensor:
-    """w_i = c_i·(−b_i)/T."""
-    return l + (-b).log() - math.log(l.shape[-1])
+def log_weighted_mean_weights(l: Tensor, log_omega: Tensor) -> Tensor:
+    """w_i = ω_i c_i/T."""
+    return l + log_omega - math.log(l.shape[-1])
 
 
 def jepo_weights(l: Tensor, b: Tensor) -> Tensor:
@@ -181,24 +161,30 @@ def per_trace(b: Tensor) -> Tensor:
     return b.unsqueeze(-2)
 
 
+def weighted_mean(
+    log_omega: Callable[[Tensor], Tensor], smallest_baseline: float = -math.inf
+) -> Reward:
+    """R = mean of ω_i c_i with ω_i from b_i."""
+    return Reward(
+        of_tokens(lambda l, b: log_weighted_mean(l, log_omega(b))),
+        lambda l, b: log_weighted_mean_weights(l, log_omega(b)),
+        smallest_baseline=smallest_baseline,
+        adds_up=True,
+    )
+
+
 REWARDS: dict[str, Reward] = {
     "none": Reward(nothing, None, is_log=False),
     "logp": Reward(of_tokens(logp), logp_weights, is_log=False),
     "avg_logp": Reward(of_tokens(avg_logp), avg_logp_weights, is_log=False),
     "prob": Reward(of_tokens(logp), log_prob_weights),
     "geometric_mean": Reward(of_tokens(avg_logp), log_geometric_mean_weights),
-    "arithmetic_mean": Reward(
-        of_tokens(log_arithmetic_mean), log_arithmetic_mean_weights, adds_up=True
-    ),
-    "weighted_inverse": Reward(
-        of_tokens(log_weighted_inverse),
-        log_weighted_inverse_weights,
-        smallest_baseline=SMALLEST_INVERSE,
-        adds_up=True,
-    ),
-    "weighted_neglog": Reward(
-        of_tokens(log_weighted_neglog), log_weighted_neglog_weights, adds_up=True
-    ),
+    # ω = 1: RLPR (2506.18254)
+    "arithmetic_mean": weighted_mean(torch.zeros_like),
+    # ω = 1/e^b: NRT-WS(1/p) (2602.11549)
+    "weighted_inverse": weighted_mean(lambda b: -b, SMALLEST_INVERSE),
+    # ω = −b: NRT-WS(−log p), the paper's best
+    "weighted_neglog": weighted_mean(lambda b: (-b).log()),
     "jepo": Reward(of_tokens(logp), jepo_weights, is_log=False),
     "reflection": Reward(reflection, None, is_log=False),
     "length_normalised": Reward(length_normalised, None),
@@ -219,11 +205,6 @@ def efficiency(group: Group) -> Tensor:
     both = longer & worse & group.complete[..., None, :] & group.complete[..., :, None]
     others = (group.complete.sum(-1, keepdim=True) - 1).clamp(min=1)
     return both.sum(-1).to(worth.dtype) / others
-
-
-def log_ratio(trace: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """(K,) log(π/π_0) of the sampled tokens in ``mask`` (K, L), summed. LaTRO (2411.04282)."""
-    return ((trace - reference) * mask).sum(-1)
 
 
 def policy_mask(scores: Scores, policy_tokens: str) -> Tensor:

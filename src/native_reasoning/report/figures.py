@@ -43,7 +43,9 @@ CURVES = {
     "reward": _curves("Reward", "reward reward_baseline"),
     "kinds": _curves(
         "Reward by kind of answer token",
-        "reward_share_end spread_share_end reward_share_space spread_share_space",
+        "reward_share_end reward_share_space spread_share_end spread_share_space",
+        "What the end of the turn and white space have of it, and of its variance in a group. "
+        "Above a half, traces are judged by their format.",
     ),
     "uplift": _curves(
         "Uplift",
@@ -62,7 +64,12 @@ CURVES = {
         "standard errors.",
     ),
     "dependence": _curves("Trace dependence", "trace_dependence"),
-    "gains": _curves("Gain by difficulty", "gain_hard gain_middle gain_easy"),
+    "gains": _curves(
+        "Gain by difficulty",
+        "gain_hard gain_middle gain_easy",
+        "Specificity by how probable the answer's token is without thinking: under 0.1, under 0.5, "
+        "and the rest.",
+    ),
     "leakage": _curves("Leakage", "leakage restated"),
     "length": _curves("Trace length", "trace_length eval_trace_length", "With the closing tag."),
     "shares": _curves("Shares of traces", "closed empty helped"),
@@ -74,7 +81,7 @@ CURVES = {
         "loss_trace loss_answer loss_format loss_kl",
         "Not a measure of progress: advantages are centred, so near 0 is normal.",
     ),
-    "gradient": _curves("Grad norm", "grad_norm", log=True),
+    "gradient": _curves("Gradient norm", "grad_norm", log=True),
     "guard": _curves("Collapse guard", COLLAPSE),
     "seconds": _curves(
         "Time of a step",

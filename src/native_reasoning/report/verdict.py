@@ -158,8 +158,9 @@ def _cut(last: pd.Series) -> list[str]:
     cut, plain = (float(last.get(name, 0.0)) for name in ("eval_cut", "eval_cut_no_think"))
     if abs(plain - cut) < CUT_APART:
         return []
+    length = last.get("eval_max_answer_length")
     return [
-        f"Answers were cut at {last.get('eval_max_answer_length', 0):.0f} tokens: "
+        f"Answers were cut{f' at {length:.0f} tokens' if length else ''}: "
         f"{_text('eval_cut', plain)} of those without thinking, {_text('eval_cut', cut)} of those "
         "after it. A larger --eval-max-answer-length compares fairly."
     ]
