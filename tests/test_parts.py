@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from lab_run import lab_trainer
 from native_reasoning.config.errors import RunError
 from native_reasoning.records.folder import read_metrics, read_traces
-from native_reasoning.rollout.hf import HFEngine
+from native_reasoning.rollout import hf
 from native_reasoning.scoring.scorer import Scorer
 from native_reasoning.training.parts import fitting
 from watchers import Gradients
@@ -101,17 +101,16 @@ def test_the_run_goes_on_with_the_number_that_was_said(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("preset", ["nrt-ws", "rlpr"])  # the latter samples answers too
 def test_sampling_that_does_not_fit_says_what_to_set(preset, tmp_path, monkeypatch):
-    plain = HFEngine._decoder
+    class Small(hf.SharedDecoder):
+        def start(self, prompts, copies):
+            return super().start(prompts, copies) if len(prompts) < 2 else _no_memory()
 
-    def decoder(self, prompts, copies, head):
-        return plain(self, prompts, copies, head) if len(prompts) < 2 else _no_memory()
-
-    monkeypatch.setattr(HFEngine, "_decoder", decoder)
+    monkeypatch.setattr(hf, "decoder_of", lambda model, share: Small(model))
     with pytest.raises(RunError, match="3 prompts of 4 traces sampled at once") as caught:
         run(tmp_path / "run", preset=preset, max_steps=1)
     assert caught.value.fix.startswith("--rollout-batch-size 1, ")
     run(tmp_path / "small", preset=preset, max_steps=1, rollout_batch_size=1)
-    monkeypatch.setattr(HFEngine, "_decoder", lambda *args: _no_memory())
+    monkeypatch.setattr(hf, "decoder_of", lambda *args: _no_memory())
     with pytest.raises(RunError, match="1 prompts of 4 traces") as caught:
         run(tmp_path / "none", preset=preset, max_steps=1, rollout_batch_size=1)
     assert caught.value.fix.startswith("a smaller --max-trace-length")

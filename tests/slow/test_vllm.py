@@ -292,10 +292,8 @@ def test_mismatch_by_hand():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"vllm_mode": "server"}, "with use_vllm False"),
         ({"use_vllm": True, "vllm_mode": "serve"}, "did you mean 'server'"),
         ({"use_vllm": True, "vllm_gpu_memory_utilization": 1.5}, "it must be from"),
-        ({"use_vllm": True, "preset": "sft"}, "samples nothing"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, settings, said):

@@ -79,10 +79,7 @@ def checkpointing(model: PreTrainedModel, args: TrainingArguments) -> Generator[
     if not args.activation_checkpointing or model.is_activation_checkpointing:
         yield
         return
-    given: Any = args.activation_checkpointing_kwargs or {}
-    of_trainer = ("every_n_layers", "offload")  # the rest is for torch.utils.checkpoint
-    kwargs = {name: given[name] for name in given if name not in of_trainer}
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs or None)
+    model.activation_checkpointing_enable()
     try:
         yield
     finally:

@@ -93,29 +93,9 @@ class Packed:
     answer_at: tuple[int, ...]
 
 
-class _Rows:
-    """The distinct rows of a batch, in order of appearance.
-
-    ``apart``: a row whose answer was sampled is not shared with one whose answer is the reference,
-    because the two are scored at different temperatures.
-    """
-
-    def __init__(self, template: Template, apart: bool) -> None:
-        self.template, self.apart = template, apart
-        self.found: dict[tuple[int, bool, tuple[int, ...]], tuple[int, int]] = {}
-
-    def place(
-        self,
-        g: int,
-        group: PromptGroup,
-        ids: tuple[int, ...],
-        closed: bool,
-        answer: tuple[int, ...] = (),
-    ) -> int:
-        """The row of a trace of group g with the answer that was sampled after it, or ()."""
-        before = self.template.answer_prompt(group.prompt_ids[-1:], ids, closed)
-        key = (g, self.apart and bool(answer), (*before, *(answer or group.answer_ids)))
-        return self.found.setdefault(key, (len(self.found), len(before) - 1))[0]
+#: The distinct rows of a batch, in order of appearance: (group, whether its answer is one that was
+#: sampled at another temperature, ids) of each, with its number and its first answer target.
+_Rows = dict[tuple[int, bool, tuple[int, ...]], tuple[int, int]]
 
 
 def pack(
@@ -132,25 +112,32 @@ def pack(
     """The rows of these groups, each distinct one once, in the layout that costs least for a model
     of width ``hidden``. ``empty`` False leaves out the rows of the empty traces, where the baseline
     is known."""
-    rows, row_of, sampled_in = _Rows(template, temperature != 1), [], []
-    for g, (group, sampled) in enumerate(zip(groups, traces, strict=True)):
-        first = (rows.place(g, group, template.empty_trace(), True),) if empty else ()
+    found, row_of, sampled_in = _Rows(), [], []
+
+    def row(g: int, ids: tuple[int, ...], closed: bool, answer: tuple[int, ...] = ()) -> int:
+        """The row of a trace of group g with the answer that was sampled after it, or ()."""
+        before = template.answer_prompt(groups[g].prompt_ids[-1:], ids, closed)
+        apart = temperature != 1 and bool(answer)
+        key = (g, apart, (*before, *(answer or groups[g].answer_ids)))
+        return found.setdefault(key, (len(found), len(before) - 1))[0]
+
+    for g, sampled in enumerate(traces):
+        first = (row(g, template.empty_trace(), True),) if empty else ()
         pairs = list(zip(sampled.ids, sampled.closed, strict=True))
-        scored_rows = tuple(rows.place(g, group, *pair) for pair in pairs)
+        scored_rows = tuple(row(g, *pair) for pair in pairs)
         row_of.append((*first, *scored_rows))
         sampled_in.append(
             tuple(
-                rows.place(g, group, *pair, answer) if answer else row
-                for pair, answer, row in zip(pairs, sampled.answered(), scored_rows, strict=True)
+                row(g, *pair, answer) if answer else scored
+                for pair, answer, scored in zip(pairs, sampled.answered(), scored_rows, strict=True)
             )
         )
     prompts = [group.prompt_ids[:-1] for group in groups]
-    suffixes = [(g, ids) for g, _, ids in rows.found]
-    layout = cheapest(layouts, prompts, suffixes, hidden)
+    layout = cheapest(layouts, prompts, [(g, ids) for g, _, ids in found], hidden)
     if layout == "shared" and not any(prompts):
         layout = "rows"  # there is nothing to share
-    batch = _batch(rows, prompts, torch.device(device), temperature, layout)
-    answer_at = tuple(at for _, at in rows.found.values())
+    batch = _batch(found, prompts, template, torch.device(device), temperature, layout)
+    answer_at = tuple(at for _, at in found.values())
     return Packed(batch, tuple(groups), tuple(traces), tuple(row_of), tuple(sampled_in), answer_at)
 
 
@@ -187,19 +174,19 @@ def _sizes(
 def _batch(
     rows: _Rows,
     prompts: Sequence[Sequence[int]],
+    template: Template,
     device: torch.device,
     temperature: float,
     layout: str,
 ) -> Batch:
     """The rows as tensors, behind ``prompts`` without their last tokens."""
-    template = rows.template
     after = len(template.gap_ids) + len(template.boundary.close_ids)
-    width = max(len(ids) for _, _, ids in rows.found)
-    suffix = torch.zeros(len(rows.found), width, dtype=torch.long)
+    width = max(len(ids) for _, _, ids in rows)
+    suffix = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(suffix)
     scored = torch.zeros_like(suffix, dtype=torch.bool)
     at_temperature = torch.zeros_like(scored)
-    for (_, answer_sampled, ids), (r, answer_at) in rows.found.items():
+    for (_, answer_sampled, ids), (r, answer_at) in rows.items():
         suffix[r, : len(ids)] = torch.tensor(ids)
         mask[r, : len(ids)] = 1
         at_temperature[r, : answer_at - len(template.gap_ids)] = True
@@ -207,7 +194,7 @@ def _batch(
         scored[r, answer_at : len(ids) - 1] = True
     scored |= at_temperature
     prefix, prefix_mask = left_pad(prompts, device)
-    suffixes = [(g, ids) for g, _, ids in rows.found]
+    suffixes = [(g, ids) for g, _, ids in rows]
     return Batch(
         prefix=prefix,
         prefix_mask=prefix_mask,
@@ -215,8 +202,8 @@ def _batch(
         suffix_mask=mask.to(device),
         scored=scored.to(device),
         sampled=at_temperature.to(device),
-        group_of_row=torch.tensor([g for g, _, _ in rows.found], device=device),
-        tag_at=torch.tensor([max(at - after, 0) for _, at in rows.found.values()], device=device),
+        group_of_row=torch.tensor([g for g, _, _ in rows], device=device),
+        tag_at=torch.tensor([max(at - after, 0) for _, at in rows.values()], device=device),
         end_ids=torch.tensor(template.end_ids, device=device),
         vocabulary=template.vocabulary,
         temperature=temperature,
