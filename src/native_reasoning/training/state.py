@@ -44,11 +44,6 @@ class RunObjective(TrainerCallback):
         self.filter = StdFilter(s.filter_coef) if s.filter == "ema_std" else None
         self._rollout = -1  # the step (from 0) whose traces were judged last
 
-    @property
-    def first_policy(self) -> str | None:
-        """A fingerprint of the first policy, None where it is not asked."""
-        return None if self.judges is None else self.judges.fingerprint()
-
     def on_step_end(
         self,
         args: TrainingArguments,
