@@ -47,18 +47,14 @@ def stand_in(
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         assert plugin is not None
-        if plugin.fsdp_version != 2:
+        if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
             raise ConfigError(
-                f"FSDP version {plugin.fsdp_version}",
-                why="it flattens the weights, and only those of version 2 can be gathered by name",
-                fix="fsdp_version: 2, as in recipes/accelerate/fsdp2.yaml",
-            )
-        if plugin.cpu_ram_efficient_loading:
-            raise ConfigError(
-                "FSDP with cpu_ram_efficient_loading",
-                why="each rank tries the model out before it is cut, and all but one would have no "
-                "weights",
-                fix="fsdp_cpu_ram_efficient_loading: false, as in recipes/accelerate/fsdp2.yaml",
+                f"FSDP version {plugin.fsdp_version} with cpu_ram_efficient_loading "
+                f"{plugin.cpu_ram_efficient_loading}",
+                why="only weights of version 2 can be gathered by name, and each rank tries the "
+                "model out before it is cut, with weights of its own",
+                fix="fsdp_version: 2 and fsdp_cpu_ram_efficient_loading: false, as in "
+                "recipes/accelerate/fsdp2.yaml",
             )
         plugin.mixed_precision_policy = None
         return WholeCopy(model)

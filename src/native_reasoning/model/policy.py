@@ -267,6 +267,8 @@ def _first_line(error: BaseException) -> str:
 
 def read_text(path: str) -> str:
     try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no such file")
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(

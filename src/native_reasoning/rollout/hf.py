@@ -6,8 +6,8 @@ forwards the prompts, ``logits`` (rows, V) are those of every row's next token, 
 a token to each row, and ``keep`` drops rows that are finished.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,15 +50,6 @@ class HFEngine(RolloutEngine):
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
         self.share, self.batch_size, self.autocast = share, batch_size, autocast
         self.context = context_of(model)
-
-    @contextmanager
-    def to_the_limit(self) -> Generator[None]:
-        """Inside, no trace ends before ``max_tokens``: the longest rollout that there can be."""
-        stop, self.stop = self.stop, lambda ids: None
-        try:
-            yield
-        finally:
-            self.stop = stop
 
     def sample(
         self,

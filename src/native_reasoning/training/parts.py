@@ -144,8 +144,8 @@ def full_step(trainer: Any) -> dict[str, float | None]:
     cuda = trainer.args.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    with trainer.forwards.engine.to_the_limit():
-        trainer.train()
+    trainer.forwards.sampler.stop = lambda ids: None
+    trainer.train()
     # of the step alone: what comes once in a run is not multiplied by its steps; one rank writes it
     steps = [x["step_seconds"] for x in read_timings(trainer.folder) if "step_seconds" in x]
     peak = torch.cuda.max_memory_reserved() if cuda else _peak_of_process()
