@@ -67,12 +67,12 @@ def test_a_module_from_elsewhere_is_refused_before_it_runs(folder, tmp_path, mon
         f"import pathlib\npathlib.Path({str(ran)!r}).touch()\ndef f(): return 3\n"
     )
     monkeypatch.syspath_prepend(str(elsewhere))
-    with pytest.raises(ConfigError, match="is not in the working folder"):
+    with pytest.raises(ConfigError, match="names no function of the working folder"):
         load_callable("mine_b:f")
     assert not ran.exists()
     assert "mine_b" not in sys.modules
     assert load_callable("mine_b:f", trust_imports=True)() == 3
-    with pytest.raises(ConfigError, match="is not in the working folder"):
+    with pytest.raises(ConfigError, match="names no function of the working folder"):
         load_callable("mine_b:f")  # now that it is loaded, too
 
 
@@ -89,17 +89,17 @@ def test_a_module_of_the_working_folder_comes_before_an_installed_one(
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("no_colon", "does not name a function"),
-        (":f", "does not name a function"),
-        ("mine_c:", "does not name a function"),
-        ("mine_nowhere:f", "mine_nowhere is not in the working folder"),
+        ("no_colon", "names no function of the working folder"),
+        (":f", "names no function of the working folder"),
+        ("mine_c:", "names no function of the working folder"),
+        ("mine_nowhere:f", "names no function of the working folder"),
         ("mine_c:g", "mine_c has no function 'g'"),
         ("mine_c:NUMBER", "mine_c has no function 'NUMBER'"),
         ("mine_d:f", "mine_d cannot be imported"),
-        ("os:system", "is not in the working folder"),
-        ("json:loads", "is not in the working folder"),
-        ("sys:exit", "is not in the working folder"),
-        ("mine_package.nowhere:f", "mine_package.nowhere is not in the working folder"),
+        ("os:system", "names no function of the working folder"),
+        ("json:loads", "names no function of the working folder"),
+        ("sys:exit", "names no function of the working folder"),
+        ("mine_package.nowhere:f", "names no function of the working folder"),
     ],
 )
 def test_names_that_lead_nowhere(name, what, folder):
@@ -119,7 +119,7 @@ def test_names_that_lead_nowhere(name, what, folder):
 @pytest.mark.parametrize("name", ["mine_c.py:f", "./mine_c.py:f", ".mine_c:f"])
 def test_a_path_in_place_of_a_module_is_not_a_missing_file(name, folder):
     (folder / "mine_c.py").write_text("def f(): pass\n")
-    with pytest.raises(ConfigError, match="does not name a function"):
+    with pytest.raises(ConfigError, match="names no function"):
         load_callable(name)
 
 
@@ -152,7 +152,7 @@ def test_what_is_given_comes_before_what_is_named(folder):
     found = find_judging(make_config({"output_dir": "run", "use_cpu": True}))
     assert isinstance(found.objective, Objective)
     assert not found.rewards
-    with pytest.raises(ConfigError, match="mine_nowhere is not in the working folder"):
+    with pytest.raises(ConfigError, match="mine_nowhere.* names no function"):
         find_judging(named, len)
 
 
@@ -163,7 +163,7 @@ def test_trust_imports_goes_for_both(folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(elsewhere))
     for name in ("objective_func", "reward_funcs"):
         settings = {"output_dir": "run", "use_cpu": True, name: "mine_g:f"}
-        with pytest.raises(ConfigError, match="mine_g is not in the working folder") as caught:
+        with pytest.raises(ConfigError, match="mine_g.* names no function") as caught:
             find_judging(make_config(settings))
         assert "trust_imports" in caught.value.fix
         found = find_judging(make_config({**settings, "trust_imports": "true"}))

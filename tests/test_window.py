@@ -7,7 +7,7 @@ import torch
 
 from native_reasoning.config.errors import RunError
 from native_reasoning.data.rows import Example, PromptGroup, Traces
-from native_reasoning.objective.types import Scores, Signal, Verdict
+from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
 from native_reasoning.rollout.schedule import Schedule, rank_share
 from native_reasoning.rollout.window import Cell, Recall, Window, in_batches, micro_batch
 
@@ -34,7 +34,8 @@ def cell(row: int | None) -> Cell:
         forced_tag=torch.zeros(2),
         closed=torch.tensor([True, False]),
         verdict=verdict,
-    ).with_reference(torch.full((2, length), n - 1))
+        frozen=Judgement(torch.full((2,), n), trace=torch.full((2, length), n - 1)),
+    )
     signal = replace(Signal.nothing(scores), spread=n)
     group = FILLER if row is None else GROUPS[row]
     traces = Traces(((4,) * length, (5,)), (True, False), (None, 6), ((7,), ()), ((n,), (n,)))

@@ -33,7 +33,7 @@ from native_reasoning.integrations.spliced import (
 )
 from native_reasoning.objective.credit import Objective, preset_objective
 from native_reasoning.objective.losses import group_loss
-from native_reasoning.objective.types import Scores, Signal
+from native_reasoning.objective.types import Judgement, Scores, Signal
 from spliced_rows import GAP, ROUNDING, TEXT, batch, model, own_scores, spliced
 
 (TAG,), (TURN, EOS) = GAP.boundary.close_ids, GAP.end_ids
@@ -136,7 +136,7 @@ def both_losses(objective: Objective, template=GAP, drift: float = 0.0):
         trace_0 = [one.trace for one in own_scores(first, template, groups, traces)]
         old = rows.logps(sampler, template.vocabulary)
         earlier = [
-            scores.with_reference(trace)
+            replace(scores, frozen=Judgement(scores.baseline, trace=trace))
             for scores, trace in zip(
                 own_scores(sampler, template, groups, traces), trace_0, strict=True
             )

@@ -46,6 +46,7 @@ from native_reasoning.integrations.demands import supported
 from native_reasoning.integrations.spliced import credit
 from native_reasoning.objective.credit import preset_objective
 from native_reasoning.objective.losses import group_loss
+from native_reasoning.objective.types import Judgement
 from spliced_rows import GAP, ROUNDING, batch, model, own_scores, spliced
 from tiny import byte_tokenizer
 
@@ -187,7 +188,7 @@ def test_the_gradient_of_verls_loss_is_that_of_ours(name, parts):
     expected = torch.zeros((), dtype=torch.float64)
     found = own_scores(ours, GAP, groups, traces)
     for scores, trace in zip(found, trace_0, strict=True):
-        scores = scores.with_reference(trace)
+        scores = replace(scores, frozen=Judgement(scores.baseline, trace=trace))
         signal = objective(scores.detach())
         expected = expected + group_loss(scores, signal, objective).total() / 6
     expected.backward()

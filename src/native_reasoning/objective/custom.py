@@ -36,23 +36,16 @@ def load_callable(name: str, trust_imports: bool = False) -> Callable[..., Any]:
     the working folder and ``trust_imports`` is not set.
     """
     module_name, _, function = name.partition(":")
-    parts = module_name.split(".")
-    if not function or parts[-1] == "py" or not all(map(str.isidentifier, parts)):
-        raise ConfigError(
-            f"{name!r} does not name a function",
-            why="it is written module:function, and a function from Python has no such name",
-            fix="my_module:my_function, with my_module.py in the working folder; a run that was "
-            "given a function from Python goes on from Python",
-        )
-    here = Path.cwd()
+    here, parts = Path.cwd(), module_name.split(".")
     place = here.joinpath(*parts)
-    files = (place.with_suffix(".py"), place / "__init__.py")
-    if not trust_imports and not any(map(Path.is_file, files)):
+    own = place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+    if not (function and all(map(str.isidentifier, parts)) and (own or trust_imports)):
         raise ConfigError(
-            f"{module_name} is not in the working folder: there is no {files[0]}",
+            f"{name!r} names no function of the working folder",
             why="importing a module runs it, and a recipe may come from anybody",
-            fix="run nrt from the folder of the module; or trust_imports true on the command line "
-            "or in Python, if it is installed and you know it",
+            fix=f"my_module:my_function, with my_module.py in {here}; of a module from elsewhere "
+            "with trust_imports true on the command line or in Python; a run that was given a "
+            "function from Python goes on from Python",
         )
     sys.path.insert(0, str(here))
     try:
@@ -119,19 +112,16 @@ def listed(
 def given_names(
     objective: AnyObjective | None,
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
-    peft_config: Any = None,
-    theirs: Mapping[str, Any] | None = None,
+    peft_config: Any,
+    theirs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What config.yaml calls an objective, reward functions, an adapter and optimizers (with
     schedulers or arguments: keywords of transformers' Trainer) that were given from Python."""
-    theirs = theirs or {}
     optimizers = (*theirs.get("optimizers", ()), *theirs.get("optimizer_cls_and_kwargs", ()))
     names = {
         "objective_func": None if objective is None else name_of(objective),
         "reward_funcs": [name_of(function) for function in listed(reward_funcs)],
-        "optimizers": [
-            x if isinstance(x, dict) else name_of(x) for x in optimizers if x is not None
-        ],
+        "optimizers": [x if isinstance(x, dict) else name_of(x) for x in optimizers if x],
         "peft_config": None if peft_config is None else peft_config.to_dict(),
     }
     given = {name: value for name, value in names.items() if value}

@@ -104,10 +104,6 @@ class Scores:
             forced_tag=self.forced_tag.detach(),
         )
 
-    def with_reference(self, trace: Tensor) -> "Scores":
-        """The same with log π_0(z) (K, L), what the first policy says of the traces."""
-        return replace(self, frozen=Judgement(self.baseline, trace=trace))
-
     @property
     def complete(self) -> Tensor:
         """(K,) whether the trace, and the answer if one was sampled, are in the right format."""

@@ -1,7 +1,7 @@
 """What the sampled text says: its format, whether its answer is right, and the user's rewards."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,21 +80,21 @@ def columns_of(
     ``completion_ids`` has its tokens; ``answer`` is the reference; then the data's other columns.
     """
     chat = any(len(group.example.prompt) > 1 for group in groups)
-    names = dict.fromkeys(name for group in groups for name in group.example.columns)
-    rows: dict[str, list[Any]] = {"prompts": [], "completions": [], "completion_ids": []}
-    rows |= {"answer": []} | {name: [] for name in names if name not in rows}
+    rows: list[dict[str, Any]] = []
     for group, sampled in zip(groups, traces, strict=True):
         example = group.example
         for ids, answer in zip(sampled.ids, sampled.answered(), strict=True):
-            gap = template.gap_ids if answer else ()
-            text = template.completion((*ids, *gap, *answer))
-            rows["prompts"].append(_messages(example.prompt) if chat else example.question)
-            rows["completions"].append(_messages((("assistant", text),)) if chat else text)
-            rows["completion_ids"].append([*ids, *gap, *answer])
-            given: Mapping[str, Any] = {**example.columns, "answer": example.answer}
-            for name in rows.keys() - {"prompts", "completions", "completion_ids"}:
-                rows[name].append(given.get(name))
-    return rows
+            completion = (*ids, *(template.gap_ids if answer else ()), *answer)
+            text = template.completion(completion)
+            own = {
+                "prompts": _messages(example.prompt) if chat else example.question,
+                "completions": _messages((("assistant", text),)) if chat else text,
+                "completion_ids": list(completion),
+                "answer": example.answer,
+            }
+            rows.append({**own, **example.columns, **own})
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ wrote is only ever set as text.
 import base64
 import gzip
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -105,7 +104,7 @@ def figure_parts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     healthy range."""
     parts = []
     for name, (title, explains) in FIGURES.items():
-        drawn = json.loads(str(figure(name, *runs).to_json()))
+        drawn = figure(name, *runs).to_plotly_json()
         if drawn["data"]:
             for ours in ("template", "title"):
                 drawn["layout"].pop(ours, None)
@@ -173,15 +172,11 @@ def _setting(run: Run, key: str) -> Any:
     return run.config.get(key) or run.config.get("config", {}).get(key)
 
 
-def _pairs(values: dict[str, Any]) -> str:
-    """``torch 2.13, …``"""
-    return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
 def _facts(run: Run) -> list[tuple[str, str]]:
     steps = int(run.metrics.index.max()) if len(run.metrics) else 0
     asked = _setting(run, "max_steps")
     seconds = run.column("step_seconds").sum()
+    kinds = {name: run.config.get(name, {}).items() for name in ("machine", "versions")}
     facts = [
         ("objective", _setting(run, "preset")),
         ("model", _setting(run, "model")),
@@ -191,7 +186,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("traces recorded", f"{run.traces.num_rows:,}"),
         ("time in steps", f"{seconds:,.0f} s" if seconds else None),
         ("updates skipped", len(run.quarantine.index.unique()) or None),
-        *((key, _pairs(run.config.get(key, {}))) for key in ("machine", "versions")),
+        *((name, ", ".join(f"{k} {value}" for k, value in kind)) for name, kind in kinds.items()),
         ("hash of the data", run.config.get("data_hash")),
         ("changed on resume", "; ".join(run.config.get("changed_on_resume", []))),
         ("folder", run.path),
