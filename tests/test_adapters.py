@@ -503,22 +503,16 @@ def test_a_model_with_an_adapter_of_transformers_is_refused_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
-def test_an_adapter_on_a_table_of_its_own_is_merged_and_takes_no_new_rows(tmp_path, name):
+@pytest.mark.filterwarnings("ignore:.*tied")
+def test_an_adapter_on_weights_that_two_layers_share_is_refused(tmp_path, name):
     given = peft.LoraConfig(target_modules=["q_proj", name])
     text = {"boundary": "text", "boundary_text": "so X"}
+    with pytest.raises(PolicyError, match=f"changes .*{name}, whose weights another layer shares"):
+        adapted(tiny_model(tie_word_embeddings=True), tmp_path, given, **text)
     model = adapted(tiny_model(tie_word_embeddings=False), tmp_path, given, **text)
     assert far(logits(merged(model)), logits(model)) < 1e-4
     with pytest.raises(PolicyError, match="does not fit"):  # new rows and a low-rank product
         adapted(tiny_model(tie_word_embeddings=False), tmp_path, given)
-
-
-@pytest.mark.filterwarnings("ignore:.*tied")
-def test_an_adapter_on_weights_that_two_layers_share_is_not_merged(tmp_path):
-    given = peft.LoraConfig(target_modules=["q_proj", "lm_head"])
-    text = {"boundary": "text", "boundary_text": "so X"}
-    model = adapted(tiny_model(tie_word_embeddings=True), tmp_path, given, **text)
-    with pytest.raises(RunError, match="the merged model is not the one"):
-        merged(model)
 
 
 def test_merging_leaves_the_model_as_it_was(tmp_path):
@@ -536,3 +530,9 @@ def test_settings_of_an_adapter_need_one(tmp_path):
         NRTConfig(output_dir=str(tmp_path), use_cpu=True, lora_r=8)
     with pytest.raises(ConfigError, match="lora_r is 0"):
         NRTConfig(output_dir=str(tmp_path), use_cpu=True, use_peft=True, lora_r=0)
+
+
+def test_an_adapter_with_a_bias_is_refused(tmp_path):
+    config = peft.LoraConfig(r=4, target_modules="all-linear", lora_bias=True)
+    with pytest.raises(PolicyError, match="lora_bias"):
+        trainer(tmp_path / "run", use_peft=False, lora_r=16, lora_alpha=32, peft_config=config)

@@ -10,6 +10,7 @@ Only A, B and the rows of new think tokens are trained, and a checkpoint holds t
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -71,6 +72,12 @@ def add_adapter(
             why="only a LoRA can train rows of new tokens, be saved and be merged here",
             fix="peft.LoraConfig, or use_peft",
         )
+    if config.lora_bias:  # type: ignore[attr-defined]
+        raise PolicyError(
+            "peft_config has lora_bias",
+            why="a finished run is merged, and most layers have no bias to merge it into",
+            fix="leave lora_bias out",
+        )
     config = copy.deepcopy(config)
     if new_ids:
         config.trainable_token_indices = _tables(model, new_ids)  # type: ignore[attr-defined]
@@ -84,6 +91,17 @@ def add_adapter(
                 why="its layers are looked up by name",
                 fix="leave lora_target_modules out, or name layers that the model has",
             ) from None
+    named = list(model.named_parameters(remove_duplicate=False))
+    uses = Counter(id(weight) for _, weight in named)
+    for name, weight in named:
+        layer, base, _ = name.partition(".base_layer.")
+        low_rank = base and not layer.endswith(".token_adapter")
+        if low_rank and uses[id(weight)] > 1:  # such as a head that is tied to the embedding
+            raise PolicyError(
+                f"the adapter changes {layer}, whose weights another layer shares",
+                why="each layer would learn a change of its own, and the merged weights have one",
+                fix="lora_target_modules: layers that share no weights; or use_peft false",
+            )
     lighten(model, "default")
 
 
