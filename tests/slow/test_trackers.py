@@ -263,9 +263,9 @@ def tables_at(monkeypatch, every: int, logged: list[int], begin=0, zero=True) ->
     lines: list[dict] = []
     tracker = SimpleNamespace(Table=lambda columns, data: data, log=lines.append)
     monkeypatch.setitem(sys.modules, "wandb", tracker)
-    tables = TraceTables(every, Log().newest)
+    tables = TraceTables(every, ["wandb"], Log().newest)
     state = TrainerState(global_step=begin, is_world_process_zero=zero)
-    args = SimpleNamespace(report_to=["wandb"], run_name=None)
+    args = SimpleNamespace(run_name=None)
     tables.on_train_begin(args, state, TrainerControl())
     for state.global_step in logged:
         tables.on_log(args, state, TrainerControl(), logs={"loss": 1.0})
@@ -285,7 +285,7 @@ def test_a_table_comes_with_the_first_logged_step_and_then_every_so_often(monkey
 
 def test_without_a_tracker_nobody_asks_for_traces():
     log = Log()
-    tables = TraceTables(1, log.newest)
+    tables = TraceTables(1, ["tensorboard"], log.newest)
     state, args = TrainerState(global_step=1), NRTConfig(output_dir="unused", use_cpu=True)
     tables.on_train_begin(args, TrainerState(), TrainerControl())
     tables.on_log(args, state, TrainerControl(), logs={"loss": 1.0})

@@ -84,12 +84,12 @@ def damage(folder: Path) -> list[str]:
     """What is wrong with a sealed folder, a line for each file; [] where it is whole. Files that
     were added since do not matter."""
     try:
-        known = json.loads((folder / CHECKSUMS).read_bytes())
-        if not isinstance(known, dict) or not known:
+        known = dict[str, str](json.loads((folder / CHECKSUMS).read_bytes()))
+        if not known:
             raise ValueError(CHECKSUMS)
     except FileNotFoundError:
         return [f"{CHECKSUMS} is missing"]
-    except ValueError:
+    except (ValueError, TypeError):
         return [f"{CHECKSUMS} cannot be read"]
     here = _files(folder)
     return [

@@ -36,13 +36,17 @@ _STEP = "train/global_step"
 
 
 class TraceTables(TrainerCallback):
-    """Logs the newest traces at the first logged step and then every ``every`` steps (0: never).
+    """Logs the newest traces at the first logged step and then every ``every`` steps (0: never), to
+    those of the ``trackers`` that take a table.
 
     ``newest`` returns the latest traces by question. Rank 0 alone logs, and its own traces alone.
     """
 
-    def __init__(self, every: int, newest: Callable[[], list[list[TraceRow]]]) -> None:
+    def __init__(
+        self, every: int, trackers: Sequence[str], newest: Callable[[], list[list[TraceRow]]]
+    ) -> None:
         self.every, self.newest = every, newest
+        self.trackers = [name for name in TABLES if name in trackers]
         self._turn = -1
 
     def on_train_begin(
@@ -50,7 +54,7 @@ class TraceTables(TrainerCallback):
     ) -> None:
         if self.every:
             self._turn = (state.global_step - 1) // self.every
-        if "trackio" in args.report_to and state.is_world_process_zero and args.run_name is None:
+        if "trackio" in self.trackers and state.is_world_process_zero and args.run_name is None:
             run = import_module("trackio").context_vars.current_run.get()
             args.run_name = run.name  # by which an evaluation after training finds it again
 
@@ -65,12 +69,11 @@ class TraceTables(TrainerCallback):
         if not (self.every and state.is_world_process_zero and "loss" in (logs or {})):
             return
         turn = (state.global_step - 1) // self.every
-        trackers = [name for name in TABLES if name in args.report_to]
-        if turn == self._turn or not trackers:
+        if turn == self._turn or not self.trackers:
             return
         self._turn = turn
         cells = table(self.newest())
-        for tracker in map(import_module, trackers if cells else ()):
+        for tracker in map(import_module, self.trackers if cells else ()):
             shown = tracker.Table(columns=list(COLUMNS), data=cells)
             tracker.log({NAME: shown, _STEP: state.global_step})
 

@@ -50,7 +50,8 @@ class Recorder(TrainerCallback):
         self.clock = Clock()
         self.finite = FiniteGuard(self.quarantine, scaled=args.fp16)
         self.collapse = CollapseGuard(args.on_collapse)
-        tables = TraceTables(args.diagnostics_steps if args.report_traces else 0, self.newest)
+        every = args.diagnostics_steps if args.report_traces else 0
+        tables = TraceTables(every, args.report_to or (), self.newest)
         self.callbacks = [self.finite, self.collapse, self, tables]
         self.open(RunFolder(str(args.output_dir), writes=False))
 

@@ -106,12 +106,13 @@ class NRTTrainer(Trainer):
         self.train_groups, self.train_report = read(train_dataset)
         sets, self.eval_report = question_sets(eval_dataset, read)
         self.eval_groups = sets.get("", ())
+        train: Any = self.train_groups or None
         held_out: Any = self.eval_groups or (sets if any(sets.values()) else None)
         self.recorder = Recorder(args, policy.template, settings, rewarded=asked.rewarded)
         super().__init__(
             model=policy.model,
             args=args,
-            train_dataset=self.train_groups or None,  # type: ignore[arg-type]
+            train_dataset=train,
             eval_dataset=held_out,
             processing_class=policy.tokenizer,
             callbacks=[*self.recorder.callbacks, *(callbacks or [])],
