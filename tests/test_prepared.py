@@ -167,8 +167,8 @@ def test_the_ids_depend_on_the_merges_and_the_end_of_a_turn():
     core.chat_template = tiny.CHATML
     same = make_template(tiny.byte_tokenizer())
     others = [make_template(core), make_template(tiny.byte_tokenizer(), extra_end_ids=(5,))]
-    assert tokens._depends(same) == tokens._depends(TEMPLATE)
-    assert all(tokens._depends(other) != tokens._depends(TEMPLATE) for other in others)
+    assert tokens._key((), same) == tokens._key((), TEMPLATE)
+    assert all(tokens._key((), other) != tokens._key((), TEMPLATE) for other in others)
 
 
 def test_an_encoding_that_was_interrupted_is_never_half(config, rows, monkeypatch):

@@ -7,8 +7,7 @@ of all that ids depend on: the next run finds them there.
 import hashlib
 import json
 from array import array
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, overload
 
@@ -84,7 +83,7 @@ def prepare(examples: Sequence[Example], template: Template) -> Prepared:
     """The ids of all examples. Raises DataError if the cache cannot be written."""
     found = _groups(examples, template)
     if len(examples) > SMALL:
-        ids = _from_cache(fingerprint(content_hash(examples), _depends(template)), found)
+        ids = _from_cache(_key(examples, template), found)
         sizes = [np.array(ids[name]) for name in ("prompt_size", "answer_size")]
         return Prepared(examples, ids, *sizes)
     groups = list(found)
@@ -122,7 +121,9 @@ def _sizes(group: PromptGroup | None) -> tuple[int, int]:
 
 def _from_cache(key: str, groups: Iterable[PromptGroup | None]) -> Any:
     """A ``datasets.Dataset`` of ids (uint32 in the machine's order) and of their number."""
-    from datasets import Dataset, Features, Value
+    import datasets
+    from datasets import Dataset, Features, Value, config
+    from datasets.exceptions import DatasetGenerationError
 
     def rows() -> Iterator[dict[str, Any]]:
         for group in groups:
@@ -136,36 +137,17 @@ def _from_cache(key: str, groups: Iterable[PromptGroup | None]) -> Any:
 
     ids, size = Value("large_binary"), Value("int32")
     features = Features(prompt=ids, answer=ids, prompt_size=size, answer_size=size)
-    with cached():
-        return Dataset.from_generator(rows, features=features, fingerprint=key)
-
-
-def fingerprint(*parts: Any) -> str:
-    """A name for what depends on ``parts`` (of JSON's types) and on this version of the package."""
-    from native_reasoning import __version__
-
-    text = json.dumps([__version__, *parts])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-@contextmanager
-def cached() -> Generator[None]:
-    """While ``datasets`` keeps something in its cache: no progress bars, and errors of ours."""
-    import datasets
-    from datasets import config
-    from datasets.exceptions import DatasetGenerationError
-
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        yield
+        return Dataset.from_generator(rows, features=features, fingerprint=key)
     except (OSError, DatasetGenerationError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__ or error
         if not isinstance(cause, OSError):
             raise cause from None
         raise DataError(
-            f"rows cannot be kept in {config.HF_DATASETS_CACHE}: {cause.strerror or cause}",
-            why="more than a few thousand are kept on the disk, so that they need no memory",
+            f"token ids cannot be kept in {config.HF_DATASETS_CACHE}: {cause.strerror or cause}",
+            why="those of more than a few thousand rows lie on the disk",
             fix="make room there, or set HF_DATASETS_CACHE to a folder with more",
         ) from error
     finally:
@@ -173,14 +155,18 @@ def cached() -> Generator[None]:
             datasets.enable_progress_bars()
 
 
-def _depends(template: Template) -> list[Any]:
-    """All that the ids of a row depend on, the row apart."""
+def _key(examples: Iterable[Example], template: Template) -> str:
+    """A name for all that the ids of the examples depend on."""
+    from native_reasoning import __version__
+
     tokenizer = template.tokenizer
     try:  # some chat templates write the date
         today = make_frame(tokenizer, ("user",)).text
     except TemplateError as error:
         today = error.what
-    return [
+    parts = [
+        __version__,
+        content_hash(examples),
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
         repr(tokenizer.special_tokens_map),
@@ -190,3 +176,4 @@ def _depends(template: Template) -> list[Any]:
         template.system_prompt,
         today,
     ]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

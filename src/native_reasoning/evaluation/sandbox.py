@@ -26,6 +26,8 @@ for kind, most in (("CPU", 4), ("AS", 512 << 20), ("FSIZE", 0), ("NPROC", 1), ("
 exec(compile(sys.stdin.read(), "<program>", "exec"), {{"__name__": "__main__"}})
 os._exit({_PASSED})
 """
+#: No settings, packages or files of the user's.
+_ISOLATED = ("-I", "-S", "-B", "-X", "utf8")
 #: What a harmless program needs.
 _PROBE = "import typing, math, re, collections, heapq, hashlib, itertools, string, copy"
 
@@ -64,17 +66,7 @@ def _bubblewrap(bwrap: str) -> tuple[str, ...]:
 def _run(command: tuple[str, ...], program: str, timeout: float) -> bool:
     try:
         done = subprocess.run(
-            [
-                *command,
-                os.path.realpath(sys.executable),
-                "-I",
-                "-S",
-                "-B",
-                "-X",
-                "utf8",
-                "-c",
-                _RUNNER,
-            ],
+            [*command, os.path.realpath(sys.executable), *_ISOLATED, "-c", _RUNNER],
             input=program.encode("utf-8", "surrogatepass"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
