@@ -38,13 +38,17 @@ def write_report(paths: Sequence[Path], out: Path, *, refresh: int = 0) -> tuple
 def keep_fresh(paths: Sequence[Path], out: Path) -> None:
     """Writes the page again whenever a run has logged more, until it is interrupted; the last page
     no longer loads itself again."""
-    written: list[int] = []
+    written = _logged(paths)
     try:
         while True:
-            logged = [file.stat().st_mtime_ns for path in paths for file in path.glob(METRICS)]
-            if logged != written:
-                write_report(paths, out, refresh=EVERY)
-                written = logged
             time.sleep(EVERY)
+            if (now := _logged(paths)) != written:
+                write_report(paths, out, refresh=EVERY)
+                written = now
     finally:
         write_report(paths, out)
+
+
+def _logged(paths: Sequence[Path]) -> list[int]:
+    """When each run logged last, in nanoseconds."""
+    return [file.stat().st_mtime_ns for path in paths for file in path.glob(METRICS)]
