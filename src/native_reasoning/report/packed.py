@@ -33,6 +33,8 @@ from native_reasoning.report.runs import Run, run_names
 
 #: Bytes of text and numbers of all traces above which groups are left out before compression.
 MOST_TEXT = 100_000_000
+#: What all traces of a group have in common.
+OF_GROUP = ["step", "row_id", "prompt", "answer", "answer_tokens", "baseline_logps"]
 
 
 def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
@@ -86,21 +88,20 @@ def _thinned(table: pa.Table, share: float) -> pa.Table:
 def _set(label: str, table: pa.Table) -> dict[str, Any]:
     """What the page carries of a sorted table."""
     _, starts, counts = np.unique(_groups(table), return_index=True, return_counts=True)
-    known = {name: table[name].to_pylist() for name in table.column_names}
+    of_group = table.select(OF_GROUP).take(starts).to_pylist()
+    known = {n: table[n].to_pylist() for n in table.column_names if n not in OF_GROUP}
     questions: dict[tuple[Any, ...], int] = {}
     groups = []
-    for first, count in zip(starts.tolist(), counts.tolist(), strict=True):
-        texts = (known["prompt"][first], known["answer"][first])
-        question = questions.setdefault(
-            (*texts, tuple(known["answer_tokens"][first])), len(questions)
-        )
-        groups.append([known["step"][first], question, known["row_id"][first], count])
+    for row, count in zip(of_group, counts.tolist(), strict=True):
+        text = (row["prompt"], row["answer"], tuple(row["answer_tokens"]))
+        question = questions.setdefault(text, len(questions))
+        groups.append([row["step"], question, row["row_id"], count])
     not_closed = [2 if ended else 0 for ended in known.get("ended", [])] or [3] * table.num_rows
     return {
         "label": label,
         "questions": [list(question) for question in questions],
         "groups": groups,
-        "b": _thousandths([known["baseline_logps"][first] for first in starts]),
+        "b": _thousandths([row["baseline_logps"] for row in of_group]),
         "traces": known["trace"],
         "said": known["sampled_answer"],
         "k": known["k"],
