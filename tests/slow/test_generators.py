@@ -5,7 +5,6 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback
 
-from native_reasoning.cli.output import error_text
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.adapters import merged, merged_weights
@@ -192,7 +191,7 @@ def test_out_of_memory_in_vllm_ends_in_three_lines(tmp_path, llm, monkeypatch, w
         monkeypatch.setattr(llm, "generate", fail)
     with pytest.raises(RunError) as caught:
         trainer_of(tmp_path, llm).train()
-    what, why, fix = error_text(caught.value).splitlines()
+    what, why, fix = str(caught.value).splitlines()
     assert str(error).splitlines()[0] in what and "in vLLM" in what
     assert "shares the device" in why
     assert "--vllm-gpu-memory-utilization than 0.3" in fix

@@ -13,8 +13,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from native_reasoning.cli.flags import parse, read_verb
-from native_reasoning.cli.output import error_text
-from native_reasoning.config.errors import NativeReasoningError
+from native_reasoning.config.errors import NativeReasoningError, warn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except NativeReasoningError as error:
-        print(error_text(error), file=sys.stderr, flush=True)
+        warn(f"error: {error}")
         _tell_launcher(error)
         return error.exit_code
     except KeyboardInterrupt:
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None and not is_full(error):
             raise
         told = unwritten(error) if is_full(error) else _refused(error)
-        print(error_text(told), file=sys.stderr, flush=True)
+        warn(f"error: {told}")
         return told.exit_code
 
 

@@ -37,10 +37,10 @@ def run(parsed: Parsed) -> int:
     quiet_libraries()
     model, config = asked_for(parsed)
     values, outcomes = evaluate(model, parsed.own["data"], config)
-    shown = [_told(outcome) for outcome in outcomes[: parsed.own["show"] or 0]]
+    shown = outcomes[: parsed.own["show"] or 0]
     result = {"model": model, "data": parsed.own["data"], **values}
     if parsed.own["json"]:
-        show_json({**result, "shown": shown} if shown else result)
+        show_json(result | ({"shown": [*map(asdict, shown)]} if shown else {}))
     else:
         _show(result, shown)
     return 0
@@ -86,32 +86,19 @@ def evaluate(model: str, data: str, config: "NRTConfig") -> tuple[dict[str, Any]
     return {**summarise(outcomes), "max_answer_length": length}, outcomes
 
 
-def _told(outcome: "Outcome") -> dict[str, Any]:
+def _show(result: dict[str, Any], shown: list["Outcome"]) -> None:
     from native_reasoning.evaluation.grading import accuracy
-
-    return {
-        "question": outcome.question,
-        "trace": outcome.traces[0],
-        "trace_tokens": outcome.trace_lengths[0],
-        "closed": outcome.closed[0],
-        "answer": outcome.answers[0],
-        "answer_without_thinking": outcome.answer_no_think,
-        "reference": outcome.reference,
-        "right": bool(accuracy(outcome.answers[0], outcome.reference)),
-    }
-
-
-def _show(result: dict[str, Any], shown: list[dict[str, Any]]) -> None:
     from native_reasoning.records.metrics import evaluation_rows
 
-    for count, told in enumerate(shown, start=1):
-        end = "closed" if told["closed"] else "not closed"
+    for count, o in enumerate(shown, start=1):
+        end = "closed" if o.closed[0] else "not closed"
+        verdict = "right" if accuracy(o.answers[0], o.reference) else "wrong"
         parts = {
-            "question": told["question"],
-            f"trace ({told['trace_tokens']} tokens, {end})": told["trace"],
-            f"answer ({'right' if told['right'] else 'wrong'})": told["answer"],
-            "answer without thinking": told["answer_without_thinking"],
-            "reference": told["reference"],
+            "question": o.question,
+            f"trace ({o.trace_lengths[0]} tokens, {end})": o.traces[0],
+            f"answer ({verdict})": o.answers[0],
+            "answer without thinking": o.answer_no_think,
+            "reference": o.reference,
         }
         show_row(f"-- {count} of {len(shown)}", parts)
     show_table([f"{result['questions']} questions", "value"], evaluation_rows(result))

@@ -2,7 +2,7 @@
 
 import re
 import traceback
-from collections.abc import Container, Generator, Mapping
+from collections.abc import Container, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import gettempdir
@@ -45,17 +45,6 @@ def load_data(name: str, config: NRTConfig) -> Examples:
         split=split,
         keep_columns=bool(config.reward_funcs),
     )
-
-
-def required(settings: Mapping[str, Any], name: str, example: str) -> str:
-    """A setting that must be there. Raises ConfigError."""
-    if not settings.get(name):
-        raise ConfigError(
-            f"no {name} was given",
-            why="there is nothing to train, or to train it on",
-            fix=f"--{name} {example}, or `{name}: {example}` in the recipe",
-        )
-    return str(settings[name])
 
 
 def model_folder(name: str) -> tuple[str, Path | None]:

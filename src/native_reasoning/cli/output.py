@@ -8,16 +8,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from native_reasoning.config.errors import NativeReasoningError, printable
+from native_reasoning.config.errors import printable
 from native_reasoning.model.folders import check_folder
 
 _LONGEST_PART = 1500
-
-
-def error_text(error: NativeReasoningError) -> str:
-    """The three lines of an error: what, why, fix."""
-    what, why, fix = (" ".join(part.split()) for part in (error.what, error.why, error.fix))
-    return f"error: {printable(what)}\n  why: {printable(why)}\n  fix: {printable(fix)}"
 
 
 def is_main_process() -> bool:

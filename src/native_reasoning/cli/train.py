@@ -63,13 +63,36 @@ class TrainCommand:
 
 def make_plan(parsed: Parsed) -> TrainCommand:
     """Recipe, then flags. Raises ConfigError, or RunError where the run folder is in the way."""
-    from native_reasoning.cli.inputs import model_folder, required
-    from native_reasoning.config.guards import check_place
-    from native_reasoning.config.recipe import read_recipe
+    from native_reasoning.cli.inputs import model_folder
     from native_reasoning.records.disk import free_name
 
+    recipe, resume = parsed.positional, parsed.own["resume"]
+    resume = True if resume == "true" else resume
+    settings = _settings(parsed, resume)
+    for key, example in (("model", "HuggingFaceTB/SmolLM2-135M"), ("data", "qa.jsonl")):
+        if not settings.get(key):
+            raise ConfigError(
+                f"no {key} was given",
+                why="there is nothing to train, or to train it on",
+                fix=f"--{key} {example}, or `{key}: {example}` in the recipe",
+            )
+    model, data = str(settings.pop("model")), str(settings.pop("data"))
+    eval_data, place = settings.pop("eval_data", None), settings.pop("output_dir", None)
+    name = Path(recipe).stem if recipe else Path(model).name
+    out = os.path.expanduser(str(place or free_name(Path("runs") / name)))
+    _check_folder(out, resume)
+    if resume or (eval_data and "eval_on_start" not in settings):
+        settings["eval_on_start"] = not resume
+    held_out = str(eval_data) if eval_data else None
+    return TrainCommand(out, model_folder(model)[0], data, held_out, resume, settings)
+
+
+def _settings(parsed: Parsed, resume: str | bool | None) -> dict[str, Any]:
+    """All that recipe, or run to go on with, and flags say. Raises ConfigError or RunError."""
+    from native_reasoning.config.guards import check_place
+    from native_reasoning.config.recipe import read_recipe
+
     own, recipe = parsed.own, parsed.positional
-    resume = True if own["resume"] == "true" else own["resume"]
     given = {key: own[key] for key in ("model", "data", "eval_data") if own[key]}
     given |= parsed.settings
     if own["out"]:
@@ -80,22 +103,11 @@ def make_plan(parsed: Parsed) -> TrainCommand:
         config = _config_of(given.get("output_dir"))
         if recipe:
             say(f"settings come from {config}, not from {recipe}")
-        settings = read_recipe(config, given, going_on=True) | given
-    else:
-        settings = (read_recipe(recipe, given) if recipe else {}) | given
-        if "output_dir" not in given and settings.get("output_dir"):
-            check_place(settings["output_dir"])
-    model = required(settings, "model", "HuggingFaceTB/SmolLM2-135M")
-    data = required(settings, "data", "qa.jsonl")
-    name = Path(recipe).stem if recipe else Path(model).name
-    out = os.path.expanduser(str(settings.get("output_dir") or free_name(Path("runs") / name)))
-    _check_folder(out, resume)
-    eval_data = settings.get("eval_data")
-    if resume or (eval_data and "eval_on_start" not in settings):
-        settings["eval_on_start"] = not resume
-    for key in ("model", "data", "eval_data", "output_dir"):
-        settings.pop(key, None)
-    return TrainCommand(out, model_folder(model)[0], data, eval_data, resume, settings)
+        return read_recipe(config, given, going_on=True) | given
+    settings = (read_recipe(recipe, given) if recipe else {}) | given
+    if "output_dir" not in given and settings.get("output_dir"):
+        check_place(settings["output_dir"])
+    return settings
 
 
 def _config_of(out: str | None) -> Path:

@@ -31,8 +31,8 @@ class NativeReasoningError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, why: str, fix: str) -> None:
-        self.what, self.why, self.fix = what, why, fix
-        super().__init__(f"{what}\n  why: {why}\n  fix: {fix}")
+        self.what, self.why, self.fix = (" ".join(part.split()) for part in (what, why, fix))
+        super().__init__(f"{self.what}\n  why: {self.why}\n  fix: {self.fix}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """So that it can come out of another process."""
