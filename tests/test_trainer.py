@@ -211,7 +211,7 @@ def test_sft_samples_nothing_and_its_loss_is_the_answers_cross_entropy(tmp_path)
     trainer = make(tmp_path / "run", preset="sft", max_steps=1, learning_rate=0.0)
     trainer.train()
     assert not (tmp_path / "run" / "traces").exists()
-    rows = [trainer.train_groups[r] for r in trainer.collector.schedule.step(0).rows]
+    rows = [trainer.train_groups[r] for r in trainer.schedule.step(0).rows]
     total = 0.0
     for group in rows:
         ids = [*group.prompt_ids, *trainer.template.empty_trace(), *group.answer_ids]

@@ -36,7 +36,7 @@ from native_reasoning.objective.custom import (
     find_judging,
     given_names,
 )
-from native_reasoning.rollout.schedule import read_groups, require
+from native_reasoning.rollout.schedule import Schedule, read_groups, require
 from native_reasoning.training.checkpoints import Checkpoints, state_of
 from native_reasoning.training.collector import Collector
 from native_reasoning.training.evaluating import Evaluator, question_sets
@@ -138,6 +138,11 @@ class NRTTrainer(Trainer):
         return self.checkpoints.folder
 
     @property
+    def schedule(self) -> Schedule:
+        """Which rows each optimiser step takes."""
+        return self.collector.schedule
+
+    @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.collector.total_steps
@@ -186,7 +191,7 @@ class NRTTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Only paces the loop: the rows of a step are a function of the step (schedule.py)."""
-        count = self.collector.schedule.steps_per_epoch * self.args.gradient_accumulation_steps
+        count = self.schedule.steps_per_epoch * self.args.gradient_accumulation_steps
         return DataLoader(range(count), batch_size=1)  # type: ignore[arg-type]
 
     def get_batch_samples(
