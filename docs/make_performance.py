@@ -167,7 +167,7 @@ def page() -> str:
         f"turns ({data['file_bytes'] / 1e6:.0f} MB, {data['first']['tokens'] / 1e6:.0f} million "
         f"tokens) are read, checked and encoded in {data['first']['seconds']:.0f} s on "
         f"{data['machine']['cores']} cores, with {data['first']['peak_rss_gb']:.2f} GB in all "
-        f"processes together (goals 90 s and 1.5 GB); from the cache in "
+        f"processes together; with the ids in the cache in "
         f"{data['from_cache']['seconds']:.1f} s. One run.",
     ]  # fmt: skip
     memory = read("memory/results.json")
