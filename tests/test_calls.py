@@ -131,6 +131,20 @@ def test_keywords_that_do_nothing_here_say_what_does(others, what, fix, tmp_path
     assert make(tmp_path, others={"data_collator": None, "optimizers": None}).optimizer is None
 
 
+def test_a_trainer_without_model_or_settings_says_what_they_are(tmp_path):
+    with pytest.raises(ConfigError, match="no args") as caught:
+        NRTTrainer(tiny_model())
+    assert "NRTConfig(output_dir=" in three_lines(caught.value)
+    with pytest.raises(ConfigError, match="no model$|no model\n"):
+        NRTTrainer(args=NRTConfig(output_dir=str(tmp_path), use_cpu=True))
+
+
+def test_a_search_says_what_to_do_instead(tmp_path):
+    with pytest.raises(ConfigError, match="no hyperparameter_search") as caught:
+        make(tmp_path).hyperparameter_search(n_trials=2)
+    assert "NRTConfig(output_dir=" in three_lines(caught.value)
+
+
 def test_a_trainer_with_settings_of_transformers_says_whose_they_are(tmp_path):
     plain = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(ConfigError, match="a TrainingArguments as args") as caught:
@@ -143,6 +157,8 @@ def test_a_trainer_with_settings_of_transformers_says_whose_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
+        ({"eval_strategy": "steps"}, "without eval_dataset"),
+        ({"eval_on_start": True}, "without eval_dataset"),
         ({"metric_for_best_model": "acuracy"}, "'acuracy' (did you mean 'accuracy'?)"),
         ({"metric_for_best_model": "eval_uplfit"}, "'eval_uplfit' (did you mean 'uplift'?)"),
         (

@@ -122,6 +122,11 @@ def test_every_setting_that_a_fix_names_helps(settings, tmp_path):
 
 #: Values of arguments of transformers that are refused.
 REFUSED_VALUES = {
+    "label_smoothing_factor": 0.1,
+    "dataloader_drop_last": True,
+    "train_sampling_strategy": "group_by_length",
+    "include_num_input_tokens_seen": True,
+    "bf16_full_eval": True,
     "neftune_noise_alpha": 5.0,
     "push_to_hub": True,
     "enable_jit_checkpoint": True,
@@ -130,7 +135,7 @@ REFUSED_VALUES = {
 
 
 @pytest.mark.parametrize("name", REFUSED_ARGUMENTS)
-def test_arguments_that_do_harm_are_refused(name, tmp_path):
+def test_arguments_that_are_not_read_or_do_harm_are_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"^{name} is ") as caught:
         config(tmp_path, **{name: REFUSED_VALUES[name]})
     assert len(str(caught.value).splitlines()) == 3

@@ -24,8 +24,15 @@ RANGES = {
 }
 #: Settings of an objective that may be changed: what is sampled is a preset's own.
 CHANGEABLE = tuple(name for name in SETTINGS if name != "traces")
-#: Arguments of transformers that do harm here, with the reason and what to do.
+_NOT_READ = ("rows are sampled and the loss is the objective's: nothing reads it", "leave it out")
+_OWN_ORDER = ("every row has its turn, in an order of the seed", "leave it out")
+#: Arguments of transformers that would be ignored here or do harm, with the reason and what to do.
 REFUSED = {
+    "label_smoothing_factor": _NOT_READ,
+    "include_num_input_tokens_seen": _NOT_READ,
+    "bf16_full_eval": (_NOT_READ[0], "bf16 true"),
+    "dataloader_drop_last": _OWN_ORDER,
+    "train_sampling_strategy": _OWN_ORDER,
     "neftune_noise_alpha": ("its noise would be in the rewards too", "leave it out"),
     "auto_find_batch_size": ("the rows of a step are planned beforehand", "rows_per_forward 8"),
     "enable_jit_checkpoint": (
@@ -235,7 +242,9 @@ def check_together(options: NRTOptions, objective: ObjectiveSettings, judged: bo
             raise clash.error(options, objective)
 
 
-def check_call(args: object, others: Mapping[str, Any]) -> dict[str, Any]:
+def check_call(
+    model: object, args: object, eval_dataset: object, others: Mapping[str, Any]
+) -> dict[str, Any]:
     """What NRTTrainer was called with, before anything is loaded. Returns those of the ``others``
     that transformers' Trainer gets. Raises ConfigError."""
     given = {name: value for name, value in others.items() if value is not None}
@@ -244,11 +253,24 @@ def check_call(args: object, others: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(
                 f"NRTTrainer takes no {name}", why="nothing would read it", fix=INSTEAD[name]
             )
+    if model is None:
+        raise ConfigError(
+            "NRTTrainer has no model",
+            why="its own probability of the answer is the reward",
+            fix="model='owner/name', a folder, or a causal language model",
+        )
     if not isinstance(args, NRTOptions):
         raise ConfigError(
-            f"NRTTrainer has a {type(args).__name__} as args",
+            f"NRTTrainer has {'no' if args is None else f'a {type(args).__name__} as'} args",
             why="the settings of a run are NRTConfig's: all TrainingArguments and ours",
             fix="args=NRTConfig(output_dir='runs/first')",
+        )
+    asked: Any = args
+    if eval_dataset is None and (asked.eval_strategy != "no" or asked.eval_on_start):
+        raise ConfigError(
+            "eval_strategy or eval_on_start without eval_dataset",
+            why="there are no held-out questions to ask",
+            fix="give eval_dataset (--eval-data), or leave them out",
         )
     return given
 
@@ -267,5 +289,6 @@ def check_metric(name: str, known: Iterable[str]) -> None:
 def check_arguments(arguments: object) -> None:
     """Raises ConfigError for an argument of transformers that is in ``REFUSED``."""
     for name, (why, fix) in REFUSED.items():
-        if value := getattr(arguments, name):
+        value = getattr(arguments, name)
+        if value and value not in ("no", "random"):
             raise ConfigError(f"{name} is {value!r}", why=why, fix=fix)

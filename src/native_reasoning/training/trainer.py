@@ -74,8 +74,8 @@ class NRTTrainer(Trainer):
 
     def __init__(
         self,
-        model: str | Path | PreTrainedModel,
-        args: NRTConfig,
+        model: str | Path | PreTrainedModel | None = None,
+        args: NRTConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -85,7 +85,8 @@ class NRTTrainer(Trainer):
         peft_config: Any = None,
         **others: Any,
     ) -> None:
-        theirs = check_call(args, others)
+        theirs = check_call(model, args, eval_dataset, others)
+        assert model is not None and args is not None
         asked = find_judging(args, objective, reward_funcs)
         settings = args.resolved_objective()
         policy = load_policy(model, args, processing_class, peft_config)
@@ -223,6 +224,12 @@ class NRTTrainer(Trainer):
             super().log(logs, start_time)
             self.recorder.write(logs, self.state.global_step, self.checkpoints.step_of_weights)
         del self.state.log_history[:-LOGS_KEPT]
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: a trial needs a model, a run folder and a trainer of its own."""
+        why = "a trial needs a model, a run folder and a trainer of its own"
+        fix = "a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) for each value"
+        raise ConfigError("NRTTrainer has no hyperparameter_search", why=why, fix=fix)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Raises ConfigError: a saved model is uploaded by the hub's own command."""
