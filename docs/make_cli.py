@@ -32,7 +32,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def flag_row(flag: Flag) -> list[str]:
     """A flag and its sentence."""
-    taken = {"switch": "", "bool": " [BOOL]", "maybe": f" [{flag.metavar}]"}
+    taken = {"switch": "", "maybe": f" [{flag.metavar}]"}
     return [f"`{flag.name}{taken.get(flag.kind, f' {flag.metavar}')}`", flag.help]
 
 

@@ -36,7 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if error.filename is None and not is_full(error):
             raise
-        told = unwritten(error) if is_full(error) else _refused(error)
+        told = NativeReasoningError(
+            f"{error.filename}: {error.strerror}",
+            why="the system does not let this command read or write it",
+            fix="check the path and who may use it",
+        )
+        if is_full(error):
+            told = unwritten(error)
         warn(f"error: {told}")
         return told.exit_code
 
@@ -67,14 +73,6 @@ def _may_pass(error: BaseException | None) -> bool:
     # the hub's client raises HTTPError where no answer came, HfHubHTTPError for an answer
     unanswered = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
     return unanswered or isinstance(error, away) or _may_pass(error.__cause__ or error.__context__)
-
-
-def _refused(error: OSError) -> NativeReasoningError:
-    return NativeReasoningError(
-        f"{error.filename}: {error.strerror}",
-        why="the system does not let this command read or write it",
-        fix="check the path and who may use it",
-    )
 
 
 def _run(arguments: list[str]) -> int:

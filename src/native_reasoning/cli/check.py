@@ -1,5 +1,6 @@
 """``nrt check``: what would be read from a data file, and what goes wrong later."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from tempfile import gettempdir
@@ -22,17 +23,18 @@ def run(parsed: Parsed) -> int:
     config = make_config(parsed.settings, output_dir=gettempdir(), use_cpu=True)
     data = load_data(name, config)
     held_out = load_data(own["eval_data"], config) if own["eval_data"] else None
-    seen = doctor.survey(data.examples)
-    warnings = doctor.data_warnings(name, data, held_out, config, seen)
+    warnings = doctor.data_warnings(name, data, held_out, config, data.examples)
     first = data.examples[0]
     found: dict[str, Any] = {
         **asdict(data.report),
-        "answers": dict(seen.answers),
-        "answers_in_prompt": seen.leaking.total(),
+        "answers": Counter(doctor.answer_kind(row.answer) for row in data.examples),
+        "answers_in_prompt": sum(map(doctor.leaks, data.examples)),
         "lengths": {
             "unit": "words",
-            "prompt": doctor.percentiles(seen.prompt_words),
-            "answer": doctor.percentiles(seen.answer_words),
+            "prompt": doctor.percentiles(
+                [sum(len(text.split()) for _, text in row.prompt) for row in data.examples]
+            ),
+            "answer": doctor.percentiles([len(row.answer.split()) for row in data.examples]),
         },
         "example": {
             "prompt": "\n".join(f"{role}: {text}" for role, text in first.prompt),

@@ -5,7 +5,6 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from textwrap import shorten
 from typing import Any
@@ -26,39 +25,6 @@ _TEXT_COLUMNS = (
 _NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
 _SHORT_WORDS = 5
 _FEW_ANSWERS, _ENOUGH_ROWS = 3, 20
-
-
-@dataclass
-class Survey:
-    """What texts tell of ``rows`` examples: how many answers are of each kind, are ``marked`` with
-    ####, or stand in their own prompt (``leaking`` by kind, ``leaking_lines`` of the first),
-    lengths in words, and the first ``distinct`` answers: one more than a few at most."""
-
-    rows: int
-    answers: Counter[str] = field(default_factory=Counter)
-    marked: int = 0
-    distinct: set[str] = field(default_factory=set)
-    leaking: Counter[str] = field(default_factory=Counter)
-    leaking_lines: list[int] = field(default_factory=list)
-    prompt_words: list[int] = field(default_factory=list)
-    answer_words: list[int] = field(default_factory=list)
-
-
-def survey(examples: Sequence[Example]) -> Survey:
-    """Looks at each example."""
-    seen = Survey(len(examples))
-    for example in examples:
-        kind = answer_kind(example.answer)
-        seen.answers[kind] += 1
-        seen.marked += "####" in example.answer
-        if len(seen.distinct) <= _FEW_ANSWERS:
-            seen.distinct.add(_folded(example.answer))
-        if leaks(example):
-            seen.leaking[kind] += 1
-            seen.leaking_lines = [*seen.leaking_lines, example.line][:5]
-        seen.prompt_words.append(sum(len(text.split()) for _, text in example.prompt))
-        seen.answer_words.append(len(example.answer.split()))
-    return seen
 
 
 def answer_kind(answer: str) -> str:
@@ -100,9 +66,14 @@ def percentiles(values: Sequence[int]) -> dict[str, int]:
 
 
 def data_warnings(
-    name: str, data: Examples, held_out: Examples | None, config: NRTConfig, seen: Survey
+    name: str,
+    data: Examples,
+    held_out: Examples | None,
+    config: NRTConfig,
+    seen: Sequence[Example],
 ) -> list[str]:
-    """What goes wrong later with the data of a source, as far as its texts tell."""
+    """What goes wrong later with the data of a source, as far as the texts of those ``seen``
+    tell."""
     lines = []
     if config.prompt_column is None and (columns := left_out(name, data.report)):
         lines.append(left_out_warning(columns, data.report))
@@ -111,34 +82,37 @@ def data_warnings(
             f"{len(shared)} of {len(held_out)} held-out questions are training questions too "
             f"(first: {held_out.report.unit} {shared[0]}); their accuracy says nothing"
         )
-    where = f"in the first {seen.rows} rows: " if seen.rows < len(data) else ""
+    where = f"in the first {len(seen)} rows: " if len(seen) < len(data) else ""
     told = _about_answers(seen, data.report.unit, config.answer_regex is None)
     return [*lines, *(where + line for line in told)]
 
 
-def _about_answers(seen: Survey, unit: str, whole: bool) -> list[str]:
+def _about_answers(seen: Sequence[Example], unit: str, whole: bool) -> list[str]:
     """``whole``: no --answer-regex cut the answers."""
     lines = []
-    if seen.marked > 0.5 * seen.rows and whole:
+    rows, answers = len(seen), [example.answer for example in seen]
+    if whole and sum("####" in answer for answer in answers) > 0.5 * rows:
         lines.append(
             r"most answers hold a worked solution before '####': --answer-regex '####\s*(.*)' "
             "keeps the final answer, so that the model writes its own"
         )
-    few = len(seen.distinct)
-    if few <= _FEW_ANSWERS and seen.rows >= _ENOUGH_ROWS:
-        cut = (shorten(answer, 40, placeholder=" ...") for answer in sorted(seen.distinct))
+    distinct = sorted(set(map(_folded, answers)))
+    if len(distinct) <= _FEW_ANSWERS and rows >= _ENOUGH_ROWS:
+        cut = (shorten(answer, 40, placeholder=" ...") for answer in distinct)
         lines.append(
-            f"not more than {few} distinct answer{'s' * (few > 1)} "
+            f"not more than {len(distinct)} distinct answer{'s' * (len(distinct) > 1)} "
             f"({', '.join(map(repr, cut))}): hard to learn from, because a trace that merely names "
             "one helps many of them"
         )
-    leaking = seen.leaking.total()
-    if seen.leaking["long"] or leaking - seen.leaking["number"] > 0.2 * seen.rows:
+    leaking = [example for example in seen if leaks(example)]
+    kinds = Counter(answer_kind(example.answer) for example in leaking)
+    if kinds["long"] or kinds["short"] > 0.2 * rows:
+        first = ", ".join(str(example.line) for example in leaking[:5])
         lines.append(
-            f"{leaking} answers stand word by word in their own prompt "
-            f"({unit} {', '.join(map(str, seen.leaking_lines))}): such rows need no thought"
+            f"{len(leaking)} answers stand word by word in their own prompt ({unit} {first}): such "
+            "rows need no thought"
         )
-    if seen.answers["long"] > 0.5 * seen.rows:
+    if sum(answer_kind(answer) == "long" for answer in answers) > 0.5 * rows:
         lines.append(
             "most answers are long, so hardly any will be matched word by word: of an evaluation, "
             "read uplift and word overlap, not accuracy"

@@ -49,18 +49,17 @@ def run(parsed: Parsed) -> int:
 def _refuse_together(own: dict[str, Any]) -> None:
     """Flags that nothing would read. Raises ConfigError."""
     if own["suite"]:
-        wrong, why = ("data", "show"), "the suite brings its own questions"
+        wrong, there, why = ("--data", "--show"), "with", "the suite brings its own questions"
     else:
-        wrong = tuple(flag.key for flag in SUITE_FLAGS)
+        wrong, there = [flag.name for flag in SUITE_FLAGS], "without"
         why = "it is about benchmarks"
         if not own["data"]:
             raise ConfigError(
                 "no data was given", why="there are no questions to ask", fix="--data test.jsonl"
             )
-    if given := [name for name in wrong if own[name]]:
-        there = "with" if own["suite"] else "without"
-        flag = f"--{given[0].replace('_', '-')}"
-        raise ConfigError(f"{flag} {there} --suite", why=why, fix=f"leave {flag} out")
+    for flag in wrong:
+        if own[flag[2:].replace("-", "_")]:
+            raise ConfigError(f"{flag} {there} --suite", why=why, fix=f"leave {flag} out")
 
 
 def evaluate(model: str, data: str, config: "NRTConfig") -> tuple[dict[str, Any], "list[Outcome]"]:
@@ -180,14 +179,14 @@ def _show_suite(result: Mapping[str, Any]) -> None:
     rows = []
     for row in result["benchmarks"]:
         numbers = [_percent(row[column]) for column in columns]
+        if "on" in modes:
+            numbers += [f"{row['on']['trace_length']:.0f}", f"{row['on']['closed']:.0%}"]
         rows.append([row["benchmark"], row["metric"], str(row["questions"]), *numbers])
-    rows.append(["mean", "", "", *(_percent(result["mean"].get(c)) for c in columns)])
+    means = [_percent(result["mean"].get(column)) for column in columns]
     if "on" in modes:
         header += ["trace tokens", "closed"]
-        for row, cells in zip(result["benchmarks"], rows, strict=False):
-            cells += [f"{row['on']['trace_length']:.0f}", f"{row['on']['closed']:.0%}"]
-        rows[-1] += ["", ""]
-    show_table(header, rows)
+        means += ["", ""]
+    show_table(header, [*rows, ["mean", "", "", *means]])
     show("in %, ± one standard error over questions")
     show(f"model  {result['model']}\ndata   {result['data']}")
 

@@ -9,10 +9,10 @@ import argparse
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, fields
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.config.errors import ConfigError, did_you_mean, nearest, usage_error
+from native_reasoning.config.errors import ConfigError, UsageParser, did_you_mean, nearest
 from native_reasoning.config.options import COMMON_ARGUMENTS, GROUPS, NRTOptions
 from native_reasoning.config.settings import SETTINGS
 
@@ -70,7 +70,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(help_text(verb), end="")
         return None
-    parser: Any = _Parser(prog=f"nrt {verb.name}", allow_abbrev=False, add_help=False)
+    parser: Any = UsageParser(prog=f"nrt {verb.name}", allow_abbrev=False, add_help=False)
     if verb.takes_settings:
         from native_reasoning.config.recipe import SettingsParser
 
@@ -83,7 +83,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
     bare = parser.bare if verb.takes_settings else ()
     found, rest = parser.parse_known_intermixed_args([*_plain(arguments, bare)])
     if rest:
-        raise _unknown(verb, rest)
+        parser.error(_unknown(verb, rest))
     space = vars(found)
     own = {flag.key: space.pop(flag.key, None) for flag in verb.flags}
     given = space.pop("positional", None)
@@ -95,17 +95,9 @@ def _takes(flag: Flag) -> dict[str, Any]:
     """What argparse is told of a flag."""
     if flag.kind == "switch":
         return {"action": "store_true"}
-    if flag.kind in ("bool", "maybe"):
+    if flag.kind == "maybe":
         return {"metavar": flag.metavar, "nargs": "?", "const": "true"}
     return {"metavar": flag.metavar, "type": int if flag.kind == "number" else str}
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with our error shape."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises ConfigError."""
-        raise usage_error(self.prog, message)
 
 
 def _plain(arguments: Sequence[str], bare: Sequence[str]) -> Iterator[str]:
@@ -117,20 +109,18 @@ def _plain(arguments: Sequence[str], bare: Sequence[str]) -> Iterator[str]:
         yield f"{argument}=true" if alone else argument
 
 
-def _unknown(verb: Verb, rest: Sequence[str]) -> ConfigError:
+def _unknown(verb: Verb, rest: Sequence[str]) -> str:
     text = next((text for text in rest if text.startswith("-")), None)
     if text is None:
-        return usage_error(f"nrt {verb.name}", f"unrecognized arguments: {' '.join(rest)}")
+        return f"unrecognized arguments: {' '.join(rest)}"
     name = text.partition("=")[0].lstrip("-").replace("-", "_")
     own = [flag.key for flag in verb.flags]
+    near = nearest(name, own)
     if verb.takes_settings:
         from native_reasoning.config.recipe import meant
 
         near = meant(name, own)
-    else:
-        near = nearest(name, own)
-    told = f" (did you mean {_flag(near)}?)" if near else ""
-    return usage_error(f"nrt {verb.name}", f"unknown flag {text}{told}")
+    return f"unknown flag {text}" + (f" (did you mean {_flag(near)}?)" if near else "")
 
 
 def _flag(name: str) -> str:
@@ -159,13 +149,13 @@ def _setting(name: str, f: "Field[Any]") -> Flag:
         text += f" ({str(f.default).lower() if f.default is True else f.default})"
     kind = (get_args(f.type) or (f.type,))[0]
     metavar = "NAME" if choices else _METAVARS.get(kind, "TEXT")
-    return Flag(_flag(name), text, metavar, "bool" if f.type is bool else "value")
+    return Flag(_flag(name), text, metavar, "maybe" if f.type is bool else "value")
 
 
 def common_flags() -> list[Flag]:
     """The TrainingArguments that are set most, but output_dir, which is --out."""
     return [
-        Flag(_flag(name), text, *(("BOOL", "bool") if name in _SWITCHES else ()))
+        Flag(_flag(name), text, *(("BOOL", "maybe") if name in _SWITCHES else ()))
         for name, text in COMMON_ARGUMENTS.items()
         if name != "output_dir"
     ]
@@ -176,11 +166,7 @@ def groups_of(verb: Verb) -> dict[str, list[Flag]]:
     groups = {"options": list(verb.flags), **{title: setting_flags(title) for title in verb.groups}}
     if verb.common:
         groups["training (every field of transformers.TrainingArguments)"] = common_flags()
-    own = {flag.name for flag in verb.flags}
-    return {
-        title: [flag for flag in flags if title == "options" or flag.name not in own]
-        for title, flags in groups.items()
-    }
+    return groups
 
 
 def help_text(verb: Verb) -> str:

@@ -6,9 +6,10 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from textwrap import indent
 from typing import Any
 
-from native_reasoning.config.errors import printable
+from native_reasoning.config.errors import printable, warn
 from native_reasoning.model.folders import check_folder
 
 _LONGEST_PART = 1500
@@ -22,7 +23,7 @@ def is_main_process() -> bool:
 def say(text: str) -> None:
     """A line for people on stderr."""
     if is_main_process():
-        print(printable(text), file=sys.stderr, flush=True)
+        warn(text)
 
 
 def say_loading(model: str) -> None:
@@ -69,7 +70,7 @@ def show_row(title: str, row: Mapping[str, str]) -> None:
     show(f"{title}:")
     for part, text in row.items():
         cut = text if len(text) <= _LONGEST_PART else text[:_LONGEST_PART] + " ..."
-        show(f"{part}:\n{indented(cut)}")
+        show(f"{part}:\n{indent(cut.rstrip() or ' ', '  | ', lambda line: True)}")
 
 
 def quiet_libraries() -> None:
@@ -88,11 +89,6 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
     if sys.stderr.isatty():
         enable_progress_bars()
-
-
-def indented(text: str, mark: str = "  | ") -> str:
-    """Each line behind a mark."""
-    return "\n".join(mark + line for line in text.splitlines() or [""])
 
 
 # -- After training -------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ pages.
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.output import (
-    indented,
     quiet_libraries,
     say,
     show,
@@ -133,7 +133,7 @@ def command(name: str, preset: Preset) -> str:
 def _explain(name: str, preset: Preset) -> None:
     method = preset.method
     show(f"{name}: {method.title}\n{preset.summary}\nsource: {method.source}\n")
-    show(indented(method.formulas.get(preset.form, method.formula), "    ") + "\n")
+    show(indent(method.formulas.get(preset.form, method.formula), "    ") + "\n")
     if told := differences(method, preset.form):
         show("what differs from the source, and why:")
         show("\n".join(f"  - {text}" for text in told) + "\n")

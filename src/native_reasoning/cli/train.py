@@ -3,8 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import closing, contextmanager, redirect_stdout
+from collections.abc import Mapping
+from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -93,8 +93,7 @@ def _settings(parsed: Parsed, resume: str | bool | None) -> dict[str, Any]:
     from native_reasoning.config.recipe import read_recipe
 
     own, recipe = parsed.own, parsed.positional
-    given = {key: own[key] for key in ("model", "data", "eval_data") if own[key]}
-    given |= parsed.settings
+    given = {key: own[key] for key in ("model", "data", "eval_data") if own[key]} | parsed.settings
     if own["out"]:
         given["output_dir"] = own["out"]
     elif isinstance(resume, str):
@@ -139,10 +138,8 @@ def _check_folder(out: str, resume: str | bool | None) -> None:
     if is_main_process() and (Path(out) / LOCK).is_file():
         with claimed(Path(out)):  # nobody else has it
             pass
-    if not resume:
-        if Path(out).exists():  # creates nothing that is not there
-            RunFolder.create(out, resume=False)
-        return
+    if not resume and Path(out).exists():  # creates nothing that is not there
+        RunFolder.create(out, resume=False)
     if resume is True and not checkpoints(out):
         raise RunError(
             f"no checkpoint in {out}",
@@ -153,7 +150,7 @@ def _check_folder(out: str, resume: str | bool | None) -> None:
 
 def build(plan: TrainCommand, folder: str) -> Any:
     """The trainer: settings are checked first, then the data is read, then the model."""
-    from native_reasoning.cli.doctor import data_warnings, survey
+    from native_reasoning.cli.doctor import data_warnings
     from native_reasoning.cli.inputs import load_data, refused_by_libraries
     from native_reasoning.config.recipe import make_config
     from native_reasoning.training.trainer import NRTTrainer
@@ -165,7 +162,7 @@ def build(plan: TrainCommand, folder: str) -> Any:
     told = [*data.report.lines(), *(held_out.report.lines() if held_out else ())]
     for line in told:
         say(line)
-    seen = survey(data.examples[:_FIRST_ROWS])
+    seen = data.examples[:_FIRST_ROWS]
     for warning in data_warnings(plan.data, data, held_out, config, seen):
         say(f"warning: {warning}")
     say_loading(plan.model)
@@ -187,29 +184,21 @@ def _progress(trainer: Any) -> "ProgressCallback":
     return progress
 
 
-@contextmanager
-def _out_of_memory() -> Generator[None]:
-    """Makes a RunError of it, also where the model is loaded and tried out."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of memory: {str(error).splitlines()[0]}",
-            why="the model, its gradients and the traces of a step do not fit together",
-            fix="--activation-checkpointing, a smaller --per-device-train-batch-size with more "
-            "--gradient-accumulation-steps, or shorter --max-trace-length",
-        ) from None
+#: What helps where the model, its gradients and a step's traces do not fit together.
+_LESS_MEMORY = (
+    "--activation-checkpointing, a smaller --per-device-train-batch-size with more "
+    "--gradient-accumulation-steps, or shorter --max-trace-length"
+)
 
 
 def _train(plan: TrainCommand, as_json: bool) -> int:
     from native_reasoning.cli.inputs import refused_by_libraries
+    from native_reasoning.training.parts import fitting
     from native_reasoning.training.resume import alone
 
     if sys.platform != "win32":  # there is nothing to save yet, or any more
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    with _out_of_memory():
+    with fitting("the model and a step", _LESS_MEMORY):
         trainer = build(plan, plan.out)
         with alone(Path(plan.out)), closing(_progress(trainer)):
             verb = "going on with" if plan.resume else "training into"
@@ -271,11 +260,11 @@ def _dry_run(plan: TrainCommand, nowhere: str, as_json: bool) -> int:
     from native_reasoning.cli.inputs import refused_by_libraries
     from native_reasoning.cli.output import plan_of, show_plan
     from native_reasoning.config.recipe import make_config
-    from native_reasoning.training.parts import full_step
+    from native_reasoning.training.parts import fitting, full_step
 
     with refused_by_libraries():
         args = make_config(plan.settings, output_dir=nowhere)
-    with _out_of_memory():
+    with fitting("the model and a step", _LESS_MEMORY):
         trainer = build(replace(plan, settings=plan.settings | _ONE_STEP), nowhere)
         outlook = {"run_folder": plan.out, **plan_of(trainer, args)}
         with closing(_progress(trainer)):

@@ -13,7 +13,7 @@ class Flag:
     """One flag of a verb's own.
 
     ``kind``: "value" takes one, "number" a whole number; "switch" takes none; "maybe" takes one or
-    none; "bool" is bare or true/false.
+    none, as truth values do.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Verb:
     summary: str
     text: str
     module: str
-    positional: tuple[str, str, str] | None
     flags: tuple[Flag, ...]
-    groups: tuple[str, ...]
     examples: tuple[str, ...]
+    positional: tuple[str, str, str] | None = None
+    groups: tuple[str, ...] = ()
     common: bool = False
 
     @property
@@ -77,14 +77,12 @@ VERBS = {
             "Trains a tiny embedded model on questions whose answers need a sum, without network "
             "or GPU,\nand prints the accuracy with and without thinking before and after.",
             "show:demo",
-            None,
-            (
+            flags=(
                 Flag("--seed", "seed of data order and of every sampled token (0)", "N", "number"),
                 Flag("--out", "a new folder for the runs (the first free runs/demo)", "DIR"),
                 _JSON,
             ),
-            (),
-            ("nrt demo", "nrt demo --seed 1 --out runs/demo", "nrt demo --json"),
+            examples=("nrt demo", "nrt demo --seed 1 --out runs/demo", "nrt demo --json"),
         ),
         Verb(
             "check",
@@ -92,14 +90,14 @@ VERBS = {
             "Says what would be read from a data file and what would not, and warns of what goes "
             "wrong later.\nOnly the tokenizer and the configuration of --model are loaded.",
             "check",
-            ("DATA", "", _DATA),
-            (
+            positional=("DATA", "", _DATA),
+            flags=(
                 Flag("--model", "hub id or folder: lengths in tokens, boundaries", "M"),
                 Flag("--eval-data", "held-out questions: looks for overlap", "F"),
                 _JSON,
             ),
-            ("data", "template", "traces"),
-            (
+            groups=("data", "template", "traces"),
+            examples=(
                 "nrt check qa.jsonl",
                 "nrt check gsm8k.jsonl --answer-regex '####\\s*(.*)' --model Qwen/Qwen3-0.6B-Base",
                 "nrt check svamp.jsonl --prompt-column Body+Question --eval-data test.jsonl",
@@ -112,8 +110,8 @@ VERBS = {
             "flags.\nSIGTERM and Ctrl-C save at the end of the step and leave; --resume goes on.\n"
             "SIGUSR1 saves and trains on.",
             "train",
-            ("recipe.yaml", "?", "settings, and model, data, eval_data"),
-            (
+            positional=("recipe.yaml", "?", "settings, and model, data, eval_data"),
+            flags=(
                 Flag("--model", "hub id, model folder or run folder", "M"),
                 Flag("--data", _DATA, "F"),
                 Flag("--eval-data", "held-out questions, answered before and after", "F"),
@@ -132,8 +130,8 @@ VERBS = {
                 ),
                 _JSON,
             ),
-            tuple(GROUPS),
-            (
+            groups=tuple(GROUPS),
+            examples=(
                 "nrt train --model HuggingFaceTB/SmolLM2-135M --data qa.jsonl --eval-data "
                 "test.jsonl",
                 "nrt train recipes/laptop-smollm2-gsm8k.yaml --max-steps 50 --out runs/first",
@@ -148,15 +146,15 @@ VERBS = {
             "the benchmarks of\n--suite (docs/benchmarks.md). Of a run folder, its final/ or "
             "newest checkpoint is taken, with the run's\nown settings.",
             "evaluate",
-            ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
-            (
+            positional=("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
+            flags=(
                 Flag("--data", _DATA, "F"),
                 Flag("--show", "print N questions with trace and answer", "N", "number"),
                 *SUITE_FLAGS,
                 _JSON,
             ),
-            ("traces", "template", "data", "model, evaluation, records"),
-            (
+            groups=("traces", "template", "data", "model, evaluation, records"),
+            examples=(
                 "nrt eval runs/first --data test.jsonl",
                 "nrt eval runs/first --data test.jsonl --show 3 --json",
                 "nrt eval runs/first --suite nrt9 --limit 50 --out answers.jsonl",
@@ -168,16 +166,16 @@ VERBS = {
             "Answers go to stdout, thinking (dimmed) to stderr. Without --question it asks for "
             "turns; /new forgets\nthem. Prompts, limits and sampling are those of training.",
             "chat",
-            ("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
-            (
+            positional=("MODEL_OR_RUN", "", "hub id, model folder or run folder"),
+            flags=(
                 Flag("--question", "ask this and leave", "TEXT"),
                 Flag("--reference", "say how likely this answer is, with and without", "TEXT"),
                 Flag("--no-think", "answer at once, after the empty trace", kind="switch"),
                 Flag("--seed", "seed of every sampled token (42)", "N", "number"),
                 _JSON,
             ),
-            ("traces", "template"),
-            (
+            groups=("traces", "template"),
+            examples=(
                 "nrt chat runs/first",
                 "nrt chat runs/first --question 'What is 2 + 2?' --reference 4",
                 "nrt chat runs/first --no-think --json",
@@ -189,8 +187,8 @@ VERBS = {
             "Writes one self-contained HTML file: did thinking help, on which tokens, is it "
             "collapsing, and what\ndid it write. A folder of runs stands for all of them.",
             "show:report",
-            ("RUN", "+", "run folders, or folders of runs"),
-            (
+            positional=("RUN", "+", "run folders, or folders of runs"),
+            flags=(
                 Flag("--out", "the file (report.html in the folder of the run)", "FILE"),
                 Flag(
                     "--watch",
@@ -199,8 +197,7 @@ VERBS = {
                 ),
                 _JSON,
             ),
-            (),
-            (
+            examples=(
                 "nrt report runs/first",
                 "nrt report runs/first runs/second --out compared.html",
                 "nrt report runs/first --watch",
@@ -211,10 +208,9 @@ VERBS = {
             "list the objectives, or explain one",
             "Every objective that --preset names: the papers as rows of one table.",
             "show:presets",
-            ("NAME", "?", "explain this one"),
-            (_JSON,),
-            (),
-            ("nrt presets", "nrt presets nrt-ws", "nrt presets --json"),
+            positional=("NAME", "?", "explain this one"),
+            flags=(_JSON,),
+            examples=("nrt presets", "nrt presets nrt-ws", "nrt presets --json"),
         ),
     )
 }

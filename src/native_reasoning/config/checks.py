@@ -67,11 +67,8 @@ class Clash:
 
     def error(self, options: NRTOptions, objective: ObjectiveSettings) -> ConfigError:
         """What to raise, with the values."""
-        parts = {f"objective.{name}": getattr(objective, name) for name in SETTINGS}
-        values = {
-            name: parts[name] if name in parts else getattr(options, name) for name in self.names
-        }
-        first, *others = (f"{name} {value!r}" for name, value in values.items())
+        values = vars(options) | {f"objective.{k}": v for k, v in vars(objective).items()}
+        first, *others = (f"{name} {values[name]!r}" for name in self.names)
         what = first.replace(" ", " is ", 1) + " with " + ", ".join(others)
         return ConfigError(what, why=self.why, fix=self.fix)
 
@@ -284,11 +281,3 @@ def check_metric(name: str, known: Iterable[str]) -> None:
             why="an evaluation of these questions measures no such thing",
             fix=f"one of: {', '.join(n for n in names if not n.endswith(('_low', '_high')))}",
         )
-
-
-def check_arguments(arguments: object) -> None:
-    """Raises ConfigError for an argument of transformers that is in ``REFUSED``."""
-    for name, (why, fix) in REFUSED.items():
-        value = getattr(arguments, name)
-        if value and value not in ("no", "random"):
-            raise ConfigError(f"{name} is {value!r}", why=why, fix=fix)

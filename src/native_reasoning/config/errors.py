@@ -13,11 +13,13 @@
 Mistakes of ours are asserts, never one of these.
 """
 
+import argparse
 import difflib
 import sys
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 
 class NativeReasoningError(Exception):
@@ -36,11 +38,7 @@ class NativeReasoningError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """So that it can come out of another process."""
-        return _made, (type(self), self.what, self.why, self.fix)
-
-
-def _made(kind: type[NativeReasoningError], what: str, why: str, fix: str) -> NativeReasoningError:
-    return kind(what, why=why, fix=fix)
+        return partial(type(self), why=self.why, fix=self.fix), (self.what,)
 
 
 class ConfigError(NativeReasoningError, ValueError):
@@ -77,18 +75,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that a misspelt one is nearest to, or nothing."""
-    known = list(known)
-    near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.6)
-    return (near or difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [""])[0]
+    return (difflib.get_close_matches(name, list(known), n=1) or [""])[0]
 
 
-def usage_error(prog: str, message: str) -> ConfigError:
-    """What is said of a command line that cannot be read."""
-    return ConfigError(
-        f"{prog}: {message}",
-        why="the command line cannot be understood",
-        fix=f"{prog} --help has examples",
-    )
+class UsageParser(argparse.ArgumentParser):
+    """argparse, with our error shape."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise ConfigError(
+            f"{self.prog}: {message}",
+            why="the command line cannot be understood",
+            fix=f"{self.prog} --help has examples",
+        )
 
 
 def printable(text: str) -> str:

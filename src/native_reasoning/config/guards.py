@@ -67,11 +67,7 @@ def check_recipe(
 
 def check_place(folder: Any) -> None:
     """Raises ConfigError where a recipe's output_dir leads out of the working folder."""
-    try:
-        inside = in_working_folder(str(folder))
-    except (OSError, ValueError, RuntimeError):  # a name that cannot be, a ring of links
-        inside = False
-    if not inside:
+    if not in_working_folder(str(folder)):
         raise ConfigError(
             f"output_dir {folder!r} in the recipe",
             why="a recipe may come from anybody, and writes into the working folder only",
@@ -87,6 +83,8 @@ def _harmless(kwargs: Any) -> bool:
 
 def in_working_folder(path: str | Path) -> bool:
     """Whether a path, links followed, leads into the working folder. ``~`` is the home folder, as
-    transformers reads it. Raises OSError, ValueError or, for a ring of links, RuntimeError where
-    there can be no such path."""
-    return Path(os.path.expanduser(path)).resolve().is_relative_to(Path.cwd().resolve())
+    transformers reads it."""
+    try:
+        return Path(os.path.expanduser(path)).resolve().is_relative_to(Path.cwd().resolve())
+    except (OSError, ValueError, RuntimeError):  # a name that cannot be, a ring of links
+        return False

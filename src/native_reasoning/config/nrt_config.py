@@ -9,11 +9,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
-from native_reasoning.config.checks import (
-    check_arguments,
-    check_options,
-    objective_values,
-)
+from native_reasoning.config.checks import REFUSED, check_options, objective_values
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.guards import HARMLESS
 from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
@@ -61,7 +57,7 @@ class NRTConfig(NRTOptions, TrainingArguments):
         self.objective = None if self.objective is None else objective_values(self.objective)
         self.reward_funcs = _listed(self.reward_funcs)
         self.lora_target_modules = _listed(self.lora_target_modules)
-        self.reward_weights = _numbers(_listed(self.reward_weights), "reward_weights")
+        self.reward_weights = _weights(_listed(self.reward_weights))
         check_options(self, self.resolved_objective())
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "accuracy"
@@ -94,7 +90,8 @@ class NRTConfig(NRTOptions, TrainingArguments):
             if f.name in OPTION_NAMES or not f.init or f.name.startswith("gradient_checkpointing"):
                 continue
             value = getattr(self, f.name)
-            if f.name in COMMON_ARGUMENTS or (value != theirs[f.name] and _is_plain(value)):
+            plain = isinstance(value, int | float | str | list | dict | Enum | None)
+            if f.name in COMMON_ARGUMENTS or (value != theirs[f.name] and plain):
                 values[f.name] = value.value if isinstance(value, Enum) else value
         values["resolved_objective"] = asdict(self.resolved_objective())
         return values
@@ -115,7 +112,10 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="transformers would use DataParallel, which gives wrong gradients here",
                 fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
             )
-        check_arguments(self)
+        for name, (why, fix) in REFUSED.items():
+            value = getattr(self, name)
+            if value and value not in ("no", "random"):
+                raise ConfigError(f"{name} is {value!r}", why=why, fix=fix)
         kwargs: Any = self.model_init_kwargs or {}
         if not isinstance(kwargs, dict):
             raise ConfigError(
@@ -170,10 +170,6 @@ class NRTConfig(NRTOptions, TrainingArguments):
 OPTION_NAMES = tuple(f.name for f in fields(NRTOptions))
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str, list, dict, Enum))
-
-
 def _listed(value: Any) -> list[Any] | None:
     """A list, also from text whose items stand between commas, or from one number."""
     if isinstance(value, str):
@@ -183,17 +179,17 @@ def _listed(value: Any) -> list[Any] | None:
     return value or None
 
 
-def _numbers(values: list[Any] | None, name: str) -> list[float] | None:
+def _weights(values: list[Any] | None) -> list[float] | None:
     """The values as numbers. Raises ConfigError."""
     try:
-        found = None if values is None else [float(value) for value in values]
-        if not all(map(math.isfinite, found or ())):
-            raise ValueError
-        return found
+        found = [float(value) for value in values or ()]
     except (TypeError, ValueError):
-        raise ConfigError(
-            f"{name} is {values!r}", why="each weight is a number", fix=f"{name} 1.0,0.5"
-        ) from None
+        found = [math.nan]
+    if all(map(math.isfinite, found)):
+        return found or None
+    raise ConfigError(
+        f"reward_weights is {values!r}", why="each is a number", fix="reward_weights 1.0,0.5"
+    )
 
 
 def sharded(config: NRTConfig) -> bool:

@@ -74,82 +74,65 @@ _JEPO: dict[str, Any] = {
     "format_penalty": 10.0,
 }
 
-#: A rival's own recipe, and the f and answer weight that its @shared form takes.
-_RIVALS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "avg-logp": (
-        {**_REINFORCE, "reward": "avg_logp", "answer_weight": "exact"},
-        {"reward": "avg_logp", "answer_weight": "exact"},
-    ),
-    "verifree": (
-        {
-            **_REINFORCE,
-            "reward": "prob",
-            "reward_span": "answer",
-            "answer_weight": "exact",
-            "bad_format": "zero",
-        },
-        {"reward": "prob", "answer_weight": "exact"},
-    ),
-    "jepo": (
-        {**_JEPO, "reward": "jepo", "centre": "lme_loo", "answer_weight": "exact"},
-        {"reward": "jepo", "centre": "lme_loo", "answer_weight": "exact"},
-    ),
-    "jepo-1": (
-        {**_JEPO, "reward": "logp", "centre": "leave_one_out"},
-        {"reward": "logp"},
-    ),
-    "latro": (
-        {
-            **_REINFORCE,
-            "reward": "logp",
-            "kl_in_reward": 0.05,
-            "policy_tokens": "trace",
-            "bad_format": "twice_mean",
-        },
-        {"reward": "logp", "kl_in_reward": 0.05},
-    ),
-    "rlpr": (
-        {
-            **_GRPO,
-            "reward": "arithmetic_mean",
-            "reward_span": "answer",
-            "baseline": "frozen",
-            "clip": "relu",
-            "reward_coef": 0.9,
-            "format_reward": 0.1,
-            "repetition_penalty": 1.0,
-            "std_eps": 1e-6,
-            "ratio": "ppo",
-            "ratio_low": 0.8,
-            "ratio_high": 1.27,
-            "length_norm": "token_mean",
-            "filter": "ema_std",
-            "filter_coef": 0.5,
-        },
-        {"reward": "arithmetic_mean", "answer_weight": "none"},
-    ),
-    "nover": (
-        {
-            **_GRPO,
-            "reward": "perplexity_rank",
-            "scored_by": "ema",
-            "format_reward": 1.0,
-            "efficiency_reward": 1.0,
-            "std_eps": 1e-4,
-            "ratio": "ppo",
-            "ratio_low": 0.9,
-            "ratio_high": 1.2,
-            "length_norm": "token_mean",
-            "beta": 0.1,
-            "ema_decay": 0.9,
-            "ema_steps": 100,
-        },
-        {"reward": "length_normalised", "centre": "rank", "answer_weight": "none"},
-    ),
-    "dro": (
-        {**_GRPO, "reward": "reflection", "bad_format": "mask", "beta": 1e-3},
-        {"reward": "reflection", "answer_weight": "none"},
-    ),
+#: Each rival's own recipe.
+_RIVALS: dict[str, dict[str, Any]] = {
+    "avg-logp": {**_REINFORCE, "reward": "avg_logp", "answer_weight": "exact"},
+    "verifree": {
+        **_REINFORCE,
+        "reward": "prob",
+        "reward_span": "answer",
+        "answer_weight": "exact",
+        "bad_format": "zero",
+    },
+    "jepo": {**_JEPO, "reward": "jepo", "centre": "lme_loo", "answer_weight": "exact"},
+    "jepo-1": {**_JEPO, "reward": "logp", "centre": "leave_one_out"},
+    "latro": {
+        **_REINFORCE,
+        "reward": "logp",
+        "kl_in_reward": 0.05,
+        "policy_tokens": "trace",
+        "bad_format": "twice_mean",
+    },
+    "rlpr": {
+        **_GRPO,
+        "reward": "arithmetic_mean",
+        "reward_span": "answer",
+        "baseline": "frozen",
+        "clip": "relu",
+        "reward_coef": 0.9,
+        "format_reward": 0.1,
+        "repetition_penalty": 1.0,
+        "std_eps": 1e-6,
+        "ratio": "ppo",
+        "ratio_low": 0.8,
+        "ratio_high": 1.27,
+        "length_norm": "token_mean",
+        "filter": "ema_std",
+        "filter_coef": 0.5,
+    },
+    "nover": {
+        **_GRPO,
+        "reward": "perplexity_rank",
+        "scored_by": "ema",
+        "format_reward": 1.0,
+        "efficiency_reward": 1.0,
+        "std_eps": 1e-4,
+        "ratio": "ppo",
+        "ratio_low": 0.9,
+        "ratio_high": 1.2,
+        "length_norm": "token_mean",
+        "beta": 0.1,
+        "ema_decay": 0.9,
+        "ema_steps": 100,
+    },
+    "dro": {**_GRPO, "reward": "reflection", "bad_format": "mask", "beta": 1e-3},
+}
+#: What a @shared form takes from the method's own recipe: f and the answer weight.
+_TAKEN = ("reward", "kl_in_reward", "answer_weight")
+#: Where f has another name in a @shared form, or a part in the centring.
+_SHARED_F = {
+    "jepo": {"centre": "lme_loo"},
+    "nover": {"reward": "length_normalised", "centre": "rank"},
 }
 
 
@@ -167,25 +150,24 @@ def _nrt_family() -> dict[str, Preset]:
 
 def _rivals() -> dict[str, Preset]:
     rows = {}
-    for name, (own, shared) in _RIVALS.items():
+    for name, own in _RIVALS.items():
+        shared = {key: own[key] for key in _TAKEN if key in own} | _SHARED_F.get(name, {})
         rows[name] = Preset(replace(DEFAULT, **own), METHODS[name])
         rows[f"{name}@shared"] = Preset(replace(DEFAULT, **shared), METHODS[name], "shared")
     return rows
 
 
-def _controls() -> dict[str, Preset]:
-    """Verified rewards, and supervised training with and without traces."""
-    rlvr = replace(DEFAULT, **{**_GRPO, "reward": "exact_match", "ratio": "cispo"})
-    think = replace(DEFAULT, reward="none", ratio="none", format_loss_coef=0.0)
-    return {
-        "rlvr": Preset(rlvr, METHODS["rlvr"]),
-        "sft": Preset(replace(think, traces="empty"), METHODS["sft"]),
-        "sft-think": Preset(think, METHODS["sft-think"]),
-    }
-
+_RLVR = replace(DEFAULT, **{**_GRPO, "reward": "exact_match", "ratio": "cispo"})
+_SFT_THINK = replace(DEFAULT, reward="none", ratio="none", format_loss_coef=0.0)
 
 #: Every objective by name, as ``--preset`` and ``nrt presets`` have it.
-PRESETS: dict[str, Preset] = {**_nrt_family(), **_rivals(), **_controls()}
+PRESETS: dict[str, Preset] = {
+    **_nrt_family(),
+    **_rivals(),
+    "rlvr": Preset(_RLVR, METHODS["rlvr"]),
+    "sft": Preset(replace(_SFT_THINK, traces="empty"), METHODS["sft"]),
+    "sft-think": Preset(_SFT_THINK, METHODS["sft-think"]),
+}
 
 
 def find_preset(name: str) -> Preset:

@@ -7,19 +7,17 @@ from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from native_reasoning.config.checks import CHANGEABLE
-from native_reasoning.config.errors import ConfigError, nearest, usage_error
+from native_reasoning.config.errors import ConfigError, UsageParser, nearest
 from native_reasoning.config.guards import VOUCHER, check_recipe
 from native_reasoning.config.nrt_config import NRTConfig
 
-#: What a recipe may hold besides the fields of NRTConfig.
-RECIPE_KEYS = ("model", "data", "eval_data")
 #: How the name of a setting of the objective begins, as a flag and among settings.
 _PART = "objective."
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
@@ -33,9 +31,8 @@ def read_recipe(
     """A YAML recipe as a dictionary, with underscores in its names.
 
     ``given`` are settings that the user has named beside it; ``going_on``: it is the config.yaml of
-    a run that the user has named.
-
-    Raises ConfigError if it is absent, not a mapping, or asks for what its user has to ask for.
+    a run that the user has named. Raises ConfigError if it is absent, not a mapping, or asks for
+    what its user has to ask for.
     """
     try:
         values = _yaml(Path(path).read_text(encoding="utf-8"))
@@ -53,13 +50,10 @@ def read_recipe(
             why="a recipe is a YAML file of `setting: value` lines",
             fix="mend it, or start from one in recipes/",
         ) from None
-    of_run = isinstance(values.get("config"), dict)  # the config.yaml of a run is a recipe too
-    dropped = ("resolved_objective", VOUCHER) if of_run else ()
-    named = {
-        str(key).replace("-", "_"): value
-        for key, value in (values["config"] if of_run else values).items()
-    }
-    named = {key: value for key, value in named.items() if key not in dropped}
+    if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
+        dropped = ("resolved_objective", VOUCHER)
+        values = {key: value for key, value in values["config"].items() if key not in dropped}
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
     check_recipe(named, Path(path), given, going_on=going_on)
     return named
 
@@ -75,9 +69,9 @@ def _yaml(text: str) -> Any:
     return yaml.safe_load(text)
 
 
-class SettingsParser(HfArgumentParser):
+class SettingsParser(UsageParser, HfArgumentParser):
     """transformers' parser of every field of NRTConfig, and of ``--objective.NAME``, whose result
-    has what was given and no defaults. Its errors are ConfigErrors."""
+    has what was given and no defaults."""
 
     def __init__(self, **kwargs: Any) -> None:
         self.bare: set[str] = set()
@@ -95,25 +89,19 @@ class SettingsParser(HfArgumentParser):
         known = {k: v for k, v in about.items() if k not in ("choices", "within")}
         return super().add_argument(*flags, **known | {"default": argparse.SUPPRESS})
 
-    def error(self, message: str) -> NoReturn:
-        """Raises ConfigError."""
-        raise usage_error(self.prog, message)
-
 
 def meant(name: str, others: Iterable[str] = ()) -> str:
     """The setting, or one of the ``others``, that a misspelt name is nearest to; "" for none."""
-    if name.replace("-", "_") in CHANGEABLE:
-        return _PART + name.replace("-", "_")
-    known = [*_kinds(), *RECIPE_KEYS, *(_PART + part for part in CHANGEABLE), *others]
-    return nearest(name, known)
+    if name in CHANGEABLE:
+        return _PART + name
+    ours = ("model", "data", "eval_data", *(_PART + part for part in CHANGEABLE))
+    return nearest(name, [*_kinds(), *ours, *others])
 
 
 def make_config(settings: Mapping[str, Any], **fixed: Any) -> NRTConfig:
     """An NRTConfig from named settings whose values may still be text ("2e-6", "true");
-    ``objective.clip`` is a setting of ``objective``.
-
-    Raises ConfigError for an unknown name, with the nearest known one, and for a value of the wrong
-    type.
+    ``objective.clip`` is a setting of ``objective``. Raises ConfigError for an unknown name and for
+    a value of the wrong type.
     """
     named = {str(name).replace("-", "_"): value for name, value in settings.items()}
     parts = {name: named.pop(name) for name in list(named) if name.startswith(_PART)}

@@ -25,7 +25,6 @@ def setting(
     return field(default=default, metadata={"help": help, "choices": choices, "within": within})
 
 
-NONE_RELU, CURRENT_EMA, SAMPLED_EMPTY = ("none", "relu"), ("current", "ema"), ("sampled", "empty")
 #: Rewards whose exact answer weights exist; the others judge traces and train no answer token.
 TOKEN_REWARDS = (
     "logp",
@@ -63,14 +62,16 @@ class ObjectiveSettings:
     scored_by: str = setting(
         "current",
         "whose probabilities of the answer f takes: ema is a lagging copy",
-        choices=CURRENT_EMA,
+        choices=("current", "ema"),
     )
     baseline: str = setting(
         "current",
         "whose answer without a trace is R_base: of this step, of the first policy, of an EMA",
         choices=("none", "current", "frozen", "ema"),
     )
-    clip: str = setting("relu", "relu: a trace that hurts is worth nothing", choices=NONE_RELU)
+    clip: str = setting(
+        "relu", "relu: a trace that hurts is worth nothing", choices=("none", "relu")
+    )
     # -- what is added to it
     reward_coef: float = setting(1.0, "coefficient of the clipped reward", within=(1e-9, 1e6))
     format_reward: float = setting(0.0, "added for a sampled text in the right format")
@@ -116,7 +117,7 @@ class ObjectiveSettings:
         "one", "weight of each answer token in the answer term", choices=("one", "exact", "none")
     )
     answer_gate: str = setting(
-        "none", "relu: train the answer only after traces that helped", choices=NONE_RELU
+        "none", "relu: train the answer only after traces that helped", choices=("none", "relu")
     )
     answer_scale: str = setting(
         "none",
@@ -160,7 +161,7 @@ class ObjectiveSettings:
     traces: str = setting(
         "sampled",
         "empty: nothing is sampled, the answer follows an empty trace",
-        choices=SAMPLED_EMPTY,
+        choices=("sampled", "empty"),
     )
 
     @property

@@ -24,7 +24,10 @@ PRESETS = ("sft", "nrt-am-released", "nrt-logp-released", "nrt-ws")
 FAMILY, STEPS, QUESTIONS = "style_shift", 120, 500
 #: The seed of the held-out problems, the same in every demo.
 HELD_OUT_SEED = 1_000_003
-SHOWN = ("accuracy", "accuracy_no_think", "trace_length", "uplift")
+SHOWN = (
+    *("accuracy", "accuracy_low", "accuracy_high"),
+    *("accuracy_no_think", "trace_length", "uplift"),
+)
 
 
 def run_demo(
@@ -57,7 +60,9 @@ def run_demo(
         seconds = time.perf_counter() - started
         after = trainer.evaluator.outcomes(trainer.eval_groups)
         for step, outcomes in ((0, before), (trainer.state.global_step, after)):
-            _record(trainer, step, outcomes)
+            measured = {f"eval_{k}": v for k, v in summarise(outcomes).items()}
+            trainer.recorder.records.append_metrics(step, measured)
+            trainer.recorder.records.write_held_out(held_out_rows(step, outcomes))
         trainer.save_model(str(folder / preset / "final"))
         result[preset] = {**_row(after), "seconds": round(seconds, 1)}
     page = folder / "report.html"
@@ -70,13 +75,6 @@ def run_demo(
         "run": str(folder),
         "report": str(page),
     }
-
-
-def _record(trainer: NRTTrainer, step: int, outcomes: list[Outcome]) -> None:
-    """As an evaluation at that step would have."""
-    records = trainer.recorder.records
-    records.append_metrics(step, {f"eval_{k}": v for k, v in summarise(outcomes).items()})
-    records.write_held_out(held_out_rows(step, outcomes))
 
 
 def trainer_of(preset: str, seed: int, folder: Path, **changes: Any) -> NRTTrainer:
@@ -108,8 +106,7 @@ def trainer_of(preset: str, seed: int, folder: Path, **changes: Any) -> NRTTrain
 
 def _row(outcomes: list[Outcome]) -> dict[str, float]:
     summary = summarise(outcomes)
-    names = [*SHOWN, "accuracy_low", "accuracy_high"]
-    return {name: round(summary[name], 4) for name in names}
+    return {name: round(summary[name], 4) for name in SHOWN}
 
 
 def _sample(before: Outcome, after: Outcome) -> dict[str, Any]:
