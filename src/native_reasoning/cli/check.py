@@ -18,7 +18,6 @@ from native_reasoning.data import Examples
 def run(parsed: Parsed) -> int:
     """Checks a source; warnings do not change the exit code."""
     quiet_libraries()
-    assert parsed.positional is not None
     name, own = parsed.positional, parsed.own
     config = make_config(parsed.settings, output_dir=gettempdir(), use_cpu=True)
     data = load_data(name, config)

@@ -121,10 +121,8 @@ def _about_answers(seen: Sequence[Example], unit: str, whole: bool) -> list[str]
 
 
 def left_out(name: str, report: DataReport) -> list[str]:
-    """Columns that look like a part of the question and are not used, by their name and texts.
-
-    Beside an answer at a path (``instances.0.output``) its neighbours are looked at too.
-    """
+    """Columns that look like a part of the question and are not used, by their name and texts;
+    beside an answer at a path (``instances.0.output``) its neighbours too."""
     source, split = split_source(name)
     rows = [row.value for row in islice(load_rows(source, split=split).rows, _LOOKED_AT)]
     answer = report.shapes[0][0].rpartition(" -> ")[2]
@@ -170,11 +168,8 @@ def _is_text(value: Any) -> bool:
 
 
 def skeleton(folder: str, config: NRTConfig) -> tuple[Template, Any]:
-    """The template and an empty model of a hub id or folder: its weights are not loaded.
-
-    Whether think tokens of the tokenizer were trained shows only in the weights; here it is
-    believed. Raises PolicyError or TemplateError.
-    """
+    """The template and an empty model of a hub id or folder: its weights are not loaded, so that
+    think tokens count as trained. Raises PolicyError or TemplateError."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -12,6 +12,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, get_args
 
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
+from native_reasoning.config.checks import CHANGEABLE
 from native_reasoning.config.errors import ConfigError, UsageParser, did_you_mean, nearest
 from native_reasoning.config.options import COMMON_ARGUMENTS, GROUPS, NRTOptions
 from native_reasoning.config.settings import SETTINGS
@@ -23,13 +24,13 @@ _SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")
 
 @dataclass(frozen=True)
 class Parsed:
-    """A command line: the positional argument (None where absent), the verb's own flags by name
-    (the same), the settings of NRTConfig that it names, and every positional argument."""
+    """A command line: the positional argument ("" where absent), the verb's own flags by name (None
+    where absent), the settings of NRTConfig that it names, and every positional argument."""
 
-    positional: str | None
+    positional: str
     own: dict[str, Any]
     settings: dict[str, Any]
-    positionals: tuple[str, ...] = ()
+    positionals: tuple[str, ...]
 
 
 def read_verb(arguments: Sequence[str]) -> Verb | None:
@@ -88,7 +89,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
     own = {flag.key: space.pop(flag.key, None) for flag in verb.flags}
     given = space.pop("positional", None)
     several = tuple(given) if isinstance(given, list) else (given,) if given else ()
-    return Parsed(several[0] if several else None, own, space, several)
+    return Parsed(several[0] if several else "", own, space, several)
 
 
 def _takes(flag: Flag) -> dict[str, Any]:
@@ -136,8 +137,7 @@ def setting_flags(title: str) -> list[Flag]:
     by_name = {f.name: f for f in fields(NRTOptions)}
     flags = [_setting(name, by_name[name]) for name in GROUPS[title] if name != "objective"]
     if "objective" in GROUPS[title]:
-        parts = [name for name in SETTINGS if name != "traces"]
-        flags += [_setting(f"objective.{name}", SETTINGS[name]) for name in parts]
+        flags += [_setting(f"objective.{name}", SETTINGS[name]) for name in CHANGEABLE]
     return flags
 
 

@@ -15,7 +15,6 @@ from native_reasoning.config.recipe import make_config, read_recipe
 from native_reasoning.data import Examples, load_examples
 from native_reasoning.records.folder import CONFIG
 
-FINAL = "final"
 _LIBRARIES = ("transformers", "accelerate", "lm_eval")
 _SPLIT = re.compile(r"(?P<source>.+?)\s*\[(?P<split>[\w.-]+)\]")
 
@@ -48,16 +47,14 @@ def load_data(name: str, config: NRTConfig) -> Examples:
 
 
 def model_folder(name: str) -> tuple[str, Path | None]:
-    """The model that a name means, and the run it belongs to.
-
-    A run folder stands for its ``final/``, else for its newest checkpoint. Raises RunError where it
-    has neither.
-    """
+    """The model that a name means, and the run it belongs to. A run folder stands for its
+    ``final/``, else for its newest checkpoint. Raises RunError where it has neither."""
     path = Path(name).expanduser()
     if (path / CONFIG).is_file():
         from native_reasoning.training.resume import newest_checkpoint
 
-        found = _whole(path / FINAL) if (path / FINAL).is_dir() else newest_checkpoint(path)
+        final = path / "final"
+        found = _whole(final) if final.is_dir() else newest_checkpoint(path)
         if found is None:
             raise RunError(
                 f"{name} holds a run without a saved model",
@@ -83,11 +80,9 @@ def _whole(final: Path) -> Path:
     return final
 
 
-def run_settings(run: Path, given: Container[str] = ()) -> dict[str, Any]:
-    """The settings of a run that matter to whoever asks its model.
-
-    A saved model has its think tokens, trained: they are never made anew.
-    """
+def run_settings(run: Path, given: Container[str]) -> dict[str, Any]:
+    """The settings of a run that matter to whoever asks its model, but those ``given`` beside it.
+    A saved model has its think tokens, trained: they are never made anew."""
     settings = read_recipe(run / CONFIG, given, going_on=True)
     kept = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
     if kept.get("boundary") != "text":
@@ -101,7 +96,6 @@ def asked_for(parsed: Parsed) -> tuple[str, NRTConfig]:
     then those of the command line. Nothing is judged, and two traces suit every preset."""
     from native_reasoning.model.adapters import base_of
 
-    assert parsed.positional is not None
     model, run_folder = model_folder(parsed.positional)
     settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
     if base_of(Path(model)) is None:

@@ -74,10 +74,8 @@ def show_row(title: str, row: Mapping[str, str]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps loading bars, notes and warnings of the libraries off stderr, which is ours.
-
-    Bars of downloads stay on a terminal: they can take long.
-    """
+    """Keeps loading bars, notes and warnings of the libraries off stderr. Bars of downloads stay on
+    a terminal: they can take long."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets)\b")
     from huggingface_hub.utils import enable_progress_bars

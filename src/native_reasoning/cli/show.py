@@ -85,7 +85,7 @@ def run_folders(names: Sequence[str]) -> list[Path]:
 def presets(parsed: Parsed) -> int:
     """Prints them all, or one."""
     name = parsed.positional
-    if name is not None:
+    if name:
         preset = find_preset(name)
         if parsed.own["json"]:
             show_json({"name": name, **entry(preset)})

@@ -165,10 +165,8 @@ def _negative(o: ObjectiveSettings) -> bool:
 
 
 def objective_values(given: object) -> dict[str, Any]:
-    """The settings of an objective that ``given`` names, with numbers for their texts.
-
-    Raises ConfigError for what is no mapping, an unknown name, and a value that cannot be.
-    """
+    """The settings of an objective that ``given`` names, with numbers for their texts. Raises
+    ConfigError for what is no mapping, an unknown name, and a value that cannot be."""
     if not isinstance(given, Mapping):
         raise ConfigError(
             f"objective is {given!r}",
@@ -205,8 +203,7 @@ def _number(name: str, kind: Any, value: Any) -> float | None:
 
 
 def _check_value(name: str, about: Mapping[str, Any], value: Any) -> None:
-    """Whether a value is one of the choices, or within the range, of a setting. Raises
-    ConfigError."""
+    """Raises ConfigError unless a value is one of the choices, and within the range."""
     if about["choices"] and value not in about["choices"]:
         raise ConfigError(
             f"{name} is {value!r}{did_you_mean(str(value), about['choices'])}",

@@ -23,12 +23,8 @@ from typing import Any, NoReturn
 
 
 class NativeReasoningError(Exception):
-    """Base class.
-
-    ``what`` says what happened, with the value; ``why`` says why it matters; ``fix`` says what to
-    do. ``str(error)`` has all three, one per line, as the command line prints them. ``exit_code``
-    is the command line's.
-    """
+    """``what`` happened, with the value; ``why`` it matters; what to do (``fix``). ``str(error)``
+    has all three, one per line. ``exit_code`` is the command line's."""
 
     exit_code = 2
 

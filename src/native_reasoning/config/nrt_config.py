@@ -22,10 +22,8 @@ class NRTConfig(NRTOptions, TrainingArguments):
     """All settings of a run: ours (options.py) and every one of ``TrainingArguments``.
 
     The defaults below differ from transformers': one prompt with its traces is a micro-batch, the
-    optimiser is close to the released NRT script's (whose Adam eps is 1e-15), every step is logged,
-    and nothing hides a loss that is not a number.
-
-    Raises ConfigError for a setting that cannot work.
+    optimiser is close to the released NRT script's, every step is logged, and nothing hides a loss
+    that is not a number. Raises ConfigError for a setting that cannot work.
     """
 
     per_device_train_batch_size: int = 1

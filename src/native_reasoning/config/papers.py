@@ -16,10 +16,7 @@ from native_reasoning.config.settings import ObjectiveSettings
 @dataclass(frozen=True)
 class Preset:
     """A named objective: its ``settings``, the ``method`` that it is a form of (its formula and
-    source are there), and which form.
-
-    ``form``: "" (the method's own recipe), "paper", "released" or "shared".
-    """
+    source are there), and which ``form``, of ``FORMS``."""
 
     settings: ObjectiveSettings
     method: Method
@@ -31,7 +28,7 @@ class Preset:
         return "; ".join(filter(None, (self.method.summary, FORMS[self.form])))
 
 
-#: What each form of a method is.
+#: What each form of a method is; "" is its own recipe.
 FORMS = {
     "": "",
     "paper": "exact answer weights",

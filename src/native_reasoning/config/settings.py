@@ -15,11 +15,9 @@ def setting(
     choices: tuple[str, ...] = (),
     within: tuple[float, float] | None = None,
 ) -> Any:
-    """A dataclass field with its one sentence of help.
-
-    ``choices`` are the values that it may take, ``within`` the least and the largest number: from 0
-    for a share or a coefficient, from 1 for a count, unless it is given.
-    """
+    """A dataclass field with its one sentence of help. ``choices`` are the values that it may take,
+    ``within`` the least and the largest number: unless given, from 0 for a float, from 1 for an
+    int."""
     if within is None:
         within = {float: (0, 1e6), int: (1, 1e9)}.get(type(default))
     return field(default=default, metadata={"help": help, "choices": choices, "within": within})
@@ -43,10 +41,8 @@ GROUP_REWARDS = ("reflection", "length_normalised", "perplexity_rank", "exact_ma
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """What to do with a group's scores. A preset is one of these; so is any mixture of settings.
-
-    The order is that of the computation: reward, additions, advantage, answer term, loss, filter.
-    """
+    """What to do with a group's scores, in the order of the computation. A preset is one of these;
+    so is any mixture of settings."""
 
     # -- what a trace is worth
     reward: str = setting(

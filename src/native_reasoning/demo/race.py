@@ -33,11 +33,9 @@ SHOWN = (
 def run_demo(
     seed: int = 0, out: str | None = None, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Trains every preset of ``PRESETS`` and returns what ``nrt demo --json`` prints.
-
-    ``out`` is a new folder for the runs, ``runs/demo`` (or ``-2``, …) by default; ``say`` gets a
-    line about each stage. Raises RunError if ``out`` exists.
-    """
+    """Trains every preset of ``PRESETS`` into a new folder ``out`` (``runs/demo`` or ``-2``, …) and
+    returns what ``nrt demo --json`` prints; ``say`` gets a line about each stage. Raises RunError
+    if ``out`` exists."""
     began = time.perf_counter()
     folder = Path(out) if out else free_name(Path("runs/demo"))
     if folder.exists():
@@ -69,7 +67,15 @@ def run_demo(
     write_report([folder / preset for preset in reversed(PRESETS)], page)
     return {
         **result,
-        "samples": [_sample(*pair) for pair in zip(before[:3], after[:3], strict=True)],
+        "samples": [
+            {
+                "question": untrained.question,
+                "reference": untrained.reference,
+                "before": {"trace": untrained.traces[0], "answer": untrained.answers[0]},
+                "after": {"trace": trained.traces[0], "answer": trained.answers[0]},
+            }
+            for untrained, trained in zip(before[:3], after[:3], strict=True)
+        ],
         "seed": seed,
         "seconds": round(time.perf_counter() - began, 1),
         "run": str(folder),
@@ -107,15 +113,6 @@ def trainer_of(preset: str, seed: int, folder: Path, **changes: Any) -> NRTTrain
 def _row(outcomes: list[Outcome]) -> dict[str, float]:
     summary = summarise(outcomes)
     return {name: round(summary[name], 4) for name in SHOWN}
-
-
-def _sample(before: Outcome, after: Outcome) -> dict[str, Any]:
-    return {
-        "question": before.question,
-        "reference": before.reference,
-        "before": {"trace": before.traces[0], "answer": before.answers[0]},
-        "after": {"trace": after.traces[0], "answer": after.answers[0]},
-    }
 
 
 # -- For people ----------------------------------------------------------------------------------
