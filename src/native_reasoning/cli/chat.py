@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import exp
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from native_reasoning.cli.flags import Parsed
+from native_reasoning.cli.inputs import asked_for
 from native_reasoning.cli.output import quiet_libraries, say, say_loading, show_json
 from native_reasoning.config.errors import NativeReasoningError, printable
-
-if TYPE_CHECKING:
-    from native_reasoning.evaluation.conversation import Conversation, Reply
+from native_reasoning.evaluation.asked import load_asked
+from native_reasoning.evaluation.conversation import Conversation, Reply
 
 
 def run(parsed: Parsed) -> int:
@@ -34,11 +34,7 @@ def run(parsed: Parsed) -> int:
     return 0
 
 
-def _load(parsed: Parsed) -> "Conversation":
-    from native_reasoning.cli.inputs import asked_for
-    from native_reasoning.evaluation.asked import load_asked
-    from native_reasoning.evaluation.conversation import Conversation
-
+def _load(parsed: Parsed) -> Conversation:
     model, config = asked_for(parsed)
     say_loading(model)
     asked = load_asked(model, config, ("on",))
@@ -67,7 +63,7 @@ def _turns(asks: bool) -> Iterator[str]:
             yield line
 
 
-def _turn(conversation: "Conversation", question: str, own: dict[str, Any]) -> None:
+def _turn(conversation: Conversation, question: str, own: dict[str, Any]) -> None:
     if question == "/new":
         conversation.forget()
         return
@@ -106,7 +102,7 @@ class Screen:
             _write(sys.stderr, "\n")
         self.thinks = False
 
-    def end(self, reply: "Reply") -> None:
+    def end(self, reply: Reply) -> None:
         """After the last text."""
         self._leave_thinking()
         _write(sys.stdout, "\n")

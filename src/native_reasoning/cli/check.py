@@ -13,6 +13,8 @@ from native_reasoning.cli.output import quiet_libraries, show, show_json, show_r
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.recipe import make_config
 from native_reasoning.data import Examples
+from native_reasoning.data.tokens import prepare
+from native_reasoning.model.policy import context_of, start_warning, warmup_warning
 
 
 def run(parsed: Parsed) -> int:
@@ -60,9 +62,6 @@ def run(parsed: Parsed) -> int:
 def with_model(name: str, data: Examples, config: NRTConfig) -> tuple[dict[str, Any], list[str]]:
     """What tokenizer and configuration of a model add, and what goes wrong with them; its weights
     are not loaded."""
-    from native_reasoning.data.tokens import prepare
-    from native_reasoning.model.policy import context_of, start_warning, warmup_warning
-
     template, model = doctor.skeleton(model_folder(name)[0], config)
     prepared = prepare(data.examples, template)
     shown = prepared.prompt_sizes >= 0

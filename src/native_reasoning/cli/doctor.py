@@ -9,12 +9,17 @@ from itertools import islice
 from textwrap import shorten
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from native_reasoning.cli.inputs import split_source
+from native_reasoning.config.errors import PolicyError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data import DataReport, Examples, load_rows
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.shapes import BadRow, value_at
-from native_reasoning.data.template import Template
+from native_reasoning.data.template import Template, make_template
+from native_reasoning.model.policy import load_tokenizer, read_text
 
 _LOOKED_AT = 200
 #: How the columns are named that a question may need.
@@ -170,13 +175,6 @@ def _is_text(value: Any) -> bool:
 def skeleton(folder: str, config: NRTConfig) -> tuple[Template, Any]:
     """The template and an empty model of a hub id or folder: its weights are not loaded, so that
     think tokens count as trained. Raises PolicyError or TemplateError."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from native_reasoning.config.errors import PolicyError
-    from native_reasoning.data.template import make_template
-    from native_reasoning.model.policy import load_tokenizer, read_text
-
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     if config.chat_template_path is not None:
         tokenizer.chat_template = read_text(config.chat_template_path)

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from native_reasoning.cli.flags import Parsed
+from native_reasoning.cli.inputs import asked_for, load_data, refused_by_libraries
 from native_reasoning.cli.output import (
     finite,
     quiet_libraries,
@@ -20,11 +21,14 @@ from native_reasoning.cli.output import (
 )
 from native_reasoning.cli.verbs import SUITE_FLAGS
 from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.evaluation.asked import load_asked
 from native_reasoning.evaluation.benchmarks import MODES, Benchmark, askable, chosen, one_of
-
-if TYPE_CHECKING:
-    from native_reasoning.config.nrt_config import NRTConfig
-    from native_reasoning.evaluation.held_out import Outcome
+from native_reasoning.evaluation.grading import accuracy
+from native_reasoning.evaluation.held_out import Outcome, answer_length, summarise
+from native_reasoning.records.metrics import evaluation_rows
+from native_reasoning.records.progress import ProgressCallback
+from native_reasoning.training.trainer import NRTTrainer
 
 
 def run(parsed: Parsed) -> int:
@@ -32,8 +36,6 @@ def run(parsed: Parsed) -> int:
     _refuse_together(parsed.own)
     if parsed.own["suite"]:
         return _run_suite(parsed)
-    from native_reasoning.cli.inputs import asked_for
-
     quiet_libraries()
     model, config = asked_for(parsed)
     values, outcomes = evaluate(model, parsed.own["data"], config)
@@ -62,13 +64,8 @@ def _refuse_together(own: dict[str, Any]) -> None:
             raise ConfigError(f"{flag} {there} --suite", why=why, fix=f"leave {flag} out")
 
 
-def evaluate(model: str, data: str, config: "NRTConfig") -> tuple[dict[str, Any], "list[Outcome]"]:
+def evaluate(model: str, data: str, config: NRTConfig) -> tuple[dict[str, Any], list[Outcome]]:
     """The measures, and each question's outcome."""
-    from native_reasoning.cli.inputs import load_data
-    from native_reasoning.evaluation.held_out import answer_length, summarise
-    from native_reasoning.records.progress import ProgressCallback
-    from native_reasoning.training.trainer import NRTTrainer
-
     examples = load_data(data, config)
     for line in examples.report.lines():
         say(line)
@@ -85,10 +82,7 @@ def evaluate(model: str, data: str, config: "NRTConfig") -> tuple[dict[str, Any]
     return {**summarise(outcomes), "max_answer_length": length}, outcomes
 
 
-def _show(result: dict[str, Any], shown: list["Outcome"]) -> None:
-    from native_reasoning.evaluation.grading import accuracy
-    from native_reasoning.records.metrics import evaluation_rows
-
+def _show(result: dict[str, Any], shown: list[Outcome]) -> None:
     for count, o in enumerate(shown, start=1):
         end = "closed" if o.closed[0] else "not closed"
         verdict = "right" if accuracy(o.answers[0], o.reference) else "wrong"
@@ -135,8 +129,6 @@ def _ask_suite(
     """The result for JSON, and each question's item."""
     from lm_eval.utils import simple_parse_args_string
 
-    from native_reasoning.cli.inputs import asked_for, refused_by_libraries
-    from native_reasoning.evaluation.asked import load_asked
     from native_reasoning.evaluation.harness import SuitePlan, run_suite
 
     own = parsed.own

@@ -8,20 +8,32 @@ from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from native_reasoning.cli.doctor import data_warnings
 from native_reasoning.cli.flags import Parsed
+from native_reasoning.cli.inputs import load_data, model_folder, refused_by_libraries
 from native_reasoning.cli.output import (
     is_main_process,
+    plan_of,
     quiet_libraries,
+    result_of,
     say,
     say_loading,
     show_json,
+    show_plan,
+    show_result,
 )
 from native_reasoning.config.errors import ConfigError, RunError
-
-if TYPE_CHECKING:
-    from native_reasoning.records.progress import ProgressCallback
+from native_reasoning.config.guards import check_place
+from native_reasoning.config.recipe import make_config, read_recipe
+from native_reasoning.records.disk import LOCK, claimed, free_name
+from native_reasoning.records.folder import CONFIG, RunFolder
+from native_reasoning.records.progress import ProgressCallback
+from native_reasoning.records.trackers import end_runs
+from native_reasoning.training.parts import fitting, full_step
+from native_reasoning.training.resume import alone, checkpoints
+from native_reasoning.training.trainer import NRTTrainer
 
 #: Rows of a large file that are looked at for warnings.
 _FIRST_ROWS = 1000
@@ -63,9 +75,6 @@ class TrainCommand:
 
 def make_plan(parsed: Parsed) -> TrainCommand:
     """Recipe, then flags. Raises ConfigError, or RunError where the run folder is in the way."""
-    from native_reasoning.cli.inputs import model_folder
-    from native_reasoning.records.disk import free_name
-
     recipe, resume = parsed.positional, parsed.own["resume"]
     resume = True if resume == "true" else resume
     settings = _settings(parsed, resume)
@@ -89,9 +98,6 @@ def make_plan(parsed: Parsed) -> TrainCommand:
 
 def _settings(parsed: Parsed, resume: str | bool | None) -> dict[str, Any]:
     """All that recipe, or run to go on with, and flags say. Raises ConfigError or RunError."""
-    from native_reasoning.config.guards import check_place
-    from native_reasoning.config.recipe import read_recipe
-
     own, recipe = parsed.own, parsed.positional
     given = {key: own[key] for key in ("model", "data", "eval_data") if own[key]} | parsed.settings
     if own["out"]:
@@ -111,8 +117,6 @@ def _settings(parsed: Parsed, resume: str | bool | None) -> dict[str, Any]:
 
 def _config_of(out: str | None) -> Path:
     """The settings of the run to go on with. Raises ConfigError or RunError."""
-    from native_reasoning.records.folder import CONFIG
-
     if out is None:
         raise ConfigError(
             "--resume without --out",
@@ -131,10 +135,6 @@ def _config_of(out: str | None) -> Path:
 
 def _check_folder(out: str, resume: str | bool | None) -> None:
     """Raises RunError, before a model is loaded, where the run could not start or go on."""
-    from native_reasoning.records.disk import LOCK, claimed
-    from native_reasoning.records.folder import RunFolder
-    from native_reasoning.training.resume import checkpoints
-
     if is_main_process() and (Path(out) / LOCK).is_file():
         with claimed(Path(out)):  # nobody else has it
             pass
@@ -150,11 +150,6 @@ def _check_folder(out: str, resume: str | bool | None) -> None:
 
 def build(plan: TrainCommand, folder: str) -> Any:
     """The trainer: settings are checked first, then the data is read, then the model."""
-    from native_reasoning.cli.doctor import data_warnings
-    from native_reasoning.cli.inputs import load_data, refused_by_libraries
-    from native_reasoning.config.recipe import make_config
-    from native_reasoning.training.trainer import NRTTrainer
-
     with refused_by_libraries():
         config = make_config(plan.settings, output_dir=folder)
     data = load_data(plan.data, config)
@@ -175,10 +170,8 @@ def build(plan: TrainCommand, folder: str) -> Any:
     return trainer
 
 
-def _progress(trainer: Any) -> "ProgressCallback":
+def _progress(trainer: Any) -> ProgressCallback:
     """What people see of the run; closed it gives the terminal its cursor back."""
-    from native_reasoning.records.progress import ProgressCallback
-
     progress = ProgressCallback(trainer.recorder.clock, trainer.recorder.newest)
     trainer.add_callback(progress)
     return progress
@@ -192,10 +185,6 @@ _LESS_MEMORY = (
 
 
 def _train(plan: TrainCommand, as_json: bool) -> int:
-    from native_reasoning.cli.inputs import refused_by_libraries
-    from native_reasoning.training.parts import fitting
-    from native_reasoning.training.resume import alone
-
     if sys.platform != "win32":  # there is nothing to save yet, or any more
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with fitting("the model and a step", _LESS_MEMORY):
@@ -215,8 +204,6 @@ def _train(plan: TrainCommand, as_json: bool) -> int:
 
 def _finish(trainer: Any, plan: TrainCommand) -> Mapping[str, float] | None:
     """Saves and evaluates what was trained; where a signal stopped it, what there is time for."""
-    from native_reasoning.records.trackers import end_runs
-
     final, after = Path(plan.out) / "final", None
     if trainer.state.global_step >= trainer.total_steps:
         trainer.checkpoints.save_whole_model(final)
@@ -237,8 +224,6 @@ def _tell(
     trainer: Any, plan: TrainCommand, after: Mapping[str, float] | None, as_json: bool
 ) -> int:
     """The outcome on stdout; returns the exit code."""
-    from native_reasoning.cli.output import result_of, show_result
-
     step, number = trainer.state.global_step, trainer.checkpoints.signals.received
     if number is not None:
         name = signal.Signals(number).name
@@ -257,11 +242,6 @@ def _tell(
 
 def _dry_run(plan: TrainCommand, nowhere: str, as_json: bool) -> int:
     """Makes one step of full length, and says what the whole run comes to."""
-    from native_reasoning.cli.inputs import refused_by_libraries
-    from native_reasoning.cli.output import plan_of, show_plan
-    from native_reasoning.config.recipe import make_config
-    from native_reasoning.training.parts import fitting, full_step
-
     with refused_by_libraries():
         args = make_config(plan.settings, output_dir=nowhere)
     with fitting("the model and a step", _LESS_MEMORY):

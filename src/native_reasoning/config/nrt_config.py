@@ -186,7 +186,9 @@ def _weights(values: list[Any] | None) -> list[float] | None:
     if all(map(math.isfinite, found)):
         return found or None
     raise ConfigError(
-        f"reward_weights is {values!r}", why="each is a number", fix="reward_weights 1.0,0.5"
+        f"reward_weights is {values!r}",
+        why="each weight is a number",
+        fix="reward_weights 1.0,0.5",
     )
 
 

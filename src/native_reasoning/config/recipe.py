@@ -50,10 +50,11 @@ def read_recipe(
             why="a recipe is a YAML file of `setting: value` lines",
             fix="mend it, or start from one in recipes/",
         ) from None
-    if isinstance(values.get("config"), dict):  # the config.yaml of a run is a recipe too
-        dropped = ("resolved_objective", VOUCHER)
-        values = {key: value for key, value in values["config"].items() if key not in dropped}
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    of_run = isinstance(values.get("config"), dict)  # the config.yaml of a run is a recipe too
+    dropped = ("resolved_objective", VOUCHER) if of_run else ()
+    settings = values["config"] if of_run else values
+    named = {str(key).replace("-", "_"): value for key, value in settings.items()}
+    named = {key: value for key, value in named.items() if key not in dropped}
     check_recipe(named, Path(path), given, going_on=going_on)
     return named
 
