@@ -10,27 +10,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from native_reasoning.cli.doctor import data_warnings
+from native_reasoning.cli.doctor import data_warnings, rendered
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.inputs import load_data, model_folder, refused_by_libraries
 from native_reasoning.cli.output import (
     is_main_process,
-    plan_of,
     quiet_libraries,
-    result_of,
     say,
     say_loading,
+    show,
     show_json,
-    show_plan,
-    show_result,
+    show_row,
+    show_table,
 )
 from native_reasoning.config.errors import ConfigError, RunError
 from native_reasoning.config.guards import check_place
 from native_reasoning.config.recipe import make_config, read_recipe
 from native_reasoning.records.disk import LOCK, claimed, free_name
-from native_reasoning.records.folder import CONFIG, RunFolder
-from native_reasoning.records.progress import ProgressCallback
+from native_reasoning.records.folder import CONFIG, RunFolder, read_metrics
+from native_reasoning.records.metrics import evaluation_rows
+from native_reasoning.records.progress import ProgressCallback, clock_text
 from native_reasoning.records.trackers import end_runs
+from native_reasoning.rollout.schedule import make_schedule, total_steps
 from native_reasoning.training.parts import fitting, full_step
 from native_reasoning.training.resume import alone, checkpoints
 from native_reasoning.training.trainer import NRTTrainer
@@ -254,3 +255,77 @@ def _dry_run(plan: TrainCommand, nowhere: str, as_json: bool) -> int:
     else:
         show_plan(outlook)
     return 0
+
+
+# -- After training -------------------------------------------------------------------------------
+
+
+def result_of(out: str, steps: int, after: Mapping[str, float] | None) -> dict[str, Any]:
+    """The outcome of a run, with its evaluations without the prefix eval_."""
+    lines = read_metrics(out)
+    before = [line for line in lines if line["step"] == 0 and "eval_uplift" in line]
+    return {
+        "run": out,
+        "model": os.path.join(out, "final"),
+        "steps": steps,
+        "before": _without_prefix(before[-1]) if before else None,
+        "after": None if after is None else _without_prefix(after),
+    }
+
+
+def _without_prefix(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
+
+
+def show_result(result: Mapping[str, Any]) -> None:
+    """The outcome of a run as a table on stdout."""
+    if result["after"] is None:
+        show("no held-out questions: --eval-data F measures accuracy with and without thinking")
+    else:
+        names = [name for name in ("before", "after") if result[name] is not None]
+        title = f"{result['after']['questions']} held-out questions"
+        show_table([title, *names], evaluation_rows(*(result[name] for name in names)))
+        show("in brackets: 95 % interval over questions")
+    show(f"steps  {result['steps']}\nrun    {result['run']}\nmodel  {result['model']}")
+
+
+# -- Before training ------------------------------------------------------------------------------
+
+
+def plan_of(trainer: Any, args: Any) -> dict[str, Any]:
+    """What a run with these ``args`` would do; ``trainer`` has those of a dry run."""
+    groups, template = trainer.train_groups, trainer.template
+    schedule = make_schedule(len(groups), args)
+    sampled = args.resolved_objective().traces == "sampled"
+    return {
+        "model": trainer.model.config.name_or_path,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "device": str(args.device),
+        "rows": len(groups),
+        "eval_rows": len(trainer.eval_groups),
+        "preset": args.preset,
+        "traces_per_prompt": args.num_generations if sampled else 0,
+        "prompts_per_step": schedule.prompts,
+        "steps": total_steps(schedule, args),
+        "boundary": template.boundary.mode,
+        "think": [template.boundary.open_text, template.boundary.close_text],
+        "layouts": list(trainer.forwards.layouts),
+        "first_prompt": rendered(groups[0], template),
+    }
+
+
+def show_plan(outlook: Mapping[str, Any]) -> None:
+    """What a run would do, as text on stdout."""
+    told = dict(outlook)
+    row, seconds, memory = (told.pop(n) for n in ("first_prompt", "seconds_per_step", "memory"))
+    told |= {
+        "parameters": f"{told['parameters']:,}",
+        "think": " ".join(map(repr, told["think"])),
+        "layouts": ", ".join(told["layouts"]),
+        "a_step_of_full_length": f"{seconds:.3g} s, measured",
+        "all_steps": f"at most about {clock_text(seconds * told['steps'])}, without evaluations",
+        "memory_at_its_peak": "not measured here" if memory is None else f"{memory / 1e9:.3g} GB",
+    }
+    show_table(["", ""], [[name.replace("_", " "), str(value)] for name, value in told.items()])
+    show_row("first row, as the model sees it", row)
+    show("dry run: nothing was written")
