@@ -164,9 +164,8 @@ def _at(row: Any, path: str) -> Any:
 
 
 def _is_text(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(item, str) for item in value)
-    return isinstance(value, str) and bool(value.strip())
+    items: list[Any] = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, str) and item.strip() for item in items)
 
 
 # -- A model without its weights ------------------------------------------------------------------

@@ -44,10 +44,12 @@ def run(parsed: Parsed) -> int:
     """Trains; returns the exit code."""
     plan = make_plan(parsed)
     quiet_libraries()
-    if parsed.own["dry_run"]:
-        with TemporaryDirectory() as nowhere:
-            return _dry_run(plan, nowhere, parsed.own["json"])
-    return _train(plan, parsed.own["json"])
+    with fitting(
+        "the model and a step",
+        "--activation-checkpointing, a smaller --per-device-train-batch-size with more "
+        "--gradient-accumulation-steps, or shorter --max-trace-length",
+    ):
+        return (_dry_run if parsed.own["dry_run"] else _train)(plan, parsed.own["json"])
 
 
 #: A step of a dry run: nothing of it is kept, and nobody is told.
@@ -178,24 +180,16 @@ def _progress(trainer: Any) -> ProgressCallback:
     return progress
 
 
-#: What helps where the model, its gradients and a step's traces do not fit together.
-_LESS_MEMORY = (
-    "--activation-checkpointing, a smaller --per-device-train-batch-size with more "
-    "--gradient-accumulation-steps, or shorter --max-trace-length"
-)
-
-
 def _train(plan: TrainCommand, as_json: bool) -> int:
     if sys.platform != "win32":  # there is nothing to save yet, or any more
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    with fitting("the model and a step", _LESS_MEMORY):
-        trainer = build(plan, plan.out)
-        with alone(Path(plan.out)), closing(_progress(trainer)):
-            verb = "going on with" if plan.resume else "training into"
-            say(f"{verb} {plan.out}, to step {trainer.total_steps}")
-            with redirect_stdout(sys.stderr), refused_by_libraries("wandb", "trackio", "mlflow"):
-                trainer.train(resume_from_checkpoint=plan.resume)
-                after = _finish(trainer, plan)
+    trainer = build(plan, plan.out)
+    with alone(Path(plan.out)), closing(_progress(trainer)):
+        verb = "going on with" if plan.resume else "training into"
+        say(f"{verb} {plan.out}, to step {trainer.total_steps}")
+        with redirect_stdout(sys.stderr), refused_by_libraries("wandb", "trackio", "mlflow"):
+            trainer.train(resume_from_checkpoint=plan.resume)
+            after = _finish(trainer, plan)
     code = _tell(trainer, plan, after, as_json)
     if not (trainer.args.use_vllm and trainer.args.vllm_mode == "colocate"):
         # else its threads may end in an abort; vLLM does it itself, and must find it open
@@ -241,11 +235,11 @@ def _tell(
     return 0
 
 
-def _dry_run(plan: TrainCommand, nowhere: str, as_json: bool) -> int:
+def _dry_run(plan: TrainCommand, as_json: bool) -> int:
     """Makes one step of full length, and says what the whole run comes to."""
-    with refused_by_libraries():
-        args = make_config(plan.settings, output_dir=nowhere)
-    with fitting("the model and a step", _LESS_MEMORY):
+    with TemporaryDirectory() as nowhere:
+        with refused_by_libraries():
+            args = make_config(plan.settings, output_dir=nowhere)
         trainer = build(replace(plan, settings=plan.settings | _ONE_STEP), nowhere)
         outlook = {"run_folder": plan.out, **plan_of(trainer, args)}
         with closing(_progress(trainer)):

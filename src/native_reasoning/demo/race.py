@@ -141,9 +141,9 @@ def render(result: dict[str, Any]) -> str:
             f"{name:18} {row['accuracy']:9.1%} {interval:>14} {row['accuracy_no_think']:8.1%} "
             f"{row['trace_length']:7.1f} {row['uplift']:+7.2f} {seconds:>4}"
         )
-    lines.append("")
-    lines += [f"  {name:18} {label}" for name, label in LABELS.items()]
     lines += [
+        "",
+        *(f"  {name:18} {label}" for name, label in LABELS.items()),
         "",
         "thinking: right last digit after a sampled trace; without: after none; chance is 10 %",
         "length: tokens of a trace with its closing tag",
