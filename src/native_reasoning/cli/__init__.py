@@ -50,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tell_launcher(error: NativeReasoningError) -> None:
     """torch's agent makes 1 of every exit code of its ranks. Where settings or data are wrong, it
     gets the error in the file that it reads, which recipes/cluster/node.sh looks for."""
-    if not os.environ.get("TORCHELASTIC_ERROR_FILE") or not isinstance(error, ValueError):
-        return
-    if not _may_pass(error):
+    launched = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if launched and isinstance(error, ValueError) and not _may_pass(error):
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         with suppress(OSError):  # told already
@@ -76,15 +75,13 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 def _run(arguments: list[str]) -> int:
-    verb = read_verb(arguments)
-    if verb is None:  # help or version was printed
-        return 0
     # on some CPUs it tells each process that imports transformers of a kernel it could fetch
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not sys.stderr.isatty():  # no bars; tqdm reads it when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
-    parsed = parse(verb, arguments[1:])
-    if parsed is None:
+    verb = read_verb(arguments)
+    parsed = parse(verb, arguments[1:]) if verb else None
+    if verb is None or parsed is None:  # help or version was printed
         return 0
     module, _, function = verb.module.partition(":")
     run = getattr(import_module(f"native_reasoning.cli.{module}"), function or "run")

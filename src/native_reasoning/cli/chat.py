@@ -18,7 +18,17 @@ from native_reasoning.evaluation.conversation import Conversation, Reply
 def run(parsed: Parsed) -> int:
     """Talks until there is nothing more to answer; returns the exit code."""
     quiet_libraries()
-    conversation, own = _load(parsed), parsed.own
+    own = parsed.own
+    model, config = asked_for(parsed)
+    say_loading(model)
+    asked = load_asked(model, config, ("on",))
+    assert asked.template is not None
+    if asked.closes_by_text:
+        say(
+            "note: the model has no think tokens that it knows; what it writes before "
+            f"{asked.template.boundary.close_text!r} counts as thinking"
+        )
+    conversation = Conversation(asked.model, asked.template, config)
     asks = own["question"] is None and sys.stdin.isatty()
     for question in _turns(asks) if own["question"] is None else [own["question"]]:
         try:
@@ -32,19 +42,6 @@ def run(parsed: Parsed) -> int:
                 raise
             say(f"{error.what}: {error.fix}")
     return 0
-
-
-def _load(parsed: Parsed) -> Conversation:
-    model, config = asked_for(parsed)
-    say_loading(model)
-    asked = load_asked(model, config, ("on",))
-    assert asked.template is not None
-    if asked.closes_by_text:
-        say(
-            "note: the model has no think tokens that it knows; what it writes before "
-            f"{asked.template.boundary.close_text!r} counts as thinking"
-        )
-    return Conversation(asked.model, asked.template, config)
 
 
 def _turns(asks: bool) -> Iterator[str]:

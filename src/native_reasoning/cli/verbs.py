@@ -10,11 +10,8 @@ from native_reasoning.config.options import GROUPS
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag of a verb's own.
-
-    ``kind``: "value" takes one, "number" a whole number; "switch" takes none; "maybe" takes one or
-    none, as truth values do.
-    """
+    """One flag of a verb's own. ``kind``: "value" takes one, "number" a whole number; "switch"
+    takes none; "maybe" takes one or none, as truth values do."""
 
     name: str
     help: str
@@ -29,9 +26,9 @@ class Flag:
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: the ``module`` that runs it, with ``:function`` where that is not ``run``, its
-    positional argument (with "?" if it may be left out, "+" if there may be
-    several), its flags, its groups of settings, and examples that can be copied."""
+    """A verb: the ``module`` that runs it, with ``:function`` where that is not ``run``, its flags,
+    its positional argument (with "?" if it may be left out, "+" if there may be several), its
+    groups of settings, and examples that can be copied."""
 
     name: str
     summary: str

@@ -1,6 +1,7 @@
 """Settings that cannot work, or harm a run, are refused before anything is loaded."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -191,13 +192,10 @@ def _number(name: str, kind: Any, value: Any) -> float | None:
     """A number of the field's type, also from its text. Raises ConfigError."""
     if value in (None, "none", "null") and kind not in (int, float):
         return None
-    try:
-        read: Any = int if kind is int else float
-        found = read(value)
+    with suppress(TypeError, ValueError, OverflowError):
+        found = int(value) if kind is int else float(value)
         if not isinstance(value, bool) and (isinstance(value, str) or found == value):
             return found
-    except (TypeError, ValueError, OverflowError):
-        pass
     whole = "a whole number" if kind is int else "a number"
     raise ConfigError(f"{name} is {value!r}", why=f"it is {whole}", fix=f"change {name}")
 

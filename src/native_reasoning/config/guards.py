@@ -42,9 +42,8 @@ HARMLESS = {
 def check_recipe(
     named: Mapping[str, Any], path: Path, given: Container[str], *, going_on: bool
 ) -> None:
-    """Raises ConfigError where a recipe asks for what its user has to ask for; ``given`` are the
-    settings that the user has named beside it; ``going_on``: it is a run's, of a run that the user
-    has named."""
+    """Raises ConfigError where a recipe asks for what its user has to ask for, and has not
+    ``given`` beside it; ``going_on``: it is that of a run that the user has named."""
     if named.get(VOUCHER) not in _OFF:
         raise ConfigError(
             f"{VOUCHER} in recipe {path}",

@@ -11,13 +11,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Method:
-    """A method as its source has it.
-
-    ``formula`` is the update of one prompt, ``formulas`` that of a form which has another.
-    ``differs`` says what the method's own recipe here has not as in the source, and why; ``forms``
-    says it of the others. ``published`` has the flags of the authors' runs that are no part of an
-    objective: a preset does not set them.
-    """
+    """A method as its source has it. ``formula`` is the update of one prompt, ``formulas`` that of
+    a form which has another. ``differs`` says what the method's own recipe here has not as in the
+    source, and why; ``forms`` says it of the others. ``published`` has the flags of the authors'
+    runs that no preset sets."""
 
     title: str
     summary: str

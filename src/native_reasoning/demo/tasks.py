@@ -15,7 +15,6 @@ import hashlib
 import random
 from functools import cache
 
-SPLITS: tuple[str, ...] = ("train", "heldout")
 DIGITS = 5
 """Digits of a sum: 100,000 strings, about 90,000 of them in the training split."""
 
@@ -48,7 +47,7 @@ def draw(rng: random.Random, split: str, n: int) -> list[str]:
 @cache
 def pool(split: str) -> tuple[str, ...]:
     """All strings of ``DIGITS`` digits of a split, in increasing order."""
-    assert split in SPLITS, split
+    assert split in ("train", "heldout"), split
     numbers = (f"{number:0{DIGITS}d}" for number in range(10**DIGITS))
     return tuple(s for s in numbers if is_heldout(s) == (split == "heldout"))
 
