@@ -34,9 +34,9 @@ from native_reasoning.training.trainer import NRTTrainer
 def run(parsed: Parsed) -> int:
     """Evaluates; returns the exit code."""
     _refuse_together(parsed.own)
+    quiet_libraries()
     if parsed.own["suite"]:
         return _run_suite(parsed)
-    quiet_libraries()
     model, config = asked_for(parsed)
     values, outcomes = evaluate(model, parsed.own["data"], config)
     shown = outcomes[: parsed.own["show"] or 0]
@@ -109,7 +109,6 @@ def _run_suite(parsed: Parsed) -> int:
     data_dir = Path(own["data_dir"]).expanduser() if own["data_dir"] else None
     named = chosen(own["suite"], own["tasks"])
     benchmarks = askable(named, data_dir, bool(own["run_code"]), say)
-    quiet_libraries()
     if own["out"]:  # a path that cannot be written to is better known now than after hours
         Path(own["out"]).open("a", encoding="utf-8").close()
     result, items = _ask_suite(parsed, benchmarks, data_dir)
