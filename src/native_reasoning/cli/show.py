@@ -67,14 +67,14 @@ def run_folders(names: Sequence[str]) -> list[Path]:
 
     found: dict[Path, Path] = {}
     for path in map(Path, names):
-        inside = [] if is_run(path) or not path.is_dir() else sorted(filter(is_run, path.iterdir()))
-        if not inside and not is_run(path):
+        runs = [path] if is_run(path) else sorted(filter(is_run, path.glob("*")))
+        if not runs:
             raise RunError(
                 f"{path} {'holds no run' if path.is_dir() else 'is not there'}",
                 why="a run folder has config.yaml or metrics.jsonl in it",
                 fix="name the folder that `nrt train` said it was training into",
             )
-        for one in inside or [path]:
+        for one in runs:
             found.setdefault(one.resolve(), one)
     return [*found.values()]
 
