@@ -14,8 +14,6 @@ from typing import Any
 
 from native_reasoning.config.errors import DataError
 
-_FIELD_LIMIT = 2**31 - 1
-
 
 @dataclass(frozen=True)
 class Row:
@@ -111,7 +109,7 @@ def read_csv(path: Path, name: str) -> Iterator[Row]:
     A row with more cells than the header is bad; one with fewer lacks the last columns. Raises
     DataError when the header cannot be read.
     """
-    csv.field_size_limit(_FIELD_LIMIT)  # the default refuses cells over 128 KiB
+    csv.field_size_limit(2**31 - 1)  # the default refuses cells over 128 KiB
     reader = _csv_reader(path, name, _csv_delimiter(path, name))
     header = _csv_header(reader, name)
     number = 0

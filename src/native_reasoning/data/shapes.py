@@ -299,7 +299,6 @@ _PROMPTS = (
     "body",
 )
 # fmt: on
-_DEPTH = 3
 _NAMES_SHOWN = 12
 
 
@@ -351,7 +350,7 @@ def likeliest(missing: str, row: Mapping[str, Any], known: Sequence[str]) -> str
     return next(chain(usual, contains), None)
 
 
-def _paths(value: Any, prefix: str = "", depth: int = _DEPTH) -> Iterator[str]:
+def _paths(value: Any, prefix: str = "", depth: int = 3) -> Iterator[str]:
     """Names of columns with a text, outer ones first, then paths into the first of each list."""
     if depth == 0:
         return

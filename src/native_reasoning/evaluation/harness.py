@@ -160,8 +160,7 @@ def load_tasks(benchmark: Benchmark, plan: SuitePlan) -> dict[str, Task]:
 def _local(folder: Path) -> dict[str, Any]:
     """What a task says to read each ``SPLIT.jsonl`` of a folder."""
     files = {path.stem: str(path.resolve()) for path in sorted(folder.glob("*.jsonl"))}
-    kwargs = {"data_files": files}
-    return {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": kwargs}
+    return {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
 
 
 def first_rows(

@@ -139,29 +139,26 @@ class HeldOut:
         none_greedy = self._answers(groups, empty, 0.0, 5)
         with inference(self.model):
             scored = self.scorer(self.model, groups, traces)
-        outcomes = []
-        for i, scores in enumerate(scored):
-            example = groups[i].example
-            outcomes.append(
-                Outcome(
-                    row_id=example.row_id,
-                    question=example.question,
-                    reference=example.answer,
-                    traces=tuple(self.template.text(ids) for ids in traces[i].ids),
-                    trace_lengths=traces[i].lengths,
-                    closed=traces[i].closed,
-                    answers=tuple(map(self._text, after[i])),
-                    answer_greedy=self._text(after_greedy[i][0]),
-                    answer_no_think=self._text(none[i][0]),
-                    answer_no_think_greedy=self._text(none_greedy[i][0]),
-                    answer_logps=tuple(map(tuple, scores.answer.tolist())),
-                    baseline_logps=tuple(scores.baseline.tolist()),
-                    answer_tokens=self.template.token_texts(groups[i].answer_ids),
-                    cut=tuple(sample.stopped == "limit" for sample in after[i]),
-                    cut_no_think=none[i][0].stopped == "limit",
-                )
+        return [
+            Outcome(
+                row_id=group.example.row_id,
+                question=group.example.question,
+                reference=group.example.answer,
+                traces=tuple(self.template.text(ids) for ids in traces[i].ids),
+                trace_lengths=traces[i].lengths,
+                closed=traces[i].closed,
+                answers=tuple(map(self._text, after[i])),
+                answer_greedy=self._text(after_greedy[i][0]),
+                answer_no_think=self._text(none[i][0]),
+                answer_no_think_greedy=self._text(none_greedy[i][0]),
+                answer_logps=tuple(map(tuple, scores.answer.tolist())),
+                baseline_logps=tuple(scores.baseline.tolist()),
+                answer_tokens=self.template.token_texts(group.answer_ids),
+                cut=tuple(sample.stopped == "limit" for sample in after[i]),
+                cut_no_think=none[i][0].stopped == "limit",
             )
-        return outcomes
+            for i, (group, scores) in enumerate(zip(groups, scored, strict=True))
+        ]
 
     def _answers(
         self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, step: int

@@ -135,12 +135,11 @@ def gather(rows: SplicedRows, rounding: float) -> list[Gathered]:
             places.setdefault(name, {})[i] = layout
     out = []
     for members in places.values():
-        empty = [i for i, layout in members.items() if layout.empty]
+        empty = next((i for i, layout in members.items() if layout.empty), None)
         traces = {i: layout for i, layout in members.items() if not layout.empty}
-        if empty and traces:
-            without = (empty[0], members[empty[0]].answered)
-            scores = _scores(rows, traces, without, rounding)
-            out.append(Gathered(traces, empty[0], scores))
+        if empty is not None and traces:
+            without = (empty, members[empty].answered)
+            out.append(Gathered(traces, empty, _scores(rows, traces, without, rounding)))
     return out
 
 

@@ -25,12 +25,7 @@ from native_reasoning.integrations.demands import (
     objective_name,
     supported,
 )
-from native_reasoning.integrations.spliced import (
-    Layout,
-    SplicedRows,
-    credit,
-    spliced_loss,
-)
+from native_reasoning.integrations.spliced import Layout, SplicedRows, credit, spliced_loss
 from native_reasoning.objective.credit import Objective, preset_objective
 from native_reasoning.scoring.scorer import rounding_of
 
