@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from native_reasoning.config.errors import ConfigError, did_you_mean
 from native_reasoning.config.options import NRTOptions
@@ -276,3 +276,15 @@ def check_metric(name: str, known: Iterable[str]) -> None:
             why="an evaluation of these questions measures no such thing",
             fix=f"one of: {', '.join(n for n in names if not n.endswith(('_low', '_high')))}",
         )
+
+
+def refuse_call(method: str) -> NoReturn:
+    """Raises ConfigError for a method of transformers' Trainer that NRTTrainer does not have."""
+    if method == "push_to_hub":
+        why, fix = REFUSED[method]
+        raise ConfigError(method, why=why, fix=fix)
+    raise ConfigError(
+        f"NRTTrainer has no {method}",
+        why="a trial needs a model, a run folder and a trainer of its own",
+        fix="a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) for each value",
+    )

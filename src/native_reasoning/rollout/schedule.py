@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,3 +197,11 @@ def rank_share(rows: Sequence[int | None], rank: int, ranks: int, per_device: in
     """The micro-batches of one rank: ``rows`` dealt out ``per_device`` at a time over the ranks."""
     cuts = [tuple(rows[i : i + per_device]) for i in range(0, len(rows), per_device)]
     return cuts[rank::ranks]
+
+
+def name_of(source: Any) -> str | None:
+    """What config.yaml calls a model or rows, so that --resume reads them again; None where they
+    were given as objects."""
+    if isinstance(source, Examples):
+        return source.report.source
+    return str(source) if isinstance(source, str | Path) else None

@@ -25,10 +25,8 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from native_reasoning.config.checks import REFUSED, check_call
-from native_reasoning.config.errors import ConfigError
+from native_reasoning.config.checks import check_call, refuse_call
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.data import Examples
 from native_reasoning.model.policy import context_of, load_policy
 from native_reasoning.objective.custom import (
     AnyObjective,
@@ -36,7 +34,7 @@ from native_reasoning.objective.custom import (
     find_judging,
     given_names,
 )
-from native_reasoning.rollout.schedule import Schedule, read_groups, require
+from native_reasoning.rollout.schedule import Schedule, name_of, read_groups, require
 from native_reasoning.training.checkpoints import Checkpoints, state_of
 from native_reasoning.training.collector import Collector
 from native_reasoning.training.evaluating import Evaluator, question_sets
@@ -91,9 +89,9 @@ class NRTTrainer(Trainer):
         settings = args.resolved_objective()
         policy = load_policy(model, args, processing_class, peft_config)
         self._given = {
-            "model": _name_of(model) or policy.model.config.name_or_path,
-            "data": _name_of(train_dataset),
-            "eval_data": _name_of(eval_dataset),
+            "model": name_of(model) or policy.model.config.name_or_path,
+            "data": name_of(train_dataset),
+            "eval_data": name_of(eval_dataset),
             **given_names(objective, reward_funcs, peft_config, theirs),
         }
         read = partial(
@@ -227,14 +225,11 @@ class NRTTrainer(Trainer):
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Raises ConfigError: a trial needs a model, a run folder and a trainer of its own."""
-        why = "a trial needs a model, a run folder and a trainer of its own"
-        fix = "a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) for each value"
-        raise ConfigError("NRTTrainer has no hyperparameter_search", why=why, fix=fix)
+        refuse_call("hyperparameter_search")
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Raises ConfigError: a saved model is uploaded by the hub's own command."""
-        why, fix = REFUSED["push_to_hub"]
-        raise ConfigError("push_to_hub", why=why, fix=fix)
+        refuse_call("push_to_hub")
 
     # -- Evaluation --------------------------------------------------------------------------------
 
@@ -327,11 +322,3 @@ class NRTTrainer(Trainer):
         if not self.checkpoints.load_weights(best):
             super()._load_best_model()
         self.checkpoints.went_back(best)
-
-
-def _name_of(source: Any) -> str | None:
-    """What config.yaml calls a model or rows, so that --resume reads them again; None where they
-    were given as objects."""
-    if isinstance(source, Examples):
-        return source.report.source
-    return str(source) if isinstance(source, str | Path) else None
