@@ -79,7 +79,8 @@ def with_model(name: str, data: Examples, config: NRTConfig) -> tuple[dict[str, 
             )
         fits = fits & (sizes[part] <= limit)
     context = context_of(model)
-    longest = int(sum(sizes.values())[fits].max(initial=0)) + config.max_trace_length
+    both = (sizes["prompt"] + sizes["answer"])[fits]
+    longest = int(both.max(initial=0)) + config.max_trace_length
     if context and longest > context:
         warnings.append(
             f"a row with a full trace has up to {longest} tokens, and the model was built for "

@@ -147,7 +147,7 @@ def _setting(name: str, f: "Field[Any]") -> Flag:
     text += f" [{' '.join(choices)}]" if choices else ""
     if "." not in name and f.default not in (None, False) and "\n" not in str(f.default):
         text += f" ({str(f.default).lower() if f.default is True else f.default})"
-    kind = (get_args(f.type) or (f.type,))[0]
+    kind: Any = (get_args(f.type) or (f.type,))[0]
     metavar = "NAME" if choices else _METAVARS.get(kind, "TEXT")
     return Flag(_flag(name), text, metavar, "maybe" if f.type is bool else "value")
 

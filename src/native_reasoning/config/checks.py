@@ -193,7 +193,8 @@ def _number(name: str, kind: Any, value: Any) -> float | None:
     if value in (None, "none", "null") and kind not in (int, float):
         return None
     with suppress(TypeError, ValueError, OverflowError):
-        found = int(value) if kind is int else float(value)
+        read: Any = int if kind is int else float
+        found = read(value)
         if not isinstance(value, bool) and (isinstance(value, str) or found == value):
             return found
     whole = "a whole number" if kind is int else "a number"

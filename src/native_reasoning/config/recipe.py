@@ -87,7 +87,7 @@ class SettingsParser(UsageParser, HfArgumentParser):
         value. ``bare`` are the flags of truth values, which may stand alone."""
         if about.get("type") is string_to_bool:
             self.bare.update(flags)
-        known = {k: v for k, v in about.items() if k not in ("choices", "within")}
+        known: Any = {k: v for k, v in about.items() if k not in ("choices", "within")}
         return super().add_argument(*flags, **known | {"default": argparse.SUPPRESS})
 
 

@@ -114,7 +114,7 @@ class DataReport:
         return sum(entry.count for entry in self.dropped if entry.reason == reason)
 
     @property
-    def _worst(self) -> Dropped:
+    def worst(self) -> Dropped:
         """The entry for the reason that dominates."""
         return max(self.dropped, key=lambda entry: entry.count)
 
@@ -123,7 +123,7 @@ class DataReport:
         lost = self.read - self.kept
         if lost <= 0.1 * self.read:
             return None
-        worst = self._worst
+        worst = self.worst
         reason = REASONS[worst.reason]
         return (
             f"{lost} of {self.read} rows of {self.source} are not used; {worst.count} of them "
@@ -172,7 +172,7 @@ def _count(dropped: dict[str, Dropped], reason: str, place: str) -> None:
 
 def no_usable_row(report: DataReport, detail: str = "") -> DataError:
     """The error for a source of which nothing is left: names the reason that dominates."""
-    worst = report._worst
+    worst = report.worst
     reason = REASONS[worst.reason]
     return DataError(
         f"no usable row in {report.source}: in {worst.count} of {report.read} the row "
@@ -243,7 +243,7 @@ class Tally:
                 fix="write rows into it, or give another source",
             )
         if kept == 0:
-            row, bad = self.first_bad[report._worst.reason]
+            row, bad = self.first_bad[report.worst.reason]
             if bad.reason == "missing_column":
                 where = f"{report.source} (row {row.number}"
                 raise missing_column_error(where, row.value, bad.detail, self.columns)

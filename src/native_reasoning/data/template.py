@@ -7,6 +7,7 @@ vocabulary item can span it. User text never becomes a control token: see ``Temp
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -240,7 +241,7 @@ class Template:
         return tuple(decode(self.tokenizer, [i]) for i in ids)
 
 
-def _in_user_text(pieces: Sequence[tuple[str, bool]], spans: Sequence[tuple[int, int]]) -> bool:
+def _in_user_text(pieces: Sequence[tuple[str, bool]], spans: Sequence[Any]) -> bool:
     """Whether one of the ``spans`` in the joined text takes in some of the user's text; a control
     token may take in white space around it."""
     end = 0

@@ -47,6 +47,12 @@ def check_trainable(model: PreTrainedModel, config: NRTConfig, adapted: bool) ->
     """Raises PolicyError where quantised weights cannot be trained; ``adapted`` says whether an
     adapter will be."""
     if not is_quantised(model):
+        if config.load_in_4bit:
+            raise PolicyError(
+                "load_in_4bit with a model that is loaded already, and whole",
+                why="weights are quantised while they are loaded",
+                fix="give its folder or hub id, or load it with a BitsAndBytesConfig yourself",
+            )
         return
     if not adapted or not layers(model) or config.use_vllm or sharded(config):
         raise PolicyError(

@@ -1,5 +1,7 @@
 """Where thinking pays: by difficulty of the answer token, by the token itself, by its place."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -16,7 +18,7 @@ def by_difficulty(run: Run, tokens: pd.DataFrame) -> pd.DataFrame:
     e^b), ``share`` of the answer tokens, ``uplift`` (mean l − b) and ``gain`` (mean of the last
     three exchanges' l − lᵒ, another question's trace; nan where none was measured). Nats."""
     probability = np.exp(tokens["baseline_logp"].astype(float))
-    bins = pd.cut(probability, [0.0, *BINS.values()], right=False, labels=[*BINS])
+    bins: Any = pd.cut(probability, [0.0, *BINS.values()], right=False, labels=[*BINS])
     table = tokens.groupby(bins.rename("bin"), observed=True)["uplift"].agg(["size", "mean"])
     table = table.reset_index().astype({"bin": str})
     return pd.DataFrame(

@@ -104,7 +104,7 @@ def figure_parts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     healthy range."""
     parts = []
     for name, (title, explains) in FIGURES.items():
-        drawn = figure(name, *runs).to_plotly_json()
+        drawn: Any = figure(name, *runs).to_plotly_json()
         if drawn["data"]:
             for ours in ("template", "title"):
                 drawn["layout"].pop(ours, None)
@@ -221,7 +221,8 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 
 def _held_out(run: Run) -> tuple[object, ...]:
     """Number and texts of the questions of the last evaluation; () if there was none."""
-    last = run.held_out.filter(pc.field("step") == pc.max(run.held_out["step"]))
+    newest = max(run.held_out["step"].to_pylist(), default=0)
+    last = run.held_out.filter(pc.field("step") == newest)
     texts = zip(last["prompt"].to_pylist(), last["answer"].to_pylist(), strict=True)
     asked = run.column("eval_questions")
     return (asked.iloc[-1], frozenset(texts)) if len(asked) else ()

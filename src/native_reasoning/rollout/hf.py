@@ -205,7 +205,7 @@ class RepeatDecoder:
         self._take(torch.tensor(alive, device=self.mask.device))
         return list(alive)
 
-    def _take(self, rows: Tensor) -> None:
+    def _take(self, rows: Any) -> None:
         self.cache.reorder_cache(rows)  # the one selection that all kinds of layers have
         self.logits, self.mask = self.logits[rows], self.mask[rows]
 

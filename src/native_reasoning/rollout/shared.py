@@ -82,14 +82,15 @@ class SharedCache(Cache):
 
     def of_prompt(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values (G, key heads, P, width) of the prompts in one layer."""
-        found = self.prompt.layers[layer]
+        found: Any = self.prompt.layers[layer]
         assert found.keys is not None and found.values is not None
         return found.keys, found.values
 
     @property
     def length(self) -> int:
         """Tokens of each row so far, without its prompt."""
-        return self.layers[0].get_seq_length()
+        first: Any = self.layers[0]
+        return first.get_seq_length()
 
     def keep(self, prompts: Sequence[int], rows: Sequence[int]) -> None:
         """Keeps these prompts and these rows, which again form a grid."""

@@ -248,6 +248,7 @@ class Colocated(Generator):
         with self._apart():
             if self.weights is None:
                 self._start()
+            assert self.weights is not None
             self.weights.sync_weights()
             if self.args.vllm_enable_sleep_mode:
                 self.llm.wake_up(tags=["kv_cache"])  # the last part: now it takes requests
@@ -326,7 +327,7 @@ class Served(Generator):
             return [*pool.map(self._ask, requests)]
 
     def _ask(self, request: Request) -> Completion:
-        said = self.client.generate(
+        said: Any = self.client.generate(
             [list(request.prompt)],
             temperature=request.temperature,
             top_p=request.top_p,

@@ -153,7 +153,7 @@ def _runs(pieces: Sequence[str], n: int) -> set[tuple[str, ...]]:
 def _binned(
     probabilities: Sequence[float], gain: Sequence[float], lifted: Sequence[float]
 ) -> tuple[tuple[int, float, float], ...]:
-    cells = dict.fromkeys(BINS, (0, 0.0, 0.0))
+    cells: dict[str, tuple[int, float, float]] = dict.fromkeys(BINS, (0, 0.0, 0.0))
     for p, of_trace, of_any in zip(probabilities, gain, lifted, strict=True):
         name = next(name for name, edge in BINS.items() if p < edge)
         count, a, b = cells[name]
@@ -179,8 +179,9 @@ def summary(findings: Sequence[Finding]) -> dict[str, float]:
     out: dict[str, float] = {}
     for name, found in values.items():
         known = [value for value in found if value is not None]
-        if known:
-            out[name] = mean = sum(known) / len(known)
+        if not known:
+            continue
+        out[name] = mean = sum(known) / len(known)
         if name == "specificity" and len(known) > 1:
             spread = sum((x - mean) ** 2 for x in known) / (len(known) - 1)
             out["specificity_se"] = math.sqrt(spread / len(known))
