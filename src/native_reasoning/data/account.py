@@ -113,17 +113,12 @@ class DataReport:
         """How many rows were left out for ``reason``."""
         return sum(entry.count for entry in self.dropped if entry.reason == reason)
 
-    @property
-    def worst(self) -> Dropped:
-        """The entry for the reason that dominates."""
-        return max(self.dropped, key=lambda entry: entry.count)
-
     def warning(self) -> str | None:
         """What to do where more than a tenth of the rows are left out."""
         lost = self.read - self.kept
         if lost <= 0.1 * self.read:
             return None
-        worst = self.worst
+        worst = _worst(self)
         reason = REASONS[worst.reason]
         return (
             f"{lost} of {self.read} rows of {self.source} are not used; {worst.count} of them "
@@ -170,9 +165,14 @@ def _count(dropped: dict[str, Dropped], reason: str, place: str) -> None:
     dropped[reason] = Dropped(reason, old.count + 1, (*old.places, place)[:_PLACES_SHOWN])
 
 
+def _worst(report: DataReport) -> Dropped:
+    """The entry for the reason that dominates."""
+    return max(report.dropped, key=lambda entry: entry.count)
+
+
 def no_usable_row(report: DataReport, detail: str = "") -> DataError:
     """The error for a source of which nothing is left: names the reason that dominates."""
-    worst = report.worst
+    worst = _worst(report)
     reason = REASONS[worst.reason]
     return DataError(
         f"no usable row in {report.source}: in {worst.count} of {report.read} the row "
@@ -243,7 +243,7 @@ class Tally:
                 fix="write rows into it, or give another source",
             )
         if kept == 0:
-            row, bad = self.first_bad[report.worst.reason]
+            row, bad = self.first_bad[_worst(report).reason]
             if bad.reason == "missing_column":
                 where = f"{report.source} (row {row.number}"
                 raise missing_column_error(where, row.value, bad.detail, self.columns)
