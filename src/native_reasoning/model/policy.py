@@ -30,7 +30,7 @@ from native_reasoning.model.adapters import (
     with_adapter,
 )
 from native_reasoning.model.folders import check_folder
-from native_reasoning.model.quantised import check_trainable, keep_exact, quantisation
+from native_reasoning.model.quantised import check_given, check_trainable, keep_exact, quantisation
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -93,6 +93,8 @@ def load_policy(
         tokenizer = load_tokenizer(str(name), config.trust_remote_code)
     if isinstance(model, (str, Path)):
         model = load_merged(str(model), config, len(tokenizer))
+    else:
+        check_given(model, config)
     check_plain(model)
     tell_tying(model)
     if config.chat_template_path is not None:
@@ -198,6 +200,8 @@ def load_merged(name: str, config: NRTConfig, vocabulary: int) -> PreTrainedMode
     base = base_of(Path(name))
     if base is None:
         return load_model(name, config)
+    if config.load_in_4bit:
+        warnings.warn(f"{name} is an adapter: merged, its model is not in 4 bits", stacklevel=3)
     return with_adapter(load_model(base, config), Path(name), vocabulary)
 
 

@@ -43,16 +43,20 @@ def is_quantised(model: PreTrainedModel) -> bool:
     return getattr(model.config, "quantization_config", None) is not None
 
 
+def check_given(model: PreTrainedModel, config: NRTConfig) -> None:
+    """Raises PolicyError where a model in memory is whole, and the settings say 4 bits."""
+    if config.load_in_4bit and not is_quantised(model):
+        raise PolicyError(
+            "load_in_4bit with a model that is loaded already, and whole",
+            why="weights are quantised while they are loaded",
+            fix="give its folder or hub id, or load it with a BitsAndBytesConfig yourself",
+        )
+
+
 def check_trainable(model: PreTrainedModel, config: NRTConfig, adapted: bool) -> None:
     """Raises PolicyError where quantised weights cannot be trained; ``adapted`` says whether an
     adapter will be."""
     if not is_quantised(model):
-        if config.load_in_4bit:
-            raise PolicyError(
-                "load_in_4bit with a model that is loaded already, and whole",
-                why="weights are quantised while they are loaded",
-                fix="give its folder or hub id, or load it with a BitsAndBytesConfig yourself",
-            )
         return
     if not adapted or not layers(model) or config.use_vllm or sharded(config):
         raise PolicyError(
