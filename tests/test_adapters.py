@@ -393,11 +393,12 @@ def test_merging_is_exact_where_the_run_multiplies_in_16_bits(tmp_path):
     assert all(torch.equal(weights[name], p) for name, p in plain.named_parameters())
 
 
-def test_a_merge_that_is_another_model_is_not_saved(tmp_path):
+@pytest.mark.parametrize("factor", [1.1, 1.001])
+def test_a_merge_that_is_another_model_is_not_saved(tmp_path, factor):
     made = trainer(tmp_path / "run")
     set_at_random(made.model)
     projection = made.model.model.layers[1].self_attn.o_proj
-    hook = projection.register_forward_hook(lambda layer, args, out: 1.1 * out)
+    hook = projection.register_forward_hook(lambda layer, args, out: factor * out)
     with pytest.raises(RunError, match="the merged model is not the one that was trained"):
         made.checkpoints.save_whole_model(tmp_path / "model")
     assert not (tmp_path / "model").exists()

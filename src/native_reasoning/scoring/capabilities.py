@@ -29,9 +29,9 @@ from native_reasoning.scoring.scorer import install_scoring
 #: How far the log-probability of a token may be off in a trial, in nats: the mean over all tokens.
 #: Measured on 130 kinds, float32 rounds by up to 2e-5, and what is wrong is off by 1e-3 or more.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4}
-#: The same where products are rounded to fewer bits, as bfloat16's, and on a GPU perhaps those of
-#: float32. A shallow model is off by up to 0.06. A deep one is off by more, but by less than
-#: ``GROWTH`` times what changes when its embeddings are rounded once more.
+#: The same where products are rounded to fewer bits, as bfloat16's. A shallow model is off by up to
+#: 0.06. A deep one is off by more, but by less than ``GROWTH`` times what changes when its
+#: embeddings are rounded once more.
 COARSE, GROWTH = 0.1, 2
 
 
@@ -79,7 +79,10 @@ def checkpointing(model: PreTrainedModel, args: TrainingArguments) -> Generator[
     if not args.activation_checkpointing or model.is_activation_checkpointing:
         yield
         return
-    model.activation_checkpointing_enable()
+    given: Any = args.activation_checkpointing_kwargs or {}
+    of_trainer = ("every_n_layers", "offload")  # the rest is for torch.utils.checkpoint
+    kwargs = {name: given[name] for name in given if name not in of_trainer}
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs or None)
     try:
         yield
     finally:
@@ -148,7 +151,7 @@ class _Trials:
         """Fills in ``expected``, log π of each token of ``rows``, and the tolerance."""
         self.expected = self._alone()
         whole = torch.cat(self.expected)
-        if dtype in TOLERANCE and self.model.device.type == "cpu":
+        if dtype in TOLERANCE and not _may_round_products(self.model.device):
             self.tolerance = TOLERANCE[dtype]
             return whole, whole
 
@@ -241,6 +244,16 @@ class _Trials:
             decoder.advance(torch.tensor(tokens, device=decoder.logits.device))
         places = [(r, t) for r, row in enumerate(rows) for t in range(len(row))]
         return torch.stack([found[place] for place in places])
+
+
+def _may_round_products(device: torch.device) -> bool:
+    """Whether products of float32 may be computed in TF32."""
+    if device.type == "cpu":
+        return False
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # torch does not say once the newer setting was used, as by tf32=True
+        return True
 
 
 def trial_length(model: PreTrainedModel, longest: int | None = None) -> int:
