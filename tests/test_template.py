@@ -10,8 +10,7 @@ from transformers import AutoTokenizer, PythonBackend
 
 import tiny
 from native_reasoning.config.errors import TemplateError
-from native_reasoning.data.boundary import existing_pair
-from native_reasoning.data.chat_template import PLAIN_CHAT_TEMPLATE
+from native_reasoning.data.chat_template import PLAIN_CHAT_TEMPLATE, existing_pair
 from native_reasoning.data.rows import Example
 from native_reasoning.data.template import make_template
 

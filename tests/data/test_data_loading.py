@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from native_reasoning.config.errors import ConfigError, DataError
 from native_reasoning.data import load_examples, loading
-from native_reasoning.data.account import REASONS
+from native_reasoning.data.loading import REASONS
 from native_reasoning.data.rows import Example
 
 GOOD = {"question": "2 + 2?", "answer": "4"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.data.boundary import control_ids
+from native_reasoning.data.chat_template import control_ids
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import byte_tokenizer, tiny_model
 

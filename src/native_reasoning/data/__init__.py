@@ -5,8 +5,13 @@
 ``load_examples`` is the usual door; ``load_rows`` gives the raw rows it starts from.
 """
 
-from native_reasoning.data.account import DataReport, Examples, content_hash, with_dropped
-from native_reasoning.data.loading import load_examples
+from native_reasoning.data.loading import (
+    DataReport,
+    Examples,
+    content_hash,
+    load_examples,
+    with_dropped,
+)
 from native_reasoning.data.sources import load_rows
 
 __all__ = [

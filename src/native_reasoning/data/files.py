@@ -20,7 +20,7 @@ class Row:
     """One raw row. ``number`` is its line (JSON lines) or row, from 1; ``place`` is for people:
     "line 7", "b.csv row 7".
 
-    ``problem`` is None, or a reason of ``account.REASONS`` and a detail: then there is no value.
+    ``problem`` is None, or a reason of ``loading.REASONS`` and a detail: then there is no value.
     """
 
     number: int

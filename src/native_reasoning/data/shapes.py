@@ -50,7 +50,7 @@ _ROLES = {
 
 
 class BadRow(Exception):
-    """A row that cannot be used: ``reason`` is a key of ``account.REASONS``, ``detail`` is for
+    """A row that cannot be used: ``reason`` is a key of ``loading.REASONS``, ``detail`` is for
     people."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -12,23 +12,21 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from native_reasoning.config.errors import TemplateError
-from native_reasoning.data.boundary import (
+from native_reasoning.data.chat_template import (
+    PLAIN_CHAT_TEMPLATE,
     Boundary,
+    Frame,
+    Pieces,
+    answered,
     control_ids,
     decode,
     find_end_ids,
     first_id,
+    make_frame,
+    split_responses,
     text_boundary,
     token_boundary,
     without_added_tokens,
-)
-from native_reasoning.data.chat_template import (
-    PLAIN_CHAT_TEMPLATE,
-    Frame,
-    Pieces,
-    answered,
-    make_frame,
-    split_responses,
 )
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 

@@ -14,8 +14,8 @@ from typing import Any, overload
 import numpy as np
 
 from native_reasoning.config.errors import DataError, TemplateError
-from native_reasoning.data.account import content_hash
 from native_reasoning.data.chat_template import make_frame
+from native_reasoning.data.loading import content_hash
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.template import Template
 

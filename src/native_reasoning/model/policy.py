@@ -19,7 +19,7 @@ from transformers import (
 
 from native_reasoning.config.errors import ConfigError, PolicyError, warn
 from native_reasoning.config.nrt_config import NRTConfig, model_dtype
-from native_reasoning.data.boundary import existing_pair
+from native_reasoning.data.chat_template import existing_pair
 from native_reasoning.data.template import Template, make_template
 from native_reasoning.model.adapters import (
     add_adapter,

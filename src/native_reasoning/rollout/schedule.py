@@ -23,7 +23,7 @@ from native_reasoning.data import (
     load_examples,
     with_dropped,
 )
-from native_reasoning.data.account import no_usable_row
+from native_reasoning.data.loading import no_usable_row
 from native_reasoning.data.rows import PromptGroup
 from native_reasoning.data.template import Template
 from native_reasoning.data.tokens import examples_of, prepare
