@@ -9,7 +9,7 @@ import torch
 import tiny
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.template import make_template
-from native_reasoning.model.forward import inference, left_pad, positions
+from native_reasoning.model.policy import inference, left_pad, positions
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine, decoder_of, decoding_head
 from native_reasoning.rollout.noise import uniforms

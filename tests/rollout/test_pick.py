@@ -8,7 +8,7 @@ import torch
 
 import tiny  # noqa: F401  (one thread)
 from native_reasoning.rollout.engine import Sampling
-from native_reasoning.rollout.pick import nucleus, pick
+from native_reasoning.rollout.noise import nucleus, pick
 
 PLAIN = Sampling(num_generations=1, max_tokens=1)
 LARGEST = 1 - 2**-53

@@ -16,8 +16,7 @@ from native_reasoning.config.errors import DataError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.forward import inference
-from native_reasoning.model.policy import context_of
+from native_reasoning.model.policy import context_of, inference
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import ANSWERS, CONVERSATION

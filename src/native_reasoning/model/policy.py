@@ -1,14 +1,17 @@
-"""The model and its tokenizer: loading, think tokens, and saving as an ordinary folder."""
+"""The model and its tokenizer: loading, think tokens, and saving as an ordinary folder; what each
+forward of it needs: a mode, padding, positions."""
 
 import types
 import warnings
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -285,8 +288,8 @@ def read_text(path: str) -> str:
 # -- Token rows ------------------------------------------------------------------------------------
 
 
-def _rows(table: nn.Module) -> torch.Tensor:
-    assert isinstance(table.weight, torch.Tensor)
+def _rows(table: nn.Module) -> Tensor:
+    assert isinstance(table.weight, Tensor)
     return table.weight
 
 
@@ -318,7 +321,7 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> tuple[int, int
     with torch.no_grad():
         for table in {id(t.weight): t for t in tables if t is not None}.values():
             for part in (table.weight, getattr(table, "bias", None)):
-                if isinstance(part, torch.Tensor):
+                if isinstance(part, Tensor):
                     part[close_id] = part[template.end_ids[0]]
                     part[open_id] = part[pieces].mean(0)
     return open_id, close_id
@@ -343,3 +346,39 @@ def _train_quietly(model: nn.Module, mode: bool = True) -> nn.Module:
         module.training = mode and bool(getattr(module, "gradient_checkpointing", False))
     model.training = mode
     return model
+
+
+# -- Forwards --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    """Train mode with gradients, or eval mode without; the mode is restored afterwards."""
+    before = model.training
+    model.train(training)
+    try:
+        with torch.set_grad_enabled(training):
+            yield
+    finally:
+        model.train(before)
+
+
+def inference(model: nn.Module) -> AbstractContextManager[None]:
+    """Eval mode and no gradients: in train mode, activation checkpointing would drop the cache."""
+    return in_mode(model, training=False)
+
+
+def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (rows, longest), both int64, padded on the left with id 0."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, width - len(row) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids of a padded batch: 0 at the first real token of each row."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)

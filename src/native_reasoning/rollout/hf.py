@@ -1,30 +1,41 @@
 """Sampling from a transformers model: prefill once per prompt, then a decode loop of our own.
 
 ``HFEngine`` draws each token by inverting the cumulative distribution at one stateless uniform
-number (noise.py, pick.py). A decoder holds K rows for each of G prompts, side by side: ``start``
-forwards the prompts, ``logits`` (rows, V) are those of every row's next token, ``advance`` appends
-a token to each row, and ``keep`` drops rows that are finished.
+number (noise.py). A decoder holds K rows for each of G prompts, in a grid, one prompt after the
+other: ``start`` forwards the prompts, ``logits`` (rows, V) are those of every row's next token,
+``advance`` appends a token to each row, and ``keep`` drops rows that are finished.
+
+The K rows of a prompt look at the same keys. Repeating them K times, as an ordinary cache has to,
+copies and reads K times as much. In a ``SharedCache`` the queries of all K rows meet the prompt's
+keys in one product, and their own tokens' keys in another, under one softmax (Hydragen, 2402.05099,
+computes the same sums)::
+
+    softmax([q · prompt keys, q · own keys]) · [prompt values, own values]
+
+It goes through transformers' attention interface, so any model whose layers use that interface
+works; capabilities.py tries it out.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from native_reasoning.model.adapters import linear_parts
-from native_reasoning.model.forward import inference, left_pad, positions
-from native_reasoning.model.policy import context_of
+from native_reasoning.model.policy import context_of, inference, left_pad, positions
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sample, Sampling, Stop
-from native_reasoning.rollout.noise import uniforms
-from native_reasoning.rollout.pick import pick
-from native_reasoning.rollout.shared import SharedCache, attending
+from native_reasoning.rollout.noise import pick, uniforms
 
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
 DROP_SHARE = 0.25
+#: Tokens that a row's buffer has room for at first.
+_FIRST = 64
 
 
 class HFEngine(RolloutEngine):
@@ -32,7 +43,7 @@ class HFEngine(RolloutEngine):
 
     ``model`` is the unwrapped module. ``vocabulary`` is the template's: ids from there on are
     padding of the embedding table and are never sampled. ``share`` keeps each prompt once for its K
-    rows (shared.py), else its cache is repeated: capabilities.py says what the architecture can do.
+    rows, else its cache is repeated: capabilities.py says what the architecture can do.
     ``batch_size`` prompts are decoded at once, None means all. ``autocast`` gives the context to
     compute in. A sequence that reaches the positions that the model was made for ends there.
     """
@@ -49,7 +60,7 @@ class HFEngine(RolloutEngine):
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
         self.share, self.batch_size, self.autocast = share, batch_size, autocast
-        self.context = context_of(model)
+        self.context = context_of(model) or sys.maxsize
 
     def sample(
         self,
@@ -70,15 +81,10 @@ class HFEngine(RolloutEngine):
                 batch = prompts[i : i + size]
                 noise = _noise(key, streams[i : i + size], sampling)
                 decoder.start(batch, k)
-                rooms = [self._room(prompt, sampling) for prompt in batch for _ in range(k)]
+                rooms = [self.context - len(prompt) for prompt in batch for _ in range(k)]
+                rooms = [min(sampling.max_tokens, room) for room in rooms]
                 found += self._decode(decoder, sampling, noise, stop, rooms)
         return [found[i : i + k] for i in range(0, len(found), k)]
-
-    def _room(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """Most tokens after a prompt."""
-        if self.context is None:
-            return sampling.max_tokens
-        return min(sampling.max_tokens, self.context - len(prompt))
 
     def _decode(
         self,
@@ -128,8 +134,7 @@ def _noise(key: NoiseKey, streams: Sequence[tuple[int, int]], sampling: Sampling
 
 
 class SharedDecoder:
-    """Rows in a grid over a ``SharedCache``: ``copies`` for each prompt, whose lengths are
-    ``lengths`` (G, 1)."""
+    """``copies`` rows for each prompt, of ``lengths`` (G, 1) tokens, over a ``SharedCache``."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.head = model, decoding_head(model)
@@ -150,7 +155,7 @@ class SharedDecoder:
 
     def advance(self, tokens: Tensor) -> None:
         """Appends a token (rows,) to each row."""
-        at = (self.lengths + self.cache.length).repeat_interleave(self.copies, 0)
+        at = (self.lengths + self.cache.get_seq_length()).repeat_interleave(self.copies, 0)
         with attending(self.model, self.cache):
             hidden = self.model.base_model(
                 input_ids=tokens[:, None],
@@ -246,3 +251,132 @@ def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     except (AttributeError, NotImplementedError, RuntimeError):  # a torch without oneDNN
         return head
     return lambda hidden: multiply(hidden.contiguous(), packed, bias, "none", [], "")
+
+
+# -- Many rows behind one prompt -------------------------------------------------------------------
+
+
+class OwnLayer(DynamicLayer):
+    """Keys and values of the rows' own tokens: views of buffers that double when they are full, so
+    that adding a token copies nothing."""
+
+    buffers: Sequence[Tensor] = ()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends (rows, heads, tokens, width) and returns views of all there is."""
+        added, start = (key_states, value_states), self.get_seq_length()
+        end = start + key_states.shape[2]
+        if not self.buffers:
+            self.buffers = [_with_room(new[:, :, :0], max(_FIRST, end)) for new in added]
+        elif end > self.buffers[0].shape[2]:
+            self.buffers = [_with_room(old, max(2 * start, end)) for old in self.buffers]
+        for buffer, new in zip(self.buffers, added, strict=True):
+            buffer[:, :, start:end] = new
+        return self._show(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows."""
+        if self.buffers:
+            self.buffers = [buffer[indices] for buffer in self.buffers]
+            self._show(self.get_seq_length())
+
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+        self.is_initialized = True
+        return self.keys, self.values
+
+
+def _with_room(filled: Tensor, room: int) -> Tensor:
+    """A buffer for ``room`` tokens that begins with those of ``filled``."""
+    grown = filled.new_empty(*filled.shape[:2], room, filled.shape[-1])
+    grown[:, :, : filled.shape[2]] = filled
+    return grown
+
+
+class SharedCache(Cache):
+    """The prompts' keys once (``prompt``, G rows, ``mask`` (G, P) says which are real), and those
+    of the rows' own tokens."""
+
+    def __init__(self, prompt: DynamicCache, mask: Tensor) -> None:
+        super().__init__(layers=[OwnLayer() for _ in prompt.layers])
+        self.prompt = prompt
+        self._see(mask)
+
+    def _see(self, mask: Tensor) -> None:
+        self.mask = mask
+        #: (G, 1, 1, P): where the prompt's padding is; None where there is none
+        self.padding = None if bool(mask.all()) else (mask == 0)[:, None, None, :]
+
+    def keep(self, prompts: Sequence[int], rows: Sequence[int]) -> None:
+        """Keeps these prompts and these rows, which again form a grid."""
+        if list(prompts) != [*range(len(self.mask))]:
+            kept = torch.tensor(prompts, device=self.mask.device)
+            self.prompt.batch_select_indices(kept)
+            self._see(self.mask[kept])
+        self.batch_select_indices(torch.tensor(rows, device=self.mask.device))
+
+
+_ACTIVE: list[SharedCache] = []
+
+
+@contextmanager
+def attending(model: PreTrainedModel, cache: SharedCache) -> Generator[None]:
+    """Inside, the model's layers attend to ``cache``."""
+    config = model.config.get_text_config()
+    # transformers has a public name for it on models only, and that does more than set it
+    before = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+    config._attn_implementation = "shared_prompt"  # pyright: ignore[reportPrivateUsage]
+    _ACTIVE.append(cache)
+    try:
+        yield
+    finally:
+        _ACTIVE.pop()
+        config._attn_implementation = before  # pyright: ignore[reportPrivateUsage]
+
+
+def shared_prompt_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface. ``query`` (rows, heads, 1, width) of the newest tokens,
+    ``key`` and ``value`` (rows, key heads, T, width) of the rows' own tokens."""
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise NotImplementedError("attention with a soft cap, sinks or a bias")
+    cache = _ACTIVE[-1]
+    prompts: Any = cache.prompt.layers[module.layer_idx]  # type: ignore[index]
+    prompt_keys, prompt_values = prompts.keys, prompts.values
+    groups, heads, before, width = prompt_keys.shape
+    rows, copies = len(query), len(query) // groups
+    queries = (query * (scaling or width**-0.5)).reshape(rows, heads, -1, width)  # (R, H, rep, D)
+    each = queries.shape[2]
+
+    def by_prompt(x: Tensor) -> Tensor:  # (R, H, rep, n) -> (G, H, K·rep, n)
+        x = x.view(groups, copies, heads, each, -1).transpose(1, 2)
+        return x.reshape(groups, heads, copies * each, -1)
+
+    def by_row(x: Tensor) -> Tensor:
+        x = x.view(groups, heads, copies, each, -1).transpose(1, 2)
+        return x.reshape(rows, heads, each, -1)
+
+    to_prompt = by_prompt(queries) @ prompt_keys.transpose(-1, -2)
+    if cache.padding is not None:
+        to_prompt = to_prompt.masked_fill(cache.padding, -torch.inf)
+    scores = torch.cat([by_row(to_prompt), queries @ key.transpose(-1, -2)], dim=-1)
+    if sliding_window is not None:  # a prompt is padded on the left: distances are of columns
+        scores[..., : max(scores.shape[-1] - sliding_window, 0)] = -torch.inf
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=exact).to(value.dtype)
+    out = by_row(by_prompt(weights[..., :before]) @ prompt_values)
+    out = out + weights[..., before:] @ value
+    return out.reshape(rows, -1, 1, out.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("shared_prompt", shared_prompt_attention)

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from native_reasoning.config.errors import PolicyError
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.forward import in_mode
-from native_reasoning.model.policy import context_of
+from native_reasoning.model.policy import context_of, in_mode
 from native_reasoning.rollout.hf import Decoder, decoder_of
 from native_reasoning.scoring.head import direct_head
 from native_reasoning.scoring.packing import LAYOUTS, Packed, pack

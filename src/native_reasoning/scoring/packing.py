@@ -19,7 +19,7 @@ from torch import Tensor
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.forward import left_pad
+from native_reasoning.model.policy import left_pad
 
 LAYOUTS = ("shared", "packed", "rows")
 

@@ -27,7 +27,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.forward import positions
+from native_reasoning.model.policy import positions
 from native_reasoning.objective.types import Scores
 from native_reasoning.scoring.head import Choice, direct_head, logps_inside, takes_embeddings
 from native_reasoning.scoring.packing import Batch, Packed, pack
