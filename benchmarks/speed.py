@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 SIDES = ("ours", "trl", "trl-tuned")
-#: Of our step; ``clock.py`` says what each is.
+#: Of our step; ``records/metrics.py`` says what each is.
 STAGES = ("sampling", "scoring", "backward", "optimiser")
 RESULTS = Path(__file__).with_suffix(".json")
 HIDDEN, LAYERS, HEADS, KV_HEADS, MLP, VOCABULARY = 256, 6, 4, 2, 768, 49_152

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from native_reasoning.records.folder import RunFolder
-from native_reasoning.records.tables import HeldOutRow, TraceRow
+from native_reasoning.records.folder import HeldOutRow, RunFolder, TraceRow
 
 #: What a model or a data file may hold, and no page may be harmed by.
 HOSTILE = (

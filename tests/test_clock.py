@@ -3,8 +3,8 @@
 import pytest
 
 from lab_run import lab_trainer
-from native_reasoning.records.clock import Clock
 from native_reasoning.records.folder import read_timings
+from native_reasoning.records.meter import Clock
 from native_reasoning.records.metrics import STAGES
 
 

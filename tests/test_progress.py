@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from native_reasoning.records import progress
-from native_reasoning.records.clock import Clock
+from native_reasoning.records.folder import TraceRow
+from native_reasoning.records.meter import Clock
 from native_reasoning.records.progress import ProgressCallback, trace_line
-from native_reasoning.records.tables import TraceRow
 
 LOGS = {
     "loss": 1.234,

@@ -17,7 +17,11 @@ from hypothesis import strategies as st
 from native_reasoning.config.errors import RunError
 from native_reasoning.records import folder as records
 from native_reasoning.records.folder import (
+    HELD_OUT_SCHEMA,
+    TRACE_SCHEMA,
+    HeldOutRow,
     RunFolder,
+    TraceRow,
     read_config,
     read_held_out,
     read_metrics,
@@ -25,7 +29,6 @@ from native_reasoning.records.folder import (
     read_traces,
     write_atomically,
 )
-from native_reasoning.records.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, HeldOutRow, TraceRow
 
 any_text = st.text(st.characters(exclude_categories=()))
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -9,8 +9,7 @@ import pytest
 from native_reasoning import load_run
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.records.folder import read_held_out, read_traces
-from native_reasoning.records.tables import HELD_OUT_SCHEMA
+from native_reasoning.records.folder import HELD_OUT_SCHEMA, read_held_out, read_traces
 from native_reasoning.report.runs import NO_TRACES
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model

@@ -26,8 +26,8 @@ from native_reasoning.evaluation.grading import (
 )
 from native_reasoning.model.policy import inference
 from native_reasoning.objective.types import uplift
+from native_reasoning.records.folder import HeldOutRow
 from native_reasoning.records.metrics import BOUNDS, MEASURED, METRICS
-from native_reasoning.records.tables import HeldOutRow
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, sample_answers
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import EVALUATION

@@ -18,46 +18,118 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import yaml
 
 from native_reasoning import __version__
 from native_reasoning.config.errors import RunError
 from native_reasoning.records.disk import free_name, sync, write_atomically
-from native_reasoning.records.tables import (
-    HELD_OUT_SCHEMA,
-    TRACE_SCHEMA,
-    HeldOutRow,
-    TraceRow,
-    read_table,
-    table_of,
-    write_table,
-)
 
-CONFIG, METRICS, TIMINGS, TRACES = "config.yaml", "metrics.jsonl", "timings.jsonl", "traces"
-QUARANTINE, EVALUATIONS = "quarantine.jsonl", "evaluations"
+CONFIG, METRICS, TIMINGS = "config.yaml", "metrics.jsonl", "timings.jsonl"
+QUARANTINE, TRACES, EVALUATIONS = "quarantine.jsonl", "traces", "evaluations"
 #: Files of lines, each with its step.
 _BY_STEP = (METRICS, TIMINGS, QUARANTINE)
-#: Folders of tables.
-_TABLES = (TRACES, EVALUATIONS)
-
-PathLike = str | os.PathLike[str]
+#: Folders of tables, with what their files are called: the first and the last step.
+_TABLES = {
+    TRACES: re.compile(r"step-(\d+)-(\d+)\.parquet"),
+    EVALUATIONS: re.compile(r"step-(\d+)\.parquet"),
+}
 _RUN_MARKS = (
-    CONFIG,
-    *_BY_STEP,
-    "checkpoint-*",
-    "final",
+    *(CONFIG, *_BY_STEP, "checkpoint-*", "final"),
     *(f"{name}/*.parquet" for name in _TABLES),
 )
-_TRACE_NAME = "step-{:06d}-{:06d}.parquet"
-_TRACE_FILE = re.compile(r"step-(\d+)-(\d+)\.parquet")
-_EVALUATION_NAME = "step-{:06d}.parquet"
-_EVALUATION_FILE = re.compile(r"step-(\d+)\.parquet")
+PathLike = str | os.PathLike[str]
+
+
+# -- Rows ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    """One sampled trace: trace ``k`` of the data row ``row_id`` at optimiser step ``step``.
+
+    ``prompt``, ``trace``, ``answer`` (the reference) and ``sampled_answer`` ("" if there is none)
+    are text; ``length`` counts the trace's tokens; it was ``closed`` by the tag, ``ended`` by an
+    end-of-turn token, or cut. ``answer_logps`` is l and ``baseline_logps`` b (nats, one per answer
+    token), ``answer_tokens`` the same tokens as text: two entries for the answer ``4<end>``.
+    """
+
+    step: int
+    row_id: int
+    k: int
+    prompt: str
+    trace: str
+    answer: str
+    sampled_answer: str
+    closed: bool
+    ended: bool
+    length: int
+    reward: float
+    baseline_reward: float
+    advantage: float
+    answer_logps: Sequence[float]
+    baseline_logps: Sequence[float]
+    answer_tokens: Sequence[str]
+
+
+@dataclass(frozen=True)
+class HeldOutRow:
+    """One sampled trace of an evaluation: trace ``k`` of the held-out question ``row_id`` after
+    optimiser step ``step``; step 0 is the model that training began with.
+
+    Text, ``length``, ``closed``, l, b and tokens are as in ``TraceRow``. ``answer_no_think`` is the
+    answer that was sampled after no trace, the same for every ``k``. ``correct`` and
+    ``correct_no_think`` say how right the sampled answers are, in 0..1.
+    """
+
+    step: int
+    row_id: int
+    k: int
+    prompt: str
+    trace: str
+    answer: str
+    sampled_answer: str
+    answer_no_think: str
+    closed: bool
+    length: int
+    correct: float
+    correct_no_think: float
+    answer_logps: Sequence[float]
+    baseline_logps: Sequence[float]
+    answer_tokens: Sequence[str]
+
+
+_ARROW: dict[Any, pa.DataType] = {
+    int: pa.int64(),
+    bool: pa.bool_(),
+    str: pa.string(),
+    float: pa.float32(),
+    Sequence[float]: pa.list_(pa.float32()),
+    Sequence[str]: pa.list_(pa.string()),
+}
+#: The columns of the tables: the fields of a row.
+TRACE_SCHEMA, HELD_OUT_SCHEMA = (
+    pa.schema([(field.name, _ARROW[field.type]) for field in fields(row)])
+    for row in (TraceRow, HeldOutRow)
+)
+SCHEMAS = {TRACES: TRACE_SCHEMA, EVALUATIONS: HELD_OUT_SCHEMA}
+
+
+def storable(value: Any) -> Any:
+    """Text, also in lists, with a "?" for each lone surrogate, which UTF-8 cannot hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return [storable(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+# -- Writing ---------------------------------------------------------------------------------------
 
 
 class RunFolder:
@@ -115,16 +187,16 @@ class RunFolder:
             return
         rows = sorted(rows, key=lambda row: row.step)
         assert rows[-1].step <= last_step, (rows[-1].step, last_step)
-        path = self.path / TRACES / _TRACE_NAME.format(rows[0].step, last_step)
+        path = self.path / TRACES / _traces_name(rows[0].step, last_step)
         assert not path.exists(), path
-        write_table(path, table_of(rows, TRACE_SCHEMA))
+        _write_table(path, _table_of(rows, TRACE_SCHEMA))
 
     def write_held_out(self, rows: Sequence[HeldOutRow]) -> None:
         """One evaluation, in place of an earlier one at the same step."""
         if self.writes:
             (step,) = {row.step for row in rows}
-            name = _EVALUATION_NAME.format(step)
-            write_table(self.path / EVALUATIONS / name, table_of(rows, HELD_OUT_SCHEMA))
+            path = self.path / EVALUATIONS / f"step-{step:06d}.parquet"
+            _write_table(path, _table_of(rows, HELD_OUT_SCHEMA))
 
     def sync(self) -> None:
         """Makes the lines so far survive a power cut; for checkpoints, because it is slow."""
@@ -142,21 +214,18 @@ class RunFolder:
         for place in (self.path, *map(self.path.joinpath, _TABLES)):
             for leftover in filter(Path.is_file, place.glob("*.tmp")):
                 leftover.unlink()
-        for name in _BY_STEP:
-            old = (self.path / name).read_bytes() if (self.path / name).exists() else b""
-            kept = [line for line, row in lines_of(self.path / name) if row["step"] <= step]
-            new = b"".join(line + b"\n" for line in kept)
-            if new != old:
-                write_atomically(self.path / name, new)
-        for first, last, file in trace_files(self.path):
-            if first <= step < last:
-                table = read_table(file, TRACE_SCHEMA).filter(pc.field("step") <= step)
-                write_table(file.with_name(_TRACE_NAME.format(first, step)), table)
-            if last > step:
-                file.unlink()
-        for after, file in evaluation_files(self.path):
-            if after > step:
-                file.unlink()
+        for path in map(self.path.joinpath, _BY_STEP):
+            kept = b"".join(line + b"\n" for line, row in lines_of(path) if row["step"] <= step)
+            if path.exists() and path.read_bytes() != kept:
+                write_atomically(path, kept)
+        for name in _TABLES:
+            for steps, file in table_files(self.path, name):
+                first, last = steps[0], steps[-1]
+                if first <= step < last:
+                    table = read_table(file).filter(pc.field("step") <= step)
+                    _write_table(file.with_name(_traces_name(first, step)), table)
+                if last > step:
+                    file.unlink()
 
     def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         if not self.writes:
@@ -168,6 +237,19 @@ class RunFolder:
         line |= dict.fromkeys(bad) | ({"non_finite": bad} if bad else {})
         with open(self.path / name, "ab") as file:  # one write: no half lines but by a kill
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+
+def _traces_name(first: int, last: int) -> str:
+    return f"step-{first:06d}-{last:06d}.parquet"
+
+
+def _table_of(rows: Sequence[TraceRow | HeldOutRow], schema: pa.Schema) -> pa.Table:
+    plain = [{name: storable(value) for name, value in vars(row).items()} for row in rows]
+    return pa.Table.from_pylist(plain, schema=schema)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    write_atomically(path, lambda beside: pq.write_table(table, beside, compression="zstd"))
 
 
 # -- Reading ---------------------------------------------------------------------------------------
@@ -202,14 +284,37 @@ def read_timings(folder: PathLike) -> list[dict[str, Any]]:
 
 def read_traces(folder: PathLike) -> pa.Table:
     """All rows in step order, an empty table if none. Raises RunError where a file is damaged."""
-    tables = [read_table(file, TRACE_SCHEMA) for _, _, file in trace_files(Path(folder))]
-    return pa.concat_tables([TRACE_SCHEMA.empty_table(), *tables])
+    return _read_tables(folder, TRACES)
 
 
 def read_held_out(folder: PathLike) -> pa.Table:
     """The same for the rows of all evaluations."""
-    tables = [read_table(file, HELD_OUT_SCHEMA) for _, file in evaluation_files(Path(folder))]
-    return pa.concat_tables([HELD_OUT_SCHEMA.empty_table(), *tables])
+    return _read_tables(folder, EVALUATIONS)
+
+
+def _read_tables(folder: PathLike, name: str) -> pa.Table:
+    tables = [read_table(file) for _, file in table_files(Path(folder), name)]
+    return pa.concat_tables([SCHEMAS[name].empty_table(), *tables])
+
+
+def table_files(folder: Path, name: str) -> list[tuple[list[int], Path]]:
+    """The files of ``TRACES`` or ``EVALUATIONS`` with the steps in their names, in step order."""
+    found = ((_TABLES[name].fullmatch(path.name), path) for path in (folder / name).glob("*"))
+    return sorted(([*map(int, steps.groups())], path) for steps, path in found if steps)
+
+
+def read_table(path: Path) -> pa.Table:
+    """A file's rows. Raises RunError where it is damaged or has other columns."""
+    name = path.parent.name
+    try:
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+        return table.select(SCHEMAS[name].names).cast(SCHEMAS[name])
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise RunError(
+            f"{path} cannot be read as {name} ({error})",
+            why="its rows are part of the run's record",
+            fix="restore the file, or move it out of the folder to go on without these rows",
+        ) from error
 
 
 def lines_of(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
@@ -230,23 +335,6 @@ def lines_of(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             ) from None
         read.append((line, row))
     return read
-
-
-def evaluation_files(folder: Path) -> list[tuple[int, Path]]:
-    """(step, file) of each evaluation, in step order."""
-    return [(step, path) for (step,), path in _numbered(folder / EVALUATIONS, _EVALUATION_FILE)]
-
-
-def trace_files(folder: Path) -> list[tuple[int, int, Path]]:
-    """(first step, last step, file) of each file of traces, in step order."""
-    found = _numbered(folder / TRACES, _TRACE_FILE)
-    return [(first, last, path) for (first, last), path in found]
-
-
-def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[tuple[list[int], Path]]:
-    """The files with such a name, with its numbers, in the order of these."""
-    found = ((pattern.fullmatch(path.name), path) for path in folder.glob("*"))
-    return sorted(([*map(int, name.groups())], path) for name, path in found if name)
 
 
 # -- config.yaml -----------------------------------------------------------------------------------

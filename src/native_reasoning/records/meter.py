@@ -1,4 +1,5 @@
-"""What is kept of each step: means that are exact across micro-batches, and the traces.
+"""What is kept of each step: where its time goes, means that are exact across micro-batches, and
+the traces.
 
 A sampler with kernels of its own is compared with the trainer on the tokens that it sampled. For a
 token drawn from the sampler's π_s, with d = log π − log π_s under the same weights,
@@ -10,7 +11,10 @@ Both are 0 where the trainer's own model samples, and nothing is logged then. No
 what the sampler says: rewards and gradients come from the trainer's weights.
 """
 
+import time
 from collections import defaultdict
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,11 +23,60 @@ from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.objective.losses import LossTerms, kl_k3
 from native_reasoning.objective.types import Scores, Signal, uplift
-from native_reasoning.records.metrics import KINDS
-from native_reasoning.records.tables import TraceRow
+from native_reasoning.records.folder import TraceRow
+from native_reasoning.records.metrics import KINDS, STAGES
 
 #: Tokens below which a trace counts as short.
 SHORT = 16
+
+
+class Clock:
+    """Adds up seconds by stage (``STAGES``); a stage inside another is taken off the outer one.
+
+    On an accelerator work is queued, so a stage is where the queue was waited for, not where the
+    work was asked for.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def _count(self) -> None:
+        """What went by since this was called last belongs to the innermost stage."""
+        before, self._since = self._since, time.perf_counter()
+        if self._open:
+            self._seconds[self._open[-1]] += self._since - before
+
+    def begin(self, name: str) -> None:
+        """From here on time belongs to ``name``."""
+        self._count()
+        self._open.append(name)
+
+    def end(self, name: str) -> None:
+        """Ends ``name``, if it is what is running."""
+        if self.running == name:
+            self._count()
+            self._open.pop()
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Time inside belongs to ``name``."""
+        self.begin(name)
+        try:
+            yield
+        finally:
+            self.end(name)
+
+    @property
+    def running(self) -> str | None:
+        """The stage that time belongs to now; another thread may ask."""
+        return next(iter(self._open[-1:]), None)
+
+    def take(self) -> dict[str, float]:
+        """Seconds by stage since this was asked last."""
+        taken, self._seconds = self._seconds, dict.fromkeys(STAGES, 0.0)
+        return taken
 
 
 class Meter:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Where the time of a step goes (clock.py): ``<stage>_seconds`` in timings.jsonl.
+#: Where the time of a step goes (``meter.Clock``): ``<stage>_seconds`` in timings.jsonl.
 STAGES = {
     "sampling": "Sampling traces, and answers where they are sampled",
     "scoring": "Forwards that score reference answers",

@@ -20,9 +20,9 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from native_reasoning.config.errors import printable
-from native_reasoning.records.clock import Clock
+from native_reasoning.records.folder import TraceRow
+from native_reasoning.records.meter import Clock
 from native_reasoning.records.metrics import COLLAPSE, METRICS, STATES
-from native_reasoning.records.tables import TraceRow
 
 #: Metrics of a step; a narrow terminal shows the first ones.
 _NUMBERS = ("reward", "uplift", "trace_length", "closed", "reward_baseline")

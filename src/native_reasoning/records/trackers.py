@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from native_reasoning.config.errors import printable
 from native_reasoning.objective.types import uplift
-from native_reasoning.records.tables import TraceRow
+from native_reasoning.records.folder import TraceRow
 
 #: The table's name in every tracker.
 NAME = "traces"

@@ -20,15 +20,18 @@ from native_reasoning.evaluation.grading import Interval, bootstrap_interval
 from native_reasoning.objective.types import uplift
 from native_reasoning.records.folder import (
     CONFIG,
+    EVALUATIONS,
     METRICS,
     QUARANTINE,
+    SCHEMAS,
     TIMINGS,
-    evaluation_files,
+    TRACES,
     lines_of,
     read_config,
-    trace_files,
+    read_table,
+    storable,
+    table_files,
 )
-from native_reasoning.records.tables import HELD_OUT_SCHEMA, TRACE_SCHEMA, read_table, storable
 
 T = TypeVar("T")
 #: One of ``Run.problems``.
@@ -44,9 +47,9 @@ class Run:
     ``config`` is config.yaml. ``metrics`` and ``timings`` have a row for each logged step,
     ``evaluations`` one for each evaluation, indexed by ``step``, as they were logged: the last may
     be of the best step (``load_best_model_at_end``). docs/diagnostics.md has the names.
-    ``traces`` is an Arrow table with a row for each sampled trace (``tables.TraceRow``);
+    ``traces`` is an Arrow table with a row for each sampled trace (``folder.TraceRow``);
     ``.to_pandas()`` makes a frame of it. ``held_out`` is another, with a row for each trace sampled
-    in an evaluation (``tables.HeldOutRow``). ``quarantine`` has the rows of skipped updates.
+    in an evaluation (``folder.HeldOutRow``). ``quarantine`` has the rows of skipped updates.
     ``problems`` says what could not be read or is not there, a sentence each.
     """
 
@@ -138,9 +141,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         rows = [row for _, row in tried(lambda: lines_of(folder / name), [])]
         return pd.DataFrame(rows, columns=None if rows else ["step"]).set_index("step")
 
-    def tables(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
-        none = schema.empty_table()
-        found = [tried(lambda file=file: read_table(file, schema), none) for file in files]
+    def tables(name: str) -> pa.Table:
+        files, none = table_files(folder, name), SCHEMAS[name].empty_table()
+        found = [tried(lambda file=file: read_table(file), none) for _, file in files]
         return pa.concat_tables([none, *found])
 
     config = tried(lambda: read_config(folder), {})
@@ -148,7 +151,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     if "eval_other_data" in logged:  # evaluate() was asked about other questions
         logged = logged.loc[logged["eval_other_data"].isna()]
     evaluated = logged.filter(like="eval_").notna().any(axis=1)
-    traces = tables([file for _, _, file in trace_files(folder)], TRACE_SCHEMA)
+    traces = tables(TRACES)
     if logged.empty:
         problems.append("no step has been logged yet")
     if not traces.num_rows and not any("traces" in problem for problem in problems):
@@ -160,7 +163,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         evaluations=logged.loc[evaluated].dropna(axis=1, how="all"),
         timings=lines(TIMINGS),
         traces=traces,
-        held_out=tables([file for _, file in evaluation_files(folder)], HELD_OUT_SCHEMA),
+        held_out=tables(EVALUATIONS),
         quarantine=lines(QUARANTINE),
         problems=tuple(problems),
     )

@@ -16,7 +16,7 @@ from native_reasoning.model.policy import warmup_warning
 from native_reasoning.objective.custom import RewardFunctions
 from native_reasoning.objective.types import Verdict
 from native_reasoning.objective.verdicts import judge
-from native_reasoning.records.clock import Clock
+from native_reasoning.records.meter import Clock
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling, sample_answers
 from native_reasoning.rollout.noise import ANSWERS
 from native_reasoning.rollout.schedule import (

@@ -16,12 +16,10 @@ from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.objective.types import Scores, Signal
-from native_reasoning.records.clock import Clock
 from native_reasoning.records.collapse import CollapseGuard
-from native_reasoning.records.folder import RunFolder
-from native_reasoning.records.meter import Meter, means, trace_rows
+from native_reasoning.records.folder import RunFolder, TraceRow
+from native_reasoning.records.meter import Clock, Meter, means, trace_rows
 from native_reasoning.records.metrics import one_kind
-from native_reasoning.records.tables import TraceRow
 from native_reasoning.records.trackers import TraceTables
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.diagnostics import Finding, summary
