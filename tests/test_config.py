@@ -12,9 +12,8 @@ from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config, read_recipe
 from native_reasoning.config.settings import SETTINGS, ObjectiveSettings
-from native_reasoning.objective.advantages import CENTRES
 from native_reasoning.objective.losses import RATIOS
-from native_reasoning.objective.rewards import REWARDS
+from native_reasoning.objective.rewards import CENTRES, REWARDS
 
 
 def config(tmp_path, **settings) -> NRTConfig:

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from native_reasoning.objective.filters import DECAY, FIRST, LAST, StdFilter
 from native_reasoning.objective.types import Signal
+from native_reasoning.training.judging import DECAY, FIRST, LAST, StdFilter
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from native_reasoning.config.errors import RunError
 from native_reasoning.records.folder import read_metrics, read_traces
 from native_reasoning.rollout import hf
 from native_reasoning.scoring.scorer import Scorer
-from native_reasoning.training.parts import fitting
+from native_reasoning.training.forwards import fitting
 from watchers import Gradients
 
 #: three micro-batches of one prompt, so that the one that fails has others before it

@@ -8,10 +8,10 @@ import torch
 
 from groups_of_scores import full_scores
 from native_reasoning.config.settings import GROUP_REWARDS, TOKEN_REWARDS
-from native_reasoning.objective.advantages import CENTRES, twice_mean
 from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.losses import group_loss, kl_k3
 from native_reasoning.objective.rewards import (
+    CENTRES,
     REWARDS,
     Group,
     efficiency,
@@ -20,6 +20,7 @@ from native_reasoning.objective.rewards import (
     perplexity_rank,
     policy_mask,
     reflection,
+    twice_mean,
 )
 from native_reasoning.objective.types import Judgement, Scores, Verdict
 

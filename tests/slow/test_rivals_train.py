@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from lab_run import lab_trainer
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.papers import PRESETS
-from native_reasoning.objective import filters
 from native_reasoning.records.folder import read_metrics, read_traces
 from native_reasoning.scoring.judges import EMA
+from native_reasoning.training import judging
 from native_reasoning.training.checkpoints import KEPT
 from watchers import Gradients, Killed, KillIn
 
@@ -116,8 +116,8 @@ RESUMED = {
 @pytest.mark.parametrize("step", [3, 5])
 @pytest.mark.parametrize("name", RESUMED)
 def test_killed_and_resumed_run_is_bit_identical(name, step, tmp_path, monkeypatch):
-    monkeypatch.setattr(filters, "FIRST", 1)
-    monkeypatch.setattr(filters, "LAST", 2)
+    monkeypatch.setattr(judging, "FIRST", 1)
+    monkeypatch.setattr(judging, "LAST", 2)
     settings = {**RESUMED[name], "max_steps": 6, "save_strategy": "steps", "save_steps": 1}
     settings["save_total_limit"] = None
     lab_trainer(tmp_path / "whole", **settings).train()
@@ -137,8 +137,8 @@ def test_killed_and_resumed_run_is_bit_identical(name, step, tmp_path, monkeypat
 
 
 def test_the_filter_leaves_groups_out_once_it_acts(tmp_path, monkeypatch):
-    monkeypatch.setattr(filters, "FIRST", 1)
-    monkeypatch.setattr(filters, "LAST", 2)
+    monkeypatch.setattr(judging, "FIRST", 1)
+    monkeypatch.setattr(judging, "LAST", 2)
     seen = gradients(tmp_path / "run", preset="rlpr", max_steps=4, filter_coef=1.2)
     kept = [m["kept_groups"] for m in read_metrics(tmp_path / "run")]
     assert kept[:2] == [1.0, 1.0]

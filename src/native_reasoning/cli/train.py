@@ -32,7 +32,7 @@ from native_reasoning.records.metrics import evaluation_rows
 from native_reasoning.records.progress import ProgressCallback, clock_text
 from native_reasoning.records.trackers import end_runs
 from native_reasoning.rollout.schedule import make_schedule, total_steps
-from native_reasoning.training.parts import fitting, full_step
+from native_reasoning.training.forwards import fitting, full_step
 from native_reasoning.training.resume import alone, checkpoints
 from native_reasoning.training.trainer import NRTTrainer
 

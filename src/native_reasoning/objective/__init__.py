@@ -2,5 +2,5 @@
 
 ``Scores`` (types) -> ``Objective`` (credit: rewards, advantages, answer weights) -> ``Signal`` ->
 ``group_loss`` (losses). ``judge`` (verdicts) looks at sampled text, ``custom`` at a user's
-functions, ``filters`` at whole groups.
+functions.
 """

@@ -5,7 +5,7 @@ same with an empty trace::
 
     R_k  = f(c_k)                        rewards.py, one function each
     R'_k = clip(R_k − R_base)            clip ∈ {none, relu}, R_base = f(exp b)
-    A_k  = scale(centre(R'_k + …))       advantages.py; scale ∈ {std, none}
+    A_k  = scale(centre(R'_k + …))       rewards.py too; scale ∈ {std, none}
     w_ki = λ c_i ∂f/∂c_i, or λ, or 0     what the answer's tokens weigh
 
 A and w are constants for the gradient of the loss (losses.py). Every method is a choice of settings
@@ -23,8 +23,8 @@ from torch.nn.functional import pad
 
 from native_reasoning.config.papers import find_preset
 from native_reasoning.config.settings import ObjectiveSettings
-from native_reasoning.objective.advantages import ANSWER_MASKED, CENTRES, spread, twice_mean
 from native_reasoning.objective.rewards import (
+    CENTRES,
     LARGEST_BASELINE,
     REWARDS,
     Group,
@@ -32,11 +32,15 @@ from native_reasoning.objective.rewards import (
     efficiency,
     per_trace,
     policy_mask,
+    spread,
+    twice_mean,
 )
 from native_reasoning.objective.types import Scores, Signal
 
 #: The natural logarithm below which float32 has no normal number left.
 UNDERFLOW = -87.0
+#: Policies that leave the answer of a trace in a wrong format untrained.
+ANSWER_MASKED = ("mask", "zero", "penalty")
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,9 +38,8 @@ class Verdict:
 
     def to(self, device: torch.device) -> "Verdict":
         """The same on another device."""
-        added = None if self.added is None else self.added.to(device)
-        moved = (self.complete.to(device), self.correct.to(device), self.repetitive.to(device))
-        return Verdict(*moved, added)
+        moved: Any = {name: x.to(device) for name, x in vars(self).items() if x is not None}
+        return Verdict(**moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +95,8 @@ class Scores:
 
     def detach(self) -> "Scores":
         """The same numbers without gradients."""
-        return replace(
-            self,
-            trace=self.trace.detach(),
-            answer=self.answer.detach(),
-            baseline=self.baseline.detach(),
-            forced_tag=self.forced_tag.detach(),
-        )
+        names = ("trace", "answer", "baseline", "forced_tag")
+        return replace(self, **{name: getattr(self, name).detach() for name in names})
 
     @property
     def complete(self) -> Tensor:

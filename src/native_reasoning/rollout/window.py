@@ -1,8 +1,8 @@
 """One rollout and everything that was read off it: traces, and where they are taken then, scores.
 
 On-policy a window is one optimiser step and its scores come from the training forward. With several
-updates per rollout, or where groups are trained on in parts (parts.py), the scores are taken once,
-when the traces are sampled; the open window is part of every checkpoint.
+updates per rollout, or where groups are trained on in parts, the scores are taken once, when the
+traces are sampled; the open window is part of every checkpoint.
 """
 
 import json

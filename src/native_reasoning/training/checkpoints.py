@@ -40,6 +40,7 @@ from native_reasoning.rollout.schedule import data_hash
 from native_reasoning.training.callbacks import SignalCallback
 from native_reasoning.training.collector import Collector
 from native_reasoning.training.forwards import Forwards
+from native_reasoning.training.judging import RunObjective
 from native_reasoning.training.recorder import Recorder
 from native_reasoning.training.resume import (
     alone,
@@ -49,7 +50,6 @@ from native_reasoning.training.resume import (
     open_run,
     step_in_name,
 )
-from native_reasoning.training.state import RunObjective
 
 #: Does not match transformers' ``checkpoint-*``, so that an unfinished one is never resumed from.
 STAGING = ".saving"

@@ -28,8 +28,8 @@ from native_reasoning.rollout.schedule import (
     total_steps,
 )
 from native_reasoning.rollout.window import Cell, MicroBatch, Window, in_batches, micro_batch
-from native_reasoning.training.parts import fitting
-from native_reasoning.training.state import RunObjective
+from native_reasoning.training.forwards import fitting
+from native_reasoning.training.judging import RunObjective
 
 
 class Collector:

@@ -1,15 +1,21 @@
-"""What forwards the model beside its training: to sample, to score, and whole where it is cut."""
+"""What forwards the model beside its training: to sample, to score, and whole where it is cut; and
+whether a forward, or a step, fits into memory."""
 
+import sys
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 
+from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig, model_dtype
 from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.model.gathered import stand_in
 from native_reasoning.model.policy import Policy
+from native_reasoning.records.folder import read_timings
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import longest, training_engine
 from native_reasoning.scoring.capabilities import capabilities_of, checkpointing
@@ -90,3 +96,55 @@ class Forwards:
         cut = self.accelerator.unwrap_model(wrapped)
         with self.copy.filled(cut) as model, self.autocast():
             yield model
+
+
+@contextmanager
+def fitting(what: str, fix: str) -> Generator[None]:
+    """Raises a RunError where memory runs out inside: out of memory with ``what``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, RunError) or not should_reduce_batch_size(error):
+            raise
+        said = (str(error).splitlines() or [""])[0]
+        raise RunError(
+            f"out of memory with {what}: {said}",
+            why="they were computed together",
+            fix=f"{fix}; --resume goes on from the last checkpoint",
+        ) from None
+
+
+def fewer_rows(rows: int) -> tuple[str, str]:
+    """What ``fitting`` says of a forward of so many traces."""
+    fewer = f"--rows-per-forward {rows // 2}, " if rows > 1 else ""
+    fix = f"{fewer}--activation-checkpointing true, or a smaller --max-trace-length"
+    return f"{rows} traces in a forward", fix
+
+
+# -- What a step takes (``nrt train --dry-run``) --------------------------------------------------
+
+
+def full_step(trainer: Any) -> dict[str, float | None]:
+    """Trains one step on the longest rows, with traces that all run to ``max_trace_length``, and
+    says what it took on this rank: ``seconds_per_step``, and the bytes of ``memory`` at its peak,
+    those of the process on a CPU (None where the system does not say), those that torch has
+    reserved on a GPU. ``trainer``, an NRTTrainer with ``max_steps`` 1, is of no use afterwards."""
+    trainer.collector.take_longest()
+    cuda = trainer.args.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    trainer.forwards.sampler.stop = lambda ids: None
+    trainer.train()
+    # of the step alone: what comes once in a run is not multiplied by its steps; one rank writes it
+    steps = [x["step_seconds"] for x in read_timings(trainer.folder) if "step_seconds" in x]
+    peak = torch.cuda.max_memory_reserved() if cuda else _peak_of_process()
+    return {"seconds_per_step": sum(steps), "memory": peak}
+
+
+def _peak_of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

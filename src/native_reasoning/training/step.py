@@ -22,9 +22,9 @@ from native_reasoning.rollout.schedule import PlannedStep
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.diagnostics import diagnose
 from native_reasoning.training.collector import Collector
-from native_reasoning.training.parts import fewer_rows, fitting, split
+from native_reasoning.training.forwards import fewer_rows, fitting
+from native_reasoning.training.judging import RunObjective, split
 from native_reasoning.training.recorder import Recorder
-from native_reasoning.training.state import RunObjective
 
 
 class Step:

@@ -1,8 +1,8 @@
 """``NRTTrainer``: transformers' Trainer, with a rollout before each optimiser step.
 
 Overrides, and nothing else: each hands over to what the constructor has made. ``collector`` samples
-what a step trains on (collector.py), ``objective`` scores and judges it (state.py), ``step`` makes
-the loss of it (step.py), ``recorder`` writes down what there was (recorder.py), ``checkpoints``
+what a step trains on (collector.py), ``objective`` scores and judges it (judging.py), ``step``
+makes the loss of it (step.py), ``recorder`` writes down what there was (recorder.py), checkpoints
 appear whole (checkpoints.py), ``evaluator`` asks held-out questions (evaluating.py).
 """
 
@@ -39,8 +39,8 @@ from native_reasoning.training.checkpoints import Checkpoints, state_of
 from native_reasoning.training.collector import Collector
 from native_reasoning.training.evaluating import Evaluator, question_sets
 from native_reasoning.training.forwards import Forwards
+from native_reasoning.training.judging import RunObjective
 from native_reasoning.training.recorder import Recorder
-from native_reasoning.training.state import RunObjective
 from native_reasoning.training.step import Step
 
 #: Entries of ``state.log_history``, which stays in memory and is in every checkpoint.
