@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trai
 
 from native_reasoning.config.errors import ConfigError, PolicyError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.evaluation.asked import load_asked
+from native_reasoning.evaluation.conversation import load_asked
 from native_reasoning.model.adapters import (
     ADAPTER_FILE,
     has_adapter,

@@ -11,8 +11,7 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import Example
 from native_reasoning.data.template import make_template
 from native_reasoning.demo import base_path
-from native_reasoning.evaluation.asked import load_asked
-from native_reasoning.evaluation.conversation import Conversation
+from native_reasoning.evaluation.conversation import Conversation, load_asked
 from tiny import byte_tokenizer, tiny_model
 
 QUESTION = "tell 1 2 3 4 5"

@@ -67,7 +67,7 @@ def test_commands_within_sentences_have_flags_that_exist(page: Path):
         if verb in ("VERB", "--help", "..."):
             continue
         own = {flag.name for flags in groups_of(VERBS[verb]).values() for flag in flags}
-        flags = {*own, "--help", *(known if VERBS[verb].takes_settings else ())}
+        flags = {*own, "--help", *(known if VERBS[verb].groups else ())}
         for word in words:
             flag = word.split("=")[0].replace("_", "-")
             assert not flag.startswith("--") or flag in flags, f"{page.name}: {span}"

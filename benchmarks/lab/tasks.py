@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from native_reasoning.demo.tasks import DIGITS, draw, is_heldout, last, pool
+from native_reasoning.demo import DIGITS, draw, is_heldout, last, pool
 
 Pairs = tuple[tuple[str, str], ...]
 """Easy words: at each place one of style A and one of style B."""

@@ -21,8 +21,8 @@ import torch
 
 from native_reasoning.cli.output import quiet_libraries, say
 from native_reasoning.config.recipe import make_config
-from native_reasoning.evaluation.asked import load_asked
 from native_reasoning.evaluation.benchmarks import BENCHMARKS, chosen
+from native_reasoning.evaluation.conversation import load_asked
 from native_reasoning.evaluation.harness import SuitePlan, first_rows, load_tasks, run_suite
 
 RESULTS = Path(__file__).with_name("results.json")

@@ -51,33 +51,28 @@ __all__ = [
     "write_report",
 ]
 
-_HOME = {
-    "NRTConfig": "config.nrt_config",
-    "NRTTrainer": "training.trainer",
-    "Objective": "objective.credit",
-    "PRESETS": "config.papers",
-    "Scores": "objective.types",
-    "Signal": "objective.types",
-    "figure": "report",
-    "load_examples": "data",
-    "load_policy": "model.policy",
-    "load_run": "report.runs",
-    "write_report": "report",
-    "NativeReasoningError": "config.errors",
-    "ConfigError": "config.errors",
-    "DataError": "config.errors",
-    "DiskError": "config.errors",
-    "PolicyError": "config.errors",
-    "RunError": "config.errors",
-    "TemplateError": "config.errors",
+_HOMES = {
+    "config.errors": (
+        *("ConfigError", "DataError", "DiskError", "NativeReasoningError"),
+        *("PolicyError", "RunError", "TemplateError"),
+    ),
+    "config.nrt_config": ("NRTConfig",),
+    "config.papers": ("PRESETS",),
+    "data": ("load_examples",),
+    "model.policy": ("load_policy",),
+    "objective.credit": ("Objective",),
+    "objective.types": ("Scores", "Signal"),
+    "report": ("figure", "write_report"),
+    "report.runs": ("load_run",),
+    "training.trainer": ("NRTTrainer",),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = _version()
-    elif name in _HOME:
-        value = getattr(import_module(f"native_reasoning.{_HOME[name]}"), name)
+    elif home := next((home for home, names in _HOMES.items() if name in names), None):
+        value = getattr(import_module(f"native_reasoning.{home}"), name)
     else:
         raise AttributeError(f"module 'native_reasoning' has no attribute {name!r}")
     globals()[name] = value

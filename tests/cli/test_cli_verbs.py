@@ -7,7 +7,7 @@ import types
 import pytest
 
 from cli_helpers import LENGTHS, SMALL, sums, write_rows
-from native_reasoning.cli import doctor
+from native_reasoning.cli import check
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.data.rows import Example
 
@@ -123,18 +123,18 @@ def _example(question: str, answer: str) -> Example:
      ("a b c d e f", "long")],
 )  # fmt: skip
 def test_answer_kinds(answer, kind):
-    assert doctor.answer_kind(answer) == kind
+    assert check.answer_kind(answer) == kind
 
 
 def test_leaks_are_whole_words():
     rows = [_example("Is it Paris or Rome?", "paris"), _example("In 1512?", "51")]
-    assert [doctor.leaks(row) for row in rows] == [True, False]
+    assert [check.leaks(row) for row in rows] == [True, False]
 
 
 def test_percentiles_and_overlap():
-    assert doctor.percentiles([5]) == {"p50": 5, "p90": 5, "p99": 5, "max": 5}
-    assert doctor.percentiles(range(101)) == {"p50": 50, "p90": 90, "p99": 99, "max": 100}
-    assert doctor.overlap([_example("One  two?", "1")], [_example("one two?", "2")]) == [1]
+    assert check.percentiles([5]) == {"p50": 5, "p90": 5, "p99": 5, "max": 5}
+    assert check.percentiles(range(101)) == {"p50": 50, "p90": 90, "p99": 99, "max": 100}
+    assert check.overlap([_example("One  two?", "1")], [_example("one two?", "2")]) == [1]
 
 
 def test_columns_beside_an_answer_in_a_list(tmp_path):
@@ -145,8 +145,8 @@ def test_columns_beside_an_answer_in_a_list(tmp_path):
     ]
     path = write_rows(tmp_path / "tasks.jsonl", rows)
     report = load_examples(path, answer_column="instances.0.output").report
-    assert doctor.left_out(path, report) == ["instances.0.input"]
-    assert "--prompt-column instruction+instances.0.input" in doctor.left_out_warning(
+    assert check.left_out(path, report) == ["instances.0.input"]
+    assert "--prompt-column instruction+instances.0.input" in check.left_out_warning(
         ["instances.0.input"], report
     )
 

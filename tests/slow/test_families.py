@@ -17,7 +17,7 @@ from lab.tasks import (
 from lab.tokenizer import build_tokenizer
 from lab.trial import base_of
 
-from native_reasoning.demo.tasks import is_heldout
+from native_reasoning.demo import is_heldout
 
 B = {b for _, b in STYLES}
 

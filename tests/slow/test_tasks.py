@@ -9,8 +9,7 @@ import pytest
 from lab.tasks import CHATTER, DEMO, STYLES, documents, words
 from lab.tasks import make_rows as rows_of
 
-from native_reasoning.demo import make_rows
-from native_reasoning.demo.tasks import is_heldout
+from native_reasoning.demo import is_heldout, make_rows
 
 STYLE_A, STYLE_B = zip(*STYLES, strict=True)
 DOCUMENT = re.compile(r"(add|tell) ((?:\d ){5})<think> (.*?) ?</think> (.*) <eos>")

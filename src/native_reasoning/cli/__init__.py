@@ -36,13 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if error.filename is None and not is_full(error):
             raise
-        told = NativeReasoningError(
+        refused = NativeReasoningError(
             f"{error.filename}: {error.strerror}",
             why="the system does not let this command read or write it",
             fix="check the path and who may use it",
         )
-        if is_full(error):
-            told = unwritten(error)
+        told = unwritten(error) if is_full(error) else refused
         warn(f"error: {told}")
         return told.exit_code
 

@@ -11,8 +11,7 @@ from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.inputs import asked_for
 from native_reasoning.cli.output import quiet_libraries, say, say_loading, show_json
 from native_reasoning.config.errors import NativeReasoningError, printable
-from native_reasoning.evaluation.asked import load_asked
-from native_reasoning.evaluation.conversation import Conversation, Reply
+from native_reasoning.evaluation.conversation import Conversation, Reply, load_asked
 
 
 def run(parsed: Parsed) -> int:

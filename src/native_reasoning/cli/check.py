@@ -1,20 +1,44 @@
-"""``nrt check``: what would be read from a data file, and what goes wrong later."""
+"""``nrt check``: what would be read from a data file, and what goes wrong later.
 
+``nrt train`` says what goes wrong (``look_at``) before it starts.
+"""
+
+import re
+import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from tempfile import gettempdir
+from textwrap import shorten
 from typing import Any
 
-from native_reasoning.cli import doctor
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.inputs import load_data, model_folder
+from native_reasoning.cli.inputs import load_data, model_folder, split_source
 from native_reasoning.cli.output import quiet_libraries, show, show_json, show_row, show_table
+from native_reasoning.config.errors import PolicyError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.recipe import make_config
-from native_reasoning.data import Examples
+from native_reasoning.data import DataReport, Examples, load_rows
+from native_reasoning.data.rows import Example, PromptGroup
+from native_reasoning.data.shapes import BadRow, value_at
+from native_reasoning.data.template import Template, make_template
 from native_reasoning.data.tokens import prepare
+from native_reasoning.evaluation.conversation import tokenizer_of
 from native_reasoning.model.policy import context_of, start_warning, warmup_warning
+
+_LOOKED_AT = 200
+#: How the columns are named that a question may need.
+_TEXT_COLUMNS = (
+    *("body", "context", "passage", "background", "article", "story", "paragraph"),
+    *("input", "text", "options", "choice"),
+)
+_NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
+_SHORT_WORDS = 5
+_FEW_ANSWERS, _ENOUGH_ROWS = 3, 20
 
 
 def run(parsed: Parsed) -> int:
@@ -24,18 +48,17 @@ def run(parsed: Parsed) -> int:
     config = make_config(parsed.settings, output_dir=gettempdir(), use_cpu=True)
     data = load_data(name, config)
     held_out = load_data(own["eval_data"], config) if own["eval_data"] else None
-    warnings = doctor.data_warnings(name, data, held_out, config, data.examples)
+    about, warnings = look_at(name, data, held_out, config)
     first = data.examples[0]
     found: dict[str, Any] = {
         **asdict(data.report),
-        "answers": Counter(doctor.answer_kind(row.answer) for row in data.examples),
-        "answers_in_prompt": sum(map(doctor.leaks, data.examples)),
+        **about,
         "lengths": {
             "unit": "words",
-            "prompt": doctor.percentiles(
+            "prompt": percentiles(
                 [sum(len(text.split()) for _, text in row.prompt) for row in data.examples]
             ),
-            "answer": doctor.percentiles([len(row.answer.split()) for row in data.examples]),
+            "answer": percentiles([len(row.answer.split()) for row in data.examples]),
         },
         "example": {
             "prompt": "\n".join(f"{role}: {text}" for role, text in first.prompt),
@@ -43,9 +66,6 @@ def run(parsed: Parsed) -> int:
             "answer": first.answer,
         },
     }
-    if held_out is not None:
-        shared = doctor.overlap(data.examples, held_out.examples)
-        found["eval_data"] = {"rows": len(held_out), "overlap": len(shared)}
     if own["model"]:
         about, told = with_model(own["model"], data, config)
         found |= about
@@ -59,10 +79,214 @@ def run(parsed: Parsed) -> int:
     return 0
 
 
+def show_found(found: Mapping[str, Any]) -> None:
+    """What was found, as text on stdout."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found["answers"].items())
+    rows = [["answers", kinds], ["answer in its prompt", f"{found['answers_in_prompt']} rows"]]
+    if "eval_data" in found:
+        other = found["eval_data"]
+        rows.append(["held out", f"{other['rows']} rows, {other['overlap']} of them in training"])
+    if "model" in found:
+        rows.append(["model", f"{found['model']} ({found['parameters']:,} parameters)"])
+        rows.append(["boundary", f"{found['boundary']}: {' '.join(map(repr, found['think']))}"])
+    show_table(["", ""], rows)
+    lengths, limits = dict(found["lengths"]), found.get("limits", {})
+    show("")
+    header = [f"length in {lengths.pop('unit')}", "median", "90 %", "99 %", "longest", "limit"]
+    numbers = {part: [*map(str, of.values())] for part, of in lengths.items()}
+    show_table(header, [[p, *of, str(limits.get(p, "-"))] for p, of in numbers.items()])
+    seen = ", as the model sees it" if "model" in found else ""
+    show_row(f"\nfirst row{seen}", found["example"])
+    show("\nwarnings:" if found["warnings"] else "\nno warnings")
+    for warning in found["warnings"]:
+        show(f"  ! {warning}")
+    if "model" not in found:
+        show("--model M adds lengths in tokens and boundaries")
+
+
+# -- What a person should look at ------------------------------------------------------------------
+
+
+def look_at(
+    name: str,
+    data: Examples,
+    held_out: Examples | None,
+    config: NRTConfig,
+    most: int | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """What the texts of a source are like, and what goes wrong later with them. Of its rows the
+    answers of the first ``most`` are looked at."""
+    lines: list[str] = []
+    if config.prompt_column is None and (columns := left_out(name, data.report)):
+        lines.append(left_out_warning(columns, data.report))
+    seen = data.examples[:most]
+    found, told = _answers(seen, data.report.unit, config.answer_regex is None)
+    if held_out is not None:
+        shared = overlap(data.examples, held_out.examples)
+        found["eval_data"] = {"rows": len(held_out), "overlap": len(shared)}
+        if shared:
+            lines.append(
+                f"{len(shared)} of {len(held_out)} held-out questions are training questions too "
+                f"(first: {held_out.report.unit} {shared[0]}); their accuracy says nothing"
+            )
+    where = f"in the first {len(seen)} rows: " if len(seen) < len(data) else ""
+    return found, [*lines, *(where + line for line in told)]
+
+
+def _answers(seen: Sequence[Example], unit: str, whole: bool) -> tuple[dict[str, Any], list[str]]:
+    """``whole``: no --answer-regex cut the answers."""
+    lines: list[str] = []
+    rows, answers = len(seen), [example.answer for example in seen]
+    if whole and sum("####" in answer for answer in answers) > 0.5 * rows:
+        lines.append(
+            r"most answers hold a worked solution before '####': --answer-regex '####\s*(.*)' "
+            "keeps the final answer, so that the model writes its own"
+        )
+    distinct = sorted(set(map(_folded, answers)))
+    if len(distinct) <= _FEW_ANSWERS and rows >= _ENOUGH_ROWS:
+        cut = (shorten(answer, 40, placeholder=" ...") for answer in distinct)
+        lines.append(
+            f"not more than {len(distinct)} distinct answer{'s' * (len(distinct) > 1)} "
+            f"({', '.join(map(repr, cut))}): hard to learn from, because a trace that merely names "
+            "one helps many of them"
+        )
+    kinds = Counter(map(answer_kind, answers))
+    leaking = [example for example in seen if leaks(example)]
+    leaked = Counter(answer_kind(example.answer) for example in leaking)
+    if leaked["long"] or leaked["short"] > 0.2 * rows:
+        first = ", ".join(str(example.line) for example in leaking[:5])
+        lines.append(
+            f"{len(leaking)} answers stand word by word in their own prompt ({unit} {first}): such "
+            "rows need no thought"
+        )
+    if kinds["long"] > 0.5 * rows:
+        lines.append(
+            "most answers are long, so hardly any will be matched word by word: of an evaluation, "
+            "read uplift and word overlap, not accuracy"
+        )
+    return {"answers": kinds, "answers_in_prompt": len(leaking)}, lines
+
+
+def left_out(name: str, report: DataReport) -> list[str]:
+    """Columns that look like a part of the question and are not used, by their name and texts;
+    beside an answer at a path (``instances.0.output``) its neighbours too."""
+    source, split = split_source(name)
+    rows = [row.value for row in islice(load_rows(source, split=split).rows, _LOOKED_AT)]
+    answer = report.shapes[0][0].rpartition(" -> ")[2]
+    parent = answer.rpartition(".")[0]
+    first = _at(rows[0], parent) if parent else None
+    beside = [f"{parent}.{key}" for key in first] if isinstance(first, dict) else []
+    found = []
+    for column in [*report.unused, *beside]:
+        named = any(word in column.rpartition(".")[2].casefold() for word in _TEXT_COLUMNS)
+        filled = sum(_is_text(_at(row, column)) for row in rows)
+        if named and column != answer and filled >= 0.3 * len(rows):
+            found.append(column)
+    return found
+
+
+def left_out_warning(columns: Sequence[str], report: DataReport) -> str:
+    """What to do about ``left_out`` columns: a context stands before its question, the input of an
+    instruction behind it."""
+    used = report.shapes[0][0].split(" -> ")[0]
+    behind = [c for c in columns if "input" in c.casefold() or "option" in c or "choice" in c]
+    whole = [*(c for c in columns if c not in behind), used, *behind]
+    verb = "is" if len(columns) == 1 else "are"
+    return (
+        f"{', '.join(columns)} {verb} not used, though the question may need it: "
+        f"--prompt-column {shlex.quote('+'.join(whole))}"
+    )
+
+
+def _at(row: Any, path: str) -> Any:
+    try:
+        return value_at(row, path)
+    except (BadRow, AttributeError, TypeError):
+        return None
+
+
+def _is_text(value: Any) -> bool:
+    items: list[Any] = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, str) and item.strip() for item in items)
+
+
+def answer_kind(answer: str) -> str:
+    """ "number", "short" (up to five words) or "long"."""
+    if _NUMBER.fullmatch(answer.strip()):
+        return "number"
+    return "short" if len(answer.split()) <= _SHORT_WORDS else "long"
+
+
+def leaks(example: Example) -> bool:
+    """Whether the answer stands word by word in its own prompt."""
+    answer, prompt = _folded(example.answer), _folded(_text(example))
+    return answer in prompt and bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", prompt))
+
+
+def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> list[int]:
+    """Lines of held-out examples whose prompt, but for case and spaces, is a training prompt."""
+    known = {hash(_folded(_text(example))) for example in train}
+    return [example.line for example in held_out if hash(_folded(_text(example))) in known]
+
+
+def _text(example: Example) -> str:
+    return "\n".join(text for _, text in example.prompt)
+
+
+def _folded(text: str) -> str:
+    """Without case, and with one space for several."""
+    return " ".join(text.casefold().split())
+
+
+def percentiles(values: Sequence[int]) -> dict[str, int]:
+    """The 50th, 90th and 99th percentile, and the largest value."""
+    ordered = sorted(values)
+    places = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in places.items()}
+
+
+# -- A model without its weights ------------------------------------------------------------------
+
+
+def skeleton(folder: str, config: NRTConfig) -> tuple[Template, Any]:
+    """The template and an empty model of a hub id or folder: its weights are not loaded, so that
+    think tokens count as trained. Raises PolicyError or TemplateError."""
+    template = make_template(
+        tokenizer_of(folder, config),
+        boundary=config.boundary,
+        think=(config.think_open, config.think_close),
+        boundary_text=config.boundary_text,
+        system_prompt=config.system_prompt,
+    )
+    try:
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        with torch.device("meta"):
+            return template, AutoModelForCausalLM.from_config(
+                shape, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+            )
+    except Exception as error:  # whatever a kind of model makes of fields that it lacks
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise PolicyError(
+            f"no configuration could be loaded from {folder}: {told}",
+            why="it says how large the model is",
+            fix="give a folder with config.json, or a hub id",
+        ) from None
+
+
+def rendered(group: PromptGroup, template: Template) -> dict[str, str]:
+    """A row as the model sees it, special tokens and boundaries included."""
+    decode: Any = template.tokenizer.decode
+    return {
+        "prompt": decode(group.prompt_ids),
+        "trace": f"(written by the model, closed by {template.boundary.close_text!r})",
+        "answer": decode([*template.gap_ids, *group.answer_ids]),
+    }
+
+
 def with_model(name: str, data: Examples, config: NRTConfig) -> tuple[dict[str, Any], list[str]]:
     """What tokenizer and configuration of a model add, and what goes wrong with them; its weights
     are not loaded."""
-    template, model = doctor.skeleton(model_folder(name)[0], config)
+    template, model = skeleton(model_folder(name)[0], config)
     prepared = prepare(data.examples, template)
     shown = prepared.prompt_sizes >= 0
     if not shown.any():
@@ -96,35 +320,10 @@ def with_model(name: str, data: Examples, config: NRTConfig) -> tuple[dict[str, 
         "think": [template.boundary.open_text, template.boundary.close_text],
         "lengths": {
             "unit": "tokens",
-            **{part: doctor.percentiles(sizes[part][shown].tolist()) for part in sizes},
+            **{part: percentiles(sizes[part][shown].tolist()) for part in sizes},
         },
         "limits": limits,
         "longest_row": {"tokens": longest, "context": context},
-        "example": doctor.rendered(template.group(data.examples[first]), template),
+        "example": rendered(template.group(data.examples[first]), template),
     }
     return found, [line for line in warnings if line]
-
-
-def show_found(found: Mapping[str, Any]) -> None:
-    """What was found, as text on stdout."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found["answers"].items())
-    rows = [["answers", kinds], ["answer in its prompt", f"{found['answers_in_prompt']} rows"]]
-    if "eval_data" in found:
-        other = found["eval_data"]
-        rows.append(["held out", f"{other['rows']} rows, {other['overlap']} of them in training"])
-    if "model" in found:
-        rows.append(["model", f"{found['model']} ({found['parameters']:,} parameters)"])
-        rows.append(["boundary", f"{found['boundary']}: {' '.join(map(repr, found['think']))}"])
-    show_table(["", ""], rows)
-    lengths, limits = dict(found["lengths"]), found.get("limits", {})
-    show("")
-    header = [f"length in {lengths.pop('unit')}", "median", "90 %", "99 %", "longest", "limit"]
-    numbers = {part: [*map(str, of.values())] for part, of in lengths.items()}
-    show_table(header, [[p, *of, str(limits.get(p, "-"))] for p, of in numbers.items()])
-    seen = ", as the model sees it" if "model" in found else ""
-    show_row(f"\nfirst row{seen}", found["example"])
-    show("\nwarnings:" if found["warnings"] else "\nno warnings")
-    for warning in found["warnings"]:
-        show(f"  ! {warning}")
-    if "model" not in found:
-        show("--model M adds lengths in tokens and boundaries")

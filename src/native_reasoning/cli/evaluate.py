@@ -21,9 +21,8 @@ from native_reasoning.cli.output import (
 )
 from native_reasoning.cli.verbs import SUITE_FLAGS
 from native_reasoning.config.errors import ConfigError
-from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.evaluation.asked import load_asked
 from native_reasoning.evaluation.benchmarks import MODES, Benchmark, askable, chosen, one_of
+from native_reasoning.evaluation.conversation import load_asked
 from native_reasoning.evaluation.grading import accuracy
 from native_reasoning.evaluation.held_out import Outcome, answer_length, summarise
 from native_reasoning.records.metrics import evaluation_rows
@@ -35,17 +34,7 @@ def run(parsed: Parsed) -> int:
     """Evaluates; returns the exit code."""
     _refuse_together(parsed.own)
     quiet_libraries()
-    if parsed.own["suite"]:
-        return _run_suite(parsed)
-    model, config = asked_for(parsed)
-    values, outcomes = evaluate(model, parsed.own["data"], config)
-    shown = outcomes[: parsed.own["show"] or 0]
-    result = {"model": model, "data": parsed.own["data"], **values}
-    if parsed.own["json"]:
-        show_json(result | ({"shown": [*map(asdict, shown)]} if shown else {}))
-    else:
-        _show(result, shown)
-    return 0
+    return (_ask_suite if parsed.own["suite"] else _ask_held_out)(parsed)
 
 
 def _refuse_together(own: dict[str, Any]) -> None:
@@ -64,22 +53,32 @@ def _refuse_together(own: dict[str, Any]) -> None:
             raise ConfigError(f"{flag} {there} --suite", why=why, fix=f"leave {flag} out")
 
 
-def evaluate(model: str, data: str, config: NRTConfig) -> tuple[dict[str, Any], list[Outcome]]:
-    """The measures, and each question's outcome."""
-    examples = load_data(data, config)
-    for line in examples.report.lines():
-        say(line)
+# -- Held-out questions ----------------------------------------------------------------------------
+
+
+def _ask_held_out(parsed: Parsed) -> int:
+    """``nrt eval --data``: the measures, and the first questions with their outcome."""
+    own = parsed.own
+    model, config = asked_for(parsed)
+    examples = load_data(own["data"], config)
+    told = examples.report.lines()
+    say("\n".join(told))
     say_loading(model)
     trainer = NRTTrainer(model, config, eval_dataset=examples)
     trainer.add_callback(ProgressCallback(trainer.recorder.clock))
     assert trainer.eval_report is not None
-    for line in trainer.eval_report.lines():
-        if line not in examples.report.lines():
-            say(line)
+    if new := [line for line in trainer.eval_report.lines() if line not in told]:
+        say("\n".join(new))
     groups = trainer.eval_groups[: config.eval_samples]
     outcomes = trainer.evaluator.outcomes(groups)
-    length = answer_length(groups, config)
-    return {**summarise(outcomes), "max_answer_length": length}, outcomes
+    shown = outcomes[: own["show"] or 0]
+    result = {"model": model, "data": own["data"], **summarise(outcomes)}
+    result["max_answer_length"] = answer_length(groups, config)
+    if own["json"]:
+        show_json(result | ({"shown": [*map(asdict, shown)]} if shown else {}))
+    else:
+        _show(result, shown)
+    return 0
 
 
 def _show(result: dict[str, Any], shown: list[Outcome]) -> None:
@@ -102,7 +101,7 @@ def _show(result: dict[str, Any], shown: list[Outcome]) -> None:
 # -- Benchmarks ------------------------------------------------------------------------------------
 
 
-def _run_suite(parsed: Parsed) -> int:
+def _ask_suite(parsed: Parsed) -> int:
     """``nrt eval --suite``: the nine benchmarks, thinking off and on."""
     own = parsed.own
     one_of("--thinking", own["thinking"] or "both", MODES)
@@ -111,7 +110,7 @@ def _run_suite(parsed: Parsed) -> int:
     benchmarks = askable(named, data_dir, bool(own["run_code"]), say)
     if own["out"]:  # a path that cannot be written to is better known now than after hours
         Path(own["out"]).open("a", encoding="utf-8").close()
-    result, items = _ask_suite(parsed, benchmarks, data_dir)
+    result, items = _answers(parsed, benchmarks, data_dir)
     if own["out"]:
         lines = (json.dumps(finite(asdict(item)), allow_nan=False) + "\n" for item in items)
         Path(own["out"]).write_text("".join(lines), encoding="utf-8")
@@ -122,7 +121,7 @@ def _run_suite(parsed: Parsed) -> int:
     return 0
 
 
-def _ask_suite(
+def _answers(
     parsed: Parsed, benchmarks: list[Benchmark], data_dir: Path | None
 ) -> tuple[dict[str, Any], list[Any]]:
     """The result for JSON, and each question's item."""

@@ -72,7 +72,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
         print(help_text(verb), end="")
         return None
     parser: Any = UsageParser(prog=f"nrt {verb.name}", allow_abbrev=False, add_help=False)
-    if verb.takes_settings:
+    if verb.groups:
         from native_reasoning.config.recipe import SettingsParser
 
         parser = SettingsParser(prog=f"nrt {verb.name}", conflict_handler="resolve")
@@ -81,7 +81,7 @@ def parse(verb: Verb, arguments: Sequence[str]) -> Parsed | None:
     if verb.positional:
         name, count, _ = verb.positional
         parser.add_argument("positional", nargs=count or None, metavar=name)
-    bare = parser.bare if verb.takes_settings else ()
+    bare = parser.bare if verb.groups else ()
     found, rest = parser.parse_known_intermixed_args([*_plain(arguments, bare)])
     if rest:
         parser.error(_unknown(verb, rest))
@@ -117,7 +117,7 @@ def _unknown(verb: Verb, rest: Sequence[str]) -> str:
     name = text.partition("=")[0].lstrip("-").replace("-", "_")
     own = [flag.key for flag in verb.flags]
     near = nearest(name, own)
-    if verb.takes_settings:
+    if verb.groups:
         from native_reasoning.config.recipe import meant
 
         near = meant(name, own)
@@ -193,13 +193,13 @@ def help_text(verb: Verb) -> str:
 def _usage(verb: Verb) -> str:
     name, count, _ = verb.positional or ("", "", "")
     first = {"?": f" [{name}]", "+": f" {name} [{name} ...]"}.get(count, f" {name}" if name else "")
-    rest = " [--SETTING VALUE ...]" if verb.takes_settings else ""
+    rest = " [--SETTING VALUE ...]" if verb.groups else ""
     return f"nrt {verb.name}{first} [OPTIONS]{rest}"
 
 
 def _epilog(verb: Verb) -> str:
     notes = ""
-    if verb.takes_settings:
+    if verb.groups:
         notes = (
             "Every other field of transformers.TrainingArguments is accepted too. Underscores may "
             "stand for\nhyphens, --key=value for --key value.\n\n"

@@ -2,7 +2,7 @@
 
 import re
 import traceback
-from collections.abc import Container, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import gettempdir
@@ -80,24 +80,20 @@ def _whole(final: Path) -> Path:
     return final
 
 
-def run_settings(run: Path, given: Container[str]) -> dict[str, Any]:
-    """The settings of a run that matter to whoever asks its model, but those ``given`` beside it.
-    A saved model has its think tokens, trained: they are never made anew."""
-    settings = read_recipe(run / CONFIG, given, going_on=True)
-    kept = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
-    if kept.get("boundary") != "text":
-        kept["boundary"] = "existing"
-    kept["chat_template_path"] = None  # the saved tokenizer has it
-    return kept
-
-
 def asked_for(parsed: Parsed) -> tuple[str, NRTConfig]:
-    """The model folder or hub id that a command line names, and its settings: those of its run,
-    then those of the command line. Nothing is judged, and two traces suit every preset."""
+    """The model folder or hub id that a command line names, and its settings: those of its run
+    which matter to whoever asks, then those of the command line. Nothing is judged, and two traces
+    suit every preset."""
     from native_reasoning.model.adapters import base_of
 
-    model, run_folder = model_folder(parsed.positional)
-    settings: dict[str, Any] = run_settings(run_folder, parsed.settings) if run_folder else {}
+    model, run = model_folder(parsed.positional)
+    settings: dict[str, Any] = {}
+    if run is not None:
+        settings = read_recipe(run / CONFIG, parsed.settings, going_on=True)
+        settings = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
+        if settings.get("boundary") != "text":  # saved with its think tokens, which are trained
+            settings["boundary"] = "existing"
+        settings["chat_template_path"] = None  # the saved tokenizer has it
     if base_of(Path(model)) is None:
         settings.pop("load_in_4bit", None)
     if parsed.own.get("seed"):

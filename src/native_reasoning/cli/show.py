@@ -11,13 +11,7 @@ from textwrap import indent
 from typing import Any
 
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.output import (
-    quiet_libraries,
-    say,
-    show,
-    show_json,
-    show_table,
-)
+from native_reasoning.cli.output import quiet_libraries, say, show, show_json, show_table
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.methods import differences
 from native_reasoning.config.papers import DEFAULT, PRESETS, Preset, find_preset

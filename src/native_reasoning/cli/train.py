@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from native_reasoning.cli.doctor import data_warnings, rendered
+from native_reasoning.cli.check import look_at, rendered
 from native_reasoning.cli.flags import Parsed
 from native_reasoning.cli.inputs import load_data, model_folder, refused_by_libraries
 from native_reasoning.cli.output import (
@@ -160,8 +160,7 @@ def build(plan: TrainCommand, folder: str) -> Any:
     told = [*data.report.lines(), *(held_out.report.lines() if held_out else ())]
     for line in told:
         say(line)
-    seen = data.examples[:_FIRST_ROWS]
-    for warning in data_warnings(plan.data, data, held_out, config, seen):
+    for warning in look_at(plan.data, data, held_out, config, _FIRST_ROWS)[1]:
         say(f"warning: {warning}")
     say_loading(plan.model)
     with refused_by_libraries():

@@ -28,7 +28,8 @@ class Flag:
 class Verb:
     """A verb: the ``module`` that runs it, with ``:function`` where that is not ``run``, its flags,
     its positional argument (with "?" if it may be left out, "+" if there may be several), its
-    groups of settings, and examples that can be copied."""
+    groups of settings (where it has any, every field of NRTConfig is a flag of it), and examples
+    that can be copied."""
 
     name: str
     summary: str
@@ -39,11 +40,6 @@ class Verb:
     positional: tuple[str, str, str] | None = None
     groups: tuple[str, ...] = ()
     common: bool = False
-
-    @property
-    def takes_settings(self) -> bool:
-        """Whether every field of NRTConfig is a flag of this verb."""
-        return bool(self.groups)
 
 
 _JSON = Flag("--json", "print one JSON object on the last line of stdout", kind="switch")

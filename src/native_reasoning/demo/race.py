@@ -1,6 +1,6 @@
 """``nrt demo``: four methods on the embedded base model at equal optimiser steps.
 
-The base is measured on held-out problems of the *style shift* family (tasks.py), then trained from
+The base is measured on held-out problems of the *style shift* family (``TASKS``), then trained from
 question–answer pairs alone. Same seed, same rows, same number of steps and, where traces are
 sampled, the same number of traces for each method.
 """

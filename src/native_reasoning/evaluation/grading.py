@@ -11,7 +11,7 @@ Numbers are compared exactly, as fractions: 51.0 = 51, 3/4 = 0.75, and 0.33 is n
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
@@ -248,13 +248,8 @@ def bootstrap_interval(
         low, high = (value + unseen * (bound - value) for bound in bounds)
         return Interval(value, low, high, int(data.size))
     generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        means[i] = data[generator.integers(data.size, size=data.size)].mean()
+    draws = (generator.integers(data.size, size=data.size) for _ in range(resamples))
+    means = [data[drawn].mean() for drawn in draws]
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, (tail, 1.0 - tail))
     return Interval(float(data.mean()), float(low), float(high), int(data.size))
-
-
-Correctness = Callable[[str, str], float]
-"""(prediction, reference) -> 0..1: what ``accuracy``, ``exact_match`` and ``token_f1`` are."""

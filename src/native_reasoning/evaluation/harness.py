@@ -19,9 +19,9 @@ from lm_eval.tasks import TaskManager
 
 from native_reasoning.config.errors import ConfigError, DataError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.evaluation.asked import Asked
 from native_reasoning.evaluation.benchmarks import Benchmark
-from native_reasoning.evaluation.sandbox import walls
+from native_reasoning.evaluation.conversation import Asked
+from native_reasoning.evaluation.marks import walls
 from native_reasoning.evaluation.thinking_lm import ThinkingLM
 from native_reasoning.rollout.engine import Sampling
 

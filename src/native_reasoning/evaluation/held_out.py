@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.evaluation.grading import (
-    Correctness,
     accuracy,
     bootstrap_interval,
     exact_match,
@@ -102,12 +101,7 @@ class HeldOut:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        engine: HFEngine,
-        scorer: Scorer,
-        args: NRTConfig,
-        length: int,
+        self, model: PreTrainedModel, engine: HFEngine, scorer: Scorer, args: NRTConfig, length: int
     ) -> None:
         self.model, self.engine, self.scorer = model, engine, scorer
         self.template, self.args, self.length = scorer.template, args, length
@@ -172,9 +166,7 @@ class HeldOut:
         return self.template.text(sample.ids).strip()
 
 
-def held_out_rows(
-    step: int, outcomes: Sequence[Outcome], correct: Correctness = accuracy
-) -> list[HeldOutRow]:
+def held_out_rows(step: int, outcomes: Sequence[Outcome]) -> list[HeldOutRow]:
     """The first ``RECORDED`` questions as rows of the run folder, one for each sampled trace."""
     return [
         HeldOutRow(
@@ -188,8 +180,8 @@ def held_out_rows(
             answer_no_think=o.answer_no_think,
             closed=o.closed[k],
             length=o.trace_lengths[k],
-            correct=correct(o.answers[k], o.reference),
-            correct_no_think=correct(o.answer_no_think, o.reference),
+            correct=accuracy(o.answers[k], o.reference),
+            correct_no_think=accuracy(o.answer_no_think, o.reference),
             answer_logps=o.answer_logps[k],
             baseline_logps=o.baseline_logps,
             answer_tokens=o.answer_tokens,
@@ -199,7 +191,7 @@ def held_out_rows(
     ]
 
 
-def scores(o: Outcome, correct: Correctness = accuracy) -> dict[str, float]:
+def scores(o: Outcome) -> dict[str, float]:
     """The numbers of one question, those of sampled traces averaged over them.
 
     ``accuracy`` is the mean over the sampled answers, ``accuracy_maj`` (from two traces on) of the
@@ -207,13 +199,13 @@ def scores(o: Outcome, correct: Correctness = accuracy) -> dict[str, float]:
     there where the reference holds a number.
     """
     k = len(o.answers)
-    right = sum(correct(answer, o.reference) for answer in o.answers) / k
-    right_no_think = correct(o.answer_no_think, o.reference)
+    right = sum(accuracy(answer, o.reference) for answer in o.answers) / k
+    right_no_think = accuracy(o.answer_no_think, o.reference)
     found = {
         "accuracy": right,
-        "accuracy_greedy": correct(o.answer_greedy, o.reference),
+        "accuracy_greedy": accuracy(o.answer_greedy, o.reference),
         "accuracy_no_think": right_no_think,
-        "accuracy_no_think_greedy": correct(o.answer_no_think_greedy, o.reference),
+        "accuracy_no_think_greedy": accuracy(o.answer_no_think_greedy, o.reference),
         "accuracy_gain": right - right_no_think,
         "exact_match": sum(exact_match(a, o.reference) for a in o.answers) / k,
         "token_f1": sum(token_f1(a, o.reference) for a in o.answers) / k,
@@ -226,19 +218,19 @@ def scores(o: Outcome, correct: Correctness = accuracy) -> dict[str, float]:
         "cut_no_think": float(o.cut_no_think),
     }
     if k > 1:
-        found["accuracy_maj"] = correct(majority(o.answers), o.reference)
+        found["accuracy_maj"] = accuracy(majority(o.answers), o.reference)
     numeric = [numeric_match(answer, o.reference) for answer in o.answers]
     if None not in numeric:
         found["numeric_match"] = sum(filter(None, numeric)) / k
     return found
 
 
-def summarise(outcomes: Sequence[Outcome], correct: Correctness = accuracy) -> dict[str, Any]:
+def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Means of ``scores``, over the questions that have each, with 95 % intervals as ``…_low`` and
     ``…_high`` (bootstrap over questions); the interval of ``accuracy_gain`` is a paired one."""
     values: dict[str, list[float]] = {}
     for outcome in outcomes:
-        for name, value in scores(outcome, correct).items():
+        for name, value in scores(outcome).items():
             values.setdefault(name, []).append(value)
     found: dict[str, Any] = {"questions": len(outcomes)}
     for name, cells in values.items():

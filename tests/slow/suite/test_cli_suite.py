@@ -55,7 +55,7 @@ def test_a_suite_off_and_on(model, nine, nrt, tmp_path):
 
 def test_a_table_with_code_in_a_chat_template(model, nine, nrt, monkeypatch):
     monkeypatch.setattr("native_reasoning.evaluation.harness.walls", lambda: ())
-    monkeypatch.setattr("native_reasoning.evaluation.nrt9.marks.passes", lambda text: True)
+    monkeypatch.setattr("native_reasoning.evaluation.marks.passes", lambda text: True)
     base = ("eval", model, "--suite=nrt9", "--data-dir", nine, "--limit", "1", "--num-fewshot", "1")
     code, text, err = nrt(
         *(*base, "--tasks", "humaneval,mmlu", "--run-code", "--apply-chat-template", *LENGTHS)

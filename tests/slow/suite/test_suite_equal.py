@@ -4,8 +4,8 @@ import lm_eval
 import pytest
 
 from native_reasoning.config.recipe import make_config
-from native_reasoning.evaluation.asked import load_asked
 from native_reasoning.evaluation.benchmarks import BENCHMARKS
+from native_reasoning.evaluation.conversation import load_asked
 from native_reasoning.evaluation.harness import (
     SuitePlan,
     first_rows,
@@ -49,7 +49,7 @@ def by_hf(model, plan):
 @pytest.mark.parametrize(("batch_size", "chat"), [(1, False), (3, True)])
 def test_off_equals_hf_on_all_nine(tiny, nine, tmp_path, batch_size, chat, monkeypatch):
     """Prompt, answer or log-probability, greedy choice and value of every question."""
-    monkeypatch.setattr("native_reasoning.evaluation.nrt9.marks.passes", lambda text: False)
+    monkeypatch.setattr("native_reasoning.evaluation.marks.passes", lambda text: False)
     monkeypatch.setattr("native_reasoning.evaluation.harness.walls", lambda: ())
     plan = SuitePlan(ALL, ("off",), nine, 3, chat=chat, gen_kwargs=LENGTHS, batch_size=batch_size)
     summary, items = run(tiny, plan, tmp_path)

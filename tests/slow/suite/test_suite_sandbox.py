@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from native_reasoning.config.errors import ConfigError
-from native_reasoning.evaluation.nrt9.marks import humaneval, program
-from native_reasoning.evaluation.sandbox import passes, walls
+from native_reasoning.evaluation.marks import humaneval, passes, program, walls
 
 HARMLESS = (
     "import os, random\nassert len(os.urandom(4)) == 4\nassert not os.environ.get('HF_TOKEN')"

@@ -18,7 +18,7 @@ from native_reasoning.evaluation.harness import (
     mean_of,
     mean_over,
 )
-from native_reasoning.evaluation.nrt9.marks import popqa, popqa_target
+from native_reasoning.evaluation.marks import popqa, popqa_target
 from suite_data import write
 
 ALL = tuple(BENCHMARKS.values())

@@ -1,1 +1,0 @@
-"""Tasks of the suite that lm-eval lacks, as its task files, and their metrics (marks)."""
