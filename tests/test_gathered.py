@@ -14,8 +14,14 @@ from torch import nn
 
 from native_reasoning.config.errors import ConfigError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.model.gathered import WholeCopy, fill, stand_in
-from native_reasoning.model.shards import in_shards, load_state, save_shards
+from native_reasoning.model.gathered import (
+    WholeCopy,
+    fill,
+    in_shards,
+    load_state,
+    save_shards,
+    stand_in,
+)
 from tiny import tiny_model
 
 IDS = torch.arange(3, 13)[None]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -370,13 +371,14 @@ def inference(model: nn.Module) -> AbstractContextManager[None]:
 
 def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask (rows, longest), both int64, padded on the left with id 0."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[i, width - len(row) :] = 1
+    ids, mask = padded(rows, side="left"), padded([[1] * len(row) for row in rows], side="left")
     return ids.to(device), mask.to(device)
+
+
+def padded(rows: Sequence[Sequence[int]], value: int = 0, side: str = "right") -> Tensor:
+    """The rows (rows, longest), int64, filled up with ``value`` on one side."""
+    lines = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(lines, batch_first=True, padding_value=value, padding_side=side)
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.policy import left_pad
+from native_reasoning.model.policy import left_pad, padded
 
 LAYOUTS = ("shared", "packed", "rows")
 
@@ -151,7 +151,10 @@ def cheapest(
     token, and attention, 2 H for each pair of positions."""
     groups, count = len(prompts), len(rows)
     prompt, suffix = max(map(len, prompts)), max(len(ids) for _, ids in rows)
-    long = max(_sizes(prompts, rows))
+    sizes = [len(prompt) for prompt in prompts]  # with all rows
+    for g, ids in rows:
+        sizes[g] += len(ids)
+    long = max(sizes)
     work = {
         "shared": (groups * prompt + count * suffix, groups * prompt**2 / 2
                    + count * suffix * (prompt + suffix)),
@@ -159,16 +162,6 @@ def cheapest(
         "rows": (count * (prompt + suffix), count * (prompt + suffix) ** 2 / 2),
     }  # fmt: skip
     return min(allowed, key=lambda name: 12 * hidden * work[name][0] + 2 * work[name][1])
-
-
-def _sizes(
-    prompts: Sequence[Sequence[int]], rows: Sequence[tuple[int, Sequence[int]]]
-) -> list[int]:
-    """Tokens of each prompt with all its rows."""
-    sizes = [len(prompt) for prompt in prompts]
-    for g, suffix in rows:
-        sizes[g] += len(suffix)
-    return sizes
 
 
 def _batch(
@@ -181,20 +174,17 @@ def _batch(
 ) -> Batch:
     """The rows as tensors, behind ``prompts`` without their last tokens."""
     after = len(template.gap_ids) + len(template.boundary.close_ids)
-    width = max(len(ids) for _, _, ids in rows)
-    suffix = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(suffix)
+    suffixes = [(g, ids) for g, _, ids in rows]
+    suffix = padded([ids for _, ids in suffixes])
+    mask = padded([[1] * len(ids) for _, ids in suffixes])
     scored = torch.zeros_like(suffix, dtype=torch.bool)
     at_temperature = torch.zeros_like(scored)
     for (_, answer_sampled, ids), (r, answer_at) in rows.items():
-        suffix[r, : len(ids)] = torch.tensor(ids)
-        mask[r, : len(ids)] = 1
         at_temperature[r, : answer_at - len(template.gap_ids)] = True
         at_temperature[r, answer_at : len(ids) - 1] |= answer_sampled
         scored[r, answer_at : len(ids) - 1] = True
     scored |= at_temperature
     prefix, prefix_mask = left_pad(prompts, device)
-    suffixes = [(g, ids) for g, _, ids in rows]
     return Batch(
         prefix=prefix,
         prefix_mask=prefix_mask,
@@ -202,7 +192,7 @@ def _batch(
         suffix_mask=mask.to(device),
         scored=scored.to(device),
         sampled=at_temperature.to(device),
-        group_of_row=torch.tensor([g for g, _, _ in rows], device=device),
+        group_of_row=torch.tensor([g for g, _ in suffixes], device=device),
         tag_at=torch.tensor([max(at - after, 0) for _, at in rows.values()], device=device),
         end_ids=torch.tensor(template.end_ids, device=device),
         vocabulary=template.vocabulary,
@@ -218,18 +208,15 @@ def long_rows(
     device: torch.device,
 ) -> LongRows:
     """``rows`` are (group, suffix ids); each group's rows follow its prompt."""
-    width, ends = max(_sizes(prompts, rows)), [len(prompt) for prompt in prompts]
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    at, owner = torch.zeros_like(ids), torch.full_like(ids, -1)
-    place = torch.zeros(len(rows), max(len(suffix) for _, suffix in rows), dtype=torch.long)
-    for g, prompt in enumerate(prompts):
-        ids[g, : ends[g]] = torch.tensor(prompt, dtype=torch.long)
-        at[g, : ends[g]], owner[g, : ends[g]] = torch.arange(ends[g]), 0
+    ids, at = [list(prompt) for prompt in prompts], [[*range(len(prompt))] for prompt in prompts]
+    owner, first = [[0] * len(prompt) for prompt in prompts], list[int]()
     for r, (g, suffix) in enumerate(rows):
-        start, end = ends[g], ends[g] + len(suffix)
-        ids[g, start:end] = torch.tensor(suffix)
-        at[g, start:end] = torch.arange(len(prompts[g]), len(prompts[g]) + len(suffix))
-        owner[g, start:end] = 1 + r
-        place[r, : len(suffix)] = torch.arange(g * width + start, g * width + end)
-        ends[g] = end
-    return LongRows(*(tensor.to(device) for tensor in (ids, at, owner, place)))
+        first.append(len(ids[g]))
+        ids[g] += suffix
+        at[g] += range(len(prompts[g]), len(prompts[g]) + len(suffix))
+        owner[g] += [1 + r] * len(suffix)
+    width = max(map(len, ids))
+    starts = [g * width + start for (g, _), start in zip(rows, first, strict=True)]
+    place = [range(i, i + len(suffix)) for i, (_, suffix) in zip(starts, rows, strict=True)]
+    tensors = padded(ids), padded(at), padded(owner, -1), padded(place)
+    return LongRows(*(tensor.to(device) for tensor in tensors))

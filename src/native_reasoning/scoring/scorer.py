@@ -22,12 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.policy import positions
+from native_reasoning.model.policy import padded, positions
 from native_reasoning.objective.types import Scores
 from native_reasoning.scoring.head import Choice, direct_head, logps_inside, takes_embeddings
 from native_reasoning.scoring.packing import Batch, Packed, pack
@@ -231,10 +230,8 @@ def _sampled_places(packed: Packed, g: int, template: Template, width: int) -> T
     ):
         decision = [] if end is None else [ends[end]]
         first = packed.answer_at[row]
-        places.append(
-            torch.tensor([*range(len(ids)), *decision, *range(first, first + len(answer))])
-        )
-    return pad_sequence(places, batch_first=True, padding_value=-1).long()
+        places.append([*range(len(ids)), *decision, *range(first, first + len(answer))])
+    return padded(places, -1)
 
 
 @dataclass(frozen=True)
