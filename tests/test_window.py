@@ -9,7 +9,7 @@ from native_reasoning.config.errors import RunError
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
 from native_reasoning.rollout.schedule import Schedule, rank_share
-from native_reasoning.rollout.window import Cell, Recall, Window, in_batches, micro_batch
+from native_reasoning.rollout.window import Cell, Recall, Window, micro_batches
 
 DEVICE = torch.device("cpu:0")  # what accelerate calls it with several processes
 GROUPS = [
@@ -50,7 +50,7 @@ def windows(ranks: int, per_device: int) -> list[Window]:
     made = []
     for rank in range(ranks):
         micros = [
-            tuple(map(micro_batch, in_batches([cell(r) for b in share for r in b], share)))
+            tuple(micro_batches([cell(r) for b in share for r in b], share))
             for share in shares(rank, ranks, per_device)
         ]
         made.append(Window(8, tuple(micros)))

@@ -25,7 +25,6 @@ from native_reasoning.config.options import NRTOptions
 from native_reasoning.model.inplace import LinearHead, lighten, ordinary, token_layers, with_rows
 from native_reasoning.model.quantised import (
     forget,
-    is_packed,
     is_quantised,
     keep_exact,
     layers,
@@ -309,7 +308,7 @@ def _plain(module: Any) -> nn.Module:
             return merge(True, False, None)
         ordinary(module)
         base = module.get_base_layer()
-        if is_packed(base):  # peft would quantise the sum
+        if layers(base):  # in 4 bits: peft would quantise the sum
             weight = written_out(base)
             (adapter,) = module.active_adapters
             if adapter in module.lora_variant:

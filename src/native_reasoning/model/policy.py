@@ -289,15 +289,10 @@ def read_text(path: str) -> str:
 # -- Token rows ------------------------------------------------------------------------------------
 
 
-def _rows(table: nn.Module) -> Tensor:
-    assert isinstance(table.weight, Tensor)
-    return table.weight
-
-
 def rows_look_trained(model: PreTrainedModel, ids: list[int]) -> bool:
     """Whether the embedding rows of ``ids`` have ordinary norms: reserved tokens are often present
     in a vocabulary without ever having been trained."""
-    weight = _rows(model.get_input_embeddings()).detach()
+    weight: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     if max(ids) >= len(weight):
         return False
     norms = weight.float().norm(dim=-1)
@@ -313,7 +308,7 @@ def add_think_rows(model: PreTrainedModel, template: Template) -> tuple[int, int
     ending a turn was; the opening row as the mean of the rows of its text's pieces.
     """
     tokenizer, boundary = template.tokenizer, template.boundary
-    if template.vocabulary > len(_rows(model.get_input_embeddings())):
+    if template.vocabulary > len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
         model.resize_token_embeddings(template.vocabulary, mean_resizing=False)
     open_text = boundary.open_text.strip()
     open_id, close_id = tokenizer.get_vocab()[open_text], boundary.close_ids[0]

@@ -69,7 +69,7 @@ def check_trainable(model: PreTrainedModel, config: NRTConfig, adapted: bool) ->
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
-    """The quantised linear layers by name."""
+    """The quantised linear layers in a model, by name; a layer alone is its own."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return {}
     from bitsandbytes.nn.modules import Linear4bit
@@ -86,11 +86,6 @@ def keep_exact(model: nn.Module) -> None:
     """
     for layer in layers(model).values():
         layer.support_avx512bf16_for_cpu = False
-
-
-def is_packed(layer: nn.Module) -> bool:
-    """Whether a layer is one of them."""
-    return bool(layers(layer))
 
 
 def written_out(layer: nn.Module) -> Tensor:

@@ -73,6 +73,17 @@ class Request:
     max_tokens: int
     stop_ids: tuple[int, ...]
 
+    def parameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """How it is sampled, by vLLM's names: what TRL's client has a parameter for, the rest."""
+        named = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "logprobs": 0,  # of the sampled token alone
+        }
+        ends = {"stop_token_ids": list(self.stop_ids), "ignore_eos": True}
+        return named, {"seed": self.seed, **ends}
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -258,20 +269,8 @@ class Colocated(Generator):
         from vllm import SamplingParams  # type: ignore[attr-defined]
 
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
-        each = [
-            SamplingParams(
-                n=1,
-                seed=request.seed,
-                temperature=request.temperature,
-                top_p=request.top_p,
-                max_tokens=request.max_tokens,
-                stop_token_ids=list(request.stop_ids),
-                ignore_eos=True,
-                logprobs=0,  # of the sampled token alone
-                detokenize=False,
-            )
-            for request in requests
-        ]
+        parameters = (request.parameters() for request in requests)
+        each = [SamplingParams(n=1, detokenize=False, **a, **b) for a, b in parameters]
         replies = []
         with self._apart():
             outputs = self.llm.generate(prompts, each, use_tqdm=False)
@@ -327,18 +326,8 @@ class Served(Generator):
             return [*pool.map(self._ask, requests)]
 
     def _ask(self, request: Request) -> Completion:
-        said: Any = self.client.generate(
-            [list(request.prompt)],
-            temperature=request.temperature,
-            top_p=request.top_p,
-            max_tokens=request.max_tokens,
-            logprobs=0,
-            generation_kwargs={
-                "seed": request.seed,
-                "stop_token_ids": list(request.stop_ids),
-                "ignore_eos": True,
-            },
-        )
+        named, rest = request.parameters()
+        said: Any = self.client.generate([list(request.prompt)], generation_kwargs=rest, **named)
         (ids,), (logps,) = said["completion_ids"], said["logprobs"]
         return Completion(tuple(ids), tuple(one for (one,) in logps))
 
@@ -364,9 +353,8 @@ def longest(args: NRTConfig, model: PreTrainedModel) -> int:
     """Tokens of the longest row that the settings allow, within what the model was made for."""
     answers = args.resolved_objective().samples_answers
     room = args.max_trace_length + (args.max_answer_length if answers else 0)
-    context = context_of(model)
     # the gap after the tag is a few tokens
-    return min(args.max_prompt_length + room + 8, context or 10**9)
+    return min(args.max_prompt_length + room + 8, context_of(model) or 10**9)
 
 
 def _start_vllm(folder: str, settings: dict[str, Any]) -> Any:

@@ -75,15 +75,14 @@ class Cell(NamedTuple):
         return len(self.group.prompt_ids) + max(self.traces.lengths) + len(self.group.answer_ids)
 
 
-def in_batches(cells: Sequence[Cell], share: Sequence[Rows]) -> list[list[Cell]]:
-    """As many at a time as ``share`` has rows, those of like lengths together, so that little is
-    padded."""
+def micro_batches(cells: Sequence[Cell], share: Sequence[Rows]) -> list[MicroBatch]:
+    """As many groups at a time as ``share`` has rows, those of like lengths together, so that
+    little is padded."""
     cuts = iter(sorted(cells, key=Cell.length))
-    return [[next(cuts) for _ in batch] for batch in share]
+    return [_together([next(cuts) for _ in batch]) for batch in share]
 
 
-def micro_batch(cells: Sequence[Cell]) -> MicroBatch:
-    """The groups as they are forwarded together."""
+def _together(cells: Sequence[Cell]) -> MicroBatch:
     verdicts = tuple(cell.verdict for cell in cells if cell.verdict is not None)
     recalls = tuple(cell.recall for cell in cells if cell.recall is not None)
     return MicroBatch(
@@ -137,11 +136,14 @@ class Window:
         wanted = {row for share in shares for batch in share for row in batch}
         kept: dict[int | None, Cell] = {}
         rollout = -1
-        for path in _files(folder, rank):
-            rollout, found = _read(path, device)
-            for row, traces, recall in found:
+        files, own = sorted(folder.glob(FILE.format("*") + ".json")), FILE.format(rank)
+        for path in sorted(files, key=lambda path: path.stem != own):
+            state = _read(path, device)
+            rollout = state["rollout"]
+            for cell in state["cells"]:
+                row, recall = cell["row"], _recall(cell["recall"])
                 group = filler if row is None else groups[row]
-                kept[row] = Cell(group, traces, recall.scores.verdict, recall)
+                kept[row] = Cell(group, _traces(cell["traces"]), recall.scores.verdict, recall)
             if kept.keys() >= wanted:  # its own file alone, where the ranks are as they were
                 break
         if not kept.keys() >= wanted:
@@ -151,29 +153,18 @@ class Window:
                 fix="resume with those of the run: data_seed, steps_per_generation, and "
                 "per_device_train_batch_size × gradient_accumulation_steps × processes",
             )
-        minibatches = []
-        for share in shares:
-            cells = [kept[row] for batch in share for row in batch]
-            minibatches.append(tuple(map(micro_batch, in_batches(cells, share))))
-        return cls(rollout, tuple(minibatches))
+        cells = [[kept[row] for batch in share for row in batch] for share in shares]
+        return cls(rollout, tuple(map(tuple, map(micro_batches, cells, shares))))
 
 
-def _files(folder: Path, rank: int) -> list[Path]:
-    """The .json of every rank, this one's first."""
-    files = sorted(folder.glob(FILE.format("*") + ".json"))
-    return sorted(files, key=lambda path: path.stem != FILE.format(rank))
-
-
-def _read(path: Path, device: torch.device) -> tuple[int, list[tuple[int | None, Traces, Recall]]]:
-    """The step that a rank's file was sampled at, and what it knows of each row."""
+def _read(path: Path, device: torch.device) -> Any:
+    """What ``save`` wrote, with its tensors."""
     tensors = load_file(path.with_suffix(".safetensors"))  # does not take the device "cpu:0"
 
     def tensor(value: dict[str, Any]) -> Any:
         return tensors[value["tensor"]].to(device) if value.keys() == {"tensor"} else value
 
-    state = json.loads(path.read_text(encoding="utf-8"), object_hook=tensor)
-    cells = state["cells"]
-    return state["rollout"], [(c["row"], _traces(c["traces"]), _recall(c["recall"])) for c in cells]
+    return json.loads(path.read_text(encoding="utf-8"), object_hook=tensor)
 
 
 def _as_json(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -136,8 +136,6 @@ def taken_over(answer: Sequence[str], trace: Sequence[str], prompt: Sequence[str
     [True, True]
     """
     n = min(RUN, len(answer))
-    if n == 0:
-        return []
     fresh = _runs(trace, n) - _runs(prompt, n)
     hits = [False] * len(answer)
     for i in range(len(answer) - n + 1):

@@ -72,17 +72,20 @@ def _score(
     states, and head.py takes the log-probabilities; else the model's own forward makes them.
     ``by_ids``: embeddings alone are not enough."""
     inputs, take = _inputs(model, batch, by_ids)
-    head = model.get_output_embeddings()
+    head, wanted = model.get_output_embeddings(), choice(batch)
     assert isinstance(head, torch.nn.Module)
     if plain is None:
-        hidden = take(model.base_model(**inputs)[0])
-        return _lay_out(logps_inside(head, hidden, choice(batch)), batch)
-    hook = head.register_forward_pre_hook(lambda module, args: (take(args[0])[None],))
-    try:
-        logits = plain(**inputs).logits[0]
-    finally:
-        hook.remove()
-    return _lay_out(_of_logits(logits, choice(batch)), batch)
+        logps = logps_inside(head, take(model.base_model(**inputs)[0]), wanted)
+    else:
+        hook = head.register_forward_pre_hook(lambda module, args: (take(args[0])[None],))
+        try:
+            logps = _of_logits(plain(**inputs).logits[0], wanted)
+        finally:
+            hook.remove()
+    chosen, rows, ends = batch.scored[:, :-1], len(batch.suffix), len(batch.end_ids)
+    count = len(logps) - rows * ends
+    laid_out = logps.new_zeros(chosen.shape).masked_scatter(chosen, logps[:count])
+    return torch.cat([laid_out, logps[count:].view(rows, ends)], dim=1)
 
 
 def _inputs(
@@ -167,14 +170,6 @@ def _of_logits(logits: Tensor, choice: Choice) -> Tensor:
     if choice.scale is not None:
         logits = logits * choice.scale.to(logits.dtype)[:, None]
     return logits[choice.at, choice.token] - logits.logsumexp(-1)[choice.at]
-
-
-def _lay_out(logps: Tensor, batch: Batch) -> Tensor:
-    """What ``model(score=batch)`` returns, from the log-probabilities of ``choice``."""
-    chosen, rows, ends = batch.scored[:, :-1], len(batch.suffix), len(batch.end_ids)
-    count = len(logps) - rows * ends
-    laid_out = logps.new_zeros(chosen.shape).masked_scatter(chosen, logps[:count])
-    return torch.cat([laid_out, logps[count:].view(rows, ends)], dim=1)
 
 
 def unpack(

@@ -27,7 +27,7 @@ from native_reasoning.rollout.schedule import (
     rank_share,
     total_steps,
 )
-from native_reasoning.rollout.window import Cell, MicroBatch, Window, in_batches, micro_batch
+from native_reasoning.rollout.window import Cell, MicroBatch, Window, micro_batches
 from native_reasoning.training.forwards import fitting
 from native_reasoning.training.judging import RunObjective
 
@@ -117,8 +117,7 @@ class Collector:
         several = len(shares) * self.args.num_iterations > 1
         minibatches: list[tuple[MicroBatch, ...]] = []
         for share in shares:
-            batches = in_batches([next(cells) for batch in share for _ in batch], share)
-            micros = map(micro_batch, batches)
+            micros = micro_batches([next(cells) for batch in share for _ in batch], share)
             if several or self._in_parts:
                 with self.clock.stage("scoring"):
                     micros = [
