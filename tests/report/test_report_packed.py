@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from native_reasoning import load_run
-from native_reasoning.report.packed import compressed, packed
+from native_reasoning.report.page import compressed, packed
 from report_runs import HOSTILE, held_out_row, made_run, trace_row
 
 PLENTY = 10_000_000
@@ -229,6 +229,6 @@ def test_too_much_text_is_thinned_out_before_it_is_compressed(of, monkeypatch):
     run = of(traces=many(400), steps=400)
     columns = ("trace", "sampled_answer", "answer_logps")
     size = sum(run.traces[name].nbytes for name in columns)
-    monkeypatch.setattr("native_reasoning.report.packed.MOST_TEXT", size / 2 + 1)
+    monkeypatch.setattr("native_reasoning.report.page.MOST_TEXT", size / 2 + 1)
     kept, there = packed([run], PLENTY)[1:]
     assert (kept, there) == (pytest.approx(400, abs=10), 800)

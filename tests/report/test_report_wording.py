@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from native_reasoning import load_run
-from native_reasoning.report.wording import PRIOR, changed_words, log_odds, words
+from native_reasoning.report.gains import PRIOR, changed_words, log_odds, words
 from report_runs import made_run, trace_row
 
 

@@ -21,7 +21,7 @@ from cli_helpers import SMALL, SOURCE, sums, write_rows
 from launch import TESTS, free_port
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.records.folder import TraceRow, read_metrics, read_traces
-from native_reasoning.records.trackers import (
+from native_reasoning.records.progress import (
     CHARACTERS,
     COLUMNS,
     QUESTIONS,

@@ -29,8 +29,7 @@ from native_reasoning.config.recipe import make_config, read_recipe
 from native_reasoning.records.disk import LOCK, claimed, free_name
 from native_reasoning.records.folder import CONFIG, RunFolder, read_metrics
 from native_reasoning.records.metrics import evaluation_rows
-from native_reasoning.records.progress import ProgressCallback, clock_text
-from native_reasoning.records.trackers import end_runs
+from native_reasoning.records.progress import ProgressCallback, clock_text, end_runs
 from native_reasoning.rollout.schedule import make_schedule, total_steps
 from native_reasoning.training.forwards import fitting, full_step
 from native_reasoning.training.resume import alone, checkpoints

@@ -29,6 +29,7 @@ NAME = "README.md"
 OURS = "<!-- native-reasoning writes this card anew unless this line is taken out -->"
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _PATIENCE = 5.0  # seconds that the hub has to answer
+#: What can be a name of the hub's, or of a licence.
 _IDENTIFIER = re.compile(r"[\w.+-]{1,96}(/[\w.+-]{1,96})?")
 
 _ALWAYS = {*COMMON_ARGUMENTS, "num_generations", "max_trace_length", "temperature"}
@@ -103,7 +104,7 @@ def base_of(name: str) -> dict[str, Any]:
     head = {"base_model": None if local else name, "license": getattr(about, "license", None)}
     if found is not None and OURS in found.content:
         head["base_model"] = getattr(about, "base_model", None)
-    head = {key: value for key, value in head.items() if _is_identifier(value)}
+    head = {k: v for k, v in head.items() if isinstance(v, str) and _IDENTIFIER.fullmatch(v)}
     for key in ("license_name", "license_link") if head.get("license") == "other" else ():
         value = getattr(about, key, None)
         head |= {key: value} if isinstance(value, str) and len(value) < 200 else {}
@@ -114,11 +115,6 @@ def plain(text: str) -> str:
     """Text that Markdown and HTML show as it is, on one line."""
     text = html.escape(printable(text).replace("\n", " "), quote=False)
     return re.sub(r"([\\`*_\[\]|{}#~$])", r"\\\1", text)
-
-
-def _is_identifier(value: Any) -> bool:
-    """Whether something can be a name of the hub's, or of a licence."""
-    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
 
 
 def _folder_name(path: Path) -> str:

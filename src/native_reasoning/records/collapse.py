@@ -56,7 +56,7 @@ class History:
 
 def judge(history: History) -> tuple[int, list[str]]:
     """The state (an index of ``STATES``) and, in words, why."""
-    found = [*_emptiness(history), *_closing(history), *_answers(history), *_skipped(history)]
+    found = _in_window(history)
     silent = len(history.exchanges) == SILENT and not any(history.exchanges)
     if silent and history.measured >= KNOWN:
         told = "another question's trace was not shown to do worse"
@@ -68,34 +68,24 @@ def judge(history: History) -> tuple[int, list[str]]:
     return state, [text for level, text in found if level == state]
 
 
-def _emptiness(history: History) -> list[tuple[int, str]]:
-    share = history.mean("empty")
-    if share is None or share < 0.6:
-        return []
-    return [(2 if share >= 0.95 else 1, f"{share:.0%} of the traces are empty")]
-
-
-def _closing(history: History) -> list[tuple[int, str]]:
-    share, first = history.mean("closed"), history.first.get("closed", 0.0)
-    if share is None or first < 0.5 or share >= first / 2:
-        return []
-    level = 2 if share <= 0.1 else 1
-    return [(level, f"{share:.0%} of the traces close themselves, at the beginning {first:.0%}")]
-
-
-def _answers(history: History) -> list[tuple[int, str]]:
-    value, first = history.mean("answer_logp"), history.first.get("answer_logp")
-    if value is None or first is None or value > first - 0.3:
-        return []
-    told = f"reference answers have {value:.2f} nats per token, at the beginning {first:.2f}"
-    return [(2 if value < first - 1 else 1, told)]
-
-
-def _skipped(history: History) -> list[tuple[int, str]]:
-    share = history.mean("skipped_updates")
-    if share is None or share < 0.3:
-        return []
-    return [(2 if share >= 0.8 else 1, f"{share:.0%} of the updates were not finite")]
+def _in_window(history: History) -> list[tuple[int, str]]:
+    """What the means of the last steps say, each with the state that it stands for."""
+    found: list[tuple[int, str]] = []
+    empty, closed, logp, skipped = map(history.mean, _WATCHED)
+    if empty is not None and empty >= 0.6:
+        found.append((2 if empty >= 0.95 else 1, f"{empty:.0%} of the traces are empty"))
+    first = history.first.get("closed", 0.0)
+    if closed is not None and first >= 0.5 and closed < first / 2:
+        told = f"{closed:.0%} of the traces close themselves, at the beginning {first:.0%}"
+        found.append((2 if closed <= 0.1 else 1, told))
+    first = history.first.get("answer_logp")
+    if logp is not None and first is not None and not logp > first - 0.3:  # or is no number
+        told = f"reference answers have {logp:.2f} nats per token, at the beginning {first:.2f}"
+        found.append((2 if logp < first - 1 else 1, told))
+    if skipped is not None and skipped >= 0.3:
+        told = f"{skipped:.0%} of the updates were not finite"
+        found.append((2 if skipped >= 0.8 else 1, told))
+    return found
 
 
 class CollapseGuard(TrainerCallback):

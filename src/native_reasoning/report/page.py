@@ -8,13 +8,17 @@ wrote is only ever set as text.
 import base64
 import gzip
 import hashlib
+import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from plotly.offline import get_plotlyjs
@@ -31,14 +35,16 @@ from native_reasoning.report.figures import (
     metric_of,
     shown_columns,
 )
-from native_reasoning.report.gains import by_difficulty, by_token
-from native_reasoning.report.packed import compressed, packed
+from native_reasoning.report.gains import by_difficulty, by_token, changed_words
 from native_reasoning.report.runs import NO_TRACES, Run, run_names
 from native_reasoning.report.verdict import answers_alone, nought, verdict
-from native_reasoning.report.wording import changed_words
 
 #: Bytes of the traces of a page, at most; those that do not fit are left out, and it says so.
 MOST_BYTES = 12_000_000
+#: Bytes of their text and numbers above which groups are left out before compression.
+MOST_TEXT = 100_000_000
+#: What all traces of a group have in common.
+OF_GROUP = ["step", "row_id", "prompt", "answer", "answer_tokens", "baseline_logps"]
 #: Steps that went wrong, told one by one.
 MOST_TOLD = 10
 SCRIPTS = ("data.js", "curves.js", "inspector.js", "page.js")
@@ -92,7 +98,16 @@ def _asset(name: str) -> str:
 
 @cache
 def _plotly() -> str:
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode("ascii")
+    return _zipped(get_plotlyjs(), 9)
+
+
+def compressed(value: Any) -> str:
+    """Base64 of gzip of JSON; the same value gives the same text."""
+    return _zipped(json.dumps(value, separators=(",", ":"), allow_nan=False), 6)
+
+
+def _zipped(text: str, level: int) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), level, mtime=0)).decode("ascii")
 
 
 # -- Figures ---------------------------------------------------------------------------------------
@@ -226,3 +241,108 @@ def _held_out(run: Run) -> tuple[object, ...]:
     texts = zip(last["prompt"].to_pylist(), last["answer"].to_pylist(), strict=True)
     asked = run.column("eval_questions")
     return (asked.iloc[-1], frozenset(texts)) if len(asked) else ()
+
+
+# -- Traces ----------------------------------------------------------------------------------------
+
+
+def packed(runs: Sequence[Run], limit: int) -> tuple[str, int, int]:
+    """Base64 of the compressed traces of all runs (a question's text once, numbers as whole
+    thousandths), in at most ``limit`` bytes; how many traces there are in it, and how many there
+    were. Where they do not fit, whole groups are left out, evenly over the run, all if need be::
+
+        {"runs": [{"name": "first", "sets": [{
+            "label": "training",
+            "questions": [["how many?", "4", ["4", "<eos>"]], …],       prompt, answer, its tokens
+            "groups": [[step, question, row_id, traces], …],            sorted by step and row
+            "b": [[-2304, 0], …],                                       a group's b, nats / 1000
+            "traces": ["2 and 2", …], "said": ["4", …],                 in the order of the groups
+            "k": […], "length": […], "ends": […],                       how a trace ended, below
+            "reward": […], "base": […], "advantage": […],               null where there is none
+            "right": […], "right_no_think": […], "said_no_think": […],  held-out questions alone
+            "l": [[-361, 0], …]                                         one entry a trace
+        }]}]}
+
+    ``ends``: 0 cut, 1 closed by the tag, 2 ended by an end-of-turn token, 3 not closed (of held-out
+    traces it is not recorded how).
+    """
+    order = [(name, "ascending") for name in ("step", "row_id", "k")]
+    tables = [
+        {"training": run.traces.sort_by(order), "held-out": run.held_out.sort_by(order)}
+        for run in runs
+    ]
+    every = [table for sets in tables for table in sets.values()]
+    texts = ["trace", "sampled_answer", "answer_logps"]
+    share = min(1.0, MOST_TEXT / max(sum(table.select(texts).nbytes for table in every), 1))
+    while True:
+        sets = [
+            [_set(label, _thinned(table, share)) for label, table in of_run.items()]
+            for of_run in tables
+        ]
+        carried = [
+            {"name": name, "sets": [one for one in found if one["traces"]]}
+            for name, found in zip(run_names(runs), sets, strict=True)
+        ]
+        blob = compressed({"runs": carried})
+        kept = sum(len(one["traces"]) for found in sets for one in found)
+        if len(blob) <= limit or not kept:
+            return blob, kept, sum(table.num_rows for table in every)
+        share *= 0.95 * max(limit, 0) / len(blob)
+
+
+def _groups(table: pa.Table) -> np.ndarray:
+    """The number of each trace's group, in a sorted table: 0, 0, 1, …"""
+    keys = ["step", "row_id"]
+    return table.select(keys).to_pandas().groupby(keys).ngroup().to_numpy()
+
+
+def _thinned(table: pa.Table, share: float) -> pa.Table:
+    """A share of the groups of a sorted table, evenly over the run."""
+    groups = _groups(table)
+    count = groups.max(initial=-1) + 1
+    kept = np.linspace(0, count - 1, math.floor(count * share)).round()
+    return table.filter(pa.array(np.isin(groups, kept)))
+
+
+def _set(label: str, table: pa.Table) -> dict[str, Any]:
+    """What the page carries of a sorted table."""
+    _, starts, counts = np.unique(_groups(table), return_index=True, return_counts=True)
+    of_group = table.select(OF_GROUP).take(starts).to_pylist()
+    known = {n: table[n].to_pylist() for n in table.column_names if n not in OF_GROUP}
+    questions: dict[tuple[Any, ...], int] = {}
+    groups = []
+    for row, count in zip(of_group, counts.tolist(), strict=True):
+        text = (row["prompt"], row["answer"], tuple(row["answer_tokens"]))
+        question = questions.setdefault(text, len(questions))
+        groups.append([row["step"], question, row["row_id"], count])
+    not_closed = [2 if ended else 0 for ended in known.get("ended", [])] or [3] * table.num_rows
+    return {
+        "label": label,
+        "questions": [list(question) for question in questions],
+        "groups": groups,
+        "b": _thousandths([row["baseline_logps"] for row in of_group]),
+        "traces": known["trace"],
+        "said": known["sampled_answer"],
+        "k": known["k"],
+        "length": known["length"],
+        "ends": [
+            1 if closed else end for closed, end in zip(known["closed"], not_closed, strict=True)
+        ],
+        "reward": _short(known.get("reward", [])),
+        "base": _short(known.get("baseline_reward", [])),
+        "advantage": _short(known.get("advantage", [])),
+        "right": _short(known.get("correct", [])),
+        "right_no_think": _short(known.get("correct_no_think", [])),
+        "said_no_think": known.get("answer_no_think", []),
+        "l": _thousandths(known["answer_logps"]),
+    }
+
+
+def _thousandths(lists: Sequence[Sequence[float]]) -> list[list[int | None]]:
+    """Nats as whole thousandths; None for what is not finite."""
+    return [[round(1000 * x) if math.isfinite(x) else None for x in row] for row in lists]
+
+
+def _short(values: Sequence[float]) -> list[float | None]:
+    """Four digits of each; None for what is not finite."""
+    return [float(f"{x:.4g}") if math.isfinite(x) else None for x in values]

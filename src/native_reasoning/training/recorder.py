@@ -20,7 +20,7 @@ from native_reasoning.records.collapse import CollapseGuard
 from native_reasoning.records.folder import RunFolder, TraceRow
 from native_reasoning.records.meter import Clock, Meter, means, trace_rows
 from native_reasoning.records.metrics import one_kind
-from native_reasoning.records.trackers import TraceTables
+from native_reasoning.records.progress import TraceTables
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.diagnostics import Finding, summary
 from native_reasoning.training.callbacks import FiniteGuard
