@@ -2,7 +2,7 @@
 
 from native_reasoning.cli.flags import common_flags, setting_flags
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
-from native_reasoning.config.options import GROUPS
+from native_reasoning.config.settings import GROUPS
 
 EXAMPLES = "<!-- not run: examples of the help, with models of the hub -->"
 EXIT_CODES = """| exit code | |

@@ -11,10 +11,9 @@ from native_reasoning.config.checks import CHANGEABLE, LOG_PROBABILITIES, RANGES
 from native_reasoning.config.checks import REFUSED as REFUSED_ARGUMENTS
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.config.options import NRTOptions
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config
-from native_reasoning.config.settings import SETTINGS
+from native_reasoning.config.settings import SETTINGS, NRTOptions
 from tiny import folded
 
 REFUSED = [

@@ -8,10 +8,14 @@ from transformers import TrainingArguments
 
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.config.papers import PRESETS
 from native_reasoning.config.recipe import make_config, read_recipe
-from native_reasoning.config.settings import SETTINGS, ObjectiveSettings
+from native_reasoning.config.settings import (
+    COMMON_ARGUMENTS,
+    SETTINGS,
+    NRTOptions,
+    ObjectiveSettings,
+)
 from native_reasoning.objective.losses import RATIOS
 from native_reasoning.objective.rewards import CENTRES, REWARDS
 

@@ -16,14 +16,14 @@ from lab_run import ROWS, lab_trainer
 from native_reasoning.config.errors import ConfigError, RunError
 from native_reasoning.config.recipe import make_config, read_recipe
 from native_reasoning.objective.credit import Objective
-from native_reasoning.objective.custom import (
+from native_reasoning.objective.types import Signal
+from native_reasoning.objective.verdicts import (
     RewardFunctions,
     check_signal,
     find_judging,
     load_callable,
     name_of,
 )
-from native_reasoning.objective.types import Signal
 from native_reasoning.records.folder import read_config, read_metrics, read_traces
 
 

@@ -17,8 +17,8 @@ import native_reasoning
 from native_reasoning.cli.flags import groups_of
 from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config.errors import NativeReasoningError
-from native_reasoning.config.options import NRTOptions
 from native_reasoning.config.papers import Preset
+from native_reasoning.config.settings import NRTOptions
 from native_reasoning.data import DataReport, Examples
 from native_reasoning.data.rows import Example
 from native_reasoning.evaluation.grading import Interval

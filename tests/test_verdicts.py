@@ -8,8 +8,7 @@ import torch
 import tiny
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
-from native_reasoning.objective.custom import RewardFunctions
-from native_reasoning.objective.verdicts import columns_of, judge, read, repeats
+from native_reasoning.objective.verdicts import RewardFunctions, columns_of, judge, read, repeats
 
 TEMPLATE = make_template(tiny.byte_tokenizer())
 TAG, END = TEMPLATE.boundary.close_ids[0], TEMPLATE.end_ids[0]

@@ -10,7 +10,7 @@ import native_reasoning
 from cli_helpers import SOURCE
 from native_reasoning.cli.flags import groups_of, help_text
 from native_reasoning.cli.verbs import VERBS
-from native_reasoning.config.options import COMMON_ARGUMENTS, GROUPS, NRTOptions
+from native_reasoning.config.settings import COMMON_ARGUMENTS, GROUPS, NRTOptions
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "rich", "yaml", "pyarrow"}
 

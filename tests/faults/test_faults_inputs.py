@@ -14,9 +14,8 @@ from transformers import TrainingArguments
 
 from native_reasoning.cli import main
 from native_reasoning.config.errors import ConfigError
-from native_reasoning.config.guards import GUARDED_IN_RECIPES
-from native_reasoning.config.options import NRTOptions
-from native_reasoning.config.recipe import read_recipe
+from native_reasoning.config.recipe import GUARDED_IN_RECIPES, read_recipe
+from native_reasoning.config.settings import NRTOptions
 
 settings.register_profile(
     "fuzz", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.records.folder import QUARANTINE, read_metrics
-from native_reasoning.training.callbacks import FiniteGuard
+from native_reasoning.training.recorder import FiniteGuard
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 from watchers import Killed, KillIn

@@ -1,6 +1,6 @@
 """Command lines -> settings.
 
-Help is a static table of verbs.py and options.py, so that it answers at once. Everything else is
+Help is a static table of verbs.py and settings.py, so that it answers at once. Everything else is
 transformers' ``HfArgumentParser`` over NRTConfig (recipe.py): ``--num-generations 8`` or
 ``--num_generations=8``, truth values bare (``--bf16``), ``--objective.clip none``.
 """
@@ -14,8 +14,7 @@ from typing import Any, get_args
 from native_reasoning.cli.verbs import VERBS, Flag, Verb
 from native_reasoning.config.checks import CHANGEABLE
 from native_reasoning.config.errors import ConfigError, UsageParser, did_you_mean, nearest
-from native_reasoning.config.options import COMMON_ARGUMENTS, GROUPS, NRTOptions
-from native_reasoning.config.settings import SETTINGS
+from native_reasoning.config.settings import COMMON_ARGUMENTS, GROUPS, SETTINGS, NRTOptions
 
 _TRUTH = ("true", "false", "yes", "no", "1", "0")
 _METAVARS = {bool: "BOOL", int: "N", float: "X"}

@@ -24,8 +24,7 @@ from native_reasoning.cli.output import (
     show_table,
 )
 from native_reasoning.config.errors import ConfigError, RunError
-from native_reasoning.config.guards import check_place
-from native_reasoning.config.recipe import make_config, read_recipe
+from native_reasoning.config.recipe import check_place, make_config, read_recipe
 from native_reasoning.records.disk import LOCK, claimed, free_name
 from native_reasoning.records.folder import CONFIG, RunFolder, read_metrics
 from native_reasoning.records.metrics import evaluation_rows

@@ -5,7 +5,7 @@ Nothing here imports torch or transformers: help answers at once.
 
 from dataclasses import dataclass
 
-from native_reasoning.config.options import GROUPS
+from native_reasoning.config.settings import GROUPS
 
 
 @dataclass(frozen=True)

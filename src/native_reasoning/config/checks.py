@@ -6,15 +6,15 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from native_reasoning.config.errors import ConfigError, did_you_mean
-from native_reasoning.config.options import NRTOptions
 from native_reasoning.config.settings import (
     LOG_PROBABILITIES,
     SETTINGS,
     TOKEN_REWARDS,
+    NRTOptions,
     ObjectiveSettings,
 )
 
-#: Least and largest number of arguments of transformers; ours have theirs in options.py.
+#: Least and largest number of arguments of transformers; ours have theirs in settings.py.
 RANGES = {
     "per_device_train_batch_size": (1, 1e6),
     "per_device_eval_batch_size": (1, 1e6),
@@ -53,6 +53,15 @@ INSTEAD = {
     "data_collator": "leave it out; chat_template_path changes how prompts are written",
     "compute_loss_func": "objective=, a callable Scores -> Signal, or reward_funcs=",
     "preprocess_logits_for_metrics": "compute_metrics=, which gets the answers as text",
+}
+#: Methods of transformers' Trainer that NRTTrainer does not have: what is said, why, what to do.
+NO_CALLS = {
+    "push_to_hub": ("push_to_hub", *REFUSED["push_to_hub"]),
+    "hyperparameter_search": (
+        "NRTTrainer has no hyperparameter_search",
+        "a trial needs a model, a run folder and a trainer of its own",
+        "a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) for each value",
+    ),
 }
 
 
@@ -281,11 +290,5 @@ def check_metric(name: str, known: Iterable[str]) -> None:
 
 def refuse_call(method: str) -> NoReturn:
     """Raises ConfigError for a method of transformers' Trainer that NRTTrainer does not have."""
-    if method == "push_to_hub":
-        why, fix = REFUSED[method]
-        raise ConfigError(method, why=why, fix=fix)
-    raise ConfigError(
-        f"NRTTrainer has no {method}",
-        why="a trial needs a model, a run folder and a trainer of its own",
-        fix="a loop that makes NRTConfig(output_dir=...) and NRTTrainer(...) for each value",
-    )
+    what, why, fix = NO_CALLS[method]
+    raise ConfigError(what, why=why, fix=fix)

@@ -11,15 +11,18 @@ from transformers import TrainingArguments
 
 from native_reasoning.config.checks import REFUSED, check_options, objective_values
 from native_reasoning.config.errors import ConfigError
-from native_reasoning.config.guards import HARMLESS
-from native_reasoning.config.options import COMMON_ARGUMENTS, NRTOptions
 from native_reasoning.config.papers import find_preset
-from native_reasoning.config.settings import ObjectiveSettings
+from native_reasoning.config.settings import COMMON_ARGUMENTS, NRTOptions, ObjectiveSettings
+
+#: Of model_init_kwargs, what does no more than choose between parts of transformers.
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+HARMLESS = {"attn_implementation": _ATTENTION, "dtype": _DTYPES, "torch_dtype": _DTYPES}
 
 
 @dataclass
 class NRTConfig(NRTOptions, TrainingArguments):
-    """All settings of a run: ours (options.py) and every one of ``TrainingArguments``.
+    """All settings of a run: ours (settings.py) and every one of ``TrainingArguments``.
 
     The defaults below differ from transformers': one prompt with its traces is a micro-batch, the
     optimiser is close to the released NRT script's, every step is logged, and nothing hides a loss
@@ -186,9 +189,7 @@ def _weights(values: list[Any] | None) -> list[float] | None:
     if all(map(math.isfinite, found)):
         return found or None
     raise ConfigError(
-        f"reward_weights is {values!r}",
-        why="each weight is a number",
-        fix="reward_weights 1.0,0.5",
+        f"reward_weights is {values!r}", why="each weight is a number", fix="reward_weights 1.0,0.5"
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from native_reasoning.config.errors import ConfigError, PolicyError, RunError
-from native_reasoning.config.options import NRTOptions
+from native_reasoning.config.settings import NRTOptions
 from native_reasoning.model.inplace import LinearHead, lighten, ordinary, token_layers, with_rows
 from native_reasoning.model.quantised import (
     forget,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from native_reasoning.config.errors import ConfigError, PolicyError
 from native_reasoning.config.nrt_config import NRTConfig, sharded
-from native_reasoning.config.options import NRTOptions
+from native_reasoning.config.settings import NRTOptions
 
 
 def quantisation(options: NRTOptions, compute: torch.dtype) -> dict[str, Any]:

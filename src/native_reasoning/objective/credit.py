@@ -264,12 +264,7 @@ class Objective(ObjectiveSettings):
         return a if self.adv_clip is None else a.clamp(-self.adv_clip, self.adv_clip)
 
     def _answer_weights(
-        self,
-        group: Group,
-        reward: Reward,
-        worth: _Worth,
-        divisor: Tensor,
-        scores: Sequence[Scores],
+        self, group: Group, reward: Reward, worth: _Worth, divisor: Tensor, scores: Sequence[Scores]
     ) -> Tensor:
         """λ·w (G, K, T): gated, scaled, and zero where the answer is not trained."""
         g, k, t = len(scores), *scores[0].answer.shape

@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard, ModelCardData, model_info
 
 from native_reasoning.config.errors import printable
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.config.options import COMMON_ARGUMENTS
 from native_reasoning.config.papers import find_preset
+from native_reasoning.config.settings import COMMON_ARGUMENTS
 from native_reasoning.data.sources import is_hub_id
 from native_reasoning.model.folders import is_path
 from native_reasoning.records.disk import write_atomically

@@ -3,7 +3,7 @@
     config.yaml                 settings, versions, data hash, seed; never a secret
     metrics.jsonl               one object a line, "step" first; no times: runs can be compared
     timings.jsonl               the same with times, which never repeat
-    quarantine.jsonl            the rows of each update that was skipped (callbacks.FiniteGuard)
+    quarantine.jsonl            the rows of each update that was skipped (recorder.FiniteGuard)
     traces/step-A-B.parquet     sampled traces of the optimiser steps A..B, one row a trace
     evaluations/step-A.parquet  the same of held-out questions, as answered after step A
 

@@ -10,13 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from native_reasoning.config.errors import warn
@@ -26,22 +20,15 @@ from native_reasoning.model.gathered import fill, in_shards, load_state, save_sh
 from native_reasoning.model.policy import load_model
 from native_reasoning.model.ranks import from_first_rank
 from native_reasoning.records.card import write_card
-from native_reasoning.records.disk import (
-    CHECKSUMS,
-    damage,
-    put_aside,
-    seal,
-    sync,
-    write_atomically,
-)
+from native_reasoning.records.disk import CHECKSUMS, damage, put_aside, seal, sync, write_atomically
 from native_reasoning.records.folder import CONFIG, RunFolder
 from native_reasoning.rollout.schedule import data_hash
-from native_reasoning.training.callbacks import SignalCallback
 from native_reasoning.training.collector import Collector
 from native_reasoning.training.forwards import Forwards
 from native_reasoning.training.judging import RunObjective
 from native_reasoning.training.recorder import Recorder
 from native_reasoning.training.resume import (
+    SignalCallback,
     alone,
     checkpoints,
     find_checkpoint,

@@ -13,9 +13,8 @@ from native_reasoning.config.errors import warn
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.model.policy import warmup_warning
-from native_reasoning.objective.custom import RewardFunctions
 from native_reasoning.objective.types import Verdict
-from native_reasoning.objective.verdicts import judge
+from native_reasoning.objective.verdicts import RewardFunctions, judge
 from native_reasoning.records.meter import Clock
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling, sample_answers
 from native_reasoning.rollout.noise import ANSWERS
@@ -96,7 +95,8 @@ class Collector:
         plan = self.schedule.step(state.global_step)
         if self.window is None or self.window.rollout != plan.rollout:
             if self._resumed is not None and self.is_open(state.global_step):
-                self.window = self._reopened(self._resumed, plan)
+                saved = (self._resumed, self.args.process_index, self._shares(plan))
+                self.window = Window.load(*saved, self.groups, self._filler(), self.args.device)
             else:
                 with whole_model() as model:
                     self.window = self.sample(plan, model, state)
@@ -105,37 +105,31 @@ class Collector:
     def sample(self, plan: PlannedStep, model: nn.Module, state: TrainerState) -> Window:
         """The rollout of ``plan``. With several updates, or in parts, it is scored beforehand under
         ``model``."""
-        shares = self._shares(plan)
+        a, shares = self.args, self._shares(plan)
         rows = [row for share in shares for batch in share for row in batch]
         groups = [self._filler() if row is None else self.groups[row] for row in rows]
         real = [group for group in groups if group.weight]
         with self.clock.stage("sampling"), self.engine.ready():
             sampled = iter(self._traces(real, plan.rollout))
         traces = [next(sampled) if group.weight else self._empty() for group in groups]
-        verdicts = self._verdicts(groups, traces, state)
+        verdicts: Sequence[Verdict | None] = [None] * len(groups)
+        if self.settings.reads_text or self.rewards:
+            said = judge(groups, traces, self.template, self.rewards, trainer_state=state)
+            verdicts = [verdict.to(a.device) for verdict in said]
         cells = iter([*map(Cell, groups, traces, verdicts)])
-        several = len(shares) * self.args.num_iterations > 1
+        several = len(shares) * a.num_iterations > 1
+        traces_each = a.num_generations if self.objective.samples else 1
+        in_parts = a.per_device_train_batch_size * traces_each > (a.rows_per_forward or math.inf)
         minibatches: list[tuple[MicroBatch, ...]] = []
         for share in shares:
             micros = micro_batches([next(cells) for batch in share for _ in batch], share)
-            if several or self._in_parts:
+            if several or in_parts:
                 with self.clock.stage("scoring"):
                     micros = [
                         self.objective.remember(m, plan, model, fresh=not several) for m in micros
                     ]
             minibatches.append(tuple(micros))
         return Window(plan.rollout, tuple(minibatches))
-
-    def _reopened(self, checkpoint: Path, plan: PlannedStep) -> Window:
-        """This rank's share of the window that was open when a checkpoint was written."""
-        rank, shares = self.args.process_index, self._shares(plan)
-        return Window.load(checkpoint, rank, shares, self.groups, self._filler(), self.args.device)
-
-    @property
-    def _in_parts(self) -> bool:
-        """Whether a micro-batch has more rows than are forwarded at once."""
-        a, each = self.args, self.args.num_generations if self.objective.samples else 1
-        return (a.rows_per_forward or math.inf) < a.per_device_train_batch_size * each
 
     def _shares(self, plan: PlannedStep) -> list[list[Rows]]:
         """The row ids of this rank's micro-batches, for each mini-batch of the rollout."""
@@ -151,7 +145,10 @@ class Collector:
         if not self.objective.samples:
             return [self._empty() for _ in groups]
         sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
-        with fitting(*self._fewer_prompts(len(groups))):
+        at_once = min(a.rollout_batch_size or len(groups), len(groups))
+        fewer = f"--rollout-batch-size {at_once // 2}, " if at_once > 1 else ""
+        fix = f"{fewer}a smaller --max-trace-length or --num-generations"
+        with fitting(f"{at_once} prompts of {a.num_generations} traces sampled at once", fix):
             traces = self.engine.rollout(groups, sampling, key)
             if not self.settings.samples_answers:
                 return traces
@@ -164,21 +161,6 @@ class Collector:
             replace(t, answers=tuple(sample.ids for sample in after))
             for t, after in zip(traces, answers, strict=True)
         ]
-
-    def _fewer_prompts(self, prompts: int) -> tuple[str, str]:
-        """What ``fitting`` says of so many prompts."""
-        at_once = min(self.args.rollout_batch_size or prompts, prompts)
-        fewer = f"--rollout-batch-size {at_once // 2}, " if at_once > 1 else ""
-        fix = f"{fewer}a smaller --max-trace-length or --num-generations"
-        return f"{at_once} prompts of {self.args.num_generations} traces sampled at once", fix
-
-    def _verdicts(
-        self, groups: list[PromptGroup], traces: list[Traces], state: TrainerState
-    ) -> Sequence[Verdict | None]:
-        if not (self.settings.reads_text or self.rewards):
-            return [None] * len(groups)
-        verdicts = judge(groups, traces, self.template, self.rewards, trainer_state=state)
-        return [verdict.to(self.args.device) for verdict in verdicts]
 
     def _empty(self) -> Traces:
         return Traces((self.template.empty_trace(),), (True,))

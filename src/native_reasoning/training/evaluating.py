@@ -110,9 +110,7 @@ class Evaluator:
         compute: Any = self.trainer.compute_metrics
         if compute is not None:
             pairs = [(a, o.reference, o.question) for o in outcomes for a in o.answers]
-            columns: list[Any] = [
-                np.array(column, dtype=object) for column in zip(*pairs, strict=True)
-            ]
+            columns: Any = [np.array(column, dtype=object) for column in zip(*pairs, strict=True)]
             own: Any = compute(EvalPrediction(*columns))
             if not isinstance(own, Mapping):
                 raise ConfigError(

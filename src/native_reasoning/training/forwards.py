@@ -3,7 +3,7 @@ whether a forward, or a step, fits into memory."""
 
 import sys
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,13 +37,10 @@ class Forwards:
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        args: NRTConfig,
-        settings: ObjectiveSettings,
-        accelerator: Accelerator,
+        self, policy: Policy, args: NRTConfig, settings: ObjectiveSettings, accelerator: Accelerator
     ) -> None:
         self.accelerator = accelerator
+        arithmetic: Any = accelerator.autocast
         model, template = policy.model, policy.template
         install_scoring(model)  # before the copy, which scores too
         self.copy = stand_in(model, accelerator, lagging=settings.needs_ema)
@@ -57,7 +54,7 @@ class Forwards:
                 template,
                 layouts=[way for way in LAYOUTS if way != "shared" or not once],
                 training=True,
-                arithmetic=self.autocast,
+                arithmetic=arithmetic,
                 dtype=dtype,
                 longest=longest(args, model),
             )
@@ -68,7 +65,7 @@ class Forwards:
             template.vocabulary,
             share=able.share,
             batch_size=args.rollout_batch_size,
-            autocast=self.autocast,
+            autocast=arithmetic,
         )
         self.sampler = training_engine(self.engine, args, template, accelerator)
         self.scorer = Scorer(
@@ -81,11 +78,7 @@ class Forwards:
         )
         self.judges = None
         if settings.needs_frozen or settings.needs_ema:
-            self.judges = Judges(model, settings, self.scorer, autocast=self.autocast)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The arithmetic of the run."""
-        return self.accelerator.autocast()
+            self.judges = Judges(model, settings, self.scorer, autocast=arithmetic)
 
     @contextmanager
     def whole(self, wrapped: Any) -> Generator[Any]:
@@ -94,7 +87,7 @@ class Forwards:
             yield wrapped
             return
         cut = self.accelerator.unwrap_model(wrapped)
-        with self.copy.filled(cut) as model, self.autocast():
+        with self.copy.filled(cut) as model, self.accelerator.autocast():
             yield model
 
 

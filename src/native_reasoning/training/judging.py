@@ -20,8 +20,8 @@ from native_reasoning.data.rows import Traces
 from native_reasoning.model.policy import inference
 from native_reasoning.model.ranks import sum_of_ranks
 from native_reasoning.objective.credit import Objective
-from native_reasoning.objective.custom import AnyObjective, check_signal, name_of
 from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
+from native_reasoning.objective.verdicts import AnyObjective, check_signal, name_of
 from native_reasoning.rollout.schedule import PlannedStep
 from native_reasoning.rollout.window import MicroBatch, Recall
 from native_reasoning.scoring.judges import Judges
@@ -52,11 +52,7 @@ class RunObjective(TrainerCallback):
     """
 
     def __init__(
-        self,
-        args: NRTConfig,
-        objective: AnyObjective,
-        scorer: Scorer,
-        judges: Judges | None,
+        self, args: NRTConfig, objective: AnyObjective, scorer: Scorer, judges: Judges | None
     ) -> None:
         self.args, self.objective, self.scorer, self.judges = args, objective, scorer, judges
         self.settings = s = args.resolved_objective()
@@ -133,12 +129,9 @@ class RunObjective(TrainerCallback):
         if micro.recalls is not None:
             return [recall.signal for recall in micro.recalls]
         self._rollout = plan.rollout
-        real = [s for s, group in zip(scores, micro.groups, strict=True) if group.weight]
-        made = iter(self._judged(real))
-        signals = [
-            next(made) if group.weight else Signal.nothing(s)
-            for s, group in zip(scores, micro.groups, strict=True)
-        ]
+        pairs = [*zip(scores, micro.groups, strict=True)]
+        made = iter(self._judged([s for s, group in pairs if group.weight]))
+        signals = [next(made) if group.weight else Signal.nothing(s) for s, group in pairs]
         if plan.rollout >= self.args.format_warmup_steps:
             return signals
         zeros = {"trace_weights": None, "token_rewards": None, "kept": True}

@@ -1,20 +1,25 @@
 """What a run leaves behind of each step: means for metrics.jsonl, seconds for timings.jsonl, traces
-and skipped rows for the run folder, warnings."""
+and skipped rows for the run folder, warnings; updates that are not finite are dropped."""
 
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
+from native_reasoning.model.gathered import local
+from native_reasoning.model.ranks import largest_of_ranks
 from native_reasoning.objective.types import Scores, Signal
 from native_reasoning.records.collapse import CollapseGuard
 from native_reasoning.records.folder import RunFolder, TraceRow
@@ -23,7 +28,6 @@ from native_reasoning.records.metrics import one_kind
 from native_reasoning.records.progress import TraceTables
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.diagnostics import Finding, summary
-from native_reasoning.training.callbacks import FiniteGuard
 
 #: Steps after each of which it may be said that the reward so far is one kind of token's.
 FIRST = 5
@@ -189,3 +193,72 @@ class Recorder(TrainerCallback):
         if what not in self._told and self.records.writes:
             self._told.add(what)
             print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+class FiniteGuard(TrainerCallback):
+    """Drops an update whose loss or gradient is not finite, on all ranks together; the scheduler
+    and the step counter go on.
+
+    ``report`` is told the step of each, on every rank. After ``LIMIT`` of them in a row the run
+    ends with a RunError. ``scaled``: a gradient scaler (float16) finds its scale by overflowing,
+    and skips by itself; it gets ``SCALING`` more.
+    """
+
+    LIMIT = 10
+    SCALING = 20  # 2^16, the first scale, halved to 1 and then some
+
+    def __init__(self, report: Callable[[int], None], *, scaled: bool = False) -> None:
+        self.limit, self.report = self.LIMIT + (self.SCALING if scaled else 0), report
+        self.scaled = scaled
+        self.in_a_row = 0
+        self._skipped = 0
+        self._finite: list[Tensor] = []
+
+    def take(self) -> int:
+        """How many updates were dropped since this was asked last."""
+        taken, self._skipped = self._skipped, 0
+        return taken
+
+    def saw_loss(self, loss: Tensor) -> None:
+        """The loss of a part of the step."""
+        self._finite.append(loss.detach().isfinite().all())
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None
+        grads = [local(p.grad) for p in model.parameters() if p.grad is not None]
+        gradients = [grad.isfinite().all() for grad in grads]
+        finite, self._finite = [*self._finite, *gradients], []
+        broken = bool(finite) and not bool(torch.stack(finite).all())
+        if not largest_of_ranks(int(broken), args.device):
+            self.in_a_row = 0
+            return
+        self._skipped, self.in_a_row = self._skipped + 1, self.in_a_row + 1
+        if not self.scaled:
+            model.zero_grad(set_to_none=True)
+        step = state.global_step + 1
+        told = f"step {step}: loss or gradient not finite, update skipped"
+        print(told, file=sys.stderr, flush=True)
+        self.report(step)
+        if self.in_a_row >= self.limit:
+            raise RunError(
+                f"{self.in_a_row} updates in a row were not finite, the last at step {step}",
+                why="every update since would have been skipped too; the weights are those from "
+                "before",
+                fix="look at quarantine.jsonl for rows that do this; a smaller --learning-rate, "
+                "--bf16 or full precision in place of --fp16",
+            )
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint holds."""
+        return {"in_a_row": self.in_a_row}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Goes on from ``state``."""
+        self.in_a_row = state["in_a_row"]

@@ -1,19 +1,23 @@
-"""Going on with a run: which checkpoint, and whether it is still the same run."""
+"""Leaving a run, by a signal, and going on with it: from which checkpoint, and as the same run?"""
 
 import json
 import os
 import pickle
 import platform
 import re
+import signal
+import threading
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from native_reasoning.config.errors import RunError, warn
-from native_reasoning.model.ranks import from_first_rank, lost_rank
+from native_reasoning.model.ranks import from_first_rank, largest_of_ranks, lost_rank
 from native_reasoning.records.disk import claimed, damage, is_full, put_aside, unwritten
 from native_reasoning.records.folder import CONFIG, RunFolder, read_config
 
@@ -25,6 +29,11 @@ FREE = re.compile(
 )
 #: Settings that say when a run ends; most schedules of the learning rate stretch to it.
 LENGTH = ("max_steps", "num_train_epochs")
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+#: Saves and goes on; Windows has no such signal.
+_SAVING: int | None = getattr(signal, "SIGUSR1", None)
+#: In the order of what wins where ranks hear different ones.
+_RANKED = (None, _SAVING, *_STOPPING)
 
 
 @contextmanager
@@ -196,3 +205,67 @@ def _stretches(settings: Mapping[str, Any]) -> bool:
     """Whether the learning rate of a step depends on the length of the run."""
     kind, warmup = settings.get("lr_scheduler_type"), settings.get("warmup_steps") or 0
     return kind != "constant" and (kind != "constant_with_warmup" or 0 < float(warmup) < 1)
+
+
+# -- Leaving it ------------------------------------------------------------------------------------
+
+
+class SignalCallback(TrainerCallback):
+    """SIGTERM and SIGINT save at the end of the step and leave; a second SIGINT leaves at once.
+    SIGUSR1 saves at the end of the step and goes on.
+
+    ``received`` is the number of the signal to leave by, for the exit code (128 + it), or None; all
+    ranks have the same.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._heard: int | None = None  # by this rank
+        self._save = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.received, self._heard, self._save = None, None, False
+        if threading.current_thread() is threading.main_thread():
+            heard = [*_STOPPING, *([] if _SAVING is None else [_SAVING])]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        save, self._save = self._save, False  # one that comes from now on is for the next step
+        heard = self._agreed(self._heard or (_SAVING if save else None), args)
+        if heard is None:
+            return
+        control.should_save = True
+        if heard != _SAVING:
+            self.received = heard
+            control.should_training_stop = True
+
+    def _agreed(self, mine: int | None, args: TrainingArguments) -> int | None:
+        return _RANKED[largest_of_ranks(_RANKED.index(mine), args.device)]
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.received = self._agreed(self._heard, args)  # one that came after the last step
+
+    def restore(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._heard is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == _SAVING:
+            self._save, then = True, "then going on"
+        else:
+            self._heard, then = number, "then leaving"
+        name = signal.Signals(number).name
+        told = f"{name}: saving at the end of this step, {then}\n"
+        with suppress(OSError):  # print may be what was interrupted, and cannot be entered twice
+            os.write(2, told.encode())

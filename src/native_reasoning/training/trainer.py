@@ -28,7 +28,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 from native_reasoning.config.checks import check_call, refuse_call
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.policy import context_of, load_policy
-from native_reasoning.objective.custom import (
+from native_reasoning.objective.verdicts import (
     AnyObjective,
     check_optimizer,
     find_judging,
