@@ -1,6 +1,5 @@
 """What a trace is worth: pure functions from log-probabilities to a loss.
 
 ``Scores`` (types) -> ``Objective`` (credit: rewards, advantages, answer weights) -> ``Signal`` ->
-``group_loss`` (losses). ``judge`` (verdicts) looks at sampled text and asks a user's
-functions.
+``group_loss`` (losses). ``judge`` (verdicts) looks at sampled text.
 """

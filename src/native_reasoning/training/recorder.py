@@ -158,11 +158,10 @@ class Recorder(TrainerCallback):
         if not self.rewarded:
             values = {name: value for name, value in values.items() if name not in _OF_REWARDS}
         self._warn(values)
-        self._warn_of_kinds(values)
         return values
 
     def _warn(self, values: dict[str, Any]) -> None:
-        """Of what looks like rewards that are all equal."""
+        """Of what looks like rewards that are all equal, or one kind of token's from the start."""
         if share := values.get("underflow", 0.0):
             self._tell(
                 "underflow",
@@ -177,9 +176,6 @@ class Recorder(TrainerCallback):
                 "nothing, so nothing is learned. A longer --max-trace-length, or "
                 "--objective.format-loss-coef 0.3, which teaches the closing tag",
             )
-
-    def _warn_of_kinds(self, values: dict[str, float]) -> None:
-        """Of a reward that is one kind of token's from the start."""
         if len(self._first) == FIRST or "spread_share_end" not in values:
             return
         self._first.append(values)
