@@ -353,7 +353,7 @@ def test_settings_reach_the_template(config):
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/model", "~/absent-model", "a/b/c"])
 def test_folder_that_does_not_exist_is_named(config, name):
-    for load in (lambda: load_tokenizer(name), lambda: load_model(name, config())):
+    for load in (lambda: load_tokenizer(name, config()), lambda: load_model(name, config())):
         with pytest.raises(PolicyError, match=f"model folder {name} does not exist"):
             load()
 

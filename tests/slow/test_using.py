@@ -30,9 +30,9 @@ def saved(tmp_path_factory):
     """The embedded base model, whose turns now end with a token that is not EOS: the folder that
     we saved, and the template that training would use."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    tokenizer = load_tokenizer(str(base_path()))
-    tokenizer.eos_token = tokenizer.unk_token
     settings = NRTConfig(output_dir=str(folder.parent), use_cpu=True)
+    tokenizer = load_tokenizer(str(base_path()), settings)
+    tokenizer.eos_token = tokenizer.unk_token
     policy = load_policy(str(base_path()), settings, tokenizer)
     policy.save(folder)
     return folder, policy.template

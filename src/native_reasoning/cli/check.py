@@ -25,10 +25,15 @@ from native_reasoning.config.recipe import make_config
 from native_reasoning.data import DataReport, Examples, load_rows
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.shapes import BadRow, value_at
-from native_reasoning.data.template import Template, make_template
+from native_reasoning.data.template import Template
 from native_reasoning.data.tokens import prepare
-from native_reasoning.evaluation.conversation import tokenizer_of
-from native_reasoning.model.policy import context_of, start_warning, warmup_warning
+from native_reasoning.model.policy import (
+    context_of,
+    load_tokenizer,
+    start_warning,
+    template_for,
+    warmup_warning,
+)
 
 _LOOKED_AT = 200
 #: How the columns are named that a question may need.
@@ -251,13 +256,7 @@ def percentiles(values: Sequence[int]) -> dict[str, int]:
 def skeleton(folder: str, config: NRTConfig) -> tuple[Template, Any]:
     """The template and an empty model of a hub id or folder: its weights are not loaded, so that
     think tokens count as trained. Raises PolicyError or TemplateError."""
-    template = make_template(
-        tokenizer_of(folder, config),
-        boundary=config.boundary,
-        think=(config.think_open, config.think_close),
-        boundary_text=config.boundary_text,
-        system_prompt=config.system_prompt,
-    )
+    template = template_for(None, load_tokenizer(folder, config), config)
     try:
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
         with torch.device("meta"):

@@ -171,38 +171,27 @@ def groups_of(verb: Verb) -> dict[str, list[Flag]]:
 def help_text(verb: Verb) -> str:
     """What ``nrt VERB --help`` prints."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    name, count, text = verb.positional or ("", "", "")
+    first = {"?": f" [{name}]", "+": f" {name} [{name} ...]"}.get(count, f" {name}" if name else "")
+    rest = " [--SETTING VALUE ...]" if verb.groups else ""
+    notes = "Every other setting of `nrt train` is accepted too.\n\n" if verb.groups else ""
+    if verb.common:
+        notes = (
+            "Every other field of transformers.TrainingArguments is accepted too. Underscores may "
+            "stand for\nhyphens, --key=value for --key value.\n\n"
+        )
     parser = argparse.ArgumentParser(
-        usage=_usage(verb),
+        usage=f"nrt {verb.name}{first} [OPTIONS]{rest}",
         description=verb.text,
-        epilog=_epilog(verb),
+        epilog=f"{notes}examples:\n" + "\n".join(f"  {example}" for example in verb.examples),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=34, width=width
         ),
     )
     if verb.positional:
-        name, count, text = verb.positional
         parser.add_argument("positional", nargs=count or None, metavar=name, help=text)
     for title, flags in groups_of(verb).items():
         group = parser if title == "options" else parser.add_argument_group(title)
         for flag in flags:
             group.add_argument(flag.name, help=flag.help.replace("%", "%%"), **_takes(flag))
     return parser.format_help()
-
-
-def _usage(verb: Verb) -> str:
-    name, count, _ = verb.positional or ("", "", "")
-    first = {"?": f" [{name}]", "+": f" {name} [{name} ...]"}.get(count, f" {name}" if name else "")
-    rest = " [--SETTING VALUE ...]" if verb.groups else ""
-    return f"nrt {verb.name}{first} [OPTIONS]{rest}"
-
-
-def _epilog(verb: Verb) -> str:
-    notes = ""
-    if verb.groups:
-        notes = (
-            "Every other field of transformers.TrainingArguments is accepted too. Underscores may "
-            "stand for\nhyphens, --key=value for --key value.\n\n"
-            if verb.common
-            else "Every other setting of `nrt train` is accepted too.\n\n"
-        )
-    return notes + "examples:\n" + "\n".join(f"  {example}" for example in verb.examples)

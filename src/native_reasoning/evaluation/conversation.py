@@ -22,7 +22,6 @@ from native_reasoning.model.policy import (
     knows_tags,
     load_merged,
     load_tokenizer,
-    read_text,
     template_for,
 )
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
@@ -61,21 +60,13 @@ def load_asked(name: str, config: NRTConfig, modes: Sequence[str]) -> Asked:
             fix="--boundary auto or text, or train the model first",
         )
     config.model_init_kwargs = {"dtype": "auto", **(config.model_init_kwargs or {})}  # type: ignore[dict-item]
-    tokenizer, copy = (tokenizer_of(name, config) for _ in range(2))
+    tokenizer, copy = (load_tokenizer(name, config) for _ in range(2))
     model = load_merged(name, config, len(tokenizer)).to(config.device).eval()  # type: ignore[arg-type]
     boundary = config.boundary
     if boundary == "auto":
         boundary = "existing" if knows_tags(model, tokenizer, config) else "text"
     asked = "on" in modes or (boundary == "existing" and "off" in modes)
     return Asked(model, tokenizer, template_for(model, copy, config, boundary) if asked else None)
-
-
-def tokenizer_of(name: str, config: NRTConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or folder, with the chat template of the settings."""
-    tokenizer = load_tokenizer(name, config.trust_remote_code)
-    if config.chat_template_path is not None:
-        tokenizer.chat_template = read_text(config.chat_template_path)
-    return tokenizer
 
 
 # -- Turns -----------------------------------------------------------------------------------------

@@ -194,13 +194,9 @@ def majority(answers: Sequence[str]) -> str:
     '$1,234'
     """
     assert answers, "no answers to vote"
-    votes: Counter[object] = Counter()
-    first: dict[object, str] = {}
-    for answer in answers:
-        key = _numeric_answer(answer) or _key(answer)
-        votes[key] += 1
-        first.setdefault(key, answer)
-    return first[max(votes, key=votes.__getitem__)]
+    keys = [_numeric_answer(answer) or _key(answer) for answer in answers]
+    ((most, _),) = Counter(keys).most_common(1)  # of several the first
+    return answers[keys.index(most)]
 
 
 @dataclass(frozen=True)

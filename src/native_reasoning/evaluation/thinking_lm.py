@@ -146,26 +146,21 @@ class ThinkingLM(_HFLM):
             room[context] = max(room.get(context, 0), length)
         prompts = {context: self._prompt(context, length) for context, length in room.items()}
         order = sorted(prompts, key=lambda context: len(prompts[context]))  # little padding
-        traces = self._traces([prompts[context] for context in order], order)
+        traces = Traces((self.template.empty_trace(),) * len(order), (True,) * len(order))
+        if self._engine is not None and self.sampling is not None:
+            samples = self._engine.sample(
+                [prompts[context] for context in order],
+                [row_of(context) for context in order],
+                self.sampling,
+                NoiseKey(self.seed, 0, BENCHMARKS),
+                self.template.stop_trace,
+            )
+            traces = traces_of([sample for (sample,) in samples])
         lengths = self.template.trace_lengths(traces)
         rows = zip(order, traces.ids, traces.closed, lengths, strict=True)
         for context, ids, closed, length in rows:
-            before = self.template.answer_prompt(prompts[context], ids, closed)
-            text = self.template.text(ids)
-            self.thoughts[context] = Thought(tuple(before), text, length, closed)
-
-    def _traces(self, prompts: Sequence[list[int]], contexts: Sequence[str]) -> Traces:
-        """A trace after each prompt."""
-        if self._engine is None or self.sampling is None:
-            return Traces((self.template.empty_trace(),) * len(prompts), (True,) * len(prompts))
-        samples = self._engine.sample(
-            prompts,
-            [row_of(context) for context in contexts],
-            self.sampling,
-            NoiseKey(self.seed, 0, BENCHMARKS),
-            self.template.stop_trace,
-        )
-        return traces_of([sample for (sample,) in samples])
+            before = tuple(self.template.answer_prompt(prompts[context], ids, closed))
+            self.thoughts[context] = Thought(before, self.template.text(ids), length, closed)
 
 
 def row_of(context: str) -> int:

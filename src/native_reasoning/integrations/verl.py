@@ -34,10 +34,7 @@ try:
     from omegaconf import OmegaConf, open_dict  # type: ignore[import-not-found]
     from tensordict import TensorDict  # type: ignore[import-not-found]
     from verl.trainer.ppo import core_algos  # type: ignore[import-not-found]
-    from verl.trainer.ppo.v1 import (  # type: ignore[import-not-found]
-        PPOTrainerSync,
-        register_trainer,
-    )
+    from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer  # type: ignore[import-not-found]
 
     from native_reasoning.integrations.agent_loop import SplicedAgentLoop
 except ImportError as error:

@@ -94,15 +94,15 @@ def load_policy(
     """
     name = model if isinstance(model, (str, Path)) else model.config.name_or_path
     if tokenizer is None:
-        tokenizer = load_tokenizer(str(name), config.trust_remote_code)
+        tokenizer = load_tokenizer(str(name), config)
+    elif config.chat_template_path is not None:
+        tokenizer.chat_template = _read_text(config.chat_template_path)
     if isinstance(model, (str, Path)):
         model = load_merged(str(model), config, len(tokenizer))
     else:
         check_given(model, config)
     check_plain(model)
     tell_tying(model)
-    if config.chat_template_path is not None:
-        tokenizer.chat_template = read_text(config.chat_template_path)
     template = template_for(model, tokenizer, config)
     if config.process_index == 0 and (lost := start_warning(template)):
         warn(f"warning: {lost}")
@@ -139,14 +139,15 @@ def knows_tags(
 
 
 def template_for(
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     config: NRTConfig,
     boundary: str | None = None,
 ) -> Template:
     """The template of the settings (with another ``boundary`` where one is given), written into
-    the tokenizer. Raises TemplateError."""
-    ends = model.generation_config.eos_token_id if model.generation_config else None
+    the tokenizer. Without a model think tokens count as trained. Raises TemplateError."""
+    generation = None if model is None else model.generation_config
+    ends = generation.eos_token_id if generation else None
     return make_template(
         tokenizer,
         boundary=boundary or config.boundary,
@@ -154,7 +155,7 @@ def template_for(
         boundary_text=config.boundary_text,
         system_prompt=config.system_prompt,
         extra_end_ids=[] if ends is None else ends if isinstance(ends, list) else [ends],
-        trained=knows_tags(model, tokenizer, config),
+        trained=model is None or knows_tags(model, tokenizer, config),
     )
 
 
@@ -185,17 +186,23 @@ def warmup_warning(template: Template, config: NRTConfig) -> str | None:
     )
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or folder. Raises PolicyError."""
+def load_tokenizer(name: str, config: NRTConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder, with the chat template of the settings. Raises
+    PolicyError, or ConfigError where that cannot be read."""
     check_folder(name)
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=config.trust_remote_code
+        )
     except _UNREADABLE as error:
         raise PolicyError(
             f"no tokenizer could be loaded from {name}: {_first_line(error)}",
             why="prompts and answers are scored token by token",
             fix="give a folder with tokenizer.json beside the weights, or a hub id",
         ) from None
+    if config.chat_template_path is not None:
+        tokenizer.chat_template = _read_text(config.chat_template_path)
+    return tokenizer
 
 
 def load_merged(name: str, config: NRTConfig, vocabulary: int) -> PreTrainedModel:
@@ -273,7 +280,7 @@ def _first_line(error: BaseException) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def read_text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         if not Path(path).is_file():  # a pipe would be waited for
             raise FileNotFoundError("no such file")
