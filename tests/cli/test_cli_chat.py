@@ -33,6 +33,13 @@ def test_a_reference_and_json(nrt):
     assert found["logp"] < 0
 
 
+def test_0_is_a_seed_too(nrt):
+    asked = ("--question", "tell 1 2 3 4 5", "--json", *ASK)
+    seeds = ((), ("--seed", "42"), ("--seed", "0"))
+    plain, same, other = (nrt("chat", BASE, *asked, *seed)[1] for seed in seeds)
+    assert plain == same != other
+
+
 def test_lines_of_a_pipe_are_turns(nrt, monkeypatch):
     lines = iter(["tell 1 2 3", "", "tell 4 5 6"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end(lines))

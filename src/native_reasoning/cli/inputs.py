@@ -13,7 +13,10 @@ from native_reasoning.config.errors import ConfigError, NativeReasoningError, Ru
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.recipe import make_config, read_recipe
 from native_reasoning.data import Examples, load_examples
+from native_reasoning.model.adapters import base_of
+from native_reasoning.records.disk import CHECKSUMS, damage
 from native_reasoning.records.folder import CONFIG
+from native_reasoning.training.resume import newest_checkpoint
 
 _LIBRARIES = ("transformers", "accelerate", "lm_eval")
 _SPLIT = re.compile(r"(?P<source>.+?)\s*\[(?P<split>[\w.-]+)\]")
@@ -48,13 +51,19 @@ def load_data(name: str, config: NRTConfig) -> Examples:
 
 def model_folder(name: str) -> tuple[str, Path | None]:
     """The model that a name means, and the run it belongs to. A run folder stands for its
-    ``final/``, else for its newest checkpoint. Raises RunError where it has neither."""
+    ``final/``, else for its newest checkpoint. Raises RunError where it has neither, or where the
+    files of ``final/`` are not those that were saved."""
     path = Path(name).expanduser()
     if (path / CONFIG).is_file():
-        from native_reasoning.training.resume import newest_checkpoint
-
         final = path / "final"
-        found = _whole(final) if final.is_dir() else newest_checkpoint(path)
+        if (final / CHECKSUMS).is_file() and (wrong := damage(final)):
+            raise RunError(
+                f"{final} is damaged: {wrong[0]}",
+                why="its numbers would be those of another model",
+                fix=f"nrt train --out {path} --resume makes it anew; if it was changed on "
+                f"purpose, delete its {CHECKSUMS}",
+            )
+        found = final if final.is_dir() else newest_checkpoint(path)
         if found is None:
             raise RunError(
                 f"{name} holds a run without a saved model",
@@ -66,26 +75,10 @@ def model_folder(name: str) -> tuple[str, Path | None]:
     return name, path.parent if inside else None
 
 
-def _whole(final: Path) -> Path:
-    """A saved model. Raises RunError where its files are not those that were saved."""
-    from native_reasoning.records.disk import CHECKSUMS, damage
-
-    if (final / CHECKSUMS).is_file() and (wrong := damage(final)):
-        raise RunError(
-            f"{final} is damaged: {wrong[0]}",
-            why="its numbers would be those of another model",
-            fix=f"nrt train --out {final.parent} --resume makes it anew; if it was changed on "
-            f"purpose, delete its {CHECKSUMS}",
-        )
-    return final
-
-
 def asked_for(parsed: Parsed) -> tuple[str, NRTConfig]:
     """The model folder or hub id that a command line names, and its settings: those of its run
     which matter to whoever asks, then those of the command line. Nothing is judged, and two traces
     suit every preset."""
-    from native_reasoning.model.adapters import base_of
-
     model, run = model_folder(parsed.positional)
     settings: dict[str, Any] = {}
     if run is not None:
@@ -96,7 +89,7 @@ def asked_for(parsed: Parsed) -> tuple[str, NRTConfig]:
         settings["chat_template_path"] = None  # the saved tokenizer has it
     if base_of(Path(model)) is None:
         settings.pop("load_in_4bit", None)
-    if parsed.own.get("seed"):
+    if parsed.own.get("seed") is not None:
         settings["seed"] = parsed.own["seed"]
     settings |= parsed.settings | {"num_generations": 2}
     with refused_by_libraries():

@@ -114,6 +114,7 @@ def test_missing_packages_are_named(monkeypatch):
 
 
 def test_ifeval_without_sentence_rules_is_refused(monkeypatch):
+    monkeypatch.setattr(harness, "walls", lambda: ())
     monkeypatch.setattr(nltk.data, "path", [])
     monkeypatch.setattr(nltk, "download", lambda name, quiet: False)
     harness._require([BENCHMARKS["gsm8k"]])
