@@ -103,18 +103,18 @@ def trained(trainer: Any) -> dict[str, Any]:
 
     with trainer.whole_model():
         old = compared(trainer)
-    syncs, generator = 0, trainer.collector.engine.generator
-    send = generator.weights.sync_weights
+    syncs, engine = 0, trainer.collector.engine
+    send = engine.weights.sync_weights
 
     def counted() -> None:
         nonlocal syncs
         syncs += 1
         send()
 
-    generator.weights.sync_weights = counted
+    engine.weights.sync_weights = counted
     trainer.train()
     assert syncs == STEPS, f"{syncs} synchronisations in {STEPS} steps"
-    asleep = generator.llm.llm_engine.is_sleeping()
+    asleep = engine.llm.llm_engine.is_sleeping()
     assert asleep == trainer.args.vllm_enable_sleep_mode, f"asleep after training: {asleep}"
     with trainer.whole_model():
         new = compared(trainer)
@@ -219,11 +219,11 @@ def compared(trainer: Any) -> dict[str, Any]:
 def sampling(trainer: Any, folder: Path) -> dict[str, Any]:
     """The same of a server with the model's weights."""
     trainer.save_model(str(folder))
-    generator = trainer.collector.engine.generator
-    generator.wake = lambda: None  # a server takes no weights without a GPU
+    engine = trainer.collector.engine
+    engine.wake = lambda: None  # a server takes no weights without a GPU
     arguments = ["--max-model-len", "112", "--logprobs-mode", "processed_logprobs"]
     with vllm_served.server(str(folder), *arguments):
-        generator.connect()
+        engine.connect()
         found = compared(trainer)
     return {
         "greedy traces equal": f"{2 * K} of {2 * K}",

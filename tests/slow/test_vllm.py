@@ -1,4 +1,4 @@
-"""VLLMEngine's contract, with a generator that needs no vLLM (``make vllm-check`` runs vLLM)."""
+"""VLLMEngine's contract, with engines that need no vLLM (``make vllm-check`` runs vLLM)."""
 
 import copy
 import math
@@ -26,14 +26,15 @@ SAMPLING = Sampling(num_generations=3, max_tokens=12)
 KEY = NoiseKey(seed=5, step=2)
 
 
-class Fake:
+class Fake(VLLMEngine):
     """Draws from a copy of ``model``, made anew when it is woken; keeps what it was asked.
 
     ``stale``: it never follows the model. ``lies`` is added to every log-probability.
     """
 
-    def __init__(self, model, vocabulary, stale=False, lies=0.0):
-        self.model, self.vocabulary, self.stale, self.lies = model, vocabulary, stale, lies
+    def __init__(self, model, template, stale=False, lies=0.0):
+        super().__init__(model, None, template, None)
+        self.stale, self.lies = stale, lies
         self.copy, self.awake, self.asked, self.woken = None, False, [], []
 
     def wake(self):
@@ -53,14 +54,15 @@ class Fake:
     def _one(self, request):
         r = request
         said = (r.prompt, r.seed, r.temperature, r.max_tokens, r.stop_ids)
-        ids, logps = drawn(self.copy, self.vocabulary, *said)
+        ids, logps = drawn(self.copy, self.template.vocabulary, *said)
         return Completion(tuple(ids), tuple(logp + self.lies for logp in logps))
 
 
-class Scripted:
+class Scripted(VLLMEngine):
     """Replies with what it was given."""
 
-    def __init__(self, *replies):
+    def __init__(self, template, *replies):
+        super().__init__(None, None, template, None)
         self.replies, self.asked = [Completion(ids, (-1.0,) * len(ids)) for ids in replies], []
 
     def wake(self): ...
@@ -91,16 +93,16 @@ def groups_of(*rows):
 
 
 def seeds(engine, groups, key=KEY):
-    engine.generator.asked.clear()
+    engine.asked.clear()
     with engine.ready():
         engine.rollout(groups, SAMPLING, key)
-    asked = engine.generator.asked
+    asked = engine.asked
     return {(r.prompt, k % 3): r.seed for k, r in enumerate(asked)}, asked
 
 
 def test_each_trace_is_a_request_with_a_seed_of_its_own():
     made = template()
-    engine = VLLMEngine(Fake(tiny_model(), made.vocabulary), made)
+    engine = Fake(tiny_model(), made)
     found, asked = seeds(engine, groups_of(0, 7, 3))
     assert len(asked) == len({*found.values()}) == 9
     assert [r.prompt for r in asked[::3]] == [g.prompt_ids for g in groups_of(0, 7, 3)]
@@ -115,23 +117,23 @@ def test_each_trace_is_a_request_with_a_seed_of_its_own():
 
 def test_the_traces_of_an_answer_go_on_from_the_trace_they_stand_after():
     made = template()
-    engine = VLLMEngine(Scripted(*[(made.end_ids[0],)] * 4), made)
+    engine = Scripted(made, *[(made.end_ids[0],)] * 4)
     one = replace(SAMPLING, num_generations=1)
     engine.sample([[50], [50]], [4, 4], one, KEY, made.stop_answer, [0, 2])
-    first, second = (r.seed for r in engine.generator.asked)
+    first, second = (r.seed for r in engine.asked)
     engine.sample([[50]], [4], replace(SAMPLING, num_generations=3), KEY, made.stop_answer)
-    assert [r.seed for r in engine.generator.asked[2:]][::2] == [first, second] and first != second
+    assert [r.seed for r in engine.asked[2:]][::2] == [first, second] and first != second
 
 
 @pytest.mark.parametrize("boundary", ["auto", "text"])
 def test_vllm_is_told_the_tokens_that_end_a_sequence_wherever_they_stand(boundary):
     made = template(boundary)
-    engine = VLLMEngine(Scripted((made.end_ids[0],)), made)
+    engine = Scripted(made, (made.end_ids[0],))
     one = replace(SAMPLING, num_generations=1)
     engine.rollout(groups_of(0), one, KEY)
     engine.sample([[50]], [0], one, KEY, made.stop_answer)
     tags = () if boundary == "text" else made.boundary.close_ids
-    assert [r.stop_ids for r in engine.generator.asked] == [(*made.end_ids, *tags), made.end_ids]
+    assert [r.stop_ids for r in engine.asked] == [(*made.end_ids, *tags), made.end_ids]
 
 
 # -- Replies ---------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ def test_vllm_is_told_the_tokens_that_end_a_sequence_wherever_they_stand(boundar
 def test_a_trace_is_closed_ended_or_cut_at_the_limit():
     made = template()
     (close,), end = made.boundary.close_ids, made.end_ids[0]
-    engine = VLLMEngine(Scripted((50, 51, close), (50, end), (50,) * 12), made)
+    engine = Scripted(made, (50, 51, close), (50, end), (50,) * 12)
     (traces,) = engine.rollout(groups_of(0), SAMPLING, KEY)
     assert traces == Traces(
         ids=((50, 51, close), (50,), (50,) * 12),
@@ -156,7 +158,7 @@ def test_a_tag_that_is_text_is_cut_where_it_closes():
     tag = made.boundary.close_ids
     assert len(tag) > 1
     whole = (50, *tag, 60, 61)
-    engine = VLLMEngine(Scripted(whole + (60,) * (12 - len(whole))), made)
+    engine = Scripted(made, whole + (60,) * (12 - len(whole)))
     (traces,) = engine.rollout(groups_of(0), replace(SAMPLING, num_generations=1), KEY)
     assert (traces.ids, traces.closed) == (((50, *tag),), (True,))
     assert len(traces.sampler_logps[0]) == 1 + len(tag)
@@ -164,7 +166,7 @@ def test_a_tag_that_is_text_is_cut_where_it_closes():
 
 def test_a_sequence_that_ended_for_no_reason_is_an_error():
     with pytest.raises(RunError, match="after 2 of 12 tokens"):
-        VLLMEngine(Scripted((50, 51)), template()).rollout(
+        Scripted(template(), (50, 51)).rollout(
             groups_of(0), replace(SAMPLING, num_generations=1), KEY
         )
 
@@ -172,7 +174,7 @@ def test_a_sequence_that_ended_for_no_reason_is_an_error():
 def test_a_token_that_is_padding_of_the_embedding_is_an_error():
     made = template()
     with pytest.raises(RunError, match="does not have"):
-        VLLMEngine(Scripted((made.vocabulary,) * 12), made).rollout(
+        Scripted(made, (made.vocabulary,) * 12).rollout(
             groups_of(0), replace(SAMPLING, num_generations=1), KEY
         )
 
@@ -181,7 +183,7 @@ def test_a_token_that_is_padding_of_the_embedding_is_an_error():
 def test_greedy_traces_are_those_of_the_models_own_engine(boundary):
     made, model = template(boundary), tiny_model()
     own = HFEngine(model, made.stop_trace, made.vocabulary)
-    engine = VLLMEngine(Fake(model, made.vocabulary), made)
+    engine = Fake(model, made)
     greedy = replace(SAMPLING, temperature=0.0)
     with engine.ready():
         theirs = engine.rollout(groups_of(0, 3, 9), greedy, KEY)
@@ -209,10 +211,9 @@ def trained(folder, callbacks=None, resume=None, fake=None, **settings):
     }
     args = NRTConfig(output_dir=str(folder), **values)
     trainer = NRTTrainer(tiny_model(), args, QA, None, byte_tokenizer(), callbacks=callbacks)
-    generator = Fake(trainer.model, trainer.template.vocabulary, **(fake or {}))
-    trainer.collector.engine = VLLMEngine(generator, trainer.template)
+    engine = trainer.collector.engine = Fake(trainer.model, trainer.template, **(fake or {}))
     trainer.train(resume_from_checkpoint=resume)
-    return trainer, generator
+    return trainer, engine
 
 
 def steps(folder):
@@ -220,12 +221,12 @@ def steps(folder):
 
 
 def test_each_rollout_is_sampled_by_the_weights_of_its_step(tmp_path):
-    trainer, generator = trained(tmp_path)
-    assert len(generator.woken) == 3 and not generator.awake
-    first, second, third = generator.woken
+    trainer, engine = trained(tmp_path)
+    assert len(engine.woken) == 3 and not engine.awake
+    first, second, third = engine.woken
     assert not torch.equal(first, second) and not torch.equal(second, third)
     assert not torch.equal(third, weights_of(trainer.model))
-    assert len(generator.asked) == 3 * 4 * 2
+    assert len(engine.asked) == 3 * 4 * 2
     for line in steps(tmp_path):
         assert 0 <= line["mismatch_kl"] < 1e-9 and line["mismatch_max"] < 1e-4
 
@@ -252,12 +253,12 @@ def test_what_the_sampler_says_of_its_tokens_changes_nothing(tmp_path, settings)
 
 @pytest.mark.parametrize("settings", [{}, {"steps_per_generation": 4, "max_steps": 4}], ids=str)
 def test_a_resumed_run_wakes_vllm_with_the_weights_of_the_checkpoint(tmp_path, settings):
-    whole, generator = trained(tmp_path / "whole", **settings)
+    whole, engine = trained(tmp_path / "whole", **settings)
     with pytest.raises(Killed):
         trained(tmp_path / "cut", [KillIn(1)], **settings)
     resumed, again = trained(tmp_path / "cut", resume=True, **settings)
     assert torch.equal(weights_of(resumed.model), weights_of(whole.model))
-    assert [*map(float, again.woken[-1])] == [*map(float, generator.woken[-1])]
+    assert [*map(float, again.woken[-1])] == [*map(float, engine.woken[-1])]
     assert steps(tmp_path / "cut") == steps(tmp_path / "whole")
 
 

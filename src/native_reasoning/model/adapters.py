@@ -257,12 +257,9 @@ def _trial_logits(model: PreTrainedModel, ids: Tensor, shake: float) -> Tensor:
         embedded[..., ::2] *= 1 + shake
         return embedded
 
-    hook = model.get_input_embeddings().register_forward_hook(change)
-    try:
-        with torch.autocast(model.device.type, enabled=False):
-            logits = type(model).forward(model.eval(), input_ids=ids, use_cache=False).logits
-    finally:
-        hook.remove()
+    changed = model.get_input_embeddings().register_forward_hook(change)
+    with changed, torch.autocast(model.device.type, enabled=False):
+        logits = type(model).forward(model.eval(), input_ids=ids, use_cache=False).logits
     return logits[0, :, ids[0] % logits.shape[-1]].float()
 
 

@@ -12,9 +12,8 @@ vLLM is started, before the first rollout.
 import copy
 import os
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Generator as Yielding
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ def training_engine(
                 fix="install vllm and trl as docs/vllm.md says, or leave use_vllm out",
             )
     kind = Colocated if args.vllm_mode == "colocate" else Served
-    return VLLMEngine(kind(own.model, args, template, accelerator), template)
+    return kind(own.model, args, template, accelerator)
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ class Completion:
     logps: tuple[float, ...]
 
 
-class Generator(ABC):
-    """Runs vLLM with the weights of ``model``."""
+class VLLMEngine(RolloutEngine):
+    """A rollout engine on vLLM with the weights of ``model``."""
 
     def __init__(
         self,
@@ -104,12 +103,12 @@ class Generator(ABC):
         accelerator: Accelerator,
     ) -> None:
         self.model, self.args, self.template = model, args, template
-        self.accelerator = accelerator
+        self.accelerator, self.stop = accelerator, template.stop_trace
         self.weights: Any = None
 
     @abstractmethod
     def wake(self) -> None:
-        """Makes it ready, with the policy's weights as they are now."""
+        """Makes vLLM ready, with the policy's weights as they are now."""
 
     @abstractmethod
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -117,21 +116,14 @@ class Generator(ABC):
 
     @abstractmethod
     def sleep(self) -> None:
-        """It is not asked until ``wake`` comes again, and may give its memory back."""
-
-
-class VLLMEngine(RolloutEngine):
-    """A rollout engine on vLLM."""
-
-    def __init__(self, generator: Generator, template: Template) -> None:
-        self.generator, self.template, self.stop = generator, template, template.stop_trace
+        """vLLM is not asked until ``wake`` comes again, and may give its memory back."""
 
     @contextmanager
-    def ready(self) -> Yielding[None]:
+    def ready(self) -> Generator[None]:
         """See ``RolloutEngine``: weights are sent on entry, always."""
-        self.generator.wake()
+        self.wake()
         yield
-        self.generator.sleep()
+        self.sleep()
 
     def sample(
         self,
@@ -160,8 +152,7 @@ class VLLMEngine(RolloutEngine):
             )
             for trace in range(first, first + k)
         ]
-        replies = self.generator.generate(requests)
-        pairs = zip(requests, replies, strict=True)
+        pairs = zip(requests, self.generate(requests), strict=True)
         flat = [self._cut(request, reply, stop) for request, reply in pairs]
         return [flat[i : i + k] for i in range(0, len(flat), k)]
 
@@ -192,7 +183,7 @@ class VLLMEngine(RolloutEngine):
         return Sample(tuple(ids), "limit", reply.logps)
 
 
-class Colocated(Generator):
+class Colocated(VLLMEngine):
     """vLLM in this process and on this device, one for each rank.
 
     It is made from the model's configuration alone; all weights come from the trainer, so new think
@@ -235,7 +226,7 @@ class Colocated(Generator):
         return settings
 
     @contextmanager
-    def _apart(self) -> Yielding[None]:
+    def _apart(self) -> Generator[None]:
         """vLLM's arithmetic is its own, also inside the trainer's autocast. Raises RunError where
         it does not get the memory that it needs."""
         try:
@@ -255,7 +246,7 @@ class Colocated(Generator):
             ) from None
 
     def wake(self) -> None:
-        """See ``Generator``."""
+        """See ``VLLMEngine``."""
         with self._apart():
             if self.weights is None:
                 self._start()
@@ -265,7 +256,7 @@ class Colocated(Generator):
                 self.llm.wake_up(tags=["kv_cache"])  # the last part: now it takes requests
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """See ``Generator``."""
+        """See ``VLLMEngine``."""
         from vllm import SamplingParams  # type: ignore[attr-defined]
 
         prompts = [{"prompt_token_ids": list(request.prompt)} for request in requests]
@@ -282,12 +273,12 @@ class Colocated(Generator):
         return replies
 
     def sleep(self) -> None:
-        """See ``Generator``."""
+        """See ``VLLMEngine``."""
         if self.args.vllm_enable_sleep_mode:
             self.llm.sleep(level=2)  # forgets the weights, which come anew
 
 
-class Served(Generator):
+class Served(VLLMEngine):
     """A vLLM server, which each rank asks for its own traces; the weights come from rank 0."""
 
     def connect(self) -> None:
@@ -309,7 +300,7 @@ class Served(Generator):
             ) from None
 
     def wake(self) -> None:
-        """See ``Generator``."""
+        """See ``VLLMEngine``."""
         if self.weights is None:
             from native_reasoning.rollout.sync import WeightSync
 
@@ -321,7 +312,7 @@ class Served(Generator):
         self.accelerator.wait_for_everyone()  # nobody asks before the weights are there
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """See ``Generator``."""
+        """See ``VLLMEngine``."""
         with ThreadPoolExecutor(CONCURRENT) as pool:
             return [*pool.map(self._ask, requests)]
 
@@ -332,7 +323,7 @@ class Served(Generator):
         return Completion(tuple(ids), tuple(one for (one,) in logps))
 
     def sleep(self) -> None:
-        """See ``Generator``: a server has a device of its own."""
+        """See ``VLLMEngine``: a server has a device of its own."""
 
 
 def _group_port(url: str) -> int:

@@ -158,11 +158,8 @@ class _Trials:
             signs = 1 - 2 * (torch.arange(out.shape[-1], device=out.device) % 2)
             return (out * (1 + signs * torch.finfo(torch.bfloat16).eps)).to(out.dtype)
 
-        hook = self.model.get_input_embeddings().register_forward_hook(nudge)
-        try:
+        with self.model.get_input_embeddings().register_forward_hook(nudge):
             moved = (torch.cat(self._alone()) - whole).abs().mean().item()
-        finally:
-            hook.remove()
         self.tolerance = max(COARSE, GROWTH * moved)
         return whole, whole
 

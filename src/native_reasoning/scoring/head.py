@@ -67,11 +67,7 @@ def logps_inside(head: nn.Module, hidden: Tensor, choice: Choice) -> Tensor:
     """``chosen_logps`` in the place of the head's own forward: where the weights are cut among
     ranks, the hooks around that forward make them whole, and only there."""
     before = vars(head).get("forward")
-
-    def forward(states: Tensor) -> Tensor:
-        return chosen_logps(states, head, choice)
-
-    head.forward = forward
+    head.forward = lambda states: chosen_logps(states, head, choice)
     try:
         return head(hidden)
     finally:
@@ -92,11 +88,9 @@ def direct_head(model: PreTrainedModel) -> bool:
     def trial() -> bool:
         ids = torch.arange(3, 9, device=model.device)[None] % len(parts.weight)
         hidden = model.base_model(input_ids=ids, use_cache=False)[0]
-        hook = head.register_forward_pre_hook(lambda module, args: (100 * args[0],))
-        try:  # large, so that a soft cap shows
+        # large, so that a soft cap shows
+        with head.register_forward_pre_hook(lambda module, args: (100 * args[0],)):
             logits, again = model(input_ids=ids, use_cache=False).logits, head(hidden)
-        finally:
-            hook.remove()
         return _near(logits, again)
 
     return _tried(model, trial)
@@ -112,12 +106,9 @@ def takes_embeddings(model: PreTrainedModel) -> bool:
         assert isinstance(table, Tensor)
         ids = torch.arange(3, 5, device=model.device)[None] % len(table)
         # embeddings that are no rows of the table: some models search it for their ids
-        hook = embed.register_forward_hook(lambda module, args, out: out.mul(1.5))
-        try:
+        with embed.register_forward_hook(lambda module, args, out: out.mul(1.5)):
             whole = model.base_model(input_ids=ids, use_cache=False)[0]
             again = model.base_model(inputs_embeds=embed(ids), use_cache=False)[0]
-        finally:
-            hook.remove()
         return _near(whole, again)
 
     return _tried(model, trial)

@@ -77,11 +77,8 @@ def _score(
     if plain is None:
         logps = logps_inside(head, take(model.base_model(**inputs)[0]), wanted)
     else:
-        hook = head.register_forward_pre_hook(lambda module, args: (take(args[0])[None],))
-        try:
+        with head.register_forward_pre_hook(lambda module, args: (take(args[0])[None],)):
             logps = _of_logits(plain(**inputs).logits[0], wanted)
-        finally:
-            hook.remove()
     chosen, rows, ends = batch.scored[:, :-1], len(batch.suffix), len(batch.end_ids)
     count = len(logps) - rows * ends
     laid_out = logps.new_zeros(chosen.shape).masked_scatter(chosen, logps[:count])
