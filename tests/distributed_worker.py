@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.demo import base_path, make_rows
-from native_reasoning.model.gathered import whole
+from native_reasoning.model.ranks import whole
 from native_reasoning.training.trainer import NRTTrainer
 from pretended import SamplingLLM, install
 from tiny import QA, byte_tokenizer, tiny_model

@@ -14,7 +14,7 @@ from torch import nn
 
 from native_reasoning.config.errors import ConfigError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.model.gathered import (
+from native_reasoning.model.ranks import (
     WholeCopy,
     fill,
     in_shards,

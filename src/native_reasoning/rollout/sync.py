@@ -5,7 +5,7 @@ them to a server over NCCL, and emptying the cache of prefixes. Not taken: its `
 has one ``SamplingParams`` for all prompts and so no seed for each trace; its way of starting vLLM,
 which reads weights and vocabulary from the model's folder; its way of reading weights, which knows
 adapters only in peft's wrapper, and gathers cut weights a second time: where FSDP or DeepSpeed cut
-the model, what samples is a whole copy of it already (gathered.py), and the weights are those of
+the model, what samples is a whole copy of it already (ranks.py), and the weights are those of
 the copy. Imports TRL: import this where vLLM is asked for.
 """
 

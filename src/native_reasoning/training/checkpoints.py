@@ -16,9 +16,8 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from native_reasoning.config.errors import warn
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.adapters import has_adapter, load_adapter, merged, save_adapter
-from native_reasoning.model.gathered import fill, in_shards, load_state, save_shards
 from native_reasoning.model.policy import load_model
-from native_reasoning.model.ranks import from_first_rank
+from native_reasoning.model.ranks import fill, from_first_rank, in_shards, load_state, save_shards
 from native_reasoning.records.card import write_card
 from native_reasoning.records.disk import CHECKSUMS, damage, put_aside, seal, sync, write_atomically
 from native_reasoning.records.folder import CONFIG, RunFolder

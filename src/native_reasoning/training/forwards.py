@@ -13,8 +13,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig, model_dtype
 from native_reasoning.config.settings import ObjectiveSettings
-from native_reasoning.model.gathered import stand_in
 from native_reasoning.model.policy import Policy
+from native_reasoning.model.ranks import stand_in
 from native_reasoning.records.folder import read_timings
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.vllm import longest, training_engine

@@ -18,8 +18,7 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.gathered import local
-from native_reasoning.model.ranks import largest_of_ranks
+from native_reasoning.model.ranks import largest_of_ranks, local
 from native_reasoning.objective.types import Scores, Signal
 from native_reasoning.records.collapse import CollapseGuard
 from native_reasoning.records.folder import RunFolder, TraceRow
