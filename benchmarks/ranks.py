@@ -36,12 +36,7 @@ CASES: dict[str, tuple[str, int, dict[str, str], dict[str, Any]]] = {
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
     ),
     "FSDP2, 2, activation checkpointing": ("fsdp2", 2, {}, {"activation_checkpointing": True}),
-    "FSDP2, 2, its own checkpointing": (
-        "fsdp2",
-        2,
-        {"FSDP_ACTIVATION_CHECKPOINTING": "true"},
-        {},
-    ),
+    "FSDP2, 2, its own checkpointing": ("fsdp2", 2, {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}),
     "FSDP2, 2, not resharded": ("fsdp2", 2, {"FSDP_RESHARD_AFTER_FORWARD": "false"}, {}),
     "bfloat16, 1": ("ddp", 1, {}, {"bf16": True}),
     "bfloat16, DDP, 2": ("ddp", 2, BF16, {}),

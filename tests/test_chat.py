@@ -260,10 +260,7 @@ def test_control_tokens_in_a_question_are_plain_text_where_transformers_is_asked
     assert close not in ids
     assert close in served(template.tokenizer, messages(turns))[1]
     made = template.tokenizer.apply_chat_template(
-        messages(turns),
-        add_generation_prompt=True,
-        return_dict=False,
-        sanitize_control_tokens=True,
+        messages(turns), add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
     )
     assert tuple(made) == ids
 

@@ -151,11 +151,7 @@ def test_the_example_of_an_objective_of_ones_own_runs(capsys):
     ]
     assert module.ends_with_the_digit(
         ["4 1 5 </think>", "5 </think>", "</think>"], ["is 5"] * 3
-    ) == [
-        0.5,
-        0.5,
-        0.0,
-    ]
+    ) == [0.5, 0.5, 0.0]
 
 
 def no_reward(completions, **kwargs):

@@ -54,12 +54,7 @@ def test_1_an_unclipped_baseline_and_under_std_any_affine_change_do_nothing(name
     # R -> 7R + 3 through the settings that do it: a coefficient, and a reward that all traces get
     plain = advantages(reward=name, clip="none", baseline="none", std_eps=0.0)
     moved = Objective(
-        reward=name,
-        clip="none",
-        baseline="none",
-        std_eps=0.0,
-        reward_coef=7.0,
-        format_reward=3.0,
+        reward=name, clip="none", baseline="none", std_eps=0.0, reward_coef=7.0, format_reward=3.0
     )(scores()).advantages
     torch.testing.assert_close(moved, plain, rtol=1e-8, atol=1e-12)
     clipped = advantages(reward=name, clip="relu", std_eps=0.0)

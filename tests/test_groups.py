@@ -163,10 +163,7 @@ def test_limits_are_inclusive(config):
     answer = max(len(g.answer_ids) for g in groups)
     exact = config(max_prompt_length=prompt, max_answer_length=answer)
     assert len(make_groups(data, TEMPLATE, exact)[0]) == 6
-    for tight in (
-        config(max_prompt_length=prompt - 1),
-        config(max_answer_length=answer - 1),
-    ):
+    for tight in (config(max_prompt_length=prompt - 1), config(max_answer_length=answer - 1)):
         kept, report = make_groups(data, TEMPLATE, tight)
         assert len(kept) == report.kept < 6
 

@@ -81,9 +81,7 @@ def test_rows_that_cannot_fit_the_context_with_a_full_trace_are_dropped(tmp_path
         NRTTrainer(model, config(tmp_path, max_trace_length=600), QA, None, byte_tokenizer())
 
 
-def test_rows_stay_below_the_length_at_which_longrope_changes_all_factors(
-    tmp_path,
-):
+def test_rows_stay_below_the_length_at_which_longrope_changes_all_factors(tmp_path):
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4}
     rope |= {"long_factor": [4.0] * 4, "original_max_position_embeddings": 96}
     torch.manual_seed(0)

@@ -585,8 +585,7 @@ def test_nover_with_one_well_formed_text_gives_it_rank_and_format():
     scores = replace(scores, verdict=replace(scores.verdict, complete=complete))
     r = [2.0 if k == 3 else 0.0 for k in range(K)]
     same(
-        preset_objective("nover")(scores).advantages,
-        [(x - mean(r)) / (stdev(r) + 1e-4) for x in r],
+        preset_objective("nover")(scores).advantages, [(x - mean(r)) / (stdev(r) + 1e-4) for x in r]
     )
 
 
@@ -696,9 +695,7 @@ def test_jepo_of_two_samples_far_apart(low):
         signal.answer_weights, float64([[2.0] * T, [2 * math.exp(low + 3)] * T]), rtol=1e-9, atol=0
     )
     scores = replace(
-        scores,
-        trace=scores.trace.requires_grad_(),
-        answer=scores.answer.requires_grad_(),
+        scores, trace=scores.trace.requires_grad_(), answer=scores.answer.requires_grad_()
     )
     terms = group_loss(scores, signal, objective)
     same(terms.answer.detach(), 2 * 3.0)

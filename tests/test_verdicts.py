@@ -181,10 +181,7 @@ def test_one_conversation_makes_all_of_them_conversations():
     one = Traces(((*ids("hm"), TAG),), (True,))
     columns = columns_of([group(level=1), chat], [one, one], TEMPLATE)
     question = {"role": "user", "content": "colour?"}
-    assert columns["prompts"] == [
-        [question],
-        [{"role": "system", "content": "be brief"}, question],
-    ]
+    assert columns["prompts"] == [[question], [{"role": "system", "content": "be brief"}, question]]
     assert columns["completions"] == [[{"role": "assistant", "content": "hm</think>"}]] * 2
     assert columns["level"] == [1, None]
 

@@ -6,11 +6,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results.json")
 #: What varies in each of the smaller tables.
-ALONE = {
-    "ratio": "sampling : training",
-    "spread": "spread of lengths",
-    "limit": "longest trace",
-}
+ALONE = {"ratio": "sampling : training", "spread": "spread of lengths", "limit": "longest trace"}
 
 
 def rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

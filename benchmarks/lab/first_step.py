@@ -26,15 +26,7 @@ from native_reasoning.objective import rewards
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from lab.experiments import BASES
 from lab.families import KINDS
-from lab.tasks import (
-    CLOSE,
-    END,
-    OPEN,
-    Family,
-    digit_strings,
-    make_rows,
-    running_sums,
-)
+from lab.tasks import CLOSE, END, OPEN, Family, digit_strings, make_rows, running_sums
 from lab.trial import base_folder
 
 HERE = Path(__file__).parent

@@ -49,11 +49,7 @@ class Recipe:
 
 
 def pretrain(
-    out: Path,
-    families: Sequence[Family],
-    seed: int,
-    recipe: Recipe,
-    longest: int = LONGEST,
+    out: Path, families: Sequence[Family], seed: int, recipe: Recipe, longest: int = LONGEST
 ) -> list[float]:
     """Train a base model from random weights and save it with its tokenizer in ``out``.
 

@@ -45,11 +45,7 @@ SETTINGS: dict[str, Any] = {
     "use_cpu": True,
 }
 #: Longer questions and answers, fewer of them at once.
-OF_THREE_SUMS = {
-    "per_device_train_batch_size": 8,
-    "max_trace_length": 24,
-    "max_answer_length": 120,
-}
+OF_THREE_SUMS = {"per_device_train_batch_size": 8, "max_trace_length": 24, "max_answer_length": 120}
 CURVES = ("reward", "reward_baseline", "trace_length", "empty", "trace_entropy", "uplift")
 
 

@@ -176,11 +176,7 @@ def _deed(change: int, verbs: tuple[list[str], list[str]]) -> str:
 
 
 def _deeds(
-    count: int,
-    total: int,
-    ceiling: int,
-    verbs: tuple[list[str], list[str]],
-    rng: random.Random,
+    count: int, total: int, ceiling: int, verbs: tuple[list[str], list[str]], rng: random.Random
 ) -> tuple[int, list[str], list[str], list[str]]:
     """A walk of gains and losses from ``total``: where it ends, the deeds, the deeds with the state
     after each, and the changes."""

@@ -16,11 +16,7 @@ from statistics import fmean
 
 import torch
 from tasks import FIRST, SECOND, THIRD, Document, Mixture, documents
-from transformers import (
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    get_cosine_schedule_with_warmup,
-)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 from vocabulary import build_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -48,11 +48,7 @@ def measure(preset: str, folder: Path) -> dict[str, float]:
     finally:
         trainer_module.group_loss = plain
     whole = time.process_time() - began
-    return {
-        "step": whole / STEPS,
-        "signal": signal.seconds / STEPS,
-        "loss": loss.seconds / STEPS,
-    }
+    return {"step": whole / STEPS, "signal": signal.seconds / STEPS, "loss": loss.seconds / STEPS}
 
 
 def main() -> None:

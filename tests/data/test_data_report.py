@@ -2,11 +2,7 @@
 
 from dataclasses import replace
 
-from native_reasoning.data import (
-    content_hash,
-    load_examples,
-    with_dropped,
-)
+from native_reasoning.data import content_hash, load_examples, with_dropped
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}", "id": i} for i in range(10)]
 

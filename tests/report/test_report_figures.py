@@ -212,10 +212,7 @@ def test_a_long_run(of):
 def test_runs_over_each_other(of):
     first, second = of("first"), of("second", metrics={"uplift": 0.5})
     drawn = figure("uplift", first, second)
-    assert [line.name for line in drawn.data] == [
-        "first: uplift",
-        "second: uplift",
-    ]
+    assert [line.name for line in drawn.data] == ["first: uplift", "second: uplift"]
     assert [line.meta[0] for line in drawn.data] == ["first", "second"]
     assert set(drawn.data[1].y) == {0.5}
     names = [line.name for line in figure("gradient", first, second).data]

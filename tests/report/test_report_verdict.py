@@ -270,10 +270,7 @@ def test_a_baseline_that_got_worse(tmp_path, lost, said):
     [(0.5, "0.30 of the 0.50 nats of uplift are"), (0.1, "0.10 of the 0.10 nats of uplift are")],
 )
 def test_no_more_of_the_uplift_is_a_worse_start_than_there_is(tmp_path, uplift, told):
-    metrics = {
-        "answer_logp": lambda step: (-1.0 if step < 10 else -1.3) + uplift,
-        "uplift": uplift,
-    }
+    metrics = {"answer_logp": lambda step: (-1.0 if step < 10 else -1.3) + uplift, "uplift": uplift}
     (found,) = notes(tmp_path, "Without thinking", metrics=metrics)
     assert f": {told} a worse start, not a better end." in found
 

@@ -6,14 +6,7 @@ from dataclasses import replace
 import pytest
 from lab.experiments import BASES, EXPERIMENTS, Run
 from lab.families import EXPERIMENTAL, KINDS
-from lab.tasks import (
-    STYLES,
-    digit_strings,
-    documents,
-    make_rows,
-    running_sums,
-    words,
-)
+from lab.tasks import STYLES, digit_strings, documents, make_rows, running_sums, words
 from lab.tokenizer import build_tokenizer
 from lab.trial import base_of
 

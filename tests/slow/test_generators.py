@@ -9,14 +9,7 @@ from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.model.adapters import merged, merged_weights
 from native_reasoning.model.policy import load_policy
-from native_reasoning.rollout.vllm import (
-    Colocated,
-    Completion,
-    Request,
-    Served,
-    config_of,
-    longest,
-)
+from native_reasoning.rollout.vllm import Colocated, Completion, Request, Served, config_of, longest
 from native_reasoning.training.trainer import NRTTrainer
 from pretended import PretendedLLM, install
 from tiny import QA, byte_tokenizer, tiny_model
@@ -282,11 +275,7 @@ def test_a_server_gets_the_weights_and_each_request_by_itself(tmp_path, monkeypa
         "top_p": 0.9,
         "max_tokens": 5,
         "logprobs": 0,
-        "generation_kwargs": {
-            "seed": 2**62 + 1,
-            "stop_token_ids": [2, 331],
-            "ignore_eos": True,
-        },
+        "generation_kwargs": {"seed": 2**62 + 1, "stop_token_ids": [2, 331], "ignore_eos": True},
     }
 
 

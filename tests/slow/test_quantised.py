@@ -6,12 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    LlamaForCausalLM,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM, TrainerCallback
 
 from native_reasoning.cli.flags import parse
 from native_reasoning.cli.inputs import asked_for

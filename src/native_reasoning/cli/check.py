@@ -113,11 +113,7 @@ def show_found(found: Mapping[str, Any]) -> None:
 
 
 def look_at(
-    name: str,
-    data: Examples,
-    held_out: Examples | None,
-    config: NRTConfig,
-    most: int | None = None,
+    name: str, data: Examples, held_out: Examples | None, config: NRTConfig, most: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """What the texts of a source are like, and what goes wrong later with them. Of its rows the
     answers of the first ``most`` are looked at."""

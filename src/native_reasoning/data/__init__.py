@@ -14,11 +14,4 @@ from native_reasoning.data.loading import (
 )
 from native_reasoning.data.sources import load_rows
 
-__all__ = [
-    "DataReport",
-    "Examples",
-    "content_hash",
-    "load_examples",
-    "load_rows",
-    "with_dropped",
-]
+__all__ = ["DataReport", "Examples", "content_hash", "load_examples", "load_rows", "with_dropped"]

@@ -320,9 +320,7 @@ def missing_column_error(
         if answer_column is None and not any(lookup(row, name) for name in ANSWER_COLUMNS):
             fix += " " + _flag("--answer-column", "answer", row, _ANSWERS)
     return DataError(
-        f"column {missing!r} not found in {where} has: {has or 'no columns'})",
-        why=why,
-        fix=fix,
+        f"column {missing!r} not found in {where} has: {has or 'no columns'})", why=why, fix=fix
     )
 
 

@@ -92,12 +92,7 @@ class Meter:
         cell[1] += count
 
     def add_group(
-        self,
-        group: PromptGroup,
-        traces: Traces,
-        scores: Scores,
-        signal: Signal,
-        template: Template,
+        self, group: PromptGroup, traces: Traces, scores: Scores, signal: Signal, template: Template
     ) -> None:
         """The numbers of one group: rewards per trace, nats per answer token, lengths, shares."""
         k, t = scores.answer.shape

@@ -16,13 +16,7 @@ import numpy as np
 
 from native_reasoning.config.errors import DataError, warn
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.data import (
-    DataReport,
-    Examples,
-    content_hash,
-    load_examples,
-    with_dropped,
-)
+from native_reasoning.data import DataReport, Examples, content_hash, load_examples, with_dropped
 from native_reasoning.data.loading import no_usable_row
 from native_reasoning.data.rows import PromptGroup
 from native_reasoning.data.template import Template

@@ -96,11 +96,7 @@ class VLLMEngine(RolloutEngine):
     """A rollout engine on vLLM with the weights of ``model``."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        args: NRTConfig,
-        template: Template,
-        accelerator: Accelerator,
+        self, model: PreTrainedModel, args: NRTConfig, template: Template, accelerator: Accelerator
     ) -> None:
         self.model, self.args, self.template = model, args, template
         self.accelerator, self.stop = accelerator, template.stop_trace
@@ -288,9 +284,7 @@ class Served(VLLMEngine):
         url = self.args.vllm_server_base_url or LOCAL
         try:
             self.client = VLLMClient(
-                base_url=url,
-                group_port=_group_port(url),
-                connection_timeout=_PATIENCE,
+                base_url=url, group_port=_group_port(url), connection_timeout=_PATIENCE
             )
         except (ConnectionError, ValueError):  # a port that is no number
             raise RunError(

@@ -259,11 +259,7 @@ def _limit(bytes_of: dict[str, int], like: Tensor) -> int:
 
 
 def _logits(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    piece: _Piece,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, piece: _Piece
 ) -> Tensor:
     """A piece of the logits over their temperatures, in at least float32; the caller may write
     into it."""
