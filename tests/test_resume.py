@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.records.folder import read_metrics, read_traces
 from native_reasoning.training.trainer import NRTTrainer
@@ -149,3 +150,14 @@ def test_gradient_accumulation_does_not_change_the_first_gradient(tmp_path):
     reference = gradients[0]
     for other in gradients[1:]:
         assert (other - reference).norm() <= 1e-5 * reference.norm()
+
+
+def test_another_model_than_the_run_began_with_is_refused(tmp_path):
+    made = make(tmp_path / "run", max_steps=1)
+    made.train()
+    args = made.args
+    args.max_steps = 2
+    other = NRTTrainer(tiny_model(seed=5), args, QA, None, byte_tokenizer())
+    with pytest.raises(RunError, match="the model is not the one that this run began with"):
+        other.train(resume_from_checkpoint=True)
+    assert make(tmp_path / "run", max_steps=2).train(resume_from_checkpoint=True).global_step == 2

@@ -17,6 +17,12 @@ GROUPS = [
     for row in range(7)
 ]
 FILLER = replace(GROUPS[0], weight=0.0)
+
+
+def group_of(row):
+    return FILLER if row is None else GROUPS[row]
+
+
 #: Two mini-batches of four prompts; the second has three rows and a filler.
 ROWS = Schedule(rows=7, prompts=4, seed=3, minibatches=2).rollout(0)
 
@@ -37,7 +43,7 @@ def cell(row: int | None) -> Cell:
         frozen=Judgement(torch.full((2,), n), trace=torch.full((2, length), n - 1)),
     )
     signal = replace(Signal.nothing(scores), spread=n)
-    group = FILLER if row is None else GROUPS[row]
+    group = group_of(row)
     traces = Traces(((4,) * length, (5,)), (True, False), (None, 6), ((7,), ()), ((n,), (n,)))
     return Cell(group, traces, verdict, Recall(signal, scores))
 
@@ -94,7 +100,7 @@ def test_any_number_of_ranks_gets_the_window_that_it_would_have_made(
         window.save(tmp_path, rank)
     for rank, expected in enumerate(windows(*then)):
         dealt = shares(rank, *then)
-        window = Window.load(tmp_path, rank, dealt, GROUPS, FILLER, DEVICE)
+        window = Window.load(tmp_path, rank, dealt, group_of, DEVICE)
         assert window.rollout == 8
         assert told(window) == told(expected)
 
@@ -102,7 +108,7 @@ def test_any_number_of_ranks_gets_the_window_that_it_would_have_made(
 def test_where_the_ranks_are_as_they_were_each_reads_its_own_file(tmp_path):
     windows(2, 2)[1].save(tmp_path, 1)
     (tmp_path / "rollout_window_0.json").write_text("{}")
-    window = Window.load(tmp_path, 1, shares(1, 2, 2), GROUPS, FILLER, DEVICE)
+    window = Window.load(tmp_path, 1, shares(1, 2, 2), group_of, DEVICE)
     assert [len(m) for m in window.minibatches] == [1, 1]
 
 
@@ -112,4 +118,4 @@ def test_a_window_of_other_rows_is_refused(tmp_path):
     other = [rank_share(rows, 0, 1, 4) for rows in Schedule(7, 4, seed=4, minibatches=1).rollout(0)]
     for folder, dealt in ((tmp_path, [[(5, 6, 99)]]), (tmp_path / "none", other)):
         with pytest.raises(RunError, match="has not the rows of this step"):
-            Window.load(folder, 0, dealt, GROUPS, FILLER, DEVICE)
+            Window.load(folder, 0, dealt, group_of, DEVICE)

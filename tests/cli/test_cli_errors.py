@@ -61,7 +61,7 @@ def test_a_broken_line_is_counted_and_training_goes_on(model, tmp_path, nrt):
     code, _, err = nrt("train", "--model", model, "--data", path, "--out", out, *SMALL)
     assert code == 0
     assert "8 of 9 rows kept" in err
-    assert "1 broken_json: the row is not valid JSON (line 7)" in err
+    assert "1 broken_json: the row is not valid JSON (line 7: " in err
     told = f"1 of 9 rows of {path} are not used; 1 of them because the row is not valid JSON"
     assert err.count(f"warning: {told}") == 1
     assert err.count("warning: <think> and </think> are new to this model") == 1

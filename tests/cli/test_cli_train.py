@@ -147,7 +147,7 @@ def test_warnings_before_training(model, tmp_path, nrt):
     command = ["train", "--model", model, "--data", data, "--eval-data", data, *SMALL, "--dry-run"]
     _, _, err = nrt(*command)
     assert "warning: Body is not used" in err
-    assert "--prompt-column Body+question" in err
+    assert r"--prompt-template '{Body}\n{question}'" in err
     assert "6 of 6 held-out questions are training questions too" in err
 
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from native_reasoning.config.errors import ConfigError, DataError
 from native_reasoning.data import load_examples, loading
-from native_reasoning.data.loading import REASONS
 from native_reasoning.data.rows import Example
+from native_reasoning.data.values import REASONS
 
 GOOD = {"question": "2 + 2?", "answer": "4"}
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 def jsonl(path, *lines):
@@ -31,7 +32,7 @@ def test_examples_are_numbered_and_know_their_line(tmp_path):
         Example((("user", "3 + 3?"),), "6", row_id=1, line=4),
     )
     assert (data.report.read, data.report.kept, data.report.count("broken_json")) == (3, 2, 1)
-    assert data.report.dropped[0].places == ("line 3",)
+    assert data.report.dropped[0].places[0].startswith("line 3: column 2: Expecting property name")
 
 
 def test_a_data_set_in_memory_is_the_same_as_its_file(tmp_path):
@@ -48,7 +49,7 @@ def test_repeats_are_dropped_and_other_answers_kept():
         {"question": "2 + 2?", "answer": "four"},
     ]
     report = load_examples(rows).report
-    assert (report.kept, report.count("duplicate"), report.repeated_prompts) == (2, 1, 1)
+    assert [report.kept, *map(report.count, ("duplicate", "repeated_prompt"))] == [2, 1, 1]
 
 
 # ------------------------------------------------------------------------------- missing columns
@@ -60,7 +61,7 @@ def test_a_missing_column_is_the_message_of_the_design(tmp_path, monkeypatch):
     with pytest.raises(DataError) as caught:
         load_examples("qa.jsonl")
     assert str(caught.value) == (
-        "column 'answer' not found in qa.jsonl (row 1 has: question, solution, level)\n"
+        "column 'answer' not found in qa.jsonl (line 1 has: question, solution, level)\n"
         "  why: training scores the reference answer, so every row needs one\n"
         "  fix: --answer-column solution"
     )
@@ -74,13 +75,16 @@ def test_a_missing_column_is_the_message_of_the_design(tmp_path, monkeypatch):
         ({"context": "q", "completion": "a"}, {}, "--prompt-column context"),
         ({"question": "q", "LONG_ANSWER": "a"}, {}, "--answer-column LONG_ANSWER"),
         ({"instruction": "q", "all": [{"output": "a"}]}, {}, "--answer-column all.0.output"),
-        ({"question": "q", "answers": {"text": ["a"]}, "answr": 1}, {}, "--answer-column answr"),
+        ({"question": "q", "refs": {"text": ["a"]}, "answr": 1}, {}, "--answer-column answr"),
+        ({"question": "q", "refs": {"answer": ["a", "b"]}}, {}, "--answer-column refs.answer"),
+        ({"question": "q", "wrong_answer": "b", "right": "a"}, {}, "--answer-column NAME"),
+        ({"question": "q", "type": "answer", "answer_idx": 1}, {}, "--answer-column NAME"),
         ({"question": "q", "x": {"y": {"z": {"answer": 1}}}}, {}, "--answer-column NAME"),
         ({"question": "q", "all": []}, {}, "--answer-column NAME"),
         ({"question": "q", "zzz": "a"}, {}, "--answer-column NAME"),
         ({"question": "q", "mc": {"labels": [1, 0]}, "gold": {}}, {}, "--answer-column NAME"),
-        ({"question": "q", "output": ["a", "b"], "gold": 0}, {}, "--answer-column gold"),
-        ({"question": "q", "chosen": [{"role": "user"}]}, {}, "--answer-column chosen"),
+        ({"question": "q", "output": [{"a": "b"}], "gold": 0}, {}, "--answer-column gold"),
+        ({"question": "q", "chosen": TURNS}, {}, "--answer-column chosen"),
         ({"question": "q", "Answer (text)": "a"}, {}, "--answer-column 'Answer (text)'"),
         ({"q": "q", "final": "a"}, {"answer_column": "fnal"}, "--prompt-column NAME"),
         (GOOD, {"answer_column": "anwser"}, "--answer-column answer"),
@@ -190,7 +194,7 @@ BAD_LINES = [
     "{}",
     '{"question": "q"}',
     '{"question": null, "answer": "a"}',
-    '{"question": "q", "answer": ["a", "b"]}',
+    '{"question": "q", "answer": [{"a": "b"}]}',
     '{"question": "q", "answer": "  "}',
     '{"question": "", "answer": "a"}',
     '{"question": "\\ud800", "answer": "a"}',

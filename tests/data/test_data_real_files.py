@@ -57,7 +57,7 @@ def test_a_training_file_is_read(file, options, kept, first):
 @pytest.mark.parametrize(
     ("file", "fix"),
     [
-        ("pubmedqa/train.jsonl", "--answer-column LONG_ANSWER"),
+        ("pubmedqa/train.jsonl", "--answer-column final_decision"),
         ("self_instruct/seed_tasks.jsonl", "--answer-column instances.0.output"),
         ("bbh/test.jsonl", "--prompt-column input --answer-column target"),
         ("drop/dev.jsonl", "--prompt-column context"),

@@ -14,7 +14,7 @@ def test_the_lines_tell_the_whole_story():
         "the list of rows: 11 of 19 rows kept (question -> answer; not used: id)",
         "  7 missing_column: the row lacks a column (row 13, row 14, row 15, row 16, row 17, ...)",
         "  1 duplicate: the row repeats an earlier prompt and answer (row 11)",
-        "  1 repeated_prompt: kept, with another answer",
+        "  1 repeated_prompt: kept, with another answer (row 12)",
     )
     assert data.report.count("missing_column") == 7
     assert data.report.count("null") == 0

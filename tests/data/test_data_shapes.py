@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from native_reasoning.data.shapes import BadRow, read_row, text_of, value_at
+from native_reasoning.data.shapes import read_row
+from native_reasoning.data.values import BadRow, text_of, value_at
 
 TURNS = [
     {"role": "system", "content": "Be short."},
@@ -117,9 +118,9 @@ def turns(*pairs):
         ({"question": None, "answer": "a"}, "null"),
         ({"question": "q", "answer": float("nan")}, "null"),
         ({"messages": None}, "null"),
-        ({"question": "q", "answer": {"text": "a"}}, "wrong_type"),
-        ({"question": "q", "answer": ["a", "b"]}, "wrong_type"),
-        ({"question": "q", "answer": []}, "wrong_type"),
+        ({"question": "q", "answer": {"words": "a"}}, "wrong_type"),
+        ({"question": "q", "answer": [{"a": "b"}]}, "wrong_type"),
+        ({"question": "q", "answer": []}, "null"),
         ({"question": {"text": "q"}, "answer": "a"}, "wrong_type"),
         ({"question": "q", "answer": " \n"}, "empty_answer"),
         ({"question": " ", "answer": "a"}, "empty_prompt"),

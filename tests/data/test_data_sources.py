@@ -8,7 +8,7 @@ import pytest
 
 from native_reasoning.config.errors import DataError
 from native_reasoning.data import load_rows
-from native_reasoning.data.files import READERS
+from native_reasoning.data.sources import READERS
 
 ROWS = [
     {"question": "2 + 2?", "answer": "4"},
@@ -74,13 +74,14 @@ def test_lines_and_rows_are_numbered_for_people(tmp_path):
         (4, "line 4", None),
         (5, "line 5", [2]),
     ]
-    csv_path = write(tmp_path / "a.csv", "question,answer\n\n1,2\n3,4,5\n6\n")
+    csv_path = write(tmp_path / "a.csv", "question,answer\n\n1,2\n3,4,5\n6\n7,8,,\n")
     rows = load_rows(csv_path)
-    assert rows.unit == "row"
+    assert rows.unit == "line"
     assert [(row.number, row.value) for row in rows.rows] == [
-        (1, {"question": "1", "answer": "2"}),
-        (2, None),
-        (3, {"question": "6"}),
+        (3, {"question": "1", "answer": "2"}),
+        (4, None),
+        (5, {"question": "6"}),
+        (6, {"question": "7", "answer": "8"}),
     ]
 
 
@@ -127,9 +128,13 @@ def test_a_delimiter_inside_a_quoted_name_parts_nothing(tmp_path):
 def test_a_broken_csv_row_does_not_lose_the_others(tmp_path):
     path = write(tmp_path / "a.csv", 'question,answer\n1,"2"x\n3,4\n5,"open\n6,7\n')
     rows = list(load_rows(path).rows)
-    assert [row.value for row in rows] == [None, {"question": "3", "answer": "4"}, None]
+    good = [{"question": "3", "answer": "4"}, {"question": "6", "answer": "7"}]
+    assert [row.value for row in rows] == [None, good[0], None, good[1]]
     assert rows[0].problem[0] == "broken_csv"
-    assert "up to line 5 of the file" in rows[2].problem[1]
+    assert (rows[2].place, rows[2].problem) == (
+        "line 4",
+        ("broken_csv", "a quote is opened and never closed"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,9 +152,9 @@ def test_other_encodings_are_refused_with_the_place(tmp_path, suffix):
     with pytest.raises(DataError, match="not UTF-8: line 2, byte 26 of the file") as caught:
         values(path)
     assert "iconv -f WINDOWS-1252" in caught.value.fix
-    with pytest.raises(DataError, match="line 1, byte 0") as caught:
-        values(write(path, JSONL.encode("utf-16")))
-    assert "iconv -f UTF-16" in caught.value.fix
+    with pytest.raises(DataError, match="is not UTF-8: line 1") as caught:
+        values(write(path, JSONL.encode("utf-16-le")))
+    assert "iconv -f UTF-16LE" in caught.value.fix
 
 
 def test_a_broken_parquet_file_is_an_error(tmp_path):

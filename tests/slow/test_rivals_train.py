@@ -146,16 +146,6 @@ def test_the_filter_leaves_groups_out_once_it_acts(tmp_path, monkeypatch):
     assert all(math.isfinite(g.norm()) for g in seen)
 
 
-def test_resuming_with_another_first_policy_is_said(tmp_path, capsys):
-    settings = {"preset": "jepo", "save_strategy": "steps", "save_steps": 1}
-    lab_trainer(tmp_path / "run", **settings).train()
-    trainer = lab_trainer(tmp_path / "run", **{**settings, "max_steps": 3})
-    with torch.no_grad():
-        next(trainer.objective.judges.frozen.parameters()).add_(1)
-    trainer.train(resume_from_checkpoint=True)
-    assert "first_policy" in capsys.readouterr().err
-
-
 def test_resuming_with_an_objective_that_needs_more_than_was_kept(tmp_path):
     """A lagging copy cannot be made up; a filter begins its mean anew."""
     settings = {"save_strategy": "steps", "save_steps": 1}

@@ -4,11 +4,9 @@
 """
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
 from tempfile import gettempdir
 from textwrap import shorten
 from typing import Any
@@ -17,14 +15,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.inputs import load_data, model_folder, split_source
+from native_reasoning.cli.inputs import load_data, model_folder
 from native_reasoning.cli.output import quiet_libraries, show, show_json, show_row, show_table
 from native_reasoning.config.errors import PolicyError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.recipe import make_config
-from native_reasoning.data import DataReport, Examples, load_rows
+from native_reasoning.data import Examples
 from native_reasoning.data.rows import Example, PromptGroup
-from native_reasoning.data.shapes import BadRow, value_at
 from native_reasoning.data.template import Template
 from native_reasoning.data.tokens import prepare
 from native_reasoning.model.policy import (
@@ -35,12 +32,6 @@ from native_reasoning.model.policy import (
     warmup_warning,
 )
 
-_LOOKED_AT = 200
-#: How the columns are named that a question may need.
-_TEXT_COLUMNS = (
-    *("body", "context", "passage", "background", "article", "story", "paragraph"),
-    *("input", "text", "options", "choice"),
-)
 _NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
 _SHORT_WORDS = 5
 _FEW_ANSWERS, _ENOUGH_ROWS = 3, 20
@@ -52,8 +43,8 @@ def run(parsed: Parsed) -> int:
     name, own = parsed.positional, parsed.own
     config = make_config(parsed.settings, output_dir=gettempdir(), use_cpu=True)
     data = load_data(name, config)
-    held_out = load_data(own["eval_data"], config) if own["eval_data"] else None
-    about, warnings = look_at(name, data, held_out, config)
+    held_out = load_data(own["eval_data"], config, held_out=True) if own["eval_data"] else None
+    about, warnings = look_at(data, held_out, config)
     first = data.examples[0]
     found: dict[str, Any] = {
         **asdict(data.report),
@@ -75,7 +66,7 @@ def run(parsed: Parsed) -> int:
         about, told = with_model(own["model"], data, config)
         found |= about
         warnings += told
-    found["warnings"] = warnings + [line for line in [data.report.warning()] if line]
+    found["warnings"] = [*data.report.warnings(), *warnings]
     if own["json"]:
         show_json(found)
     else:
@@ -113,13 +104,11 @@ def show_found(found: Mapping[str, Any]) -> None:
 
 
 def look_at(
-    name: str, data: Examples, held_out: Examples | None, config: NRTConfig, most: int | None = None
+    data: Examples, held_out: Examples | None, config: NRTConfig, most: int | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """What the texts of a source are like, and what goes wrong later with them. Of its rows the
     answers of the first ``most`` are looked at."""
     lines: list[str] = []
-    if config.prompt_column is None and (columns := left_out(name, data.report)):
-        lines.append(left_out_warning(columns, data.report))
     seen = data.examples[:most]
     found, told = _answers(seen, data.report.unit, config.answer_regex is None)
     if held_out is not None:
@@ -166,49 +155,6 @@ def _answers(seen: Sequence[Example], unit: str, whole: bool) -> tuple[dict[str,
             "read uplift and word overlap, not accuracy"
         )
     return {"answers": kinds, "answers_in_prompt": len(leaking)}, lines
-
-
-def left_out(name: str, report: DataReport) -> list[str]:
-    """Columns that look like a part of the question and are not used, by their name and texts;
-    beside an answer at a path (``instances.0.output``) its neighbours too."""
-    source, split = split_source(name)
-    rows = [row.value for row in islice(load_rows(source, split=split).rows, _LOOKED_AT)]
-    answer = report.shapes[0][0].rpartition(" -> ")[2]
-    parent = answer.rpartition(".")[0]
-    first = _at(rows[0], parent) if parent else None
-    beside = [f"{parent}.{key}" for key in first] if isinstance(first, dict) else []
-    found = []
-    for column in [*report.unused, *beside]:
-        named = any(word in column.rpartition(".")[2].casefold() for word in _TEXT_COLUMNS)
-        filled = sum(_is_text(_at(row, column)) for row in rows)
-        if named and column != answer and filled >= 0.3 * len(rows):
-            found.append(column)
-    return found
-
-
-def left_out_warning(columns: Sequence[str], report: DataReport) -> str:
-    """What to do about ``left_out`` columns: a context stands before its question, the input of an
-    instruction behind it."""
-    used = report.shapes[0][0].split(" -> ")[0]
-    behind = [c for c in columns if "input" in c.casefold() or "option" in c or "choice" in c]
-    whole = [*(c for c in columns if c not in behind), used, *behind]
-    verb = "is" if len(columns) == 1 else "are"
-    return (
-        f"{', '.join(columns)} {verb} not used, though the question may need it: "
-        f"--prompt-column {shlex.quote('+'.join(whole))}"
-    )
-
-
-def _at(row: Any, path: str) -> Any:
-    try:
-        return value_at(row, path)
-    except (BadRow, AttributeError, TypeError):
-        return None
-
-
-def _is_text(value: Any) -> bool:
-    items: list[Any] = value if isinstance(value, list) else [value]
-    return bool(items) and all(isinstance(item, str) and item.strip() for item in items)
 
 
 def answer_kind(answer: str) -> str:

@@ -12,6 +12,7 @@ from native_reasoning.cli.flags import Parsed
 from native_reasoning.config.errors import ConfigError, NativeReasoningError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.recipe import make_config, read_recipe
+from native_reasoning.config.settings import COLUMNS
 from native_reasoning.data import Examples, load_examples
 from native_reasoning.model.adapters import base_of
 from native_reasoning.records.disk import CHECKSUMS, damage
@@ -36,17 +37,11 @@ def split_source(name: str) -> tuple[str, str | None]:
     return (found["source"], found["split"]) if found else (name, None)
 
 
-def load_data(name: str, config: NRTConfig) -> Examples:
+def load_data(name: str, config: NRTConfig, *, held_out: bool = False) -> Examples:
     """Examples of a source as the settings say. Raises DataError or ConfigError."""
     source, split = split_source(name)
-    return load_examples(
-        source,
-        prompt_column=config.prompt_column,
-        answer_column=config.answer_column,
-        answer_regex=config.answer_regex,
-        split=split,
-        keep_columns=bool(config.reward_funcs),
-    )
+    columns: dict[str, Any] = config.columns(held_out=held_out)
+    return load_examples(source, **columns, split=split, keep_columns=bool(config.reward_funcs))
 
 
 def model_folder(name: str) -> tuple[str, Path | None]:
@@ -84,6 +79,8 @@ def asked_for(parsed: Parsed) -> tuple[str, NRTConfig]:
     if run is not None:
         settings = read_recipe(run / CONFIG, parsed.settings, going_on=True)
         settings = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
+        own = {name: settings.pop(f"eval_{name}", None) for name in COLUMNS}
+        settings |= own if any(own.values()) else {}
         if settings.get("boundary") != "text":  # saved with its think tokens, which are trained
             settings["boundary"] = "existing"
         settings["chat_template_path"] = None  # the saved tokenizer has it

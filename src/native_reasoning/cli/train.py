@@ -154,11 +154,11 @@ def build(plan: TrainCommand, folder: str) -> Any:
     with refused_by_libraries():
         config = make_config(plan.settings, output_dir=folder)
     data = load_data(plan.data, config)
-    held_out = load_data(plan.eval_data, config) if plan.eval_data else None
+    held_out = load_data(plan.eval_data, config, held_out=True) if plan.eval_data else None
     told = [*data.report.lines(), *(held_out.report.lines() if held_out else ())]
     for line in told:
         say(line)
-    for warning in look_at(plan.data, data, held_out, config, _FIRST_ROWS)[1]:
+    for warning in look_at(data, held_out, config, _FIRST_ROWS)[1]:
         say(f"warning: {warning}")
     say_loading(plan.model)
     with refused_by_libraries():

@@ -12,7 +12,12 @@ from transformers import TrainingArguments
 from native_reasoning.config.checks import REFUSED, check_options, objective_values
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.papers import find_preset
-from native_reasoning.config.settings import COMMON_ARGUMENTS, NRTOptions, ObjectiveSettings
+from native_reasoning.config.settings import (
+    COLUMNS,
+    COMMON_ARGUMENTS,
+    NRTOptions,
+    ObjectiveSettings,
+)
 
 #: Of model_init_kwargs, what does no more than choose between parts of transformers.
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -75,6 +80,14 @@ class NRTConfig(NRTOptions, TrainingArguments):
         """The preset's settings of an objective, with those of ``objective`` in their place."""
         given: Any = self.objective or {}
         return replace(find_preset(self.preset).settings, **given)
+
+    def columns(self, *, held_out: bool = False) -> dict[str, str | None]:
+        """Which columns are read, as ``load_examples`` names them: those of ``eval_data`` where
+        that has columns of its own."""
+        own = {name: getattr(self, f"eval_{name}") for name in COLUMNS}
+        if held_out and any(own.values()):
+            return own
+        return {name: getattr(self, name) for name in COLUMNS}
 
     def steps_per_rollout(self) -> int:
         """Optimiser steps' worth of prompts sampled at once (M); each is trained on

@@ -271,10 +271,17 @@ class NRTOptions:
 
     # -- data
     prompt_column: str | None = setting(None, "column (or a+b, or a.0.b) that holds the question")
+    prompt_template: str | None = setting(None, "prompt of columns: '{context}\\n{question}'")
     answer_column: str | None = setting(None, "column that holds the reference answer")
     answer_regex: str | None = setting(
         None, "keep this part of the answer (group 1 of the last match)"
     )
+    eval_prompt_column: str | None = setting(
+        None, "of eval_data, where its columns are others; then all four are its own"
+    )
+    eval_prompt_template: str | None = setting(None, "prompt_template of eval_data")
+    eval_answer_column: str | None = setting(None, "answer_column of eval_data")
+    eval_answer_regex: str | None = setting(None, "answer_regex of eval_data")
 
     # -- adapter (names of TRL's ModelConfig)
     use_peft: bool = setting(
@@ -340,6 +347,8 @@ class NRTOptions:
     )
 
 
+#: Settings of ``load_examples``; eval_data may have its own, ``eval_prompt_column`` and so on.
+COLUMNS = ("prompt_column", "prompt_template", "answer_column", "answer_regex")
 #: Our options by the heading they stand under in help, by the first of each.
 _FIRST = {
     "preset": "objective",

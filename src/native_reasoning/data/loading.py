@@ -9,15 +9,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any
 
 import regex
 
 from native_reasoning.config.errors import ConfigError, DataError
+from native_reasoning.data.advice import LOOKED_AT, Columns, left_out, missing_column_error
 from native_reasoning.data.files import Row
 from native_reasoning.data.rows import Example
-from native_reasoning.data.shapes import BadRow, Pair, Turns, missing_column_error, read_row
+from native_reasoning.data.shapes import Pair, Turns, read_row
 from native_reasoning.data.sources import RawRows, load_rows
+from native_reasoning.data.values import NOTES, REASONS, BadRow
 
 #: Places that the account names for a reason.
 _PLACES_SHOWN = 5
@@ -25,58 +27,10 @@ _PLACES_SHOWN = 5
 _PATIENCE = 1.0
 
 
-class Reason(NamedTuple):
-    """Why a row is left out: ``text`` follows "the row ...", ``fix`` is for when all rows are."""
-
-    text: str
-    fix: str
-
-
-REASONS = {
-    "broken_json": Reason("is not valid JSON", "write one JSON object per line"),
-    "broken_csv": Reason(
-        "is not valid CSV", 'put cells that hold a comma, quote or new line in "quotes"'
-    ),
-    "missing_column": Reason(
-        "lacks a column", "name the columns: --prompt-column, --answer-column"
-    ),
-    "null": Reason("has no value in a column", "fill the column, or name another one"),
-    "wrong_type": Reason(
-        "holds a value that is no text",
-        "point at the text inside: --answer-column answers.text.0 walks into lists and objects",
-    ),
-    "bad_turns": Reason(
-        "has chat turns that cannot be used",
-        "each turn needs a role (system, user, assistant, tool) and text; a user turn comes last "
-        "before the answer",
-    ),
-    "no_answer_turn": Reason(
-        "has no assistant turn", "end each conversation with an assistant turn"
-    ),
-    "empty_prompt": Reason("has an empty prompt", "fill the prompt, or name another column"),
-    "empty_answer": Reason("has an empty answer", "fill the answer, or name another column"),
-    "no_regex_match": Reason(
-        "has an answer that --answer-regex does not match", "correct the pattern or leave it out"
-    ),
-    "unencodable": Reason(
-        "has text that UTF-8 cannot hold (half of a surrogate pair)", "write the file anew as UTF-8"
-    ),
-    "duplicate": Reason("repeats an earlier prompt and answer", "add rows that differ"),
-    "refused_by_template": Reason(
-        "is refused by the chat template, or holds a control token",
-        "mend the order of the turns, or set chat_template_path",
-    ),
-    "too_long_prompt": Reason("has a prompt that is too long", "raise --max-prompt-length"),
-    "too_long_answer": Reason("has an answer that is too long", "raise --max-answer-length"),
-    "too_long_for_model": Reason(
-        "is longer, with a full trace, than the model's context", "lower --max-trace-length"
-    ),
-}
-
-
 @dataclass(frozen=True)
 class Dropped:
-    """Rows left out for one ``reason`` (a key of ``REASONS``) and the first ``places``.
+    """Rows left out for one ``reason`` (a key of ``REASONS``) and the first ``places``; or rows
+    that are kept, for a key of ``NOTES``.
 
     >>> Dropped("null", count=2, places=("line 7", "line 9")).line()
     '2 null: the row has no value in a column (line 7, line 9)'
@@ -89,10 +43,8 @@ class Dropped:
     def line(self) -> str:
         """One line for people."""
         more = ", ..." if self.count > len(self.places) else ""
-        return (
-            f"{self.count} {self.reason}: the row {REASONS[self.reason].text} "
-            f"({', '.join(self.places)}{more})"
-        )
+        text = NOTES.get(self.reason) or f"the row {REASONS[self.reason].text}"
+        return f"{self.count} {self.reason}: {text} ({', '.join(self.places)}{more})"
 
 
 @dataclass(frozen=True)
@@ -100,9 +52,10 @@ class DataReport:
     """The account of one ``source``, by its name: ``read`` = ``kept`` + the counts in ``dropped``.
 
     ``unit`` is what ``Example.line`` counts: "line" in JSONL, else "row" (from 1; in a folder the
-    row's number over all files, while places name the file). ``repeated_prompts`` are kept
-    examples whose prompt came before with another answer. ``shapes`` has the columns used, such as
-    ``("question -> answer", 97)``; ``unused`` the other columns of the first usable row.
+    row's number over all files, while places name the file). ``noted`` counts kept rows of which
+    something is to be said. ``shapes`` has the columns used, such as ``("question -> answer",
+    97)``; ``unused`` the other columns of the first usable row; ``left_out`` says which of them,
+    and which files of a folder, a question may need.
     """
 
     source: str
@@ -110,25 +63,29 @@ class DataReport:
     read: int
     kept: int
     dropped: tuple[Dropped, ...] = ()
-    repeated_prompts: int = 0
+    noted: tuple[Dropped, ...] = ()
     shapes: tuple[tuple[str, int], ...] = ()
     unused: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def count(self, reason: str) -> int:
-        """How many rows were left out for ``reason``."""
-        return sum(entry.count for entry in self.dropped if entry.reason == reason)
+        """How many rows were left out, or noted, for ``reason``."""
+        entries = (*self.dropped, *self.noted)
+        return sum(entry.count for entry in entries if entry.reason == reason)
 
-    def warning(self) -> str | None:
-        """What to do where more than a tenth of the rows are left out."""
+    def warnings(self) -> tuple[str, ...]:
+        """What to do about what is left out: columns and files that a question may need, and more
+        than a tenth of the rows."""
         lost = self.read - self.kept
         if lost <= 0.1 * self.read:
-            return None
+            return self.left_out
         worst = _worst(self)
         reason = REASONS[worst.reason]
-        return (
+        told = (
             f"{lost} of {self.read} rows of {self.source} are not used; {worst.count} of them "
             f"because the row {reason.text}: {reason.fix}"
         )
+        return (*self.left_out, told)
 
     def lines(self) -> tuple[str, ...]:
         """Short text for people: what was kept, from which columns, one line per reason."""
@@ -137,10 +94,7 @@ class DataReport:
         )
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
         head = f"{self.source}: {self.kept} of {self.read} rows kept ({shapes}{unused})"
-        tail = ()
-        if self.repeated_prompts:
-            tail = (f"  {self.repeated_prompts} repeated_prompt: kept, with another answer",)
-        return (head, *(f"  {entry.line()}" for entry in self.dropped), *tail)
+        return (head, *(f"  {entry.line()}" for entry in (*self.dropped, *self.noted)))
 
 
 @dataclass(frozen=True)
@@ -191,7 +145,7 @@ def content_hash(examples: Iterable[Example]) -> str:
     """SHA-256 (hex) over prompts and answers in order; row numbers and file names do not count."""
     digest = hashlib.sha256()
     for example in examples:
-        text = json.dumps([example.prompt, example.answer], ensure_ascii=False)
+        text = json.dumps([example.prompt, *example.references], ensure_ascii=False)
         digest.update(text.encode() + b"\n")
     return digest.hexdigest()
 
@@ -205,6 +159,7 @@ def load_examples(
     prompt_column: str | None = None,
     answer_column: str | None = None,
     answer_regex: str | None = None,
+    prompt_template: str | None = None,
     split: str | None = None,
     keep_columns: bool = False,
 ) -> Examples:
@@ -216,16 +171,18 @@ def load_examples(
 
     ``prompt_column`` and ``answer_column`` override the shapes of ``shapes.py``: a column, a path
     into one (``instances.0.output``), for the prompt several (``Body+Question``). A prompt column
-    of chat turns alone gives the answer too: the last assistant turn.
+    of chat turns alone gives the answer too: the last assistant turn. ``prompt_template`` makes a
+    prompt of columns named in braces: ``"{context}\\n{question}"``.
     ``answer_regex`` takes a part of the answer: group 1, or the whole match when the pattern has no
     group; the last match wins: ``r"####\s*(.*)"``.
     ``keep_columns`` keeps every column of a row in its example, for reward functions.
 
     Raises DataError: unreadable or empty source, missing column, no usable row. Raises ConfigError:
-    a bad pattern, or one that takes more than a second for a row.
+    a bad pattern, or one that takes more than a second for a row; a template without a column.
     """
     pattern = None if answer_regex is None else _compiled(answer_regex)
-    tally = Tally(load_rows(source, split=split), (prompt_column, answer_column))
+    columns = (prompt_column, answer_column, _checked(prompt_template, prompt_column))
+    tally = Tally(load_rows(source, split=split), columns)
     return Examples(tuple(_usable(tally, pattern, keep_columns)), tally.report())
 
 
@@ -237,46 +194,62 @@ def _usable(
             if row.problem is not None:
                 raise BadRow(*row.problem)
             pair = read_row(row.value, *tally.columns)
-            answer = pair.answer if pattern is None else _part(pattern, pair.answer, row.place)
-            tally.keep(row, pair, answer)
+            if pattern is not None:
+                found = tuple(_part(pattern, text, row.place) for text in pair.answers)
+                pair = replace(pair, answers=found)
+            tally.keep(row, pair)
         except BadRow as bad:
             tally.drop(row, bad)
         else:
             kept = dict(row.value) if columns else {}
-            yield Example(pair.prompt, answer, len(tally.pairs) - 1, row.number, kept)
+            answer, *others = pair.answers
+            number = len(tally.pairs) - 1
+            yield Example(pair.prompt, answer, number, row.number, kept, tuple(others))
 
 
 @dataclass
 class Tally:
-    """The running account of a source. ``columns`` are the prompt's and the answer's that the
-    caller named, if any, for messages."""
+    """The running account of a source. ``columns`` are those that the caller named, for
+    messages."""
 
     rows: RawRows
-    columns: tuple[str | None, str | None] = (None, None)
-    unused: tuple[str, ...] = ()
+    columns: Columns = (None, None, None)
+    first: list[Any] = field(default_factory=list)
+    first_pair: Pair | None = None
     shapes: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, Dropped] = field(default_factory=dict)
-    first_bad: dict[str, tuple[Row, BadRow]] = field(default_factory=dict)
+    noted: dict[str, Dropped] = field(default_factory=dict)
+    first_bad: dict[str, list[tuple[Row, BadRow]]] = field(default_factory=dict)
     prompts: set[bytes] = field(default_factory=set)
     pairs: set[bytes] = field(default_factory=set)
-    repeated: int = 0
 
-    def keep(self, row: Row, pair: Pair, answer: str) -> None:
+    def keep(self, row: Row, pair: Pair) -> None:
         """Counts a usable row. Raises BadRow where an earlier one had its prompt and answer."""
-        prompt, both = _digest(pair.prompt), _digest(pair.prompt, answer)
+        prompt, both = _digest(pair.prompt), _digest(pair.prompt, pair.answer)
         if both in self.pairs:
             raise BadRow("duplicate")
-        if not self.pairs:
-            self.unused = pair.unused(row.value)
-        self.repeated += prompt in self.prompts
+        self.first_pair = self.first_pair or pair
+        if len(self.first) < LOOKED_AT:
+            self.first.append(row.value)
+        for note in pair.notes:
+            _count(self.noted, note, row.place)
+        for note, place in row.notes:
+            _count(self.noted, note, place)
+        if any("</think>" in answer for answer in pair.answers):
+            _count(self.noted, "reasoning_in_answer", row.place)
+        if prompt in self.prompts:
+            _count(self.noted, "repeated_prompt", row.place)
         self.prompts.add(prompt)
         self.pairs.add(both)
         self.shapes[pair.shape] += 1
 
     def drop(self, row: Row, bad: BadRow) -> None:
-        """Counts a row that is left out, with its place."""
-        _count(self.dropped, bad.reason, row.place)
-        self.first_bad.setdefault(bad.reason, (row, bad))
+        """Counts a row that is left out, with its place; of a broken one, with what is wrong."""
+        place = f"{row.place}: {bad.detail}" if row.problem else row.place
+        _count(self.dropped, bad.reason, place)
+        some = self.first_bad.setdefault(bad.reason, [])
+        if len(some) < LOOKED_AT:
+            some.append((row, bad))
 
     def report(self) -> DataReport:
         """The account when all rows are read. Raises DataError when there is no example."""
@@ -287,9 +260,10 @@ class Tally:
             read=kept + sum(entry.count for entry in self.dropped.values()),
             kept=kept,
             dropped=tuple(self.dropped[reason] for reason in REASONS if reason in self.dropped),
-            repeated_prompts=self.repeated,
+            noted=tuple(self.noted[note] for note in NOTES if note in self.noted),
             shapes=tuple(self.shapes.most_common()),
-            unused=self.unused,
+            unused=self.unused(),
+            left_out=self.left_out(),
         )
         if report.read == 0:
             raise DataError(
@@ -298,12 +272,29 @@ class Tally:
                 fix="write rows into it, or give another source",
             )
         if kept == 0:
-            row, bad = self.first_bad[_worst(report).reason]
+            some = self.first_bad[_worst(report).reason]
+            row, bad = some[0]
             if bad.reason == "missing_column":
-                where = f"{report.source} (row {row.number}"
-                raise missing_column_error(where, row.value, bad.detail, self.columns)
+                where = f"{report.source} ({report.unit} {row.number}"
+                rows = [other.value for other, _ in some]
+                error = missing_column_error(where, rows, bad.detail, self.columns)
+                raise self.rows.explained(error, row.value)
             raise no_usable_row(report, bad.detail)
         return report
+
+    def unused(self) -> tuple[str, ...]:
+        """The columns of the first usable row that nothing is taken from."""
+        return self.first_pair.unused(self.first[0]) if self.first_pair else ()
+
+    def left_out(self) -> tuple[str, ...]:
+        """What is said of columns and files that a question may need."""
+        told = self.rows.said
+        if self.first_pair and (pair := self.first_pair):
+            columns = left_out(
+                self.first, pair.prompt_columns, pair.answer_column or "", self.unused()
+            )
+            told = (*told, columns) if columns else told
+        return told
 
 
 def _digest(prompt: Turns, answer: str = "") -> bytes:
@@ -313,6 +304,20 @@ def _digest(prompt: Turns, answer: str = "") -> bytes:
 
 
 # -- The part of an answer -------------------------------------------------------------------------
+
+
+def _checked(template: str | None, column: str | None) -> str | None:
+    """A prompt template with its line breaks. Raises ConfigError."""
+    if template is None:
+        return None
+    if column is not None or "{" not in template:
+        raise ConfigError(
+            f"prompt_template {template!r} "
+            + ("stands beside prompt_column" if column else "names no column"),
+            why="a prompt is made in one way, out of columns",
+            fix="name columns in braces: --prompt-template '{context}\\n{question}'",
+        )
+    return template.replace("\\n", "\n")
 
 
 def _compiled(pattern: str) -> "regex.Pattern[str]":

@@ -1,7 +1,7 @@
 """One row of data, as text and as token ids."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -10,10 +10,10 @@ class Example:
     """One usable row of a data file.
 
     ``prompt`` is a tuple of chat turns ``(role, content)`` that ends with the turn to be answered;
-    a plain question is one user turn. ``answer`` is the reference's text. ``row_id`` is the row's
-    stable number after filtering: it is part of the random key. ``line`` is the 1-based row of the
-    source, for messages. ``columns`` holds the row's other columns where reward functions may ask
-    for them, else nothing.
+    a plain question is one user turn. ``answer`` is the reference's text, ``others`` are more
+    references, each as right. ``row_id`` is the row's stable number after filtering: it is part of
+    the random key. ``line`` is the 1-based row of the source, for messages. ``columns`` holds the
+    row's other columns where reward functions may ask for them, else nothing.
 
     >>> Example(prompt=(("user", "2 + 2?"),), answer="4", row_id=0, line=1).question
     '2 + 2?'
@@ -24,11 +24,17 @@ class Example:
     row_id: int
     line: int
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    others: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:
         """The last turn's text: what a person would call the question."""
         return self.prompt[-1][1]
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All references, any of which is a right answer."""
+        return (self.answer, *self.others)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class PromptGroup:
 
     ``prompt_ids`` ends where the trace begins. ``answer_ids`` (T) ends with the end-of-turn token.
     A group of ``weight`` 0 only fills up a batch: it is forwarded and counts for nothing.
+    ``others`` are the ids of the example's other references.
 
     For "2 + 2?" the prompt ids spell ``<user>2 + 2?<assistant><think>`` and the answer ids
     ``4<end>``; the trace and the closing tag come between them.
@@ -46,6 +53,21 @@ class PromptGroup:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     weight: float = 1.0
+    others: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def answer_size(self) -> int:
+        """Tokens of the longest reference."""
+        return max(map(len, (self.answer_ids, *self.others)))
+
+    def with_reference(self, number: int) -> "PromptGroup":
+        """The group with another of its references, 0 being the first, as the answer."""
+        if number == 0:
+            return self
+        texts, ids = list(self.example.references), [self.answer_ids, *self.others]
+        answer, answer_ids = texts.pop(number), ids.pop(number)
+        example = replace(self.example, answer=answer, others=tuple(texts))
+        return replace(self, example=example, answer_ids=answer_ids, others=tuple(ids))
 
 
 @dataclass(frozen=True)

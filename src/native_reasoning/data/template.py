@@ -6,7 +6,9 @@ and answer is a token of the tokenizer, a token that was added, or a text cut at
 vocabulary item can span it. User text never becomes a control token: see ``Template.encode``.
 """
 
+import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -53,6 +55,10 @@ class Template:
         self.control_ids = control_ids(tokenizer, end_ids) | {*tags}
         self.plain = without_added_tokens(tokenizer)
         self._frames: dict[tuple[str, ...], Frame] = {}
+        added = tokenizer.added_tokens_decoder
+        texts = [re.escape(added[i].content) for i in self.control_ids if i in added]
+        self._controls = re.compile("|".join(texts) or "(?!)")
+        self._own_controls: dict[str, int] = {}
         # as they stand behind the tag: alone they may be other tokens
         behind = self.encode([(boundary.close_text + boundary.gap, False)])
         self.gap_ids = () if boundary.closes_by_text else behind[len(boundary.close_ids) :]
@@ -69,15 +75,38 @@ class Template:
         return self._encode_rows([pieces])[0]
 
     def _encode_rows(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[tuple[int, ...]]:
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
         texts = ["".join(text for text, _ in pieces) for pieces in rows]
-        encoded = self.tokenizer(texts, add_special_tokens=False)
-        found: list[tuple[int, ...]] = []
-        for i, (pieces, ids) in enumerate(zip(rows, encoded["input_ids"], strict=True)):
-            places = (j for j, token in enumerate(ids) if token in self.control_ids)
-            controls = [encoded.token_to_chars(i, j) for j in places]
-            apart = _in_user_text(pieces, controls)
-            found.append(self._encode_apart(pieces) if apart else tuple(ids))
-        return found
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            tuple(one.ids) if self._surely_plain(pieces, one.ids) else self._encode_row(pieces)
+            for pieces, one in zip(rows, encoded, strict=True)
+        ]
+
+    def _surely_plain(self, pieces: Sequence[tuple[str, bool]], ids: Sequence[int]) -> bool:
+        """Whether user text holds no control token's text, and the ids have as many control tokens
+        as the template's own text: then none came out of user text."""
+        if any(user and self._controls.search(text) for text, user in pieces):
+            return False
+        own = sum(self._controls_in(text) for text, user in pieces if not user)
+        return own == sum(map(self.control_ids.__contains__, ids))
+
+    def _controls_in(self, text: str) -> int:
+        """The number of control tokens in a text of the template, of which there are few."""
+        if text not in self._own_controls:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._own_controls[text] = sum(map(self.control_ids.__contains__, ids))
+        return self._own_controls[text]
+
+    def _encode_row(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
+        encoded = self.tokenizer("".join(text for text, _ in pieces), add_special_tokens=False)
+        ids = encoded["input_ids"]
+        places = (j for j, token in enumerate(ids) if token in self.control_ids)
+        apart = _in_user_text(pieces, [encoded.token_to_chars(j) for j in places])
+        return self._encode_apart(pieces) if apart else tuple(ids)
 
     def _encode_apart(self, pieces: Sequence[tuple[str, bool]]) -> tuple[int, ...]:
         ids: list[int] = []
@@ -158,8 +187,11 @@ class Template:
     def groups(self, examples: Sequence[Example]) -> list[PromptGroup]:
         """The rows in token ids. Raises TemplateError if one of them cannot be encoded."""
         prompts = self._encode_rows([self.prompt_pieces(example.prompt) for example in examples])
-        answers = self._answers([example.answer for example in examples])
-        return [PromptGroup(*row) for row in zip(examples, prompts, answers, strict=True)]
+        answers = iter(self._answers([text for e in examples for text in e.references]))
+        return [
+            PromptGroup(e, prompt, next(answers), others=tuple(islice(answers, len(e.others))))
+            for e, prompt in zip(examples, prompts, strict=True)
+        ]
 
     def group(self, example: Example) -> PromptGroup:
         """The row in token ids."""

@@ -52,8 +52,8 @@ class Groups(Sequence[PromptGroup]):
 
 
 def _group(example: Example, ids: Mapping[str, Any]) -> PromptGroup:
-    prompt, answer = (tuple(array("I", ids[name])) for name in ("prompt", "answer"))
-    return PromptGroup(example, prompt, answer)
+    prompt, answer, *others = (tuple(array("I", part)) for part in (ids["prompt"], *ids["answers"]))
+    return PromptGroup(example, prompt, answer, others=tuple(others))
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def _encode(examples: Sequence[Example], template: Template) -> list[PromptGroup
 
 
 def _sizes(group: PromptGroup | None) -> tuple[int, int]:
-    return (-1, -1) if group is None else (len(group.prompt_ids), len(group.answer_ids))
+    """Tokens of the prompt and of the longest reference; -1 where the template refuses the row."""
+    return (len(group.prompt_ids), group.answer_size) if group else (-1, -1)
 
 
 def _from_cache(key: str, groups: Iterable[PromptGroup | None]) -> Any:
@@ -127,16 +128,18 @@ def _from_cache(key: str, groups: Iterable[PromptGroup | None]) -> Any:
 
     def rows() -> Iterator[dict[str, Any]]:
         for group in groups:
-            prompt, answer = (group.prompt_ids, group.answer_ids) if group else ((), ())
+            sizes = _sizes(group)
+            prompt = group.prompt_ids if group else ()
+            answers = (group.answer_ids, *group.others) if group else ()
             yield {
                 "prompt": array("I", prompt).tobytes(),
-                "answer": array("I", answer).tobytes(),
-                "prompt_size": len(prompt) if group else -1,
-                "answer_size": len(answer) if group else -1,
+                "answers": [array("I", answer).tobytes() for answer in answers],
+                "prompt_size": sizes[0],
+                "answer_size": sizes[1],
             }
 
     ids, size = Value("large_binary"), Value("int32")
-    features = Features(prompt=ids, answer=ids, prompt_size=size, answer_size=size)
+    features = Features(prompt=ids, answers=[ids], prompt_size=size, answer_size=size)
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -48,7 +48,7 @@ def answer_length(groups: Sequence[PromptGroup], args: NRTConfig) -> int:
     ``max_answer_length``."""
     if args.eval_max_answer_length is not None:
         return args.eval_max_answer_length
-    longest = max((len(group.answer_ids) for group in groups), default=0)
+    longest = max((group.answer_size for group in groups), default=0)
     return min(args.max_answer_length, max(SHORTEST, 2 * longest))
 
 
@@ -56,7 +56,8 @@ def answer_length(groups: Sequence[PromptGroup], args: NRTConfig) -> int:
 class Outcome:
     """One question: what was answered, in text, and how the reference scored.
 
-    ``question`` and ``reference`` are the row's, ``row_id`` its number among the rows that were
+    ``question`` and ``reference`` are the row's (``others``: more references, which count for what
+    is right and are not scored), ``row_id`` its number among the rows that were
     kept. ``answers`` and ``traces`` are the sampled ones (k of each), ``trace_lengths`` their
     tokens and ``closed`` whether the model closed them itself; ``answer_greedy`` follows the most
     likely trace, ``answer_no_think`` and ``answer_no_think_greedy`` no trace. ``answer_logps``
@@ -80,6 +81,11 @@ class Outcome:
     answer_tokens: tuple[str, ...]
     cut: tuple[bool, ...]
     cut_no_think: bool
+    others: tuple[str, ...] = ()
+
+    def best(self, measure: Callable[[str, str], Any], answer: str) -> float:
+        """The measure of an answer beside the reference that suits it best."""
+        return max(measure(answer, reference) for reference in (self.reference, *self.others))
 
     @property
     def logps(self) -> tuple[float, ...]:
@@ -138,6 +144,7 @@ class HeldOut:
                 row_id=group.example.row_id,
                 question=group.example.question,
                 reference=group.example.answer,
+                others=group.example.others,
                 traces=tuple(self.template.text(ids) for ids in traces[i].ids),
                 trace_lengths=traces[i].lengths,
                 closed=traces[i].closed,
@@ -180,8 +187,8 @@ def held_out_rows(step: int, outcomes: Sequence[Outcome]) -> list[HeldOutRow]:
             answer_no_think=o.answer_no_think,
             closed=o.closed[k],
             length=o.trace_lengths[k],
-            correct=accuracy(o.answers[k], o.reference),
-            correct_no_think=accuracy(o.answer_no_think, o.reference),
+            correct=o.best(accuracy, o.answers[k]),
+            correct_no_think=o.best(accuracy, o.answer_no_think),
             answer_logps=o.answer_logps[k],
             baseline_logps=o.baseline_logps,
             answer_tokens=o.answer_tokens,
@@ -199,16 +206,16 @@ def scores(o: Outcome) -> dict[str, float]:
     there where the reference holds a number.
     """
     k = len(o.answers)
-    right = sum(accuracy(answer, o.reference) for answer in o.answers) / k
-    right_no_think = accuracy(o.answer_no_think, o.reference)
+    right = sum(o.best(accuracy, answer) for answer in o.answers) / k
+    right_no_think = o.best(accuracy, o.answer_no_think)
     found = {
         "accuracy": right,
-        "accuracy_greedy": accuracy(o.answer_greedy, o.reference),
+        "accuracy_greedy": o.best(accuracy, o.answer_greedy),
         "accuracy_no_think": right_no_think,
-        "accuracy_no_think_greedy": accuracy(o.answer_no_think_greedy, o.reference),
+        "accuracy_no_think_greedy": o.best(accuracy, o.answer_no_think_greedy),
         "accuracy_gain": right - right_no_think,
-        "exact_match": sum(exact_match(a, o.reference) for a in o.answers) / k,
-        "token_f1": sum(token_f1(a, o.reference) for a in o.answers) / k,
+        "exact_match": sum(o.best(exact_match, a) for a in o.answers) / k,
+        "token_f1": sum(o.best(token_f1, a) for a in o.answers) / k,
         "answer_logp": sum(o.logps) / k,
         "answer_logp_no_think": o.logp_no_think,
         "uplift": uplift(sum(o.logps) / k, o.logp_no_think),
@@ -218,10 +225,9 @@ def scores(o: Outcome) -> dict[str, float]:
         "cut_no_think": float(o.cut_no_think),
     }
     if k > 1:
-        found["accuracy_maj"] = accuracy(majority(o.answers), o.reference)
-    numeric = [numeric_match(answer, o.reference) for answer in o.answers]
-    if None not in numeric:
-        found["numeric_match"] = sum(filter(None, numeric)) / k
+        found["accuracy_maj"] = o.best(accuracy, majority(o.answers))
+    if all(numeric_match("", reference) is not None for reference in (o.reference, *o.others)):
+        found["numeric_match"] = sum(o.best(numeric_match, a) for a in o.answers) / k
     return found
 
 

@@ -1,6 +1,7 @@
 """The model and its tokenizer: loading, think tokens, and saving as an ordinary folder; what each
 forward of it needs: a mode, padding, positions."""
 
+import hashlib
 import types
 import warnings
 from collections.abc import Generator, Sequence
@@ -51,11 +52,12 @@ _UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 @dataclass(frozen=True, eq=False)
 class Policy:
     """A causal language ``model``, its ``tokenizer``, and the ``template`` (where prompt, trace and
-    answer begin and end) that both were prepared for."""
+    answer begin and end) that both were prepared for. ``base``: the model's first fingerprint."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: Template
+    base: str
 
     def save(self, folder: str | Path) -> None:
         """An ordinary Hugging Face folder: safetensors, tokenizer, chat template, end tokens. Of a
@@ -103,6 +105,7 @@ def load_policy(
         check_given(model, config)
     check_plain(model)
     tell_tying(model)
+    base = fingerprint(model)
     template = template_for(model, tokenizer, config)
     if config.process_index == 0 and (lost := start_warning(template)):
         warn(f"warning: {lost}")
@@ -125,7 +128,16 @@ def load_policy(
     if model.generation_config is not None:  # pyright: ignore[reportUnnecessaryComparison]
         model.generation_config = generation_config(model.generation_config, template, config)
     disable_dropout(model)
-    return Policy(model, tokenizer, template)
+    return Policy(model, tokenizer, template, base)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Which model this is, by its kind and by name, shape and first values of its tensors."""
+    digest = hashlib.sha256(str(model.config.model_type).encode())
+    for name, tensor in model.named_parameters():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().flatten()[:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def knows_tags(

@@ -63,13 +63,14 @@ def read(group: PromptGroup, traces: Traces, template: Template) -> Verdict:
     """The verdict on one group, without the user's rewards."""
     complete, correct, repetitive = [], [], []
     answered = bool(traces.answers)
+    references = {reference.strip() for reference in group.example.references}
     for ids, closed, answer in zip(traces.ids, traces.closed, traces.answered(), strict=True):
         before = ids[: len(ids) - template.tag_length(ids)] if closed else ids
         trace, text = template.completion(before), template.completion(answer).strip()
         ended = bool(answer) and answer[-1] in template.end_ids
         tagged = any(tag in part for tag in template.tags for part in (trace, text))
         complete.append(closed and (not answered or (ended and bool(text) and not tagged)))
-        correct.append(ended and text == group.example.answer.strip())
+        correct.append(ended and text in references)
         repetitive.append(repeats(f"{trace} {text}"))
     return Verdict(torch.tensor(complete), torch.tensor(correct), torch.tensor(repetitive))
 

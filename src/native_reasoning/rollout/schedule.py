@@ -32,23 +32,20 @@ def read_groups(
     config: NRTConfig,
     context: int | None = None,
     keep_columns: bool = False,
+    held_out: bool = False,
 ) -> tuple[Sequence[PromptGroup], DataReport | None]:
     """``make_groups`` of anything that ``load_examples`` reads, or of nothing."""
     if source is None:
         return (), None
     if not isinstance(source, Examples):
         source = load_examples(
-            source,
-            prompt_column=config.prompt_column,
-            answer_column=config.answer_column,
-            answer_regex=config.answer_regex,
-            keep_columns=keep_columns,
+            source, **config.columns(held_out=held_out), keep_columns=keep_columns
         )
         if source.report.source.endswith("]") and config.process_index == 0:
             warn(f"the rows are those of {source.report.source}")  # a split that nobody named
     groups, report = make_groups(source, template, config, context)
-    if config.process_index == 0 and (lost := report.warning()):
-        warn(f"warning: {lost}")
+    for warning in report.warnings() if config.process_index == 0 else ():
+        warn(f"warning: {warning}")
     return groups, report
 
 

@@ -6,7 +6,7 @@ traces are sampled; the open window is part of every checkpoint.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -125,13 +125,12 @@ class Window:
         folder: Path,
         rank: int,
         shares: Sequence[Sequence[Rows]],
-        groups: Sequence[PromptGroup],
-        filler: PromptGroup,
+        group_of: Callable[[int | None], PromptGroup],
         device: torch.device,
     ) -> "Window":
         """This rank's part of the window that any number of ranks saved into ``folder``.
-        ``shares[i]`` has the row ids of its micro-batches in mini-batch i; ``groups`` are the
-        training groups by row id, ``filler`` is where that is None. Raises RunError where the
+        ``shares[i]`` has the row ids of its micro-batches in mini-batch i; ``group_of`` has the
+        group of a row, and what fills up a batch where that is None. Raises RunError where the
         window has other rows."""
         wanted = {row for share in shares for batch in share for row in batch}
         kept: dict[int | None, Cell] = {}
@@ -142,8 +141,9 @@ class Window:
             rollout = state["rollout"]
             for cell in state["cells"]:
                 row, recall = cell["row"], _recall(cell["recall"])
-                group = filler if row is None else groups[row]
-                kept[row] = Cell(group, _traces(cell["traces"]), recall.scores.verdict, recall)
+                kept[row] = Cell(
+                    group_of(row), _traces(cell["traces"]), recall.scores.verdict, recall
+                )
             if kept.keys() >= wanted:  # its own file alone, where the ranks are as they were
                 break
         if not kept.keys() >= wanted:

@@ -5,7 +5,6 @@ has the same one without keeping it. The lagging one is part of every checkpoint
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -105,15 +104,6 @@ class Judges:
                 for name, parameter in self.ema.named_parameters():
                     if name in self.trained:
                         parameter.copy_(saved[name])
-
-    def fingerprint(self) -> str | None:
-        """Of the first policy: the start of each of its tensors; None where it is not asked."""
-        if self.frozen is None:
-            return None
-        digest = hashlib.sha256()
-        for tensor in self.frozen.parameters():
-            digest.update(tensor.flatten()[:256].float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:

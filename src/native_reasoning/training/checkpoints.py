@@ -128,13 +128,11 @@ class Checkpoints(TrainerCallback):
         checkpoint = find_checkpoint(resume, self.folder)
         if checkpoint is not None:
             self._load_kept(checkpoint)  # nothing is cut back before it is known that it can be
-        judges = self.objective.judges
-        first = None if judges is None else judges.fingerprint()
         known = {
             **about,
             "data_hash": data_hash(self.collector.groups),
             "seed": self.args.seed,
-            "machine": machine(self.args.world_size, first),
+            "machine": machine(self.args.world_size),
         }
         step = None if checkpoint is None else state_of(checkpoint).global_step
         finished = self.is_finished(checkpoint)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -17,7 +18,7 @@ from native_reasoning.objective.types import Verdict
 from native_reasoning.objective.verdicts import RewardFunctions, judge
 from native_reasoning.records.meter import Clock
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sampling, sample_answers
-from native_reasoning.rollout.noise import ANSWERS
+from native_reasoning.rollout.noise import ANSWERS, REFERENCES, uniforms
 from native_reasoning.rollout.schedule import (
     PlannedStep,
     Rows,
@@ -72,7 +73,7 @@ class Collector:
 
     def take_longest(self) -> None:
         """From now on the rows of a step are the longest that there are."""
-        sizes = [len(group.prompt_ids) + len(group.answer_ids) for group in self.groups]
+        sizes = [len(group.prompt_ids) + group.answer_size for group in self.groups]
         longest = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
         rows = [self.groups[i] for i in longest[: self.schedule.prompts]]
         self.groups = [rows[i % len(rows)] for i in range(len(self.groups))]
@@ -96,7 +97,7 @@ class Collector:
         if self.window is None or self.window.rollout != plan.rollout:
             if self._resumed is not None and self.is_open(state.global_step):
                 saved = (self._resumed, self.args.process_index, self._shares(plan))
-                self.window = Window.load(*saved, self.groups, self._filler(), self.args.device)
+                self.window = Window.load(*saved, partial(self._group, plan), self.args.device)
             else:
                 with whole_model() as model:
                     self.window = self.sample(plan, model, state)
@@ -107,7 +108,7 @@ class Collector:
         ``model``."""
         a, shares = self.args, self._shares(plan)
         rows = [row for share in shares for batch in share for row in batch]
-        groups = [self._filler() if row is None else self.groups[row] for row in rows]
+        groups = [self._group(plan, row) for row in rows]
         real = [group for group in groups if group.weight]
         with self.clock.stage("sampling"), self.engine.ready():
             sampled = iter(self._traces(real, plan.rollout))
@@ -165,5 +166,11 @@ class Collector:
     def _empty(self) -> Traces:
         return Traces((self.template.empty_trace(),), (True,))
 
-    def _filler(self) -> PromptGroup:
-        return replace(self.groups[0], weight=0.0)
+    def _group(self, plan: PlannedStep, row: int | None) -> PromptGroup:
+        """The group of a row, with one of its references, drawn for this rollout; None fills up a
+        batch."""
+        if row is None:
+            return replace(self.groups[0], weight=0.0)
+        group = self.groups[row]
+        number = uniforms(self.args.seed, REFERENCES, plan.rollout, row, 0, 1)[0]
+        return group.with_reference(int(number * (1 + len(group.others))))

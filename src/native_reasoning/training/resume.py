@@ -142,12 +142,12 @@ def open_run(
     finished: bool = False,
 ) -> RunFolder:
     """The run folder, of a new run, or (``step``) cut back to a checkpoint and compared; for the
-    rank that writes. ``about`` goes into config.yaml beside the settings, with ``data_hash`` and
-    ``machine``. ``finished`` says that no step is left after the checkpoint.
+    rank that writes. ``about`` goes into config.yaml beside the settings, with ``data_hash``,
+    ``model_hash`` and ``machine``. ``finished`` says that no step is left after the checkpoint.
 
-    Raises RunError if the folder is taken, or the training rows are others. Settings or a machine
-    that changed are said on stderr and written to config.yaml: the run goes on, but not with the
-    same bits.
+    Raises RunError if the folder is taken, or the training rows or the model are others. Settings
+    or a machine that changed are said on stderr and written to config.yaml: the run goes on, but
+    not with the same bits.
     """
     records = RunFolder.create(folder, resume=step is not None)
     before = read_config(folder) if step is not None and (folder / CONFIG).is_file() else {}
@@ -156,6 +156,12 @@ def open_run(
             "the training rows are not those that this run began with",
             why="row numbers, random numbers and the order of the data belong to the old rows",
             fix="resume with the old data, or start a new run from the checkpoint as --model",
+        )
+    if before.get("model_hash") not in (None, about["model_hash"]):
+        raise RunError(
+            "the model is not the one that this run began with",
+            why="an adapter, and a policy that an objective asks, belong to the weights below them",
+            fix=f"resume with --model {before['config'].get('model')}, or start a new run",
         )
     if step is not None:  # in this order: killed in between, the run can still go on from here
         set_aside(folder, step)
@@ -172,12 +178,9 @@ def open_run(
     return records
 
 
-def machine(world_size: int, first_policy: str | None = None) -> dict[str, Any]:
-    """What equal bits depend on besides versions: processor, threads, processes, and where the
-    objective asks the first policy, which one that is."""
-    known = {} if first_policy is None else {"first_policy": first_policy}
+def machine(world_size: int) -> dict[str, Any]:
+    """What equal bits depend on besides versions: processor, threads, processes."""
     return {
-        **known,
         "processor": f"{platform.machine()} {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "processes": world_size,

@@ -101,9 +101,9 @@ class NRTTrainer(Trainer):
             context=context_of(policy.model),
             keep_columns=bool(asked.rewards),
         )
-        self.template = policy.template
+        self.template, self._base = policy.template, policy.base
         self.train_groups, self.train_report = read(train_dataset)
-        sets, self.eval_report = question_sets(eval_dataset, read)
+        sets, self.eval_report = question_sets(eval_dataset, partial(read, held_out=True))
         self.eval_groups = sets.get("", ())
         train: Any = self.train_groups or None
         held_out: Any = self.eval_groups or (sets if any(sets.values()) else None)
@@ -182,6 +182,7 @@ class NRTTrainer(Trainer):
         settings = {**self.args.resolved(), **self._given}
         about = {
             "data_report": [] if self.train_report is None else list(self.train_report.lines()),
+            "model_hash": self._base,
             "boundary": asdict(self.template.boundary),
             "layouts": list(self.forwards.layouts),
             "left_out": list(self.forwards.left_out),
