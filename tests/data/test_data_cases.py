@@ -211,7 +211,9 @@ def test_several_lists_are_named_and_one_is_chosen(tmp_path):
 
 def test_one_conversation_alone_is_one_row(tmp_path):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    assert pairs(write(tmp_path / "a.json", json.dumps({"messages": turns}))) == [("q", "a")]
+    for name in ("messages", "dialog"):
+        path = write(tmp_path / "a.json", json.dumps({name: turns}))
+        assert pairs(path, prompt_column=name) == [("q", "a")]
 
 
 # -- References ------------------------------------------------------------------------------------
@@ -232,6 +234,10 @@ def test_one_conversation_alone_is_one_row(tmp_path):
         ("answer", "[1, 2]", ("[1, 2]",)),
         ("answer", "['a'", ("['a'",)),
         ("completion", "['a', 'b']", ("['a', 'b']",)),
+        ("answer", '{"value": 3}', ('{"value": 3}',)),
+        ("answer", '[{"text": "a"}]', ('[{"text": "a"}]',)),
+        ("answer", "{'text': ['a', 'b']}", ("a", "b")),
+        ("answers", "P(a|b)", ("P(a|b)",)),
     ],
 )
 def test_several_references_are_answers_of_one_question(column, value, references):
@@ -239,6 +245,11 @@ def test_several_references_are_answers_of_one_question(column, value, reference
     data = load_examples([{question: "q", column: value}])
     assert data.examples[0].references == references
     assert data.report.count("several_answers") == (len(references) > 1)
+
+
+@pytest.mark.parametrize("question", ['["a", "b"]', '{"text": "a"}', '[{"text": "a"}]'])
+def test_a_question_may_be_json(question):
+    assert pairs([{"question": question, "answer": "a"}]) == [(question, "a")]
 
 
 def test_overlap_is_counted_and_said():

@@ -10,7 +10,7 @@ from typing import Any
 
 from native_reasoning.config.errors import DataError
 from native_reasoning.data.shapes import ANSWER_COLUMNS, read_row, shown
-from native_reasoning.data.values import BadRow, are_turns, lookup, text_of, value_at
+from native_reasoning.data.values import BadRow, has_roles, lookup, text_of, value_at
 
 # fmt: off
 _ANSWERS = (
@@ -149,7 +149,7 @@ def _is_usable(value: Any) -> bool:
     """Whether a flag may name it: texts or numbers, or chat turns."""
     if isinstance(value, list):
         texts = bool(value) and all(isinstance(item, str) for item in value)
-        return texts or (are_turns(value) and ("role" in value[0] or "from" in value[0]))
+        return texts or has_roles(value)
     try:
         return bool(text_of(value))
     except BadRow:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from native_reasoning.config.errors import DataError
 from native_reasoning.data.shapes import has_columns
+from native_reasoning.data.values import has_roles
 
 #: What opens a compressed file.
 COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -177,7 +178,7 @@ def rows_in(document: Any, name: str, split: str | None = None) -> list[Any]:
     if _is_table(document):
         columns = [v.values() if isinstance(v, Mapping) else v for v in document.values()]
         return [dict(zip(document, cells, strict=True)) for cells in zip(*columns, strict=True)]
-    lists = {key: v for key, v in document.items() if _records(v)}
+    lists = {key: v for key, v in document.items() if _records(v) and not has_roles(v)}
     if len(lists) > 1 or (split is not None and lists):
         return _questions(lists[_chosen(split, [*lists], name)])
     if lists:

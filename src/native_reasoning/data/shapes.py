@@ -21,6 +21,7 @@ from typing import Any
 from native_reasoning.data.values import (
     BadRow,
     are_turns,
+    has_roles,
     is_list,
     lookup,
     parsed,
@@ -149,7 +150,7 @@ def find_columns(
                 return name, answer_column
     if prompt_column is not None:
         single = lookup(row, prompt_column) is not None or "+" not in prompt_column
-        if single and are_turns(parsed(value_at(row, prompt_column), [])):
+        if single and are_turns(parsed(value_at(row, prompt_column), has_roles, [])):
             return prompt_column, None
     known = prompt_column or next((p for p, _ in _PAIRS if lookup(row, p) is not None), None)
     if known is None:
@@ -201,7 +202,7 @@ def _prompt(
         names = tuple(part.strip() for part in name.split("+"))
     elif found and name.casefold() == "instruction" and (extra := lookup(row, "input")):
         names = (name, extra)
-    values = [parsed(value_at(row, part), notes) for part in names]
+    values = [parsed(value_at(row, part), has_roles, notes) for part in names]
     if all(value is None for value in values):
         raise BadRow("null", name)
     if len(values) == 1 and are_turns(values[0]):
@@ -237,7 +238,9 @@ def _text_of_prompt(value: Any) -> str:
 def shown(row: Mapping[str, Any], path: str) -> str:
     """A column as a prompt template writes it: options one per line behind their letters, lists one
     per line. Raises BadRow."""
-    value = parsed(value_at(row, path), [])
+    value = value_at(row, path)
+    if path.rpartition(".")[2].casefold() in _OPTIONS:
+        value = parsed(value, bool, [])
     if isinstance(value, Mapping):
         labels: Any = value.get("label")
         texts: Any = value.get("text")
@@ -270,8 +273,8 @@ def _answers(
     """The prompt (turns of a completion before its last one join it) and the answers' texts. A
     completion that begins with its prompt is taken behind it."""
     if not name.casefold().endswith(_NOT_PARSED):
-        value = parsed(value, notes)
-    if are_turns(value) and ("role" in value[0] or "from" in value[0]):
+        value = parsed(value, _are_answers, notes)
+    if has_roles(value):
         before, answers = _split(_turns(value), notes)
         if before[: len(prompt)] == prompt:
             notes.append("prompt_in_answer")
@@ -309,7 +312,17 @@ def _references(value: Any, name: str) -> list[str]:
         )
     text = text_of(value)
     parts = text.split("|") if name.rpartition(".")[2].casefold() in _PARTED else []
-    return parts if len(parts) > 1 and all(map(str.strip, parts)) else [text]
+    whole = all(part.strip() and part.count("(") == part.count(")") for part in parts)
+    return parts if len(parts) > 1 and whole else [text]
+
+
+def _are_answers(value: Any) -> bool:
+    """Whether a value that was written as text is references or turns, and not an answer that is
+    JSON: a list of texts, SQuAD's or TriviaQA's object, or chat turns."""
+    if isinstance(value, Mapping):
+        return is_list(value.get("text")) or "aliases" in value
+    texts = is_list(value) and len(value) > 0 and all(isinstance(item, str) for item in value)
+    return texts or has_roles(value)
 
 
 def _check(prompt: Turns, answers: Sequence[str]) -> None:

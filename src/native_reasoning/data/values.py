@@ -6,7 +6,7 @@ import decimal
 import json
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -160,16 +160,20 @@ def are_turns(value: Any) -> bool:
     return is_list(value) and len(value) > 0 and all(isinstance(turn, Mapping) for turn in value)
 
 
-def parsed(value: Any, notes: list[str]) -> Any:
-    """A list of texts, or of objects, that was written as text, in JSON or Python; any other value
-    as it is."""
+def has_roles(value: Any) -> bool:
+    """Whether a value is chat turns, each with its role."""
+    return are_turns(value) and ("role" in value[0] or "from" in value[0])
+
+
+def parsed(value: Any, wanted: Callable[[Any], bool], notes: list[str]) -> Any:
+    """A list or an object that was written as text, in JSON or Python, where it is what is
+    ``wanted``; any other value as it is: an answer may be JSON."""
     text = value.strip() if isinstance(value, str) else ""
-    if text[:1] + text[-1:] in ("[]", "{}") and len(text) > 2:
+    if text[:1] + text[-1:] in ("[]", "{}"):
         for read in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
                 found = read(text)
-                kinds = {type(item) for item in found} if isinstance(found, list) else {dict}
-                if found and kinds in ({str}, {dict}) and isinstance(found, list | dict):
+                if wanted(found):
                     notes.append("parsed_text")
                     return found
     return value
