@@ -71,8 +71,8 @@ class Prepared:
 
     def groups(self, kept: np.ndarray) -> Sequence[PromptGroup]:
         """The groups of the examples ``kept`` (their numbers), numbered anew."""
-        rows = enumerate(kept.tolist())
-        examples = tuple(replace(self.examples[i], row_id=row_id) for row_id, i in rows)
+        rows = enumerate(self.examples[i] for i in kept.tolist())
+        examples = tuple(e if e.row_id == n else replace(e, row_id=n) for n, e in rows)
         if not isinstance(self.rows, list):
             return Groups(examples, self.rows.select(kept))
         groups: list[PromptGroup] = [self.rows[i] for i in kept.tolist()]
