@@ -203,10 +203,13 @@ def test_rows_are_found_in_a_document(tmp_path, document, suffix):
 
 def test_several_lists_are_named_and_one_is_chosen(tmp_path):
     path = write(tmp_path / "a.json", json.dumps({"easy": ROWS, "hard": ROWS[:1]}))
-    with pytest.raises(DataError, match="holds several lists: easy, hard") as caught:
+    with pytest.raises(DataError, match="holds the lists easy, hard") as caught:
         load_examples(path)
     assert f"{path}[easy]" in caught.value.fix
     assert load_examples(path, split="hard").report.kept == 1
+    for text in (json.dumps(ROWS), "\n".join(map(json.dumps, ROWS))):
+        with pytest.raises(DataError, match="none is 'train'"):
+            load_examples(write(tmp_path / "b.json", text), split="train")
 
 
 def test_one_conversation_alone_is_one_row(tmp_path):
@@ -299,6 +302,16 @@ def test_named_columns_do_not_hide_what_is_left_out():
     rows = [{"q": f"q{i}", "options": {"A": "x"}, "key": "A", "zip": 1} for i in range(3)]
     data = load_examples(rows, prompt_column="q", answer_column="key")
     assert "options is not used" in data.report.warnings()[0]
+
+
+def test_what_a_template_cannot_hold_is_said_without_one():
+    turns = [{"role": "user", "content": "q"}]
+    rows = [{"prompt": turns, "context": "c", "answer": "a"}]
+    (warning,) = load_examples(rows).report.warnings()
+    assert warning == "context is not used, though the question may need it"
+    rows = [{"q": "q", "history": [["a", "b"]], "answer": "a"}]
+    (warning,) = load_examples(rows, prompt_column="q").report.warnings()
+    assert warning == "history is not used, though the question may need it"
 
 
 def test_system_and_history_are_part_of_the_prompt():

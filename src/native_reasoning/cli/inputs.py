@@ -81,6 +81,11 @@ def asked_for(parsed: Parsed) -> tuple[str, NRTConfig]:
         settings = {key: value for key, value in settings.items() if key not in _TRAINING_ONLY}
         own = {name: settings.pop(f"eval_{name}", None) for name in COLUMNS}
         settings |= own if any(own.values()) else {}
+        if {
+            "prompt_column",
+            "prompt_template",
+        } & parsed.settings.keys():  # one takes the other's place
+            settings = {k: v for k, v in settings.items() if not k.startswith("prompt_")}
         if settings.get("boundary") != "text":  # saved with its think tokens, which are trained
             settings["boundary"] = "existing"
         settings["chat_template_path"] = None  # the saved tokenizer has it

@@ -10,7 +10,7 @@ from typing import Any
 
 from native_reasoning.config.errors import DataError
 from native_reasoning.data.shapes import ANSWER_COLUMNS, read_row, shown
-from native_reasoning.data.values import BadRow, has_roles, lookup, text_of, value_at
+from native_reasoning.data.values import BadRow, has_roles, is_list, lookup, text_of, value_at
 
 # fmt: off
 _ANSWERS = (
@@ -68,9 +68,8 @@ def _flags(
     """The options with the likeliest columns that work on the rows; NAME where none does."""
     prompt_column, answer_column, template = columns
     answers = [answer_column]
-    if about_answer or (
-        answer_column is None and not any(lookup(rows[0], name) for name in ANSWER_COLUMNS)
-    ):
+    no_answer = answer_column is None and not any(lookup(rows[0], n) for n in ANSWER_COLUMNS)
+    if about_answer or no_answer:
         wanted = missing if about_answer else "answer"
         answers = [path for path in likeliest(wanted, rows[0], _ANSWERS) if not _never(path)]
     prompts = [prompt_column]
@@ -85,14 +84,10 @@ def _flags(
             given = (None, answer, prompt) if template is not None else (prompt, answer, None)
             if prompt != answer and _work(rows, given):
                 return _written(given, columns)
-    return _written(
-        (
-            prompts[0] if len(prompts) == 1 else "NAME",
-            answers[0] if len(answers) == 1 else "NAME",
-            None,
-        ),
-        columns,
-    )
+    if template is not None and not about_answer:
+        return "name columns that are there in --prompt-template"
+    prompt = prompt_column if about_answer else "NAME"
+    return _written((prompt, "NAME" if about_answer or no_answer else answer_column, None), columns)
 
 
 def _written(given: Columns, asked: Columns) -> str:
@@ -172,6 +167,7 @@ def left_out(
     ]
     columns = dict.fromkeys((*unused, *beside, *inside))
     found = [c for c in columns if c != answer and _is_missed(rows, c)]
+    found = [c for c in found if not any(other.startswith(f"{c}.") for other in found)]
     if not found:
         return ""
     behind = [c for c in found if _BEHIND.search(c.rpartition(".")[2].casefold())]
@@ -191,7 +187,11 @@ def _is_missed(rows: Sequence[Any], column: str) -> bool:
     name = column.rpartition(".")[2].casefold()
     if not (_BEFORE.search(name) or _BEHIND.search(name)):
         return False
-    return sum(_has_text(row, column) for row in rows) >= _FILLED * len(rows)
+    values = [_at(row, column) for row in rows]
+    filled = [
+        len(v) > 0 if is_list(v) else bool(str("" if v is None else v).strip()) for v in values
+    ]
+    return sum(filled) >= _FILLED * len(rows)
 
 
 def _has_text(row: Any, column: str) -> bool:

@@ -130,6 +130,8 @@ def read_json(path: Path, name: str, split: str | None = None) -> Iterator[Row]:
         try:
             document = json.loads("".join(text for _, text in text_lines(path, name)))
         except (ValueError, RecursionError) as error:
+            if split is not None:
+                _chosen(split, [], name)
             rows = _json_lines(path, name)
             if one_document:
                 rows = list(rows)
@@ -169,6 +171,10 @@ def rows_in(document: Any, name: str, split: str | None = None) -> list[Any]:
 
     Raises DataError where an object holds several lists and ``split`` names none of them.
     """
+    named = document if isinstance(document, Mapping) else {}
+    lists = {key: v for key, v in named.items() if _records(v) and not has_roles(v)}
+    if split is not None:
+        return _questions(lists[_chosen(split, [*lists], name)])
     if not isinstance(document, Mapping):
         return document if isinstance(document, list) else [document]
     if has_columns(document) and not _is_table(document):
@@ -178,8 +184,7 @@ def rows_in(document: Any, name: str, split: str | None = None) -> list[Any]:
     if _is_table(document):
         columns = [v.values() if isinstance(v, Mapping) else v for v in document.values()]
         return [dict(zip(document, cells, strict=True)) for cells in zip(*columns, strict=True)]
-    lists = {key: v for key, v in document.items() if _records(v) and not has_roles(v)}
-    if len(lists) > 1 or (split is not None and lists):
+    if len(lists) > 1:
         return _questions(lists[_chosen(split, [*lists], name)])
     if lists:
         return _questions(next(iter(lists.values())))
@@ -215,10 +220,12 @@ def _chosen(split: str | None, keys: list[str], name: str) -> str:
     if split in keys:
         return split
     raise DataError(
-        f"{name} holds several lists: {', '.join(keys)}"
-        + ("" if split is None else f", and none is {split!r}"),
-        why="only one of them is read",
-        fix=f"name it: {name}[{keys[0]}], in Python split={keys[0]!r}",
+        f"{name} holds the lists {', '.join(keys) or '(none by name)'}"
+        + ("" if split is None else f": none is {split!r}"),
+        why="one of them is read, by its name",
+        fix=f"name it: {name}[{keys[0]}], in Python split={keys[0]!r}"
+        if keys
+        else "leave the split out",
     )
 
 

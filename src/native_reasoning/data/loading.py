@@ -51,7 +51,7 @@ class Dropped:
 class DataReport:
     """The account of one ``source``, by its name: ``read`` = ``kept`` + the counts in ``dropped``.
 
-    ``unit`` is what ``Example.line`` counts: "line" in JSONL, else "row" (from 1; in a folder the
+    ``unit`` is what ``Example.line`` counts: "line" in JSONL and CSV, else "row" (in a folder the
     row's number over all files, while places name the file). ``noted`` counts kept rows of which
     something is to be said. ``shapes`` has the columns used, such as ``("question -> answer",
     97)``; ``unused`` the other columns of the first usable row; ``left_out`` says which of them,

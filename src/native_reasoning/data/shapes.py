@@ -241,6 +241,8 @@ def shown(row: Mapping[str, Any], path: str) -> str:
     value = value_at(row, path)
     if path.rpartition(".")[2].casefold() in _OPTIONS:
         value = parsed(value, bool, [])
+    if has_roles(value):
+        raise BadRow("wrong_type", f"{path}: chat turns, which a template cannot hold")
     if isinstance(value, Mapping):
         labels: Any = value.get("label")
         texts: Any = value.get("text")
@@ -286,11 +288,10 @@ def _answers(
         detail = f"{name}: {bad.detail}" if bad.detail else name
         raise BadRow(bad.reason, detail) from None
     asked = prompt[-1][1].strip()
-    if len(asked) >= _PROMPT_LIKE and all(
-        len(t) > len(asked) and t[: len(asked)] == asked for t in texts
-    ):
+    behind = [text.removeprefix(asked).strip() for text in texts if text.startswith(asked)]
+    if len(asked) >= _PROMPT_LIKE and len(behind) == len(texts) and all(behind):
         notes.append("prompt_in_answer")
-        texts = [text[len(asked) :].strip() for text in texts]
+        texts = behind
     if len(texts) > 1:
         texts = list(dict.fromkeys(filter(None, texts))) or [""]
     if len(texts) > 1:
