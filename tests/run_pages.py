@@ -40,9 +40,12 @@ def make_place(folder: Path) -> Path:
     write_rows(folder / "held_out.jsonl", held_out[:4])
     lines = ["Body,Question,Answer", *(f"{r['question']},what is it?,{r['answer']}" for r in rows)]
     (folder / "qa.csv").write_text("\n".join(lines), "utf-8")
-    nested = [{"title": r["question"], "answers": {"text": [r["answer"]]}} for r in rows]
+    nested = [{"title": r["question"], "answer": {"value": r["answer"]}} for r in rows]
     write_rows(folder / "nested.jsonl", nested)
     (folder / "nested.json").write_text((folder / "nested.jsonl").read_text("utf-8"), "utf-8")
+    options = {"label": ["A", "B"], "text": ["a sum", "a number"]}
+    arc = [{"question": r["question"], "choices": options, "answerKey": "A"} for r in rows]
+    write_rows(folder / "arc.jsonl", arc)
     write_rows(
         folder / "gsm8k.jsonl",
         [{"question": r["question"], "answer": f"steps #### {r['answer']}"} for r in rows],

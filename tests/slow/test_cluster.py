@@ -149,7 +149,7 @@ def start_job(folder: Path, attempt: int, port: int) -> subprocess.Popen:
     arguments = [
         "--model", base_path(), "--data", folder / "rows.jsonl", *LENGTHS, "--num-generations", "2",
         "--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "1",
-        "--save-steps", "1000", "--max-steps", "14",
+        "--save-steps", "1000", "--max-steps", "120",
     ]
     # fmt: on
     return subprocess.Popen(
@@ -167,7 +167,7 @@ def test_a_job_whose_time_is_up_saves_is_queued_again_and_ends(tmp_path):
     write_rows(tmp_path / "rows.jsonl", make_rows("short_answer", "train", 16, seed=1))
     log, run = tmp_path / "node-0.log", tmp_path / "runs" / "nrt-77"
     job = start_job(tmp_path, 0, free_port())
-    wait_for("step 2/14", log, job)
+    wait_for("step 2/120", log, job)
     job.send_signal(signal.SIGUSR1)  # --signal=B:USR1@900
     assert job.wait() == 143, log.read_text("utf-8")
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
@@ -184,7 +184,7 @@ def test_a_job_whose_time_is_up_saves_is_queued_again_and_ends(tmp_path):
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
     assert f"going on with {run}" in log.read_text("utf-8")
     assert damage(run / "final") == []
-    assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, 15))
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, 121))
 
 
 # -- Kubernetes, SkyPilot, Ray ---------------------------------------------------------------------

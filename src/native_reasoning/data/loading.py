@@ -25,6 +25,8 @@ from native_reasoning.data.values import NOTES, REASONS, BadRow
 _PLACES_SHOWN = 5
 #: Seconds that --answer-regex may take for a row.
 _PATIENCE = 1.0
+#: Of rows whose columns nobody asks for: one for all of them.
+_NO_COLUMNS: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _usable(
         except BadRow as bad:
             tally.drop(row, bad)
         else:
-            kept = dict(row.value) if columns else {}
+            kept = dict(row.value) if columns else _NO_COLUMNS
             answer, *others = pair.answers
             number = len(tally.pairs) - 1
             yield Example(pair.prompt, answer, number, row.number, kept, tuple(others))

@@ -22,7 +22,7 @@ from native_reasoning.data.template import Template
 #: The ids of up to this many examples stay in memory.
 SMALL = 5000
 #: Rows that are encoded, or read, at a time.
-_BATCH = 256
+_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
