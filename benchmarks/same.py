@@ -39,7 +39,7 @@ RUNS = {
     "nover": "--preset nover",
     "sft": "--preset sft",
     "lora": "--preset nrt-ws --use-peft --lora-r 4",
-    "four-updates": "--preset nrt-ws-paper --steps-per-generation 4 --num-iterations 2",
+    "four-updates": "--objective.answer-weight exact --steps-per-generation 4 --num-iterations 2",
 }
 KILLED, KILLED_AT = "four-updates", "checkpoint-3"
 

@@ -69,8 +69,8 @@ def scale(s: ObjectiveSettings) -> str:
 
 def answer(s: ObjectiveSettings) -> str:
     """The weight of an answer token."""
-    weight = s.answer_weight
-    return weight if s.answer_coef == 1 or weight == "none" else f"{s.answer_coef:g} {weight}"
+    coef = "" if s.answer_coef == 1 or s.answer_weight == "none" else f"{s.answer_coef:g} "
+    return coef + s.answer_weight + (", where R > R_base" if s.answer_gate == "relu" else "")
 
 
 def forms_of(name: str) -> dict[str, Preset]:

@@ -103,6 +103,7 @@ def rewards(world, name):
         "arithmetic_mean": lambda: c.mean(-1),
         "weighted_inverse": lambda: (c / b.exp()).mean(-1),
         "weighted_neglog": lambda: (c * -b).mean(-1),
+        "weighted_units": lambda: c.prod(-1) * -b.sum(),
     }[name]()
 
 
@@ -160,6 +161,12 @@ def test_relu_with_gate_is_the_gradient_of_the_expected_clipped_improvement(worl
     # at R = R_base torch's relu has slope 0, as the gate has
     exact = flat(world, (policy(world) * improvement).sum())
     close(update["trace"] + update["answer"], exact)
+    paper = {"ws": "weighted_neglog", "gm": "geometric_mean", "am": "arithmetic_mean"}
+    paper |= {"ws-inverse": "weighted_inverse", "logp": "logp", "p": "prob"}
+    for form in (key for key, reward in paper.items() if reward == name):
+        plain = {"scale": "none", "centre": "leave_one_out", "format_loss_coef": 0.0}
+        update = expected_update(world, replace(preset_objective(f"nrt-{form}-paper"), **plain), 2)
+        close(update["trace"] + update["answer"], exact)
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -176,6 +183,14 @@ def test_weight_one_ascends_the_log_likelihood_of_the_answer(world, name):
     update = expected_update(world, variant(name, answer_weight="one", answer_coef=0.7), 2)
     l = answer_logps(world)
     close(update["answer"], 0.7 * flat(world, (policy(world).detach() * l.sum(-1)).sum()))
+
+
+def test_weight_probability_ascends_the_sum_of_the_tokens_probabilities(world):
+    for name in ("weighted_neglog", "weighted_units"):
+        changes = {"answer_weight": "probability", "answer_coef": 0.7}
+        update = expected_update(world, variant(name, **changes), 2)
+        c = answer_logps(world).exp()
+        close(update["answer"], 0.7 * flat(world, (policy(world).detach() * c.sum(-1)).sum()))
 
 
 def test_forced_tag_learns_from_the_format_term_alone(world):

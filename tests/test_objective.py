@@ -33,7 +33,21 @@ def f(name, c, b):
         "arithmetic_mean": lambda: sum(c) / t,
         "weighted_inverse": lambda: sum(x / y for x, y in zip(c, b, strict=True)) / t,
         "weighted_neglog": lambda: sum(-x * math.log(y) for x, y in zip(c, b, strict=True)) / t,
+        "weighted_units": lambda: units(c, b),
     }[name]()
+
+
+def units(c, b, longest=8):
+    """The mean over units of Π c · −log Π b, in plain Python. There are as few units as can be with
+    at most ``longest`` tokens each; the first are a token longer where they cannot be equal."""
+    count = math.ceil(len(c) / longest)
+    size, more = divmod(len(c), count)
+    total, at = 0.0, 0
+    for i in range(count):
+        end = at + size + (i < more)
+        total += math.prod(c[at:end]) * -math.log(math.prod(b[at:end]))
+        at = end
+    return total / count
 
 
 def scores(answer, baseline, *, rounding=1e-12, dtype=torch.float64, **parts):
@@ -110,10 +124,27 @@ def test_exact_weight_is_c_times_the_derivative_of_f(name):
         "arithmetic_mean": c.sum() / t,
         "weighted_inverse": (c / b).sum() / t,
         "weighted_neglog": -(c * b.log()).sum() / t,
+        "weighted_units": -(c.prod(-1) * b.log().sum()).sum(),
     }[name]
     (derivative,) = torch.autograd.grad(total, c)
     signal = Objective(reward=name, answer_weight="exact", answer_coef=3.0)(of(C, B))
     close(signal.answer_weights, 3 * c.detach() * derivative)
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 16, 17, 30])
+def test_units_of_any_length_are_their_formula_and_their_weights_its_gradient(length):
+    torch.manual_seed(length)
+    c, b = torch.rand(4, length).double(), torch.rand(length).double()
+    signal = Objective(reward="weighted_units", answer_weight="exact", clip="none", scale="none")(
+        scores(c.log(), b.log())
+    )
+    close(signal.rewards, [units(row, b.tolist()) for row in c.tolist()])
+    close(signal.baseline_reward, units(b.tolist(), b.tolist()))
+    l = c.log().requires_grad_()
+    cuts = {1: [1], 8: [8], 9: [5, 4], 16: [8, 8], 17: [6, 6, 5], 30: [8, 8, 7, 7]}[length]
+    pairs = zip(l.exp().split(cuts, -1), b.split(cuts), strict=True)
+    total = sum((x.prod(-1) * -y.prod().log()).sum() for x, y in pairs) / len(cuts)
+    close(signal.answer_weights, torch.autograd.grad(total, l)[0])
 
 
 @pytest.mark.parametrize("length", [1, 2, 400, 4000])
@@ -323,11 +354,13 @@ def test_flat_group_keeps_its_answer_term():
 # -- Answer weights --------------------------------------------------------------------------------
 
 
-def test_answer_weight_none_one_exact():
+def test_answer_weight_none_one_probability_exact():
     group = of(C, B)
     assert (Objective(answer_weight="none")(group).answer_weights == 0).all()
     ones = Objective(answer_weight="one", answer_coef=0.25)(group).answer_weights
     assert ones.tolist() == [[0.25] * 3] * 4
+    own = Objective(answer_weight="probability", answer_coef=0.5, reward_span="answer")(group)
+    close(own.answer_weights, [[x / 2 for x in c] for c in C])  # f's span is not the answer's
     exact = Objective(reward="avg_logp", answer_weight="exact")(group).answer_weights
     close(exact, [[1 / 3] * 3] * 4)
 
@@ -353,6 +386,8 @@ def test_supervised_objective_has_no_reward_and_the_gate_does_not_silence_it():
         assert signal.advantages.tolist() == signal.rewards.tolist() == [0.0] * 4
         assert signal.baseline_reward.shape == ()
         assert signal.answer_weights.tolist() == [[2.0] * 3] * 4
+    own = Objective(reward="none", answer_weight="probability", answer_coef=2.0)(of(C, B))
+    close(own.answer_weights, [[2 * x for x in c] for c in C])
 
 
 def test_signal_carries_no_gradient_and_neither_does_the_baseline():

@@ -82,11 +82,13 @@ def standardise(r, size):
 def transcription(kind, variant):
     """A (K,) and w (K, T) of one NRT preset; "" is ours, "-paper" and "-released" the others."""
     r, base = [reward(kind, l, B) for l in L], reward(kind, B, B)
+    helps = [x > base for x in r]
     size = max(abs(x) for x in r)
     if variant != "-released":  # the relu on R - R_base, and its size counts
         size = max(size, abs(base))
         r = [max(0.0, x - base) for x in r]
-    weights = [exact_weights(kind, l, B) if variant == "-paper" else [1.0] * 3 for l in L]
+    exact = [exact_weights(kind, l, B) if h else [0.0] * 3 for l, h in zip(L, helps, strict=True)]
+    weights = exact if variant == "-paper" else [[1.0] * 3] * 4
     return standardise(r, size), weights
 
 
@@ -160,7 +162,7 @@ def test_the_default_is_the_papers_best_reward_with_weight_one():
     assert (paper.reward, paper.answer_weight, paper.answer_gate) == (
         "weighted_neglog",
         "exact",
-        "none",
+        "relu",
     )
     rivals = {"avg-logp", "verifree", "jepo", "jepo-1", "latro", "rlpr", "nover", "dro"}
     assert {name + form for name in FAMILY for form in ("", "-paper", "-released")} <= set(PRESETS)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lab.candidates import CANDIDATES
 from lab.families import kind_of
 
 #: Pre-training seeds of the three base models of a kind: the first that were admitted
@@ -205,6 +206,16 @@ def _longer() -> list[Run]:
     return _cells(["longer"], ("nrt-ws", "nrt-logp-released", "sft"), 100)
 
 
+def _candidates() -> list[Run]:
+    """Style shift of all first: who is worse there need not be run on long answers."""
+    return [
+        run
+        for family, steps in (("style_shift", 100), ("long", 60))
+        for preset, changes in CANDIDATES.values()
+        for run in _cells([family], [preset], steps, changes=changes)
+    ]
+
+
 EXPERIMENTS = {
     e.name: e
     for e in (
@@ -218,6 +229,7 @@ EXPERIMENTS = {
         Experiment("settings", "What of the objective decides it?", _settings),
         Experiment("long", "And on long answers, with several hard tokens?", _long),
         Experiment("unanswerable", "Are reasons invented for what has none?", _unanswerable),
+        Experiment("candidates", "Which objective is to be the default?", _candidates),
         Experiment("longer", "Does it think further than it was trained to?", _longer),
     )
 }

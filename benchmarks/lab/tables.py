@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
+from lab.candidates import CANDIDATES
 from lab.experiments import EXPERIMENTS, SETTINGS
 from lab.measure import COLLAPSED, END, LEARNT, POINT, first_point
 
@@ -58,7 +59,8 @@ def table(name: str, results: Sequence[Result], full: bool = False) -> str:
 def label_of(run: dict[str, Any]) -> tuple[str, ...]:
     """Family, preset, what else is changed, and steps."""
     changes = tuple(tuple(change) for change in run["changes"])
-    known = {(s.changes, s.control): s.name for s in SETTINGS if s.changes or s.control}
+    known = {(changes, ""): name for name, (_, changes) in CANDIDATES.items() if changes}
+    known |= {(s.changes, s.control): s.name for s in SETTINGS if s.changes or s.control}
     named = known.get((changes, run["control"]))
     told = named or ", ".join(f"{name} {value:g}" for name, value in changes)
     if run["noise"]:

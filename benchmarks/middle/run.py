@@ -4,10 +4,12 @@ Trains the base of pretrain.py with one method and evaluates it on held-out prob
 with and without thinking, sampled at temperature 1 and greedily; ``runs/METHOD-mixed-SEED.json``
 has everything. A run whose file is there is not done again. ``--all`` goes through the whole table,
 what matters most first. ``--family dates`` trains on one family, and evaluates on all: transfer.
+``--candidates`` goes through those for the default objective (../lab/candidates.py).
 """
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +23,11 @@ import torch
 from families import FAMILIES, Problem
 from tasks import HARD, problems, rows, trace_kind
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.candidates import CANDIDATES
+
 from native_reasoning import NRTConfig, NRTTrainer
+from native_reasoning.config.settings import SETTINGS
 from native_reasoning.evaluation.grading import bootstrap_interval
 from native_reasoning.evaluation.held_out import Outcome, scores
 from native_reasoning.training.resume import machine
@@ -37,9 +43,9 @@ NUMBERS = (*ACCURACIES, "answer_logp", "answer_logp_no_think", "uplift", "trace_
 
 @dataclass(frozen=True)
 class Run:
-    """One run: ``family`` is one of the five or *mixed*; ``split`` is *heldout*, or *tune* where
-    something is still to be chosen. ``learning_rate`` None is the method's from ``RATES``,
-    ``answer_coef`` None the preset's."""
+    """One run: ``method`` is a preset or a candidate, ``family`` one of the five or *mixed*;
+    ``split`` is *heldout*, or *tune* where something is still to be chosen. ``learning_rate`` None
+    is the method's from ``RATES``, ``answer_coef`` None the preset's."""
 
     method: str
     seed: int = 0
@@ -92,9 +98,14 @@ def trainer_of(
 ) -> NRTTrainer:
     """The trainer of a run; ``changes`` are settings in place of the table's."""
     names = tuple(FAMILIES) if run.family == "mixed" else (run.family,)
+    preset, given = CANDIDATES.get(run.method, (run.method, ()))
+    objective = {name: value for name, value in given if name in SETTINGS}
+    changes = {name: value for name, value in given if name not in SETTINGS} | changes
+    if run.answer_coef is not None:
+        objective["answer_coef"] = run.answer_coef
     settings: dict[str, Any] = {
         "output_dir": str(folder / "run"),
-        "preset": "sft" if run.method == "base" else run.method,
+        "preset": "sft" if preset == "base" else preset,
         "seed": run.seed,
         "max_steps": run.steps,
         "per_device_train_batch_size": PROMPTS,
@@ -105,7 +116,7 @@ def trainer_of(
         "max_answer_length": LONGEST_ANSWER,
         "eval_samples": len(questions),
         "learning_rate": run.rate,
-        "objective": {} if run.answer_coef is None else {"answer_coef": run.answer_coef},
+        "objective": objective,
         "warmup_steps": 10,
         "save_strategy": "no",
         "use_cpu": True,
@@ -227,8 +238,11 @@ def save(run: Run, base: Path, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("method", nargs="?", help="base, sft, nrt-ws, or any other preset")
+    parser.add_argument(
+        "method", nargs="?", help="base, sft, nrt-ws, any other preset or candidate"
+    )
     parser.add_argument("--all", action="store_true", help="the whole table")
+    parser.add_argument("--candidates", nargs="*", metavar="NAME", help="all, or these")
     parser.add_argument("--base", type=Path, required=True, help="folder that pretrain.py made")
     parser.add_argument("--out", type=Path, default=RUNS)
     parser.add_argument("--seed", type=int, default=0)
@@ -238,13 +252,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--answer-coef", type=float)
     options = parser.parse_args(arguments)
-    if bool(options.method) == options.all:
-        parser.error("either one METHOD or --all")
+    if [options.method, options.all or None, options.candidates].count(None) != 2:
+        parser.error("one of METHOD, --all and --candidates")
     torch.set_num_threads(1)
     o = options
     one = Run(o.method or "base", o.seed, o.family, o.steps, o.split, o.learning_rate)
     one = replace(one, answer_coef=o.answer_coef)
-    for run in table() if o.all else (one,):
+    runs = table() if o.all else [one]
+    if o.candidates is not None:
+        runs = [replace(one, method=name) for name in o.candidates or CANDIDATES]
+    for run in runs:
         save(run, o.base, o.out)
 
 

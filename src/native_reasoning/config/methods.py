@@ -47,7 +47,10 @@ def _nrt(title: str, summary: str, reward: str, answer_weight: str) -> dict[str,
     def formula(clip: str, weight: str) -> str:
         return f"R_k  = {reward}\n{clip}\n{update}\nw_ki = {weight}"
 
-    formulas = {"paper": formula(clip, answer_weight), "released": formula("R'_k = R_k", "1")}
+    formulas = {
+        "paper": formula(clip, f"{answer_weight}  where R_k > R_base, else 0"),
+        "released": formula("R'_k = R_k", "1"),
+    }
     own = {"title": title, "summary": summary, "formula": formula(clip, "1")}
     return {**own, "formulas": formulas, **shared}
 

@@ -31,7 +31,7 @@ class Preset:
 #: What each form of a method is; "" is its own recipe.
 FORMS = {
     "": "",
-    "paper": "exact answer weights",
+    "paper": "exact answer weights, and none behind a trace that hurts",
     "released": "no clip, as in the released code",
     "shared": "only f and its answer weight, all else as nrt-ws",
 }
@@ -134,13 +134,14 @@ _SHARED_F = {
 
 
 def _nrt_family() -> dict[str, Preset]:
-    """Each NRT reward three times: our default, the paper's weights, the released code's."""
+    """Each NRT reward three times: our default, the exact gradient, the released code's."""
     rows = {}
     for name, reward in _NRT.items():
         default, method = replace(DEFAULT, reward=reward), METHODS[name]
         released = replace(default, baseline="none", clip="none")
         rows[name] = Preset(default, method)
-        rows[f"{name}-paper"] = Preset(replace(default, answer_weight="exact"), method, "paper")
+        exact = replace(default, answer_weight="exact", answer_gate="relu")
+        rows[f"{name}-paper"] = Preset(exact, method, "paper")
         rows[f"{name}-released"] = Preset(released, method, "released")
     return rows
 

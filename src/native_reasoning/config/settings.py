@@ -36,6 +36,7 @@ TOKEN_REWARDS = (
     "arithmetic_mean",
     "weighted_inverse",
     "weighted_neglog",
+    "weighted_units",
     "jepo",
 )
 #: Those that are logarithms of probabilities: negative, with 0 the best there is.
@@ -114,7 +115,10 @@ class ObjectiveSettings:
     )
     # -- the answer term
     answer_weight: str = setting(
-        "one", "weight of each answer token in the answer term", choices=("one", "exact", "none")
+        "one",
+        "weight of each answer token in the answer term: 1, its own probability c, the exact "
+        "gradient's c df/dc, or 0",
+        choices=("one", "probability", "exact", "none"),
     )
     answer_gate: str = setting(
         "none", "relu: train the answer only after traces that helped", choices=("none", "relu")
@@ -265,7 +269,8 @@ class NRTOptions:
     )
     format_warmup_steps: int = setting(
         0,
-        "first steps that train only the format and the answer after the model's own traces",
+        "first steps that train only the format and the answer after the model's own traces, with "
+        "weight one",
         within=_FROM_ZERO,
     )
 

@@ -6,7 +6,7 @@ same with an empty trace::
     R_k  = f(c_k)                        rewards.py, one function each
     R'_k = clip(R_k − R_base)            clip ∈ {none, relu}, R_base = f(exp b)
     A_k  = scale(centre(R'_k + …))       rewards.py too; scale ∈ {std, none}
-    w_ki = λ c_i ∂f/∂c_i, or λ, or 0     what the answer's tokens weigh
+    w_ki = λ c_i ∂f/∂c_i, or λ, λ c_i, 0 what the answer's tokens weigh
 
 A and w are constants for the gradient of the loss (losses.py). Every method is a choice of settings
 (settings.py, papers.py); nothing here knows a method's name. Groups of equal shape are computed
@@ -129,9 +129,8 @@ class Objective(ObjectiveSettings):
 
     def _supervised(self, s: Scores) -> Signal:
         """No trace term: the answer alone is trained."""
-        zero, weights = s.answer.new_zeros(len(s.answer)), torch.zeros_like(s.answer)
-        if self.answer_weight == "one":
-            weights = weights + self.answer_coef
+        zero = s.answer.new_zeros(len(s.answer))
+        weights = self.answer_coef * self._plain_weights(s.answer)
         if self.bad_format in ANSWER_MASKED:
             weights = weights * s.complete[:, None]
         return Signal(zero, zero.sum(), zero, weights)
@@ -263,6 +262,12 @@ class Objective(ObjectiveSettings):
     def _clipped(self, a: Tensor) -> Tensor:
         return a if self.adv_clip is None else a.clamp(-self.adv_clip, self.adv_clip)
 
+    def _plain_weights(self, answer: Tensor) -> Tensor:
+        """w without λ (..., K, T) where it does not depend on f: 1, c_i, or 0."""
+        if self.answer_weight == "probability":
+            return answer.exp()
+        return torch.full_like(answer, float(self.answer_weight == "one"))
+
     def _answer_weights(
         self, group: Group, reward: Reward, worth: _Worth, divisor: Tensor, scores: Sequence[Scores]
     ) -> Tensor:
@@ -270,10 +275,10 @@ class Objective(ObjectiveSettings):
         g, k, t = len(scores), *scores[0].answer.shape
         weights = group.l.new_zeros(g, k, t)
         scaled = self.answer_scale == "group_std"
-        if self.answer_weight == "one":
-            weights = weights + 1
+        if self.answer_weight != "exact":
+            weights = self._plain_weights(torch.stack([s.answer for s in scores]))
             weights = weights / divisor[..., None] if scaled else weights
-        elif self.answer_weight == "exact":
+        else:
             assert reward.weights is not None, self.reward
             exact = reward.weights(group.l, per_trace(group.clamped))
             if reward.is_log:

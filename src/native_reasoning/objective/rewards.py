@@ -20,6 +20,8 @@ from native_reasoning.objective.types import Scores
 LARGEST_BASELINE = -1e-6
 #: and for ``weighted_inverse`` from below, because 1/p of a hopeless token is without bound.
 SMALLEST_INVERSE = -10.0
+#: Tokens of the longest answer that ``weighted_units`` takes as one; a longer one is cut.
+UNIT = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,26 @@ def log_weighted_mean(l: Tensor, log_omega: Tensor) -> Tensor:
 def log_weighted_mean_weights(l: Tensor, log_omega: Tensor) -> Tensor:
     """w_i = ω_i c_i/T."""
     return l + log_omega - math.log(l.shape[-1])
+
+
+def units(l: Tensor) -> Tensor:
+    """(..., T) -> (..., U): sums over U = ⌈T/UNIT⌉ stretches of the answer that differ in length by
+    at most one token. The product of a stretch's probabilities is what one token has elsewhere."""
+    cuts = l.tensor_split(-(-l.shape[-1] // UNIT), dim=-1)
+    return torch.stack([cut.sum(-1) for cut in cuts], dim=-1)
+
+
+def log_weighted_units(l: Tensor, b: Tensor) -> Tensor:
+    """log R for R = mean over units of C_u·(−B_u), with C_u = Π c_i and B_u = Σ b_i of the unit's
+    tokens: NRT-WS(−log p) where a right first token alone is worth nothing."""
+    return log_weighted_mean(units(l), (-units(b)).log())
+
+
+def log_weighted_units_weights(l: Tensor, b: Tensor) -> Tensor:
+    """w_i = C_u·(−B_u)/U for every token i of unit u, since c_i ∂C_u/∂c_i = C_u."""
+    weights = log_weighted_mean_weights(units(l), (-units(b)).log())
+    cuts = l.tensor_split(weights.shape[-1], dim=-1)
+    return torch.cat([weights[..., u, None].expand_as(cut) for u, cut in enumerate(cuts)], dim=-1)
 
 
 def jepo_weights(l: Tensor, b: Tensor) -> Tensor:
@@ -146,7 +168,7 @@ class Reward:
 
     def parts(self, l: Tensor, b: Tensor) -> Tensor:
         """(..., T) what each token of l puts into R: its weight where R is the sum of the weights,
-        else l itself, of which R or log R is the sum or the mean."""
+        else l itself, of which R or log R is the sum or the mean (but of several units)."""
         assert self.weights is not None
         return self.weights(l, b).exp() if self.adds_up else l
 
@@ -185,6 +207,7 @@ REWARDS: dict[str, Reward] = {
     "weighted_inverse": weighted_mean(lambda b: -b, SMALLEST_INVERSE),
     # ω = −b: NRT-WS(−log p), the paper's best
     "weighted_neglog": weighted_mean(lambda b: (-b).log()),
+    "weighted_units": Reward(of_tokens(log_weighted_units), log_weighted_units_weights),
     "jepo": Reward(of_tokens(logp), jepo_weights, is_log=False),
     "reflection": Reward(reflection, None, is_log=False),
     "length_normalised": Reward(length_normalised, None),

@@ -122,7 +122,8 @@ class RunObjective(TrainerCallback):
         self, micro: MicroBatch, scores: Sequence[Scores], plan: PlannedStep
     ) -> list[Signal]:
         """The signal of each group: what is remembered, else what the objective makes of the
-        scores, in the format warm-up without its trace term; groups of weight 0 get one of zeros.
+        scores; groups of weight 0 get one of zeros. In the format warm-up there is no trace term,
+        and the answer's tokens weigh one where the settings train them.
 
         Raises RunError where an objective of the user's own returns what does not fit.
         """
@@ -130,16 +131,19 @@ class RunObjective(TrainerCallback):
             return [recall.signal for recall in micro.recalls]
         self._rollout = plan.rollout
         pairs = [*zip(scores, micro.groups, strict=True)]
-        made = iter(self._judged([s for s, group in pairs if group.weight]))
+        warming = plan.rollout < self.args.format_warmup_steps
+        made = iter(self._judged([s for s, group in pairs if group.weight], warming))
         signals = [next(made) if group.weight else Signal.nothing(s) for s, group in pairs]
-        if plan.rollout >= self.args.format_warmup_steps:
+        if not warming:
             return signals
         zeros = {"trace_weights": None, "token_rewards": None, "kept": True}
         return [replace(s, advantages=torch.zeros_like(s.advantages), **zeros) for s in signals]
 
-    def _judged(self, scores: Sequence[Scores]) -> list[Signal]:
+    def _judged(self, scores: Sequence[Scores], warming: bool) -> list[Signal]:
         objective = self.objective
         if isinstance(objective, Objective) and type(objective).__call__ is Objective.__call__:
+            if warming and objective.answer_weight != "none":
+                objective = replace(objective, answer_weight="one", answer_gate="none")
             signals = objective.of_groups(scores)
         else:  # the user's own, or a subclass with a __call__ of its own
             name = name_of(objective)

@@ -1,7 +1,7 @@
 """The candidates for the default objective: name → (preset, what is changed in it).
 
-benchmarks/lab (``run.py candidates``) and benchmarks/middle (``run.py NAME``) train them; the rule
-of decision is in benchmarks/middle/README.md. A change is a setting of the objective or of the run.
+``run.py candidates`` of the lab and ``run.py --candidates`` of the middle tier train them; the rule
+of decision is in benchmarks/middle/README.md. A change is a setting of the objective or the run.
 """
 
 from typing import Any
