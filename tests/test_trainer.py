@@ -234,6 +234,17 @@ def test_format_warm_up_has_no_trace_term_and_then_it_begins(tmp_path):
     assert second["loss_trace"] != 0
 
 
+@pytest.mark.parametrize("weight", ["exact", "probability", "none"])
+def test_an_answer_weighs_one_in_the_format_warm_up_where_it_is_trained(tmp_path, weight):
+    settings = {"format_warmup_steps": 1, "max_steps": 2, "answer_gate": "relu"}
+    make(tmp_path / "one", max_steps=1).train()
+    make(tmp_path / "run", answer_weight=weight, **settings).train()
+    first, second = read_metrics(tmp_path / "run")
+    (one,) = read_metrics(tmp_path / "one")
+    assert first["answer_weight"] == (0 if weight == "none" else one["answer_weight"])
+    assert second["answer_weight"] < one["answer_weight"]
+
+
 def test_a_custom_objective_is_any_callable(tmp_path):
     calls = []
 

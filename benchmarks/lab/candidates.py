@@ -9,29 +9,30 @@ from typing import Any
 Changes = tuple[tuple[str, Any], ...]
 
 _EXACT = ("answer_weight", "exact")
-_CLIPPED = (_EXACT, ("answer_gate", "relu"))
+_OWN = ("answer_weight", "probability")
 _UNITS = ("reward", "weighted_units")
 
+#: In the order in which they are run.
 CANDIDATES: dict[str, tuple[str, Changes]] = {
-    # -- what the answer's tokens weigh
     "one": ("nrt-ws", ()),  # the present default
-    "probability": ("nrt-ws", (("answer_weight", "probability"),)),
-    "exact": ("nrt-ws", (_EXACT,)),
-    "exact-gated": ("nrt-ws", _CLIPPED),
-    "one-gated": ("nrt-ws", (("answer_gate", "relu"),)),
-    "lambda-0.1": ("nrt-ws", (("answer_coef", 0.1),)),
-    "one-then-exact": ("nrt-ws", (_EXACT, ("format_warmup_steps", 20))),
-    "verifree": ("verifree", ()),
-    # -- what a trace is worth
-    "units": ("nrt-ws", (_UNITS, ("answer_weight", "probability"))),
+    # -- what the answer's tokens weigh
+    "probability": ("nrt-ws", (_OWN,)),
     "units-exact": ("nrt-ws", (_UNITS, _EXACT)),
-    "without-end": ("nrt-ws", (("reward_span", "answer"), ("answer_weight", "probability"))),
+    "lambda-0.1": ("nrt-ws", (("answer_coef", 0.1),)),
+    "verifree": ("verifree", ()),
+    "exact": ("nrt-ws", (_EXACT,)),
+    "exact-gated": ("nrt-ws", (_EXACT, ("answer_gate", "relu"))),
+    "one-gated": ("nrt-ws", (("answer_gate", "relu"),)),
+    "one-then-exact": ("nrt-ws", (_EXACT, ("format_warmup_steps", 20))),
+    # -- what a trace is worth
+    "units": ("nrt-ws", (_UNITS, _OWN)),
+    "without-end": ("nrt-ws", (("reward_span", "answer"), _OWN)),
     # -- advantages
     "units-exact-unscaled": ("nrt-ws", (_UNITS, _EXACT, ("scale", "none"))),
     "exact-unscaled": ("nrt-ws", (_EXACT, ("scale", "none"))),
-    "floor": ("nrt-ws", (("answer_weight", "probability"), ("std_eps", 0.1))),
-    "filter": ("nrt-ws", (("answer_weight", "probability"), ("filter", "ema_std"))),
+    "floor": ("nrt-ws", (_OWN, ("std_eps", 0.1))),
+    "filter": ("nrt-ws", (_OWN, ("filter", "ema_std"))),
     # -- the optimiser
-    "epsilon-1e-15": ("nrt-ws", (("answer_weight", "probability"), ("adam_epsilon", 1e-15))),
-    "epsilon-1e-6": ("nrt-ws", (("answer_weight", "probability"), ("adam_epsilon", 1e-6))),
+    "epsilon-1e-15": ("nrt-ws", (_OWN, ("adam_epsilon", 1e-15))),
+    "epsilon-1e-6": ("nrt-ws", (_OWN, ("adam_epsilon", 1e-6))),
 }
