@@ -82,9 +82,14 @@ TWO = ("nrt-ws", "nrt-am-released")
 _FOUR = ("ws", "am", "gm", "logp")
 
 
+def _with_exact(family: str, rewards: Iterable[str], steps: int) -> list[Run]:
+    """Exact answer weights behind every trace: the -paper forms without their gate."""
+    return _cells([family], _forms(rewards, ""), steps, changes=(("answer_weight", "exact"),))
+
+
 def _short() -> list[Run]:
-    presets = [*_forms(REWARDS, "", "-paper", "-released"), "sft", "sft-think"]
-    return _cells(["short_answer"], presets, 80)
+    presets = [*_forms(REWARDS, "", "-released"), "sft", "sft-think"]
+    return _cells(["short_answer"], presets, 80) + _with_exact("short_answer", REWARDS, 80)
 
 
 def _style() -> list[Run]:
@@ -100,8 +105,9 @@ def _bases() -> list[Run]:
 
 def _presets() -> list[Run]:
     rivals = [name + form for name in RIVALS for form in ("", "@shared")]
-    own = _forms(REWARDS, "", "-paper", "-released")
-    return _cells(["style_shift"], [*own, *rivals, "rlvr", "sft", "sft-think"], 100)
+    own = _forms(REWARDS, "", "-released")
+    presets = [*own, *rivals, "rlvr", "sft", "sft-think"]
+    return _cells(["style_shift"], presets, 100) + _with_exact("style_shift", REWARDS, 100)
 
 
 RATES, COEFS = (1e-4, 2e-4, 5e-4), (0.0, 0.1, 1.0)
