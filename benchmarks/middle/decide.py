@@ -1,0 +1,132 @@
+"""The rule for the default objective, applied: ``python benchmarks/middle/decide.py``.
+
+Reads lab/candidates.jsonl and candidates/ and prints, for each candidate and family, by how many
+points it is above the present default (``one``), with the 95 % interval, and what follows. The rule
+is in README.md. Of the lab, pairs of base and seed that both have; here, seeds that both have.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from families import FAMILIES
+from scipy.stats import t
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from lab.candidates import CANDIDATES
+from lab.experiments import PAIRS
+
+HERE = Path(__file__).parent
+PRESENT = "one"
+#: The lab's numbers: the hard digits, and the whole answer.
+LAB = {"style_shift": ("accuracy", "exact"), "long": ("accuracy", "exact")}
+#: What the first pass ranks by.
+LEADING = ("sums", "dates", "kinship")
+
+#: Candidate → family → a value for each pair of the lab, or each seed here.
+Found = dict[str, dict[str, dict[Any, float]]]
+#: Mean, low and high, in points above the present default; how many pairs or seeds.
+Difference = tuple[float, float, float, int]
+
+
+def read() -> tuple[Found, int]:
+    """Everything that was run, in per cent, and the questions of a family of the middle tier."""
+    found: Found = {name: {} for name in CANDIDATES}
+    names = {json.dumps(run): name for name, run in CANDIDATES.items()}
+    questions = 0
+    for line in (HERE.parent / "lab" / "candidates.jsonl").read_text("utf-8").splitlines():
+        result = json.loads(line)
+        run = result["run"]
+        name = names[json.dumps((run["preset"], run["changes"]))]
+        for number in LAB[run["family"]]:
+            value = 100 * result["held_out"][run["family"]][number]
+            cells = found[name].setdefault(f"{run['family']} {number}", {})
+            cells[run["base"], run["seed"]] = value
+    for path in sorted((HERE / "candidates").glob("*.json")):
+        result = json.loads(path.read_text("utf-8"))
+        for family in FAMILIES:
+            about = result["families"][family]
+            questions = about["questions"]
+            cells = found[result["method"]].setdefault(family, {})
+            cells[result["seed"]] = 100 * about["accuracy"]
+    return found, questions
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> Difference:
+    """Mean of the differences with Student's interval; of fewer than two, no bounds."""
+    each = [a - b for a, b in zip(one, other, strict=True)]
+    mean, n = fmean(each), len(each)
+    half = t.ppf(0.975, n - 1) * stdev(each) / n**0.5 if n > 1 else float("inf")
+    return mean, mean - half, mean + half, n
+
+
+def of_shares(one: Sequence[float], other: Sequence[float], questions: int) -> Difference:
+    """Difference of two shares of ``questions`` times seeds, with the normal interval."""
+    p, q, n = fmean(one), fmean(other), len(one)
+    half = 1.96 * ((p * (100 - p) + q * (100 - q)) / (n * questions)) ** 0.5
+    return p - q, p - q - half, p - q + half, n
+
+
+def differences(found: Found, name: str, questions: int) -> dict[str, Difference]:
+    """A candidate against the present default on each family that both have."""
+    told = {}
+    for family, present in found[PRESENT].items():
+        keys = sorted(present.keys() & found[name].get(family, {}).keys())
+        if not keys:
+            continue
+        one, other = ([cells[key] for key in keys] for cells in (found[name][family], present))
+        here = family in FAMILIES
+        told[family] = of_shares(one, other, questions) if here else paired(one, other)
+    return told
+
+
+def verdict(found: Found, name: str, told: dict[str, Difference]) -> str:
+    """Where it is worse and better, what it has of the families, and what is missing."""
+    worse = [family for family, (_, _, high, _) in told.items() if high < 0]
+    better = [family for family, (_, low, _, _) in told.items() if low > 0]
+    missing = [family for family in families() if family not in told]
+    short = [family for family, x in told.items() if family not in FAMILIES and x[3] < len(PAIRS)]
+    leading = [fmean(found[name][f].values()) for f in LEADING if f in found[name]]
+    parts = [f"worse: {', '.join(worse) or 'nowhere'}", f"better: {', '.join(better) or 'nowhere'}"]
+    if len(leading) == len(LEADING):
+        parts.append(f"mean of {', '.join(LEADING)}: {fmean(leading):.1f} %")
+    parts += [f"not run: {', '.join(missing)}"] if missing else []
+    parts += [f"in part: {', '.join(short)}"] if short else []
+    return "; ".join(parts)
+
+
+def families() -> list[str]:
+    """Every family by the name of its column."""
+    return [f"{name} {number}" for name, numbers in LAB.items() for number in numbers] + [*FAMILIES]
+
+
+def main() -> None:
+    """Prints the table, the verdicts, and who leads where."""
+    found, questions = read()
+    print("| candidate | " + " | ".join(families()) + " |")
+    print("|---" * (1 + len(families())) + "|")
+    present = [fmean(found[PRESENT].get(f, {}).values() or [float("nan")]) for f in families()]
+    print(f"| `{PRESENT}`, % | " + " | ".join(f"{x:.1f}" for x in present) + " |")
+    told = {name: differences(found, name, questions) for name in CANDIDATES}
+    for name in CANDIDATES:
+        if name != PRESENT and told[name]:
+            cells = [told[name].get(f) for f in families()]
+            texts = [
+                "" if c is None else f"{c[0]:+.1f} ({c[1]:+.1f} to {c[2]:+.1f})" for c in cells
+            ]
+            print(f"| `{name}` | {' | '.join(texts)} |")
+    print()
+    for name in CANDIDATES:
+        if told[name]:
+            print(f"- `{name}`: {verdict(found, name, told[name])}")
+    for family in families():
+        ranked = [(fmean(found[n][family].values()), n) for n in CANDIDATES if family in found[n]]
+        if ranked:
+            print(f"- largest mean on {family}: `{max(ranked)[1]}` ({max(ranked)[0]:.1f} %)")
+
+
+if __name__ == "__main__":
+    main()
