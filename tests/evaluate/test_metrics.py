@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from native_reasoning.data.rows import Example
 from native_reasoning.evaluation.grading import (
     Interval,
     accuracy,
@@ -21,6 +22,35 @@ from native_reasoning.evaluation.grading import (
     numeric_match,
     token_f1,
 )
+
+# ---- What of an answer is graded -----------------------------------------------------------------
+
+RUN_ON = [
+    ("54\n\nQuestion: Ann has 3 boxes", "54", 1),
+    ("\n 54.\nThink: 7", "54", 1),
+    ("The answer is 54\nQuestion: 7", "54", 1),
+    ("541\n\nQuestion: what is 54?", "54", 0),
+    ("5\n4\n54", "54", 0),
+    ("54 boxes of 3", "54", 0),  # nothing says where the answer ends
+    ("Paris\nParis", "Paris", 1),
+    ("Lyon\nParis", "Paris", 0),
+    ("12 km\n\nnorth\nQuestion", "12 km\nnorth", 1),
+    ("12 km\nsouth\nnorth", "12 km\nnorth", 0),
+    ("", "54", 0),
+]
+
+
+@pytest.mark.parametrize(("text", "reference", "right"), RUN_ON)
+def test_of_an_answer_that_ran_on_as_many_lines_count_as_the_reference_has(text, reference, right):
+    row = Example((("user", "?"),), reference, row_id=0, line=1)
+    assert accuracy(row.graded(text, ended=False), reference) == right
+    assert row.graded(f" {text}\n", ended=True) == text.strip()  # its own end is believed
+
+
+def test_the_longest_reference_says_how_many_lines():
+    row = Example((("user", "?"),), "54", row_id=0, line=1, others=("it is\n54",))
+    assert row.graded("it is\n54\nQuestion", ended=False) == "it is\n54"
+
 
 # ---- SQuAD, from the text of its definition: lower, punctuation, articles, white space -----------
 

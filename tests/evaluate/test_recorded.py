@@ -1,16 +1,20 @@
 """What evaluations leave in the run folder: the outcomes, of the run's own questions alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from native_reasoning import load_run
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.evaluation import held_out
 from native_reasoning.evaluation.held_out import held_out_rows, summarise
 from native_reasoning.records.folder import read_held_out
+from native_reasoning.rollout.engine import NoiseKey, Sampling
+from native_reasoning.rollout.noise import EVALUATION
 from native_reasoning.training.trainer import NRTTrainer
 from tiny import QA, byte_tokenizer, tiny_model
 
@@ -56,6 +60,37 @@ def trained(tmp_path_factory):
     )
     trainer.train()
     return trainer
+
+
+def test_the_entropy_of_traces_is_that_of_a_plain_forward(trained):
+    args, engine = trained.args, trained.forwards.engine
+    sampling = Sampling(2, args.max_trace_length, args.temperature)
+    groups = trained.eval_groups
+    outcomes = trained.evaluator.outcomes(groups)
+    means = []
+    for group, outcome in zip(groups, outcomes, strict=True):
+        (traces,) = engine.rollout([group], sampling, NoiseKey(args.seed, 0, EVALUATION))
+        total, count = 0.0, 0
+        for ids, end in traces.stops():
+            z = [*ids, *([] if end is None else [end])]
+            with torch.no_grad():
+                logits = trained.model(torch.tensor([[*group.prompt_ids, *z]])).logits[0]
+            logps = logits[:, : trained.template.vocabulary].log_softmax(-1)
+            at = range(len(group.prompt_ids) - 1, len(logits) - 1)
+            total -= sum(float(logps[i, t]) for i, t in zip(at, z, strict=True))
+            count += len(z)
+        means.append(total / count)
+        assert total == pytest.approx(-sum(outcome.trace_logps), rel=1e-4)
+    assert summarise(outcomes)["trace_entropy"] == pytest.approx(np.mean(means), rel=1e-4)
+
+
+def test_pass_at_k_is_the_share_of_questions_with_a_right_answer_among_k(trained):
+    one, *rest = trained.evaluator.outcomes(trained.eval_groups)
+    wrong = [replace(o, answers=("no", "no"), reference="7") for o in rest]
+    half = replace(one, answers=("no", "7"), reference="7")
+    found = summarise([half, *wrong])
+    assert (found["pass_at_k"], found["accuracy"]) == (1 / 4, 1 / 8)
+    assert found["pass_at_k_low"] == 0
 
 
 def test_rows_are_what_the_outcomes_say(trained):

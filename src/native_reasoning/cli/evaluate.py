@@ -84,7 +84,7 @@ def _ask_held_out(parsed: Parsed) -> int:
 def _show(result: dict[str, Any], shown: list[Outcome]) -> None:
     for count, o in enumerate(shown, start=1):
         end = "closed" if o.closed[0] else "not closed"
-        verdict = "right" if accuracy(o.answers[0], o.reference) else "wrong"
+        verdict = "right" if o.best(accuracy, o.answers[0]) else "wrong"
         parts = {
             "question": o.question,
             f"trace ({o.trace_lengths[0]} tokens, {end})": o.traces[0],

@@ -1,8 +1,12 @@
 """One row of data, as text and as token ids."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+#: A line that is not empty.
+_LINE = re.compile(r"\S[^\n]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,24 @@ class Example:
     def references(self) -> tuple[str, ...]:
         """All references, any of which is a right answer."""
         return (self.answer, *self.others)
+
+    def graded(self, text: str, ended: bool) -> str:
+        """What of a sampled answer is compared with the references, without white space around it:
+        all of it where it ended its turn.
+
+        A model that was never taught to end a turn answers and goes on with the next question. Of
+        such an answer its first lines count, as many as the longest reference has, empty ones left
+        out: few-shot tasks stop at a new line (``until`` in lm-eval).
+
+        >>> row = Example(prompt=(("user", "6 * 9?"),), answer="54", row_id=0, line=1)
+        >>> row.graded("54\\n\\nQuestion: 7 * 8?", ended=False), row.graded("541\\n", ended=False)
+        ('54', '541')
+        """
+        lines = max(len(_LINE.findall(reference)) for reference in self.references)
+        ends = [line.end() for line in _LINE.finditer(text)]
+        if not ended and len(ends) > lines:
+            text = text[: ends[lines - 1]]
+        return text.strip()
 
 
 @dataclass(frozen=True)

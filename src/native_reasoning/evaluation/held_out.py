@@ -2,7 +2,8 @@
 
 Four answers per question: after sampled traces and after none, each decoded by sampling (at the
 training temperature: the policy itself) and greedily. The reference answer is scored after the
-sampled traces and after none; *uplift* is the difference, in nats per token.
+sampled traces and after none; *uplift* is the difference, in nats per token. Of an answer that ran
+into the limit its first lines are graded (``Example.graded``).
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +60,8 @@ class Outcome:
     ``question`` and ``reference`` are the row's (``others``: more references, which count for what
     is right and are not scored), ``row_id`` its number among the rows that were
     kept. ``answers`` and ``traces`` are the sampled ones (k of each), ``trace_lengths`` their
-    tokens and ``closed`` whether the model closed them itself; ``answer_greedy`` follows the most
+    tokens, ``trace_logps`` log π of all of these together (nats) and ``closed`` whether the model
+    closed them itself; answers are what is graded of them; ``answer_greedy`` follows the most
     likely trace, ``answer_no_think`` and ``answer_no_think_greedy`` no trace. ``answer_logps``
     (k, T) is l, the log-probability of each reference token after each of these traces,
     ``baseline_logps`` (T) is b, that after none, in nats; ``answer_tokens`` (T) are the same tokens
@@ -71,6 +73,7 @@ class Outcome:
     reference: str
     traces: tuple[str, ...]
     trace_lengths: tuple[int, ...]
+    trace_logps: tuple[float, ...]
     closed: tuple[bool, ...]
     answers: tuple[str, ...]
     answer_greedy: str
@@ -147,11 +150,12 @@ class HeldOut:
                 others=group.example.others,
                 traces=tuple(self.template.text(ids) for ids in traces[i].ids),
                 trace_lengths=traces[i].lengths,
+                trace_logps=tuple(scores.trace.sum(-1).tolist()),
                 closed=traces[i].closed,
-                answers=tuple(map(self._text, after[i])),
-                answer_greedy=self._text(after_greedy[i][0]),
-                answer_no_think=self._text(none[i][0]),
-                answer_no_think_greedy=self._text(none_greedy[i][0]),
+                answers=tuple(self._text(group, sample) for sample in after[i]),
+                answer_greedy=self._text(group, after_greedy[i][0]),
+                answer_no_think=self._text(group, none[i][0]),
+                answer_no_think_greedy=self._text(group, none_greedy[i][0]),
                 answer_logps=tuple(map(tuple, scores.answer.tolist())),
                 baseline_logps=tuple(scores.baseline.tolist()),
                 answer_tokens=self.template.token_texts(group.answer_ids),
@@ -169,8 +173,8 @@ class HeldOut:
         key = NoiseKey(self.args.seed, step, EVALUATION)
         return sample_answers(self.engine, self.template, groups, traces, sampling, key)
 
-    def _text(self, sample: Sample) -> str:
-        return self.template.text(sample.ids).strip()
+    def _text(self, group: PromptGroup, sample: Sample) -> str:
+        return group.example.graded(self.template.text(sample.ids), sample.stopped == "ended")
 
 
 def held_out_rows(step: int, outcomes: Sequence[Outcome]) -> list[HeldOutRow]:
@@ -201,12 +205,14 @@ def held_out_rows(step: int, outcomes: Sequence[Outcome]) -> list[HeldOutRow]:
 def scores(o: Outcome) -> dict[str, float]:
     """The numbers of one question, those of sampled traces averaged over them.
 
-    ``accuracy`` is the mean over the sampled answers, ``accuracy_maj`` (from two traces on) of the
-    most common; ``accuracy_gain`` is ``accuracy`` less ``accuracy_no_think``. ``numeric_match`` is
-    there where the reference holds a number.
+    ``accuracy`` is the mean over the K sampled answers, which is pass@1; from two traces on,
+    ``accuracy_maj`` is that of the most common answer and ``pass_at_k`` says whether any is right
+    (pass@K, 2107.03374). ``accuracy_gain`` is ``accuracy`` less ``accuracy_no_think``.
+    ``numeric_match`` is there where the reference holds a number.
     """
     k = len(o.answers)
-    right = sum(o.best(accuracy, answer) for answer in o.answers) / k
+    graded = [o.best(accuracy, answer) for answer in o.answers]
+    right = sum(graded) / k
     right_no_think = o.best(accuracy, o.answer_no_think)
     found = {
         "accuracy": right,
@@ -220,12 +226,14 @@ def scores(o: Outcome) -> dict[str, float]:
         "answer_logp_no_think": o.logp_no_think,
         "uplift": uplift(sum(o.logps) / k, o.logp_no_think),
         "trace_length": sum(o.trace_lengths) / k,
+        "trace_entropy": -sum(o.trace_logps) / sum(o.trace_lengths),
         "closed": sum(o.closed) / k,
         "cut": sum(o.cut) / k,
         "cut_no_think": float(o.cut_no_think),
     }
     if k > 1:
         found["accuracy_maj"] = o.best(accuracy, majority(o.answers))
+        found["pass_at_k"] = max(graded)
     if all(numeric_match("", reference) is not None for reference in (o.reference, *o.others)):
         found["numeric_match"] = sum(o.best(numeric_match, a) for a in o.answers) / k
     return found

@@ -27,8 +27,9 @@ class Verdict:
 
     ``complete``: in the right format: the trace closed itself, and where an answer is sampled, it
     has text and ended itself, and neither of the two holds another tag. ``correct``: the sampled
-    answer is the reference's text. ``repetitive``: ten words in a row occur ten times. ``added``:
-    the weighted sum of the reward functions, if there are any.
+    answer is the reference's text, or its first lines are where it ran on (``Example.graded``).
+    ``repetitive``: ten words in a row occur ten times. ``added``: the weighted sum of the reward
+    functions, if there are any.
     """
 
     complete: Tensor

@@ -70,7 +70,9 @@ def read(group: PromptGroup, traces: Traces, template: Template) -> Verdict:
         ended = bool(answer) and answer[-1] in template.end_ids
         tagged = any(tag in part for tag in template.tags for part in (trace, text))
         complete.append(closed and (not answered or (ended and bool(text) and not tagged)))
-        correct.append(ended and text in references)
+        stands = group.example.graded(text, ended)
+        whole = ended or stands != text  # else the limit may have cut it
+        correct.append(whole and stands in references)
         repetitive.append(repeats(f"{trace} {text}"))
     return Verdict(torch.tensor(complete), torch.tensor(correct), torch.tensor(repetitive))
 

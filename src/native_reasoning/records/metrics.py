@@ -61,7 +61,8 @@ class Metric:
     def label(self) -> str:
         """The name in words."""
         words = self.name.removeprefix("eval_").removesuffix("_seconds").replace("_", " ")
-        return words.replace("no think", "without thinking").replace("maj", "of the majority")
+        words = words.replace("no think", "without thinking").replace("pass at k", "pass@K")
+        return words.replace("maj", "of the majority")
 
     def text(self, value: float) -> str:
         """A value as people read it: ``25.0 %``, ``+0.051``."""
@@ -149,6 +150,7 @@ EXCHANGE = (
 MEASURED = (
     Metric("eval_accuracy", "share", "Right answers after a sampled trace."),
     Metric("eval_accuracy_maj", "share", "Of several such answers, the most common one."),
+    Metric("eval_pass_at_k", "share", "Questions with at least one right among K such answers."),
     Metric("eval_accuracy_greedy", "share", "Right answers after the most likely trace."),
     Metric("eval_accuracy_no_think", "share", "Right answers after an empty trace."),
     Metric("eval_accuracy_no_think_greedy", "share", "The most likely answer after it."),
@@ -160,6 +162,7 @@ MEASURED = (
     Metric("eval_answer_logp_no_think", _NATS, "b."),
     Metric("eval_uplift", _NATS, "l − b.", 0),
     Metric("eval_trace_length", "tokens", "Tokens of a trace."),
+    Metric("eval_trace_entropy", _NATS, "How undecided the model is while it thinks: −log π."),
     Metric("eval_closed", "share", "Traces that end with the tag.", 0.5),
     Metric("eval_cut", "share", "Answers after a trace that ran into the limit."),
     Metric("eval_cut_no_think", "share", "Answers after an empty trace that ran into it."),
@@ -185,9 +188,9 @@ TIMES = (
 METRICS = {metric.name: metric for metric in (*STEP, *EXCHANGE, *MEASURED, *ASKED, *TIMES)}
 #: Of an evaluation for people, in this order.
 SHOWN = (
-    *("accuracy", "accuracy_maj", "accuracy_greedy"),
+    *("accuracy", "accuracy_maj", "pass_at_k", "accuracy_greedy"),
     *("accuracy_no_think", "accuracy_no_think_greedy"),
-    *("token_f1", "uplift", "trace_length", "closed"),
+    *("token_f1", "uplift", "trace_length", "trace_entropy", "closed"),
 )
 #: Nats per token below which a trace makes no difference worth the name.
 LEAST = METRICS["specificity"].low or 0.0
