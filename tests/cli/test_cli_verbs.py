@@ -63,11 +63,12 @@ def test_check_with_a_model_shows_boundaries_and_tokens(model, data, held_out, n
     assert "  | 0<|im_end|>" in text
     assert "boundary              new: '<think>' '</think>'\n" in text
     assert "3 rows, 0 of them in training" in text
-    (warning,) = text.partition("\nwarnings:\n")[2].splitlines()
+    warning, offer = text.partition("\nwarnings:\n")[2].splitlines()
+    assert offer == "--sample 32 asks the model: is there anything to reinforce?"
     assert "<think> and </think> are new to this model" in warning
     assert "--format-warmup-steps 20" in warning
     _, text, _ = nrt("check", data, "--model", model, *LENGTHS, "--format-warmup-steps", "20")
-    assert text.endswith("no warnings\n")
+    assert "\nno warnings\n" in text
 
 
 def test_check_warns(model, tmp_path, nrt):
@@ -98,6 +99,23 @@ def test_check_warns(model, tmp_path, nrt):
     assert f"1 of 5 rows of {path} are not used" in text
     assert "There were apples.\n  | How many, 0?" in text
     assert "answers               4 number" in text
+
+
+def test_check_asks_the_model(model, data, nrt, refuses):
+    arguments = ["check", data, "--model", model, *LENGTHS, "--num-generations", "2"]
+    code, text, _ = nrt(*arguments, "--sample", "4", "--json")
+    told = json.loads(text)["headroom"]
+    assert code == 0
+    assert told["verdict"] == "format first"  # new think tokens, and random weights
+    assert (told["questions"], told["traces"]) == (4, 2)
+    assert told["seconds_per_step"] > 0
+    assert told["steps"] == 6  # three epochs of nine rows, eight of them a step
+    text = nrt(*arguments, "--sample", "4")[1]
+    assert "4 questions x 2 traces" in text
+    assert text.splitlines()[-1] == told["reason"]
+    assert "--sample 32 asks the model" in nrt(*arguments)[1]
+    assert "without --model" in refuses("check", data, "--sample", "4")[0]
+    assert "preset 'sft'" in refuses(*arguments, "--sample", "4", "--preset", "sft")[0]
 
 
 def test_check_counts_distinct_answers(tmp_path, nrt):

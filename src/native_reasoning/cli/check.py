@@ -1,4 +1,5 @@
-"""``nrt check``: what would be read from a data file, and what goes wrong later.
+"""``nrt check``: what would be read from a data file, what goes wrong later, and with ``--sample``
+whether there is anything to reinforce.
 
 ``nrt train`` says what goes wrong (``look_at``) before it starts.
 """
@@ -7,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory, gettempdir
 from textwrap import shorten
 from typing import Any
 
@@ -15,15 +16,24 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from native_reasoning.cli.flags import Parsed
-from native_reasoning.cli.inputs import load_data, model_folder
-from native_reasoning.cli.output import quiet_libraries, show, show_json, show_row, show_table
-from native_reasoning.config.errors import PolicyError
+from native_reasoning.cli.inputs import load_data, model_folder, refused_by_libraries
+from native_reasoning.cli.output import (
+    quiet_libraries,
+    say,
+    say_loading,
+    show,
+    show_json,
+    show_row,
+    show_table,
+)
+from native_reasoning.config.errors import ConfigError, PolicyError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.config.recipe import make_config
 from native_reasoning.data import Examples
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.template import Template
 from native_reasoning.data.tokens import prepare
+from native_reasoning.evaluation.grading import comparable
 from native_reasoning.model.policy import (
     context_of,
     load_tokenizer,
@@ -31,9 +41,14 @@ from native_reasoning.model.policy import (
     template_for,
     warmup_warning,
 )
+from native_reasoning.records.metrics import METRICS
+from native_reasoning.records.progress import clock_text
+from native_reasoning.rollout.schedule import make_schedule, total_steps
+from native_reasoning.training.forwards import ONE_STEP, fitting, full_step
+from native_reasoning.training.headroom import ask
+from native_reasoning.training.trainer import NRTTrainer
 
 _NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
-_SHORT_WORDS = 5
 _FEW_ANSWERS, _ENOUGH_ROWS = 3, 20
 
 
@@ -41,6 +56,8 @@ def run(parsed: Parsed) -> int:
     """Checks a source; warnings do not change the exit code."""
     quiet_libraries()
     name, own = parsed.positional, parsed.own
+    if own["sample"] and not own["model"]:
+        raise ConfigError("--sample without --model", why="nobody is asked", fix="--model M")
     config = make_config(parsed.settings, output_dir=gettempdir(), use_cpu=True)
     data = load_data(name, config)
     held_out = load_data(own["eval_data"], config, held_out=True) if own["eval_data"] else None
@@ -67,6 +84,8 @@ def run(parsed: Parsed) -> int:
         found |= about
         warnings += told
     found["warnings"] = [*data.report.warnings(), *warnings]
+    if own["sample"]:
+        found["headroom"] = headroom(own["model"], data, parsed.settings, own["sample"])
     if own["json"]:
         show_json(found)
     else:
@@ -98,6 +117,10 @@ def show_found(found: Mapping[str, Any]) -> None:
         show(f"  ! {warning}")
     if "model" not in found:
         show("--model M adds lengths in tokens and boundaries")
+    elif "headroom" not in found:
+        show("--sample 32 asks the model: is there anything to reinforce?")
+    else:
+        show_headroom(found["headroom"])
 
 
 # -- What a person should look at ------------------------------------------------------------------
@@ -158,10 +181,10 @@ def _answers(seen: Sequence[Example], unit: str, whole: bool) -> tuple[dict[str,
 
 
 def answer_kind(answer: str) -> str:
-    """ "number", "short" (up to five words) or "long"."""
+    """ "number", "short" where accuracy says something (``comparable``), or "long"."""
     if _NUMBER.fullmatch(answer.strip()):
         return "number"
-    return "short" if len(answer.split()) <= _SHORT_WORDS else "long"
+    return "short" if comparable(answer) else "long"
 
 
 def leaks(example: Example) -> bool:
@@ -268,3 +291,64 @@ def with_model(name: str, data: Examples, config: NRTConfig) -> tuple[dict[str, 
         "example": rendered(template.group(data.examples[first]), template),
     }
     return found, [line for line in warnings if line]
+
+
+# -- A model that is asked -------------------------------------------------------------------------
+
+
+def headroom(name: str, data: Examples, settings: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """What ``training.headroom.ask`` says of a model and these rows, and what a step of full length
+    takes; nothing is kept. Raises ConfigError for a preset that samples no traces."""
+    folder = model_folder(name)[0]
+    with (
+        TemporaryDirectory() as nowhere,
+        fitting("the traces of these questions", "a smaller --rollout-batch-size or --sample"),
+    ):
+        say_loading(folder)
+        with refused_by_libraries():
+            args = make_config({**settings}, output_dir=nowhere)
+            once = make_config({**settings, **ONE_STEP}, output_dir=nowhere)
+            if args.resolved_objective().traces != "sampled":
+                raise ConfigError(
+                    f"--sample with preset {args.preset!r}",
+                    why="it samples no traces, so there is nothing to compare",
+                    fix="leave --preset out, or name one that does",
+                )
+            trainer = NRTTrainer(folder, once, data)
+        found = ask(trainer, count, say)
+        say("one step of full length")
+        steps = total_steps(make_schedule(len(trainer.train_groups), args), args)
+        return {**found, "steps": steps, **full_step(trainer)}
+
+
+def show_headroom(found: Mapping[str, Any]) -> None:
+    """The numbers of a model that was asked, and the verdict, as text on stdout."""
+    share, k = METRICS["eval_accuracy"], found["traces"]
+    names = {
+        "accuracy_no_think": "right without a trace",
+        "accuracy": "right after a trace (pass@1)",
+        "pass_at_k": f"right after one of {k} (pass@{k})",
+        "best_beats_none": f"reference likelier after the best of {k} than after none",
+        "best_beats_other": "... than after the best of another question's",
+        "closed": "traces that close themselves",
+        "distinct": "distinct traces of a question",
+        "flat_groups": "groups of equal rewards",
+    }
+    rows = []
+    for key, label in names.items():
+        ends = (found.get(f"{key}_{end}") for end in ("low", "high"))
+        low, high = (None if end is None else f"{100 * end:.0f}" for end in ends)
+        rows.append([label, share.text(found[key]) + (f" ({low} to {high})" if low else "")])
+    room = " to ".join(f"{found[f'headroom_{end}']:.2f}" for end in ("low", "high"))
+    memory = found["memory"]
+    size = "" if memory is None else f", {memory / 1e9:.3g} GB at the peak"
+    seconds, steps = found["seconds_per_step"], found["steps"]
+    rows += [
+        ["trace entropy (nats per token)", f"{found['trace_entropy']:.2f}"],
+        [f"head-room ({found['unit']})", f"{found['headroom']:.2f} ({room})"],
+        ["a step of full length", f"{seconds:.3g} s{size}"],
+        [f"all {steps} steps", f"at most about {clock_text(seconds * steps)}"],
+    ]
+    show("")
+    show_table([f"{found['questions']} questions x {k} traces", ""], rows)
+    show(f"in brackets: 95 % interval over questions\n\n{found['reason']}")

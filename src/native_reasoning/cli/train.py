@@ -30,7 +30,7 @@ from native_reasoning.records.folder import CONFIG, RunFolder, read_metrics
 from native_reasoning.records.metrics import evaluation_rows
 from native_reasoning.records.progress import ProgressCallback, clock_text, end_runs
 from native_reasoning.rollout.schedule import make_schedule, total_steps
-from native_reasoning.training.forwards import fitting, full_step
+from native_reasoning.training.forwards import ONE_STEP, fitting, full_step
 from native_reasoning.training.resume import alone, checkpoints
 from native_reasoning.training.trainer import NRTTrainer
 
@@ -48,18 +48,6 @@ def run(parsed: Parsed) -> int:
         "--gradient-accumulation-steps, or shorter --max-trace-length",
     ):
         return (_dry_run if parsed.own["dry_run"] else _train)(plan, parsed.own["json"])
-
-
-#: A step of a dry run: nothing of it is kept, and nobody is told.
-_ONE_STEP = {
-    "max_steps": 1,
-    "eval_strategy": "no",
-    "eval_on_start": False,
-    "save_strategy": "no",
-    "load_best_model_at_end": False,
-    "record_traces": False,
-    "report_to": "none",
-}
 
 
 @dataclass(frozen=True)
@@ -237,7 +225,7 @@ def _dry_run(plan: TrainCommand, as_json: bool) -> int:
     with TemporaryDirectory() as nowhere:
         with refused_by_libraries():
             args = make_config(plan.settings, output_dir=nowhere)
-        trainer = build(replace(plan, settings=plan.settings | _ONE_STEP), nowhere)
+        trainer = build(replace(plan, settings=plan.settings | ONE_STEP), nowhere)
         outlook = {"run_folder": plan.out, **plan_of(trainer, args)}
         with closing(_progress(trainer)):
             outlook |= full_step(trainer)

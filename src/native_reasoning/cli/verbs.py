@@ -81,12 +81,20 @@ VERBS = {
             "check",
             "look at a data file before training: shape, example, lengths, leaks",
             "Says what would be read from a data file and what would not, and warns of what goes "
-            "wrong later.\nOnly the tokenizer and the configuration of --model are loaded.",
+            "wrong later.\nOnly the tokenizer and the configuration of --model are loaded, unless "
+            "--sample asks it.",
             "check",
             positional=("DATA", "", _DATA),
             flags=(
                 Flag("--model", "hub id or folder: lengths in tokens, boundaries", "M"),
                 Flag("--eval-data", "held-out questions: looks for overlap", "F"),
+                Flag(
+                    "--sample",
+                    "ask --model N questions (32 say something), --num-generations traces each: is "
+                    "there anything to reinforce, and what does a step take",
+                    "N",
+                    "number",
+                ),
                 _JSON,
             ),
             groups=("data", "template", "traces"),
@@ -94,6 +102,7 @@ VERBS = {
                 "nrt check qa.jsonl",
                 "nrt check gsm8k.jsonl --answer-regex '####\\s*(.*)' --model Qwen/Qwen3-0.6B-Base",
                 "nrt check svamp.jsonl --prompt-column Body+Question --eval-data test.jsonl",
+                "nrt check qa.jsonl --model Qwen/Qwen3-0.6B-Base --sample 32",
             ),
         ),
         Verb(

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, ClassVar
@@ -23,6 +24,8 @@ from native_reasoning.config.settings import (
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 HARMLESS = {"attn_implementation": _ATTENTION, "dtype": _DTYPES, "torch_dtype": _DTYPES}
+#: First steps that teach new think tokens, where nothing was said of them (recipes/laptop-*.yaml).
+WARMUP_STEPS = 20
 
 
 @dataclass
@@ -218,3 +221,16 @@ def model_dtype(config: NRTConfig) -> torch.dtype:
     if config.bf16:
         return torch.bfloat16
     return torch.float16 if config.fp16 else torch.float32
+
+
+def warmup_settings(config: NRTConfig) -> dict[str, Any]:
+    """A format warm-up that trains something with the objective of ``config``."""
+    objective = config.resolved_objective()
+    trained = objective.answer_weight != "none" or objective.format_loss_coef
+    found = {"format_warmup_steps": WARMUP_STEPS}
+    return found if trained else {**found, "objective.format_loss_coef": 0.3}
+
+
+def as_flags(settings: Mapping[str, Any]) -> str:
+    """Settings as a command line has them: ``--format-warmup-steps 20``."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())

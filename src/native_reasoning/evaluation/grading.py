@@ -40,6 +40,7 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_FEW_WORDS = 5
 _FRAC = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _CLOSERS = re.compile(r"[\s.,;:!?%°$€£¥)\]}*_\"'`\\]*")
 _OPENERS = re.compile(r"[\s(\[{*\"'`$]*")
@@ -182,6 +183,12 @@ def accuracy(prediction: str, reference: str) -> float:
         return 0.0
     rest, unit = normalize(text[given[1].end() :]).split(), wanted[1].split()
     return float(not unit or not rest or rest[: len(unit)] == unit)
+
+
+def comparable(reference: str) -> bool:
+    """Whether ``accuracy`` says something beside this reference: it is a number, or has at most
+    five words. Hardly any answer matches a longer one word by word."""
+    return _numeric_answer(reference) is not None or len(reference.split()) <= _FEW_WORDS
 
 
 def majority(answers: Sequence[str]) -> str:

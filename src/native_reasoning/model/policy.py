@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from native_reasoning.config.errors import ConfigError, PolicyError, warn
-from native_reasoning.config.nrt_config import NRTConfig, model_dtype
+from native_reasoning.config.nrt_config import NRTConfig, as_flags, model_dtype, warmup_settings
 from native_reasoning.data.chat_template import existing_pair
 from native_reasoning.data.template import Template, make_template
 from native_reasoning.model.adapters import (
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 
 #: A token's embedding row counts as trained if its norm is within this range of the median's.
 TRAINED_NORM = (0.2, 5.0)
-
-#: First steps that teach new think tokens, where nothing was said of them (recipes/laptop-*.yaml).
-WARMUP_STEPS = 20
 
 _UNREADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 
@@ -189,12 +186,10 @@ def warmup_warning(template: Template, config: NRTConfig) -> str | None:
     judged = objective.traces == "sampled" and objective.reward != "none"
     if template.boundary.mode != "new" or config.format_warmup_steps or not judged:
         return None
-    trained = objective.answer_weight != "none" or objective.format_loss_coef
     return (
         f"{template.boundary.open_text.strip()} and {template.boundary.close_text} are new to this "
         "model, and traces are judged from the first step on, when it knows neither: "
-        f"--format-warmup-steps {WARMUP_STEPS}"
-        f"{'' if trained else ' --objective.format-loss-coef 0.3'} teaches the format first"
+        f"{as_flags(warmup_settings(config))} teaches the format first"
     )
 
 

@@ -109,15 +109,7 @@ class Collector:
         a, shares = self.args, self._shares(plan)
         rows = [row for share in shares for batch in share for row in batch]
         groups = [self._group(plan, row) for row in rows]
-        real = [group for group in groups if group.weight]
-        with self.clock.stage("sampling"), self.engine.ready():
-            sampled = iter(self._traces(real, plan.rollout))
-        traces = [next(sampled) if group.weight else self._empty() for group in groups]
-        verdicts: Sequence[Verdict | None] = [None] * len(groups)
-        if self.settings.reads_text or self.rewards:
-            said = judge(groups, traces, self.template, self.rewards, trainer_state=state)
-            verdicts = [verdict.to(a.device) for verdict in said]
-        cells = iter([*map(Cell, groups, traces, verdicts)])
+        cells = iter(self.cells(groups, plan.rollout, state))
         several = len(shares) * a.num_iterations > 1
         traces_each = a.num_generations if self.objective.samples else 1
         in_parts = a.per_device_train_batch_size * traces_each > (a.rows_per_forward or math.inf)
@@ -131,6 +123,19 @@ class Collector:
                     ]
             minibatches.append(tuple(micros))
         return Window(plan.rollout, tuple(minibatches))
+
+    def cells(self, groups: Sequence[PromptGroup], step: int, state: TrainerState) -> list[Cell]:
+        """The groups with traces that are sampled now for rollout ``step``, and what their text
+        says where that matters."""
+        real = [group for group in groups if group.weight]
+        with self.clock.stage("sampling"), self.engine.ready():
+            sampled = iter(self._traces(real, step))
+        traces = [next(sampled) if group.weight else self._empty() for group in groups]
+        verdicts: Sequence[Verdict | None] = [None] * len(groups)
+        if self.settings.reads_text or self.rewards:
+            said = judge(groups, traces, self.template, self.rewards, trainer_state=state)
+            verdicts = [verdict.to(self.args.device) for verdict in said]
+        return [*map(Cell, groups, traces, verdicts)]
 
     def _shares(self, plan: PlannedStep) -> list[list[Rows]]:
         """The row ids of this rank's micro-batches, for each mini-batch of the rollout."""

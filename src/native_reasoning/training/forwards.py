@@ -114,14 +114,26 @@ def fewer_rows(rows: int) -> tuple[str, str]:
     return f"{rows} traces in a forward", fix
 
 
-# -- What a step takes (``nrt train --dry-run``) --------------------------------------------------
+# -- What a step takes (``nrt train --dry-run``, ``nrt check --sample``) ---------------------------
+
+
+#: Settings of that step: nothing of it is kept, and nobody is told.
+ONE_STEP = {
+    "max_steps": 1,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "record_traces": False,
+    "report_to": "none",
+}
 
 
 def full_step(trainer: Any) -> dict[str, float | None]:
     """Trains one step on the longest rows, with traces that all run to ``max_trace_length``, and
     says what it took on this rank: ``seconds_per_step``, and the bytes of ``memory`` at its peak,
     those of the process on a CPU (None where the system does not say), those that torch has
-    reserved on a GPU. ``trainer``, an NRTTrainer with ``max_steps`` 1, is of no use afterwards."""
+    reserved on a GPU. ``trainer``, an NRTTrainer of ``ONE_STEP``, is of no use afterwards."""
     trainer.collector.take_longest()
     cuda = trainer.args.device.type == "cuda"
     if cuda:

@@ -99,12 +99,12 @@ class RunObjective(TrainerCallback):
         """The micro-batch with its scores under ``model``, without gradients, and their signals.
         ``fresh``: these are the weights that are trained."""
         with inference(model):
-            scores = [self._in_pieces(micro, g, model) for g in range(len(micro.groups))]
+            scores = [self.in_pieces(micro, g, model) for g in range(len(micro.groups))]
         signals = self.signals(micro, scores, plan)
         pairs = zip(signals, scores, strict=True)
         return replace(micro, recalls=tuple(Recall(x, s.detach(), fresh) for x, s in pairs))
 
-    def _in_pieces(self, micro: MicroBatch, g: int, model: nn.Module) -> Scores:
+    def in_pieces(self, micro: MicroBatch, g: int, model: nn.Module) -> Scores:
         """The scores of one group, ``rows_per_forward`` of its traces at once."""
         cuts = pieces(micro.traces[g], self.args.rows_per_forward or micro.rows)
         found: list[Scores] = []
