@@ -94,8 +94,14 @@ def run(words: list[str], block: Block) -> None:
         subprocess.run(["make", "--dry-run", *words[1:]], check=True, capture_output=True, cwd=ROOT)
     elif words[0] == "nrt":
         arguments = [HUB.sub(str(base_path()), word) for word in words[1:] if word != "--watch"]
-        assert main([*arguments, *(small() if arguments[0] == "train" else [])]) == 0, (
-            f"{block.name}: {words}"
-        )
+        assert (
+            main(
+                [
+                    *arguments,
+                    *(small() if arguments[0] == "train" or "--sample" in arguments else []),
+                ]
+            )
+            == 0
+        ), f"{block.name}: {words}"
     else:
         pytest.fail(f"{block.name}: {words[0]} is not run by this test; say why above the block")
