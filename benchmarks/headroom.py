@@ -383,29 +383,37 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("models"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"verdicts": {}, "runs": {}}
-    result["machine"] = machine(1)
     options.out.mkdir(parents=True, exist_ok=True)
     where = (options.out, options.models)
-
-    def keep() -> None:
-        part = RESULT.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        part.replace(RESULT)
-
     for name in options.pairs.split(","):
-        if options.what == "verdicts" and name not in result["verdicts"]:
-            result["verdicts"][name] = verdict_of(name, *where)
-            print(name, result["verdicts"][name]["reason"], file=sys.stderr, flush=True)
-            keep()
-        for arm, settings in arms_of(result["verdicts"][name]).items():
-            made = result["runs"].setdefault(name, {}).setdefault(arm, {})
-            for seed in SEEDS if options.what == "train" else ():
-                if str(seed) not in made:
-                    made[str(seed)] = run_of(name, arm, seed, settings, *where)
-                    print(name, arm, seed, made[str(seed)], file=sys.stderr, flush=True)
-                    keep()
-    print(table(result))
+        if options.what == "verdicts" and name not in read()["verdicts"]:
+            told = verdict_of(name, *where)
+            keep(told, "verdicts", name)
+        if options.what != "train":
+            continue
+        for arm, settings in arms_of(read()["verdicts"][name]).items():
+            for seed in SEEDS:
+                if str(seed) not in read()["runs"].get(name, {}).get(arm, {}):
+                    keep(run_of(name, arm, seed, settings, *where), "runs", name, arm, str(seed))
+    print(table(read()))
+
+
+def read() -> dict[str, Any]:
+    """What is there."""
+    empty = {"machine": machine(1), "verdicts": {}, "runs": {}}
+    return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else empty
+
+
+def keep(value: Any, *keys: str) -> None:
+    """Adds to what is there by now: another process may work on other pairs."""
+    print(*keys, value.get("reason", value), file=sys.stderr, flush=True)
+    result = cell = read()
+    for key in keys[:-1]:
+        cell = cell.setdefault(key, {})
+    cell[keys[-1]] = value
+    part = RESULT.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.replace(RESULT)
 
 
 if __name__ == "__main__":
