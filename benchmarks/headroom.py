@@ -13,12 +13,12 @@ three go on where they were stopped. Models that are made for a pair lie in ``--
 *Verdict.* Of 32 questions with 8 traces each, at the settings of the runs; where it is "not
 decided", of four times as many, as it says, up to 512.
 
-*Training.* Three seeds of ``nrt-ws`` and of ``sft``, at equal steps; of "format first" also
+*Training.* Two seeds of ``nrt-ws`` and of ``sft``, at equal steps; of "format first" also
 ``nrt-ws`` with the settings that the verdict names. 500 held-out questions, answers sampled.
 
 *Rule*, written before these verdicts and runs. Let B be the larger of the base's accuracy after a
 trace and after none, and S that of ``sft``, a mean over its seeds. A run has *gained* if its
-accuracy after a trace is at least 0.1 above both B and S; an arm has where two of its three runs
+accuracy after a trace is at least 0.1 above both B and S; an arm has where both of its runs
 have. Where answers cannot be compared (unit "nats per hard token"), accuracy is the mean
 log-probability of a reference token, and 0.1 is 0.02.
 
@@ -36,7 +36,8 @@ not decided           never
 What was known: the lab's runs on these families, and verdicts on other questions of *style*,
 *short*, *chance*, *some*, *seldom*, *blind*, *reads*, *tags* and a family like *long*, by which
 the thresholds of headroom.py were chosen. *largest*, *taught* and *open* had not been asked, and
-nothing had been trained here.
+nothing had been trained here. (The first text had three seeds, two of which had to gain. It became
+two when three runs of *style* showed that the machine was too busy; nothing else had run.)
 
 The goal is seven of eight. Predictions, written before the verdicts and runs: *seldom* is wrong or
 not decided, because one useful trace in a hundred is drowned by those that are right by luck, and
@@ -70,7 +71,7 @@ from native_reasoning.training.trainer import NRTTrainer
 
 HERE = Path(__file__).parent
 RESULT = HERE / "headroom.json"
-SAMPLE, MOST, SEEDS = 32, 512, (0, 1, 2)
+SAMPLE, MOST, SEEDS = 32, 512, (0, 1)
 #: Rows have these seeds: those that a verdict is about, those of a run (more its seed), held out.
 ASKED, TRAINED, HELD_OUT = 5_000_003, 6_000_003, 7_000_003
 #: By unit: what a run has to gain, what is right already, and what a warm-up has to bring.
@@ -334,7 +335,7 @@ def outcome(verdict: dict[str, Any], runs: dict[str, list[dict[str, float]]]) ->
     sft = fmean(max(run[after], run[none]) for run in runs["sft"])
     least = max(base, sft) + gain
     arms = {arm: [run[after] for run in made] for arm, made in runs.items() if arm != "sft"}
-    gained = {arm: sum(x >= least for x in values) >= 2 for arm, values in arms.items()}
+    gained = {arm: all(x >= least for x in values) for arm, values in arms.items()}
     means = {arm: fmean(values) for arm, values in arms.items()}
     alone = gained["nrt-ws"]
     right = {
@@ -363,7 +364,7 @@ def table(result: dict[str, Any]) -> str:
         if any(len(runs.get(arm, {})) < len(SEEDS) for arm in arms):
             lines.append(f"{head} | | | | | |")
             continue
-        told = outcome(verdict, {arm: [*runs[arm].values()] for arm in arms})
+        told = outcome(verdict, {arm: [runs[arm][str(s)] for s in SEEDS] for arm in arms})
         numbers = [f"{told[key]:.3f}" for key in ("base", "sft", "nrt-ws")]
         extra = f"{told['nrt-ws+set']:.3f}" if "nrt-ws+set" in told else ""
         cells = " | ".join([*numbers, extra, "yes" if told["right"] else "**no**"])
