@@ -287,41 +287,6 @@ def test_a_group_that_is_not_kept_has_no_loss_and_no_gradient():
 # -- Answer weights --------------------------------------------------------------------------------
 
 
-def test_answer_scale_divides_the_weights_by_what_the_advantages_are_divided_by():
-    r = [math.exp(x) for x in (-1.0, -2.0, -3.0, -6.0)]
-    mean = sum(r) / 4
-    std = math.sqrt(sum((x - mean) ** 2 for x in r) / 3)
-    settings = {"reward": "prob", "baseline": "none", "clip": "none", "answer_weight": "exact"}
-    one = scores(verdict=None, closed=torch.ones(4, dtype=torch.bool))
-    signal = Objective(**settings, answer_scale="group_std")(one)
-    torch.testing.assert_close(
-        signal.advantages, tensor([(x - mean) / std for x in r]), rtol=1e-5, atol=0
-    )
-    torch.testing.assert_close(
-        signal.answer_weights[:, 0], tensor([x / std for x in r]), rtol=1e-5, atol=0
-    )
-    ones = Objective(**{**settings, "answer_weight": "one"}, answer_scale="group_std")(one)
-    # weight 1 in units of the best reward, which std scaling takes R relative to
-    torch.testing.assert_close(
-        ones.answer_weights[:, 0], tensor([r[0] / std] * 4), rtol=1e-5, atol=0
-    )
-    flat = Objective(**settings, answer_scale="group_std")(scores(r=(-1.0,) * 4, verdict=None))
-    assert flat.flat
-    close(flat.answer_weights[:, 0], [1.0] * 4)  # by the rewards' own size
-    none = Objective(**{**settings, "scale": "none"}, answer_scale="group_std")(one)
-    close(none.answer_weights[:, 0], r)
-
-
-def test_a_product_of_400_probabilities_keeps_both_terms_with_answer_scale():
-    """Without it the exact answer term of a long product is nothing beside the trace term."""
-    one = replace(full_scores(t=400, dtype=torch.float64), verdict=None)
-    plain_weights = Objective(reward="prob", answer_weight="exact")(one).answer_weights
-    assert plain_weights.max() < 1e-200
-    signal = Objective(reward="prob", answer_weight="exact", answer_scale="group_std")(one)
-    assert 0.1 < signal.answer_weights.max() < 100
-    assert signal.advantages.abs().max() > 0.5
-
-
 def test_the_reward_span_leaves_out_the_end_token_in_reward_and_weights():
     l = tensor([[-1.0, -2.0, -9.0], [-0.5, -1.0, -8.0]])
     one = Scores(

@@ -174,7 +174,6 @@ SETTINGS = (
     Setting("K 16", (("num_generations", 16), ("per_device_train_batch_size", 8))),
     Setting("answer weight none", (("answer_weight", "none"),)),
     Setting("answer weight exact", (("answer_weight", "exact"),)),
-    Setting("exact, divided by std", (("answer_weight", "exact"), ("answer_scale", "group_std"))),
     Setting("answer gate", (("answer_gate", "relu"),), presets=("nrt-ws", "nrt-am")),
     Setting("no std, equal RMS", (("scale", "none"),), "equal_rms"),
     Setting("50 steps of sft-think first", (("format_warmup_steps", 50),), steps=150),

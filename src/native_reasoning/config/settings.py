@@ -123,11 +123,6 @@ class ObjectiveSettings:
     answer_gate: str = setting(
         "none", "relu: train the answer only after traces that helped", choices=("none", "relu")
     )
-    answer_scale: str = setting(
-        "none",
-        "group_std: divide answer weights by the std too; they grow as a group gets flat",
-        choices=("none", "group_std"),
-    )
     answer_coef: float = setting(1.0, "coefficient of the answer term (lambda)")
     # -- the loss
     policy_tokens: str = setting(

@@ -95,9 +95,8 @@ class Objective(ObjectiveSettings):
         wide = spread(r)[:, None]
         flat = wide <= scores[0].rounding * unit
         centred = CENTRES[self.centre](r)
-        divisor = self._divisor(centred, unit, flat)
-        advantages = self._advantages(centred, divisor, flat, group.complete)
-        weights = self._answer_weights(group, reward, worth, divisor, scores)
+        advantages = self._advantages(centred, unit, flat, group.complete)
+        weights = self._answer_weights(group, reward, worth, scores)
         parts = self._token_rewards(group, reward, worth, weights)
         underflow = torch.zeros_like(base)
         if reward.is_log:
@@ -235,19 +234,12 @@ class Objective(ObjectiveSettings):
 
     # -- What it does to the policy ----------------------------------------------------------------
 
-    def _divisor(self, centred: Tensor, unit: Tensor, flat: Tensor) -> Tensor:
-        """(G, 1) what A is divided by; in a flat group, whose A is 0, the rewards' size."""
-        if self.scale == "none":
-            return torch.ones_like(unit)
-        eps = 1e-6 * unit if self.std_eps is None else self.std_eps
-        return torch.where(flat, unit, spread(centred)[:, None] + eps)
-
-    def _advantages(self, centred: Tensor, divisor: Tensor, flat: Tensor, ok: Tensor) -> Tensor:
-        """A (G, K) after clipping and the policy for a wrong format; ``ok`` is complete."""
+    def _advantages(self, centred: Tensor, unit: Tensor, flat: Tensor, ok: Tensor) -> Tensor:
+        """A (G, K), scaled and clipped, with the policy for a wrong format; ``ok`` is complete."""
         if self.scale == "std":
-            centred = torch.where(flat, 0, centred)
-            divisor = torch.where(flat, 1, divisor)
-        a = self._clipped(centred / divisor)
+            eps = 1e-6 * unit if self.std_eps is None else self.std_eps
+            centred = torch.where(flat, 0, centred / (spread(centred)[:, None] + eps))
+        a = self._clipped(centred)
         if self.bad_format == "penalty":
             a = a + self._format_advantages(ok.to(a.dtype))
         return torch.where(ok, a, 0) if self.bad_format == "mask" else a
@@ -269,23 +261,17 @@ class Objective(ObjectiveSettings):
         return torch.full_like(answer, float(self.answer_weight == "one"))
 
     def _answer_weights(
-        self, group: Group, reward: Reward, worth: _Worth, divisor: Tensor, scores: Sequence[Scores]
+        self, group: Group, reward: Reward, worth: _Worth, scores: Sequence[Scores]
     ) -> Tensor:
-        """λ·w (G, K, T): gated, scaled, and zero where the answer is not trained."""
-        g, k, t = len(scores), *scores[0].answer.shape
-        weights = group.l.new_zeros(g, k, t)
-        scaled = self.answer_scale == "group_std"
-        if self.answer_weight != "exact":
-            weights = self._plain_weights(torch.stack([s.answer for s in scores]))
-            weights = weights / divisor[..., None] if scaled else weights
-        else:
+        """λ·w (G, K, T): gated, and zero where the answer is not trained."""
+        answer = torch.stack([s.answer for s in scores])
+        if self.answer_weight == "exact":
             assert reward.weights is not None, self.reward
             exact = reward.weights(group.l, per_trace(group.clamped))
-            if reward.is_log:
-                exact = (exact - worth.shift[..., None] if scaled else exact).exp()
-            exact = self.reward_coef * exact
-            exact = exact / divisor[..., None] if scaled else exact
-            weights[..., : exact.shape[-1]] = exact
+            exact = self.reward_coef * (exact.exp() if reward.is_log else exact)
+            weights = pad(exact, (0, answer.shape[-1] - exact.shape[-1]))
+        else:
+            weights = self._plain_weights(answer)
         if self.answer_gate == "relu":
             weights = weights * worth.helped[..., None]
         if self.bad_format in ANSWER_MASKED:
