@@ -40,7 +40,7 @@ def table_row(name: str, preset: Preset) -> list[str]:
         name,
         reward(s),
         ", ".join(filter(None, (s.baseline if s.baseline != "none" else "-", clip))),
-        f"{s.centre}, {scale(s)}",
+        f"{s.centre}, {scale(s)}" + (", permuted" if s.advantages == "permuted" else ""),
         answer(s),
         TOKENS[s.policy_tokens],
         s.ratio if s.ratio == "none" else f"{s.ratio} {s.ratio_low:g}/{s.ratio_high:g}",

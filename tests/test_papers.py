@@ -167,5 +167,6 @@ def test_the_default_is_the_papers_best_reward_with_weight_one():
     rivals = {"avg-logp", "verifree", "jepo", "jepo-1", "latro", "rlpr", "nover", "dro"}
     assert {name + form for name in FAMILY for form in ("", "-paper", "-released")} <= set(PRESETS)
     assert rivals | {f"{name}@shared" for name in rivals} <= set(PRESETS)
-    assert {"rlvr", "sft", "sft-think"} <= set(PRESETS)
-    assert len(PRESETS) == 3 * len(FAMILY) + 2 * len(rivals) + 3
+    controls = {"rlvr", "sft", "sft-think", "format-only", "permuted"}
+    assert controls <= set(PRESETS)
+    assert len(PRESETS) == 3 * len(FAMILY) + 2 * len(rivals) + len(controls)

@@ -248,7 +248,7 @@ def test_a_prompt_that_lost_its_rows_is_left_out_and_counted(lost):
 
 
 def test_what_verl_cannot_give_is_refused_by_name():
-    refused = {"rlpr", "nover", "dro", "rlvr", "sft"}
+    refused = {"rlpr", "nover", "dro", "rlvr", "sft", "permuted"}
     assert set(supported()) == set(PRESETS) - refused
     for name in refused:
         with pytest.raises(ConfigError, match=f"objective '{name}' cannot be trained inside verl"):
@@ -261,6 +261,7 @@ def test_what_verl_cannot_give_is_refused_by_name():
         ({"scored_by": "ema"}, "lagging copy"),
         ({"baseline": "ema"}, "lagging copy"),
         ({"repetition_penalty": 1.0}, "text of the traces"),
+        ({"advantages": "permuted"}, "seed"),
         ({"filter": "ema_std"}, "running mean"),
         ({"length_norm": "token_mean"}, "mean length"),
         ({"traces": "empty"}, "no trace"),

@@ -157,6 +157,7 @@ def _rivals() -> dict[str, Preset]:
 
 _RLVR = replace(DEFAULT, **{**_GRPO, "reward": "exact_match", "ratio": "cispo"})
 _SFT_THINK = replace(DEFAULT, reward="none", ratio="none", format_loss_coef=0.0)
+_FORMAT = {"answer_weight": "none", "format_loss_coef": DEFAULT.format_loss_coef}
 
 #: Every objective by name, as ``--preset`` and ``nrt presets`` have it.
 PRESETS: dict[str, Preset] = {
@@ -165,6 +166,8 @@ PRESETS: dict[str, Preset] = {
     "rlvr": Preset(_RLVR, METHODS["rlvr"]),
     "sft": Preset(replace(_SFT_THINK, traces="empty"), METHODS["sft"]),
     "sft-think": Preset(_SFT_THINK, METHODS["sft-think"]),
+    "format-only": Preset(replace(_SFT_THINK, **_FORMAT), METHODS["format-only"]),
+    "permuted": Preset(replace(DEFAULT, advantages="permuted"), METHODS["permuted"]),
 }
 
 

@@ -113,6 +113,11 @@ class ObjectiveSettings:
     adv_clip: float | None = setting(
         None, "bound of an advantage's size, after scaling", within=(1e-9, 1e9)
     )
+    advantages: str = setting(
+        "own",
+        "permuted: a control, a group's advantages are dealt out among its traces at random",
+        choices=("own", "permuted"),
+    )
     # -- the answer term
     answer_weight: str = setting(
         "one",

@@ -27,6 +27,8 @@ def missing(settings: ObjectiveSettings) -> str | None:
         return "it needs a lagging copy of the policy, and verl keeps none"
     if settings.repetition_penalty:
         return "it reads the text of the traces, and only their ids reach the trainer"
+    if settings.advantages == "permuted":
+        return "it draws from the run's seed and step, which a row does not know"
     if settings.filter != "none":
         return "its filter has a running mean that verl's checkpoints would lose"
     if settings.length_norm == "token_mean":

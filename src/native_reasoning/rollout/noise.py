@@ -3,8 +3,8 @@
 Token t of trace k of row p in step s uses ``uniforms(seed, domain, s, p, k, n)[t]``: Philox, a
 counter-based generator (Salmon et al. 2011), with key (seed, domain) and counter (t, k, p, s). No
 state is kept, so the same traces come out whatever the batch, the number of processes or the number
-of restarts. Traces, answers, evaluation, the order of the data, benchmarks, conversations and
-the choice of a reference draw from different domains.
+of restarts. Traces, answers, evaluation, the order of the data, benchmarks, conversations, the
+choice of a reference and the control that deals out advantages draw from different domains.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from native_reasoning.rollout.engine import Sampling
 
-TRAINING, EVALUATION, ORDER, ANSWERS, BENCHMARKS, CONVERSATION, REFERENCES = range(7)
+TRAINING, EVALUATION, ORDER, ANSWERS, BENCHMARKS, CONVERSATION, REFERENCES, DEALT = range(8)
 _MASK = (1 << 64) - 1
 #: Tokens whose probabilities are summed before the search for the number's place begins.
 _BLOCK = 256

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import Traces
 from native_reasoning.model.policy import inference
@@ -22,6 +23,7 @@ from native_reasoning.model.ranks import sum_of_ranks
 from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
 from native_reasoning.objective.verdicts import AnyObjective, check_signal, name_of
+from native_reasoning.rollout.noise import DEALT, uniforms
 from native_reasoning.rollout.schedule import PlannedStep
 from native_reasoning.rollout.window import MicroBatch, Recall
 from native_reasoning.scoring.judges import Judges
@@ -134,10 +136,29 @@ class RunObjective(TrainerCallback):
         warming = plan.rollout < self.args.format_warmup_steps
         made = iter(self._judged([s for s, group in pairs if group.weight], warming))
         signals = [next(made) if group.weight else Signal.nothing(s) for s, group in pairs]
+        if self.settings.advantages == "permuted":
+            about = zip(signals, micro.groups, strict=True)
+            signals = [self._dealt(s, group.example.row_id, plan.rollout) for s, group in about]
         if not warming:
             return signals
         zeros = {"trace_weights": None, "token_rewards": None, "kept": True}
         return [replace(s, advantages=torch.zeros_like(s.advantages), **zeros) for s in signals]
+
+    def _dealt(self, signal: Signal, row: int, step: int) -> Signal:
+        """The group's advantages in an order that depends on seed, step and row alone: every order
+        is equally likely, so that a trace's own advantage has no say (2506.10947, random rewards).
+
+        Raises RunError where a token has a weight of its own, which is no other trace's to have."""
+        if signal.trace_weights is not None:
+            raise RunError(
+                "objective.advantages permuted with trace_weights",
+                why="an objective of your own gives each token a weight, and traces have other "
+                "tokens",
+                fix="leave it out, or return advantages alone",
+            )
+        a = signal.advantages
+        order = uniforms(self.args.seed, DEALT, step, row, 0, len(a)).argsort()
+        return replace(signal, advantages=a[torch.from_numpy(order).to(a.device)])
 
     def _judged(self, scores: Sequence[Scores], warming: bool) -> list[Signal]:
         objective = self.objective
