@@ -167,7 +167,7 @@ def test_limits_say_whether_thinking_helped(low, high, said, told):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_has_a_card(preset, told):
     text = told({"preset": preset})
-    control = preset in ("sft", "sft-think", "rlvr")
+    control = preset in ("sft", "sft-think", "rlvr", "format-only", "permuted")
     assert ("control" in text.split("## Use")[0]) == control
     assert f"`{preset}`" in text
 
