@@ -17,7 +17,8 @@ import torch
 
 from native_reasoning.demo.race import trainer_of
 from native_reasoning.evaluation.held_out import summarise
-from native_reasoning.records.folder import read_metrics, read_timings, versions
+from native_reasoning.records.folder import read_metrics, read_timings
+from native_reasoning.records.manifest import versions
 from native_reasoning.records.metrics import COLLAPSE, STATES
 from native_reasoning.training.resume import machine
 

@@ -450,7 +450,7 @@ def main() -> int:
         found = {name: parts[name]() for name in names}
     failed = [name for name in names if not SOUND[name](found[name])]
     if given.write:
-        from native_reasoning.records.folder import versions
+        from native_reasoning.records.manifest import versions
         from native_reasoning.training.resume import machine
 
         about = {**machine(1), **versions(), "seed": given.seed}

@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from native_reasoning.records.folder import HIDDEN, is_secret, manifest, versions
+from native_reasoning.records.manifest import HIDDEN, is_secret, manifest, versions
 
 
 def told(config, extra=None) -> dict:

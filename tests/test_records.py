@@ -109,6 +109,7 @@ def test_a_new_folder_and_an_empty_one_and_one_with_other_files(tmp_path):
         "config.yaml",
         "metrics.jsonl",
         "timings.jsonl",
+        "questions.jsonl",
         "traces/step-1-2.parquet",
         "evaluations/step-1.parquet",
     ],

@@ -12,7 +12,7 @@ from native_reasoning import load_run
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.evaluation import held_out
 from native_reasoning.evaluation.held_out import held_out_rows, summarise
-from native_reasoning.records.folder import read_held_out
+from native_reasoning.records.folder import read_held_out, read_questions
 from native_reasoning.rollout.engine import NoiseKey, Sampling
 from native_reasoning.rollout.noise import EVALUATION
 from native_reasoning.training.trainer import NRTTrainer
@@ -176,8 +176,15 @@ def test_only_the_first_questions_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(held_out, "RECORDED", 3)
     trainer = make(tmp_path / "run", QA[:5], max_steps=1)
     trainer.train()
-    assert trainer.evaluate()["eval_questions"] == 5
+    measured = trainer.evaluate()
+    assert measured["eval_questions"] == 5
     assert read_held_out(tmp_path / "run")["row_id"].to_pylist() == [0, 0, 1, 1, 2, 2]
+    rows = read_questions(tmp_path / "run")  # the numbers of all of them
+    assert [(row["step"], row["row_id"]) for row in rows] == [(1, i) for i in range(5)]
+    assert len({row["asked"] for row in rows}) == 5
+    for name in ("accuracy", "answer_logp", "uplift", "trace_length"):
+        mean = sum(row[name] for row in rows) / 5
+        assert mean == pytest.approx(measured[f"eval_{name}"], abs=1e-6)
 
 
 def test_an_evaluation_of_fewer_questions_records_those(tmp_path):

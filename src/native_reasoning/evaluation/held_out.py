@@ -8,6 +8,7 @@ into the limit its first lines are graded (``Example.graded``).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from statistics import fmean
 from typing import Any
 
@@ -199,6 +200,20 @@ def held_out_rows(step: int, outcomes: Sequence[Outcome]) -> list[HeldOutRow]:
         )
         for o in outcomes[:RECORDED]
         for k, trace in enumerate(o.traces)
+    ]
+
+
+def question_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Every question as a line of the run folder: its ``row_id``, a hash of question and reference
+    (``asked``), by which runs know that they were asked the same, and its ``scores`` to six
+    decimals."""
+    return [
+        {
+            "row_id": o.row_id,
+            "asked": sha256(repr((o.question, o.reference)).encode()).hexdigest()[:16],
+            **{name: round(value, 6) for name, value in scores(o).items()},
+        }
+        for o in outcomes
     ]
 
 

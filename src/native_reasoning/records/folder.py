@@ -6,20 +6,18 @@
     quarantine.jsonl            the rows of each update that was skipped (recorder.FiniteGuard)
     traces/step-A-B.parquet     sampled traces of the optimiser steps A..B, one row a trace
     evaluations/step-A.parquet  the same of held-out questions, as answered after step A
+    questions.jsonl             the numbers of every held-out question at each evaluation
 
 Whole files are written beside and renamed, lines are appended; so a killed writer leaves at most a
 ``*.tmp`` file and half a line, and ``RunFolder.cut_back`` removes both on resume.
 """
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +26,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from native_reasoning import __version__
 from native_reasoning.config.errors import RunError
 from native_reasoning.records.disk import free_name, sync, write_atomically
+from native_reasoning.records.manifest import manifest, plain_number
 
 CONFIG, METRICS, TIMINGS = "config.yaml", "metrics.jsonl", "timings.jsonl"
-QUARANTINE, TRACES, EVALUATIONS = "quarantine.jsonl", "traces", "evaluations"
+QUARANTINE, QUESTIONS = "quarantine.jsonl", "questions.jsonl"
+TRACES, EVALUATIONS = "traces", "evaluations"
 #: Files of lines, each with its step.
-_BY_STEP = (METRICS, TIMINGS, QUARANTINE)
+_BY_STEP = (METRICS, TIMINGS, QUARANTINE, QUESTIONS)
 #: Folders of tables, with what their files are called: the first and the last step.
 _TABLES = {
     TRACES: re.compile(r"step-(\d+)-(\d+)\.parquet"),
@@ -181,6 +180,10 @@ class RunFolder:
         """One line of quarantine.jsonl: a row of an update that was skipped."""
         self._append(QUARANTINE, step, values)
 
+    def append_questions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A line of questions.jsonl for each held-out question of an evaluation."""
+        self._append(QUESTIONS, step, *rows)
+
     def write_traces(self, rows: Sequence[TraceRow], last_step: int) -> None:
         """Writes rows as one file, named after their first step and ``last_step``."""
         if not self.writes or not rows:
@@ -227,16 +230,19 @@ class RunFolder:
                 if last > step:
                     file.unlink()
 
-    def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
-        if not self.writes:
-            return
-        assert not {"step", "non_finite"} & set(values), sorted(values)
-        plain = {k: v if isinstance(v, list) else plain_number(v) for k, v in values.items()}
-        line = {"step": step, **plain}
-        bad = [key for key, x in line.items() if isinstance(x, float) and not math.isfinite(x)]
-        line |= dict.fromkeys(bad) | ({"non_finite": bad} if bad else {})
-        with open(self.path / name, "ab") as file:  # one write: no half lines but by a kill
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+    def _append(self, name: str, step: int, *rows: Mapping[str, Any]) -> None:
+        if self.writes:
+            with open(self.path / name, "ab") as file:  # one write: no half lines but by a kill
+                file.write(b"".join(_line(step, values) for values in rows))
+
+
+def _line(step: int, values: Mapping[str, Any]) -> bytes:
+    assert not {"step", "non_finite"} & set(values), sorted(values)
+    plain = {k: v if isinstance(v, list) else plain_number(v) for k, v in values.items()}
+    line = {"step": step, **plain}
+    bad = [key for key, x in line.items() if isinstance(x, float) and not math.isfinite(x)]
+    line |= dict.fromkeys(bad) | ({"non_finite": bad} if bad else {})
+    return json.dumps(line, allow_nan=False).encode() + b"\n"
 
 
 def _traces_name(first: int, last: int) -> str:
@@ -280,6 +286,11 @@ def read_metrics(folder: PathLike) -> list[dict[str, Any]]:
 def read_timings(folder: PathLike) -> list[dict[str, Any]]:
     """The same for timings.jsonl."""
     return [row for _, row in lines_of(Path(folder) / TIMINGS)]
+
+
+def read_questions(folder: PathLike) -> list[dict[str, Any]]:
+    """The same for questions.jsonl: ``held_out.question_rows`` says what a line has."""
+    return [row for _, row in lines_of(Path(folder) / QUESTIONS)]
 
 
 def read_traces(folder: PathLike) -> pa.Table:
@@ -335,63 +346,3 @@ def lines_of(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             ) from None
         read.append((line, row))
     return read
-
-
-# -- config.yaml -----------------------------------------------------------------------------------
-
-
-HIDDEN = "<secret>"
-#: A setting that is named like one is left out: nobody reads a placeholder back as a token.
-_SECRET = re.compile(
-    r"(?!.*(bos|eos|pad|unk|sep|cls|mask)_token$).*"
-    r"(token|(api|access|private)[_-]?key|secret|passw(or)?d|passphrase|credentials?)",
-    re.IGNORECASE,
-)
-#: What looks like one in the text of another setting is written as ``HIDDEN``.
-_LOOKS_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_)\w{16,}|(?<=://)[^\s/@]+:[^\s/@]+(?=@)")
-_PACKAGES = ("torch", "transformers", "accelerate")
-
-
-def manifest(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """The text of config.yaml: YAML with sorted keys that ``yaml.safe_load`` reads back.
-
-    Values that YAML lacks are written as their nearest: a tuple as a list, any other object as its
-    ``str``. ``about`` has further top-level entries.
-    """
-    page = _plain({**about, "config": config, "versions": versions()})
-    return yaml.safe_dump(page, sort_keys=True, allow_unicode=True, width=100)
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of Python and of what a run's numbers depend on."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **found, "native_reasoning": __version__}
-
-
-def is_secret(name: str) -> bool:
-    """Whether a setting's name says that it must not be written down.
-
-    >>> is_secret("hub_token"), is_secret("max_tokens"), is_secret("eos_token")
-    (True, False, False)
-    """
-    return _SECRET.fullmatch(name) is not None
-
-
-def _plain(value: Any) -> Any:
-    """A value in YAML's own types, without secrets."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(inner) for k, inner in value.items() if not is_secret(str(k))}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, set | frozenset):
-        return sorted((_plain(inner) for inner in value), key=str)
-    if value is None or isinstance(value, Real):
-        return plain_number(value)
-    return _LOOKS_SECRET.sub(HIDDEN, str(value))
-
-
-def plain_number(value: Any) -> Any:
-    """numpy and tensor scalars as Python's int and float; None, bool and text as they are."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)

@@ -19,6 +19,7 @@ from native_reasoning.evaluation.held_out import (
     Outcome,
     answer_length,
     held_out_rows,
+    question_rows,
     summarise,
 )
 from native_reasoning.rollout.schedule import require
@@ -86,6 +87,7 @@ class Evaluator:
         if own and prefix == "eval":
             step = self.checkpoints.step_of_weights
             self.made[step] = metrics
+            records.append_questions(step, question_rows(outcomes))
             if self.args.record_traces:
                 with self.recorder.clock.stage("records"):
                     records.write_held_out(held_out_rows(step, outcomes))
