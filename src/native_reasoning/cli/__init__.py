@@ -8,8 +8,9 @@ traceback) a mistake of ours.
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 
 from native_reasoning.cli.flags import parse, read_verb
@@ -18,9 +19,13 @@ from native_reasoning.config.errors import NativeReasoningError, warn
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    return told(partial(_run, list(sys.argv[1:] if argv is None else argv)))
+
+
+def told(run: Callable[[], int]) -> int:
+    """What ``run`` returns, or the exit code of the error that it ends with, which stderr says."""
     try:
-        return _run(arguments)
+        return run()
     except NativeReasoningError as error:
         warn(f"error: {error}")
         _tell_launcher(error)
@@ -41,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             why="the system does not let this command read or write it",
             fix="check the path and who may use it",
         )
-        told = unwritten(error) if is_full(error) else refused
-        warn(f"error: {told}")
-        return told.exit_code
+        known = unwritten(error) if is_full(error) else refused
+        warn(f"error: {known}")
+        return known.exit_code
 
 
 def _tell_launcher(error: NativeReasoningError) -> None:

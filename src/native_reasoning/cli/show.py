@@ -4,6 +4,7 @@ No torch at the top: ``nrt presets`` answers at once. docs/make_objectives.py wr
 pages.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,11 +38,15 @@ def demo(parsed: Parsed) -> int:
 def report(parsed: Parsed) -> int:
     """Writes the page, and with --watch again while the run trains; returns the exit code."""
     from native_reasoning.report import EVERY, keep_fresh, write_report
+    from native_reasoning.report.comparison import RESULT
 
     paths = run_folders(parsed.positionals)
     folder = paths[0] if len(paths) == 1 else paths[0].parent
     out = Path(parsed.own["out"] or folder / "report.html")
-    problems = write_report(paths, out, refresh=EVERY if parsed.own["watch"] else 0)
+    compared = Path(parsed.positional) / RESULT if len(parsed.positionals) == 1 else None
+    known = compared is not None and compared.is_file() and json.loads(compared.read_bytes())
+    refresh = EVERY if parsed.own["watch"] else 0
+    problems = write_report(paths, out, refresh=refresh, comparison=known or None)
     for problem in problems:
         say(f"note: {problem}")
     if parsed.own["json"]:

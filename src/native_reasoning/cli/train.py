@@ -47,7 +47,7 @@ def run(parsed: Parsed) -> int:
         "--activation-checkpointing, a smaller --per-device-train-batch-size with more "
         "--gradient-accumulation-steps, or shorter --max-trace-length",
     ):
-        return (_dry_run if parsed.own["dry_run"] else _train)(plan, parsed.own["json"])
+        return (_dry_run if parsed.own["dry_run"] else train)(plan, parsed.own["json"])
 
 
 @dataclass(frozen=True)
@@ -158,18 +158,18 @@ def build(plan: TrainCommand, folder: str) -> Any:
     return trainer
 
 
-def _progress(trainer: Any) -> ProgressCallback:
+def progress_of(trainer: Any) -> ProgressCallback:
     """What people see of the run; closed it gives the terminal its cursor back."""
     progress = ProgressCallback(trainer.recorder.clock, trainer.recorder.newest)
     trainer.add_callback(progress)
     return progress
 
 
-def _train(plan: TrainCommand, as_json: bool) -> int:
+def train(plan: TrainCommand, as_json: bool) -> int:
     if sys.platform != "win32":  # there is nothing to save yet, or any more
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     trainer = build(plan, plan.out)
-    with alone(Path(plan.out)), closing(_progress(trainer)):
+    with alone(Path(plan.out)), closing(progress_of(trainer)):
         verb = "going on with" if plan.resume else "training into"
         say(f"{verb} {plan.out}, to step {trainer.total_steps}")
         with redirect_stdout(sys.stderr), refused_by_libraries("wandb", "trackio", "mlflow"):
@@ -221,19 +221,24 @@ def _tell(
 
 
 def _dry_run(plan: TrainCommand, as_json: bool) -> int:
-    """Makes one step of full length, and says what the whole run comes to."""
-    with TemporaryDirectory() as nowhere:
-        with refused_by_libraries():
-            args = make_config(plan.settings, output_dir=nowhere)
-        trainer = build(replace(plan, settings=plan.settings | ONE_STEP), nowhere)
-        outlook = {"run_folder": plan.out, **plan_of(trainer, args)}
-        with closing(_progress(trainer)):
-            outlook |= full_step(trainer)
+    """Says what the whole run comes to."""
+    outlook = outlook_of(plan)
     if as_json:
         show_json(outlook)
     else:
         show_plan(outlook)
     return 0
+
+
+def outlook_of(plan: TrainCommand) -> dict[str, Any]:
+    """What a run would do, and what one step of full length took, which is made for it."""
+    with TemporaryDirectory() as nowhere:
+        with refused_by_libraries():
+            args = make_config(plan.settings, output_dir=nowhere)
+        trainer = build(replace(plan, settings=plan.settings | ONE_STEP), nowhere)
+        outlook = {"run_folder": plan.out, **plan_of(trainer, args)}
+        with closing(progress_of(trainer)):
+            return outlook | full_step(trainer)
 
 
 # -- After training -------------------------------------------------------------------------------

@@ -142,6 +142,43 @@ VERBS = {
             common=True,
         ),
         Verb(
+            "compare",
+            "train several ways on the same data: is one better than SFT?",
+            "Trains each preset with each seed on equal steps, questions and traces, one run after "
+            "the other,\nand evaluates the untrained model (base) beside them. All settings of "
+            "`nrt train` apply to every arm.\nThe same command goes on where it was stopped, and "
+            "adds arms and seeds to those that are there.",
+            "compare",
+            positional=("recipe.yaml", "?", "settings, and model, data, eval_data, presets, seeds"),
+            flags=(
+                Flag("--model", "hub id, model folder or run folder", "M"),
+                Flag("--data", _DATA, "F"),
+                Flag("--eval-data", "held-out questions, by which the arms are compared", "F"),
+                Flag(
+                    "--presets",
+                    "the arms, with commas between; settings of one arm alone stand behind colons "
+                    "(verifree:learning_rate=1e-6)",
+                    "A,B,...",
+                ),
+                Flag("--seeds", "runs of each arm, from --seed on (1)", "N", "number"),
+                Flag("--out", "folder of the comparison (the first free runs/compare)", "DIR"),
+                Flag(
+                    "--dry-run",
+                    "say which runs there would be and how long, by one measured step",
+                    kind="switch",
+                ),
+                _JSON,
+            ),
+            groups=("traces",),
+            examples=(
+                "nrt compare --model HuggingFaceTB/SmolLM2-135M --data qa.jsonl --eval-data "
+                "test.jsonl --presets sft,nrt-ws --seeds 3 --max-steps 100 --out runs/compare",
+                "nrt compare --out runs/compare --presets permuted,verifree:learning_rate=1e-6",
+                "nrt compare --out runs/compare",
+            ),
+            common=True,
+        ),
+        Verb(
             "eval",
             "accuracy with and without thinking on held-out questions",
             "Answers each question after a sampled trace and after none: those of --data, or of "

@@ -3,9 +3,10 @@ not do unasked, as it may come from anybody (SECURITY.md has it in words)."""
 
 import argparse
 import os
+import re
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -18,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 from native_reasoning.config.checks import CHANGEABLE
 from native_reasoning.config.errors import ConfigError, UsageParser, nearest
 from native_reasoning.config.nrt_config import HARMLESS, NRTConfig
+from native_reasoning.config.papers import find_preset
 
 #: How the name of a setting of the objective begins, as a flag and among settings.
 _PART = "objective."
@@ -230,3 +232,61 @@ def _typed(name: str, value: Any) -> Any:
 
 
 _parser = cache(SettingsParser)
+
+
+# -- Arms of a comparison --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained in one way: its ``label`` as the command line has it, the ``preset``, and the
+    ``settings`` that it has for itself, as text."""
+
+    label: str
+    preset: str
+    settings: Mapping[str, str]
+
+    @property
+    def folder(self) -> str:
+        """The label as the name of a folder."""
+        return re.sub(r"[^\w.@=+-]", "_", self.label)
+
+
+def read_arms(text: str) -> tuple[Arm, ...]:
+    """The arms of ``sft,nrt-ws,verifree:learning_rate=1e-6``: presets, with commas between, each
+    with settings of its own behind colons. Raises ConfigError."""
+    arms = [_read_arm(part.strip()) for part in text.split(",") if part.strip()]
+    folders = [arm.folder for arm in arms]
+    for arm in arms:
+        if folders.count(arm.folder) > 1:
+            raise ConfigError(
+                f"{arm.label} stands twice in --presets",
+                why="each arm has a folder of its own",
+                fix="leave one of them out",
+            )
+    if not arms:
+        raise ConfigError(
+            "no preset was given", why="there is nothing to compare", fix="--presets sft,nrt-ws"
+        )
+    return tuple(arms)
+
+
+def _read_arm(label: str) -> Arm:
+    preset, *parts = label.split(":")
+    find_preset(preset)
+    settings: dict[str, str] = {}
+    name = ""
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if equals:
+            name = key.strip().replace("-", "_")
+            settings[name] = value.strip()
+        elif name:  # a colon of the value, as in module:function
+            settings[name] += f":{part}"
+        else:
+            raise ConfigError(
+                f"{label!r} in --presets",
+                why=f"{part!r} is no setting",
+                fix=f"{preset}:learning_rate=1e-6, as in nrt train, with = between",
+            )
+    return Arm(label, preset, settings)

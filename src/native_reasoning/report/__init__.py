@@ -1,8 +1,9 @@
 """What a run looks like: figures one by one, and one self-contained page (``nrt report``)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from native_reasoning.config.errors import RunError
 from native_reasoning.records.disk import write_atomically
@@ -17,8 +18,15 @@ __all__ = ["FIGURES", "build", "figure", "keep_fresh", "write_report"]
 EVERY = 20
 
 
-def write_report(paths: Sequence[Path], out: Path, *, refresh: int = 0) -> tuple[str, ...]:
-    """The page of the runs in ``paths`` as the file ``out``; returns what could not be shown.
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    refresh: int = 0,
+    comparison: Mapping[str, Any] | None = None,
+) -> tuple[str, ...]:
+    """The page of the runs in ``paths`` as the file ``out``; returns what could not be shown. It
+    begins with a ``comparison`` of them, what compare.json holds, where there is one.
 
     Traces that would make the page too large are left out evenly. In a browser the page loads
     itself again every ``refresh`` seconds; 0 means never. Raises RunError where a folder holds no
@@ -31,7 +39,7 @@ def write_report(paths: Sequence[Path], out: Path, *, refresh: int = 0) -> tuple
             fix="name such a file: --out report.html",
         )
     runs = [load_run(path) for path in paths]
-    write_atomically(out, build(runs, refresh=refresh))
+    write_atomically(out, build(runs, refresh=refresh, comparison=comparison))
     return tuple(f"{run.path}: {problem}" for run in runs for problem in run.problems)
 
 

@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -26,6 +26,7 @@ from plotly.offline import get_plotlyjs
 from native_reasoning import __version__
 from native_reasoning.config.errors import printable
 from native_reasoning.records.folder import QUARANTINE
+from native_reasoning.report import comparison as compared
 from native_reasoning.report.figures import (
     COLOURS,
     CURVES,
@@ -50,8 +51,11 @@ MOST_TOLD = 10
 SCRIPTS = ("data.js", "curves.js", "inspector.js", "page.js")
 
 
-def build(runs: Sequence[Run], *, refresh: int = 0) -> bytes:
-    """The page, UTF-8; it loads itself again every ``refresh`` seconds, 0 for never."""
+def build(
+    runs: Sequence[Run], *, refresh: int = 0, comparison: Mapping[str, Any] | None = None
+) -> bytes:
+    """The page, UTF-8, with a ``comparison`` of the runs (``comparison.compare``) on top; it loads
+    itself again every ``refresh`` seconds, 0 for never."""
     names = run_names(runs)
     figures = figure_parts(runs)
     figure_data = compressed({part["name"]: part.pop("drawn") for part in figures})
@@ -61,6 +65,7 @@ def build(runs: Sequence[Run], *, refresh: int = 0) -> bytes:
         "generator": f"native-reasoning {__version__}",
         "refresh": refresh,
         "warnings": warnings(runs),
+        "comparison": None if comparison is None else comparison_part(comparison),
         "runs": [run_part(run, name) for run, name in zip(runs, names, strict=True)],
         "figures": figures,
         "colours": COLOURS,
@@ -79,6 +84,13 @@ def build(runs: Sequence[Run], *, refresh: int = 0) -> bytes:
     environment.filters["nought"] = nought
     page = environment.from_string(_asset("page.html")).render(values)
     return page.encode("utf-8", "replace")
+
+
+def comparison_part(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison on a page: ``headline``, ``state``, ``header``, ``rows`` and ``notes``."""
+    header, rows = compared.table(result)
+    notes = [compared.IN_BRACKETS, *compared.lines(result)]
+    return {**result["verdict"], "header": header, "rows": rows, "notes": notes}
 
 
 def _kept(kept: int, there: int) -> str:

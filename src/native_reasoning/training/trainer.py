@@ -161,7 +161,7 @@ class NRTTrainer(Trainer):
         process trains into it.
         """
         require(self.train_groups, "train_dataset")
-        with self.checkpoints.opened(resume_from_checkpoint, *self._about()) as checkpoint:
+        with self.checkpoints.opened(resume_from_checkpoint, *self.about()) as checkpoint:
             if checkpoint is not None and self.checkpoints.is_finished(checkpoint):
                 return self._load_finished(checkpoint)  # nothing is trained again
             path = None if checkpoint is None else str(checkpoint)
@@ -177,7 +177,7 @@ class NRTTrainer(Trainer):
             self._load_best_model()
         return TrainOutput(self.state.global_step, 0.0, {})
 
-    def _about(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def about(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings of config.yaml, and what else it says of the run."""
         settings = {**self.args.resolved(), **self._given}
         about = {
