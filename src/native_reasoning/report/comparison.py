@@ -4,10 +4,10 @@ An arm is what was trained in one way with several seeds. A difference between t
 question by question, each averaged over the arm's seeds, with a bootstrap interval over questions
 and seeds (``grading.paired_interval`` has the method and its source).
 
-Each arm is measured *as it answers*: after a trace where it was trained with traces, after none
-where it was trained on answers alone (sft), and the untrained base in the way in which it does
-better. Arms are told apart by accuracy; where hardly any answer of any arm is right, by the
-log-probability of the reference answer.
+Each arm is measured *as it answers*: after a trace where it was trained with traces. An arm that
+was trained on answers alone (sft), and the untrained base, answer in the way in which they do
+better: that can only favour what the others are compared with. Arms are told apart by accuracy;
+where hardly any answer of any arm is right, by the log-probability of the reference answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -178,8 +178,8 @@ def _measure(arms: Any) -> str:
 
 def _thinks(label: str, arm: Arm, measure: str) -> bool:
     """Whether the arm answers after a trace."""
-    if label != BASE:
-        return not arm.supervised
+    if label != BASE and not arm.supervised:
+        return True
     none = MEASURES[measure]
     assert none is not None
     return bool(arm.numbers[measure].mean() >= arm.numbers[none].mean())
@@ -342,7 +342,7 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     header = ["arm", "seeds", "answers"]
     for name in shown:
-        header.append(METRICS[f"eval_{name}"].title)
+        header.append(METRICS[f"eval_{name}"].label)
         header += [against] if name in _WORDS or name == result["measure"] else []
     rows = []
     for label, arm in result["arms"].items():

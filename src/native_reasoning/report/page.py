@@ -61,7 +61,7 @@ def build(
     figure_data = compressed({part["name"]: part.pop("drawn") for part in figures})
     traces, kept, there = packed(runs, MOST_BYTES)
     values = {
-        "title": ", ".join(names),
+        "title": ", ".join(names if comparison is None else comparison["arms"]),
         "generator": f"native-reasoning {__version__}",
         "refresh": refresh,
         "warnings": warnings(runs),
