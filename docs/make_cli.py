@@ -8,7 +8,7 @@ EXAMPLES = "<!-- not run: examples of the help, with models of the hub -->"
 EXIT_CODES = """| exit code | |
 | --- | --- |
 | 0 | done |
-| 1 | a file could not be written, or a mistake of ours, with its traceback |
+| 1 | a file could not be written, a run of `nrt compare` failed, or a mistake of ours (traceback) |
 | 2 | something that you can mend: three lines on stderr, what, why and fix |
 | 130, 143 | stopped by Ctrl-C or SIGTERM, saved; `--resume` goes on |"""
 SETTINGS = """Every setting is a flag of `nrt train`, a line of a recipe (`num_generations: 8`)

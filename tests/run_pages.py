@@ -14,6 +14,8 @@ import native_reasoning
 from cli_helpers import write_rows
 from doc_blocks import ROOT, SHELL, Block, blocks_of
 from native_reasoning.cli import main
+from native_reasoning.cli.flags import parse
+from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.demo import base_path, make_rows
 
@@ -29,7 +31,7 @@ SMALL = {
     "eval_samples": 2,
 }
 #: Commands that another test runs as they are.
-ELSEWHERE = {("nrt", "demo"): "slow/test_demo.py"}
+ELSEWHERE = {("nrt", "demo"): "slow/test_demo.py", ("nrt", "compare"): "slow/test_compare.py"}
 
 
 def make_place(folder: Path) -> Path:
@@ -90,6 +92,7 @@ def run(words: list[str], block: Block) -> None:
     """Runs one command, a training for two steps."""
     if (by := ELSEWHERE.get(tuple(words[:2]))) is not None:
         assert (ROOT / "tests" / by).exists()
+        assert parse(VERBS[words[1]], words[2:]) is not None
     elif words[0] == "make":  # what its targets do, continuous integration does
         subprocess.run(["make", "--dry-run", *words[1:]], check=True, capture_output=True, cwd=ROOT)
     elif words[0] == "nrt":

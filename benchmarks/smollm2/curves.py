@@ -1,4 +1,4 @@
-"""The learning curves of compare.py's runs: ``python benchmarks/smollm2/curves.py``.
+"""The learning curves of table.py's runs: ``python benchmarks/smollm2/curves.py``.
 
 Means of four steps; a line is a run. Writes docs/images/smollm2.png (pictures.py).
 """
@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 
 import plotly.graph_objects as go
-from compare import RUNS, SETS
 from plotly.subplots import make_subplots
+from table import RUNS, SETS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import pictures

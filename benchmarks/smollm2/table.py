@@ -1,19 +1,22 @@
-"""The runs of compare.py as Markdown: ``python benchmarks/smollm2/table.py``.
+"""The runs of 26 November 2026 as Markdown: ``python benchmarks/smollm2/table.py``.
 
-Every number is a mean over held-out questions, each first averaged over seeds, with a 95 %
-bootstrap interval over questions. *As used*: after a sampled trace where the method trains with
-traces, after none for ``base`` and ``sft``; *against sft*: the difference on the same questions.
+They were made with the code of commit cd8934a; today ``nrt compare benchmarks/smollm2/gcd.yaml``
+makes such runs, and a table of its own. Every number is a mean over held-out questions, each first
+averaged over seeds, with a 95 % bootstrap interval over questions. *As used*: after a sampled trace
+where the method trains with traces, after none for ``base`` and ``sft``; *against sft*: the
+difference on the same questions.
 """
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from compare import METHODS, RUNS, SETS
-
 from native_reasoning.evaluation.grading import bootstrap_interval
 
+RUNS = Path(__file__).with_name("runs")
+METHODS, SETS = ("base", "sft", "nrt-ws", "verifree"), ("gcd", "pubmedqa")
 HEADS = ("method", "seeds", "accuracy as used, %", "with trace", "greedy", "none", "none, greedy")
 LIKELY = ("answer log-p as used", "against sft", "with trace", "none", "trace length", "closed, %")
 

@@ -1,13 +1,17 @@
 """``nrt compare`` before anything is trained: what is asked for, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from cli_helpers import SMALL
+from native_reasoning.cli.compare import read_comparison
+from native_reasoning.cli.flags import parse
+from native_reasoning.cli.verbs import VERBS
 from native_reasoning.config.errors import ConfigError
-from native_reasoning.config.recipe import read_arms
+from native_reasoning.config.recipe import make_config, read_arms
 
 
 @pytest.fixture
@@ -81,6 +85,20 @@ def test_a_folder_that_holds_something_else_is_refused(asked, begun, refuses, tm
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     assert "already holds a run" in refuses(*asked, "--presets", "sft")[0]
+
+
+RECIPES = sorted(Path(__file__).parents[2].glob("benchmarks/*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_comparisons_of_benchmarks_can_be_made(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    files = ["--model", "M", "--data", "F", "--eval-data", "G"]
+    parsed = parse(VERBS["compare"], [str(path), *files])
+    runs = read_comparison(parsed).runs()
+    assert runs[0].seed == 0
+    for run in runs:
+        assert make_config(run.command.settings, output_dir=run.command.out).max_steps
 
 
 def test_a_dry_run_says_which_runs_there_are_and_writes_nothing(begun, nrt):

@@ -162,6 +162,12 @@ def read_comparison(parsed: Parsed) -> Comparison:
     """What the folder holds already, then recipe, then flags. Raises ConfigError, or RunError where
     the folder holds something else."""
     own, recipe = parsed.own, parsed.positional
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "nrt compare under a launcher of several processes",
+            why="each of its runs is a process of its own, on one device",
+            fix="start it without torchrun or accelerate launch",
+        )
     flags = {key: own[key] for key in _OWN if own[key]} | parsed.settings
     _refuse(flags)
     given = (read_recipe(recipe, flags) if recipe else {}) | flags
