@@ -133,7 +133,7 @@ def test_controls_are_never_the_best_and_sft_is_taken_at_its_best(tmp_path):
 def test_where_no_answer_is_right_the_reference_answer_decides(tmp_path):
     zero = np.zeros(QUESTIONS)
     folders = {
-        "sft": [made(tmp_path, "sft", seed, zero, none=0) for seed in (0, 1)],
+        "sft": [made(tmp_path, "sft", seed, zero, none=0, logp=-2.5) for seed in (0, 1)],
         "nrt-ws": [made(tmp_path, "nrt-ws", seed, zero, none=0, logp=-1.5) for seed in (0, 1)],
     }
     result = compare(folders)
