@@ -21,8 +21,8 @@ CANDIDATES: dict[str, tuple[str, Changes]] = {
     "lambda-0.1": ("nrt-ws", (("answer_coef", 0.1),)),
     "verifree": ("verifree", ()),
     "exact": ("nrt-ws", (_EXACT,)),
-    "exact-gated": ("nrt-ws", (_EXACT, ("answer_gate", "relu"))),
     "one-gated": ("nrt-ws", (("answer_gate", "relu"),)),
+    "exact-gated": ("nrt-ws", (_EXACT, ("answer_gate", "relu"))),
     "one-then-exact": ("nrt-ws", (_EXACT, ("format_warmup_steps", 20))),
     # -- what a trace is worth
     "units": ("nrt-ws", (_UNITS, _OWN)),

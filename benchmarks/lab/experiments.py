@@ -212,10 +212,11 @@ def _longer() -> list[Run]:
 
 
 def _candidates() -> list[Run]:
+    """Style shift of all first: who is worse there need not be run on long answers."""
     return [
         run
-        for preset, changes in CANDIDATES.values()
         for family, steps in (("style_shift", 100), ("long", 60))
+        for preset, changes in CANDIDATES.values()
         for run in _cells([family], [preset], steps, changes=changes)
     ]
 
