@@ -1,5 +1,7 @@
 """Log-probabilities in pieces against a plain log-softmax over whole logits."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -91,12 +93,17 @@ def test_bfloat16_and_autocast_give_float32_within_their_rounding():
     exact = plain(hidden, linear, choice)
     with torch.autocast("cpu", torch.bfloat16):
         cast = chosen_logps(hidden, linear, choice)
-    whole = chosen_logps(hidden.bfloat16(), linear.bfloat16(), choice)
+    whole = chosen_logps(hidden.bfloat16(), deepcopy(linear).bfloat16(), choice)
     for found in (cast, whole):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, exact, atol=0.2, rtol=0.02)
     cast.sum().backward()
     assert hidden.grad.dtype == torch.float32
+    found, hidden.grad, linear.weight.grad = linear.weight.grad, None, None
+    with torch.autocast("cpu", torch.bfloat16):
+        plain(hidden, linear, choice).sum().backward()
+    assert found.dtype == linear.weight.grad.dtype == torch.float32
+    assert (found - linear.weight.grad).norm() < 0.02 * found.norm()
 
 
 @pytest.mark.parametrize("how", ["weights", "autocast"])

@@ -160,6 +160,10 @@ def test_the_packed_head_multiplies_as_the_plain_one_does():
         for bias in (None, torch.nn.Parameter(torch.randn(352))):
             model.lm_head.bias = bias
             torch.testing.assert_close(decoding_head(model)(hidden), model.lm_head(hidden))
+            with torch.autocast("cpu", torch.bfloat16):
+                found, plain = decoding_head(model)(hidden), model.lm_head(hidden)
+                assert found.dtype == plain.dtype == torch.bfloat16
+                torch.testing.assert_close(found, plain)
 
 
 def test_convolution_layers_keep_the_states_of_the_rows_that_are_left():

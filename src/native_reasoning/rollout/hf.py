@@ -234,23 +234,27 @@ def decoder_of(model: PreTrainedModel, share: bool) -> Decoder:
 
 
 def decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The head as a function of hidden states (rows, H). On a CPU in float32 its weights, laid out
-    once as oneDNN multiplies them fastest: a few rows against a large vocabulary take a third of
-    the time."""
+    """The head as a function of hidden states (rows, H). On a CPU its weights, in the dtype of the
+    arithmetic and laid out once as oneDNN multiplies them fastest: a few rows against a large
+    vocabulary take a third of the time."""
     head = model.get_output_embeddings()
     parts = linear_parts(head)
     assert head is not None
     assert parts is not None
     weight, bias = parts.weight.detach(), None if parts.bias is None else parts.bias.detach()
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+    if weight.device.type != "cpu" or weight.dtype == torch.float64:
         return head
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
         multiply: Any = torch.ops.mkldnn._linear_pointwise
         multiply(weight.new_zeros(1, weight.shape[1]), packed, bias, "none", [], "")
     except (AttributeError, NotImplementedError, RuntimeError):  # a torch without oneDNN
         return head
-    return lambda hidden: multiply(hidden.contiguous(), packed, bias, "none", [], "")
+    dtype = weight.dtype
+    return lambda hidden: multiply(hidden.to(dtype).contiguous(), packed, bias, "none", [], "")
 
 
 # -- Many rows behind one prompt -------------------------------------------------------------------

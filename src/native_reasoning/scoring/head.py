@@ -196,11 +196,21 @@ class _ChosenLogps(torch.autograd.Function):
             p = p.to(hidden.dtype)
             d_hidden[rows] += p @ weight[columns].to(p.dtype)
             if d_weight is not None:
-                here, before = hidden[rows].to(weight.dtype), 0 if rows.start == 0 else 1
-                d_weight[columns].addmm_(p.T.to(weight.dtype), here, beta=before)
+                _add_product(d_weight[columns], p, hidden[rows], first=rows.start == 0)
         if d_weight is not None:
             d_weight[choice.vocabulary :] = 0
         return d_hidden.to(hidden.dtype), d_weight, d_bias, d_trained, None, None, None
+
+
+def _add_product(d_part: Tensor, p: Tensor, hidden: Tensor, *, first: bool) -> None:
+    """pᵀ · hidden to a part of a gradient, which is empty at ``first``; multiplied in the dtype of
+    both, as autocast multiplies for the gradient of a linear layer, and added up in its own."""
+    if d_part.dtype == p.dtype:
+        d_part.addmm_(p.T, hidden, beta=0 if first else 1)
+    elif first:
+        d_part.copy_(p.T @ hidden)
+    else:
+        d_part.add_(p.T @ hidden)
 
 
 def _add_rows(d_rows: Tensor, ids: Tensor, p: Tensor, hidden: Tensor, piece: "_Piece") -> None:
