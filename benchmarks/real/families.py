@@ -1,0 +1,72 @@
+"""Questions for a base model, with worked examples in the prompt: ``python families.py FOLDER``.
+
+Writes ``boxes`` and ``three``, each as ``NAME.train.jsonl`` and ``NAME.test.jsonl`` of question and
+answer, and ``plain.jinja``, a chat template that puts the model's first token before the text and
+nothing else. A problem is its three numbers: those of a held-out question are in no training
+question. The four worked examples are the same in all prompts of a family, and in no question.
+"""
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+NAMES = "Adam Ruth Vera Kurt Joan Eric Carl Dan Eve Ralf Nina Omar Paul Rosa Tim Uma".split()
+THINGS = "pens books apples coins cards shells stamps beads".split()
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+EXAMPLES, HELD_OUT = 4, 100
+
+Numbers = tuple[int, int, int]
+#: Of a problem: question, worked trace, answer.
+Problem = tuple[str, str, str]
+
+
+def boxes(numbers: Numbers, draw: random.Random) -> Problem:
+    """N has a boxes with b things each and c more."""
+    a, b, c = numbers
+    name, things = draw.choice(NAMES), draw.choice(THINGS)
+    question = f"{name} has {a} boxes with {b} {things} each and {c} more. How many {things}?"
+    return question, f"{a} * {b} = {a * b}, {a * b} + {c} = {a * b + c}.", str(a * b + c)
+
+
+def three(numbers: Numbers, draw: random.Random) -> Problem:
+    """The sum of three numbers of one digit."""
+    a, b, c = numbers
+    trace = f"{a} + {b} = {a + b}, {a + b} + {c} = {a + b + c}."
+    return f"What is {a} + {b} + {c}?", trace, str(a + b + c)
+
+
+FAMILIES: dict[str, tuple[Callable[[Numbers, random.Random], Problem], range]] = {
+    "boxes": (boxes, range(2, 10)),
+    "three": (three, range(1, 10)),
+}
+
+
+def make(name: str, seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """The rows of a family by split, in random order."""
+    problem, digits = FAMILIES[name]
+    draw = random.Random(seed)
+    numbers: list[Numbers] = [(a, b, c) for a, b, c in product(digits, digits, digits)]
+    draw.shuffle(numbers)
+    worked = [problem(numbers.pop(), draw) for _ in range(EXAMPLES)]
+    shown = "".join(f"Question: {q}\nThink: {t}\nAnswer: {a}\n\n" for q, t, a in worked)
+    asked = [problem(each, draw) for each in numbers]
+    rows = [{"question": f"{shown}Question: {q}\nThink:", "answer": a} for q, _, a in asked]
+    return {"test": rows[:HELD_OUT], "train": rows[HELD_OUT:]}
+
+
+def main(folder: Path) -> None:
+    """Writes the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plain.jinja").write_text(TEMPLATE, encoding="utf-8")
+    for name in FAMILIES:
+        for split, rows in make(name).items():
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}.{split}.jsonl").write_text(text, encoding="utf-8")
+            print(f"{name}.{split}.jsonl: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
