@@ -1,4 +1,4 @@
-"""What a run looks like: figures one by one, and one self-contained page (``nrt report``)."""
+"""What a run looks like, and arms beside each other: figures, and one self-contained page."""
 
 import time
 from collections.abc import Mapping, Sequence
