@@ -1,5 +1,8 @@
 """Splits, rows and pre-training documents of the middle tier; families.py makes the problems.
 
+``python benchmarks/middle/tasks.py FOLDER`` writes the rows of ``nrt compare`` (mixed.yaml):
+train.jsonl and test.jsonl, families in turn.
+
 Every problem of two or more steps belongs to one split, by a hash of its form without the wording
 (``Problem.key``): *train*, *tune* (learning rates and other choices) or *heldout* (the tables). No
 choice of seeds can put a held-out problem into the training rows or into a document. Problems of
@@ -8,6 +11,7 @@ the training split.
 """
 
 import hashlib
+import json
 import random
 import sys
 from collections.abc import Sequence
@@ -198,3 +202,16 @@ def trace_kind(problem: Problem, text: str) -> str:
 
 def _squeezed(text: str) -> str:
     return "".join(text.split())
+
+
+def main(folder: Path) -> None:
+    """1,000 training rows and 300 held-out ones, of hard problems of all families."""
+    names = tuple(FAMILIES)
+    for name, split, count in (("train", "train", 1000), ("test", "heldout", 300)):
+        seed = 0 if split == "train" else "the held-out problems"
+        lines = [json.dumps(row) + "\n" for row in rows(problems(names, HARD, split, count, seed))]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
