@@ -1,40 +1,76 @@
 """Is a run collapsing? One rule over its own metrics, with three states: docs/diagnostics.md.
 
-*collapsed*, over the last ``WINDOW`` logged steps: traces are empty, are never closed any more, the
-reference answers got much less likely, or updates were skipped. *drifting*: the same to a lesser
-degree, or traces that make no difference to which question they are put (specificity). A run that
-has collapsed counts as collapsed until exchanges say that traces are about their question again.
+*Over the last* ``WINDOW`` *logged steps*: traces are empty, are never closed any more, the
+reference answers got much less likely, or updates were skipped.
 
-The bounds were set on seeds 0 to 2 of benchmarks/collapse.py and tried on others.
+*Sure and wrong*: the entropy of the traces is gone, and not because they are right. A run that
+learns becomes sure as well, and flat groups are what is left when every trace is right; its reward
+and its answers' likelihood keep what they gained. So a loss of entropy counts where both have given
+back a part of their best gain (means of ``RECENT`` steps), or where exchanges say that traces are
+no longer about their question.
+
+*drifting* comes before *collapsed*. A run that has collapsed counts as collapsed until exchanges
+say that traces are about their question again. The bounds were set on some seeds of
+benchmarks/collapse.py and tried on others.
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from native_reasoning.config.errors import RunError, warn
-from native_reasoning.records.metrics import COLLAPSE, LEAST, STATES
+from native_reasoning.records.metrics import COLLAPSE, LEAST, METRICS, STATES
 
 WINDOW = 10
 #: Exchanges that have to say nothing, and how many there must have been.
 SILENT, KNOWN = 3, 5
-_WATCHED = ("empty", "closed", "answer_logp", "skipped_updates")
+#: Steps whose mean is "now" where traces are sure and wrong.
+RECENT = 3
+#: Shares of their best gains that the two may give back.
+BACK = {"answer_logp": 0.25, "reward": 0.5}
+#: Nats per token that reference answers may lose.
+FALLEN = 0.3
+#: Numbers of the traces' variety, in words, and where they have to begin to be able to fall.
+_VARIETY = {"trace_entropy": "entropy", "distinct": "distinct", "narrow_groups": "narrow groups"}
+LEAST_VARIETY = {"trace_entropy": 0.0, "distinct": 0.5, "narrow_groups": 0.5}
+_WATCHED = ("empty", "closed", "skipped_updates", *_VARIETY, *BACK)
 #: What on_collapse lower_lr leaves of the learning rate.
 LOWERED = 0.3
+_SLOWER, _CLIP = "a smaller --learning-rate", "--objective.clip relu"
+_LONGER = "a longer --max-trace-length"
+
+
+class Finding(NamedTuple):
+    """One cause: the state that it stands for, its name, what was seen, and what to set."""
+
+    state: int
+    name: str
+    seen: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.seen}; {self.fix}"
 
 
 @dataclass
 class History:
-    """What the rule looks at: metrics of the first logged step and of the last ones, and of each
-    late exchange whether it said something."""
+    """What the rule looks at: metrics of the first logged step and of the last ones, the best
+    means of ``RECENT`` steps, and of each late exchange whether it said something.
+
+    ``specificity`` is the largest so far; ``silent`` says that the last exchange came when variety
+    was gone, and that another question's trace did as well there.
+    """
 
     first: dict[str, float] = field(default_factory=dict)
     last: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
     exchanges: list[bool] = field(default_factory=list)
     measured: int = 0
+    specificity: float = 0.0
+    silent: bool = False
     state: int = 0
 
     def add(self, logs: Mapping[str, Any]) -> None:
@@ -42,50 +78,127 @@ class History:
         row = {name: float(logs[name]) for name in _WATCHED if logs.get(name) is not None}
         self.first = self.first or row
         self.last = [*self.last, row][-WINDOW:]
+        for name in BACK:
+            now = self.mean(name, RECENT)
+            if now is not None:
+                self.best[name] = max(now, self.best.get(name, now))
         if any(name in logs for name in ("specificity", "gain_hard", "gain_middle", "gain_easy")):
-            value, error = logs.get("specificity", 0.0), logs.get("specificity_se", 0.0)
-            says = value > max(LEAST, 2 * error) and logs.get("empty", 0.0) < 0.5
-            self.exchanges = [*self.exchanges, bool(says)][-SILENT:]
-            self.measured += 1
+            self._add_exchange(logs)
 
-    def mean(self, name: str) -> float | None:
-        """Of the last logged steps, None until there are ``WINDOW`` of them."""
-        values = [row[name] for row in self.last if name in row]
-        return statistics.fmean(values) if len(values) == WINDOW else None
+    def _add_exchange(self, logs: Mapping[str, Any]) -> None:
+        value, error = logs.get("specificity", 0.0), logs.get("specificity_se", 0.0)
+        says = value > max(LEAST, 2 * error) and logs.get("empty", 0.0) < 0.5
+        self.exchanges = [*self.exchanges, bool(says)][-SILENT:]
+        self.measured += 1
+        self.specificity = max(self.specificity, value)
+        busy, as_well = logs.get("empty", 0.0) < 0.5, value <= self.specificity / 2
+        self.silent = bool(self.lost_variety()) and busy and as_well and not says
+
+    def mean(self, name: str, steps: int = WINDOW) -> float | None:
+        """Of the last logged steps, None until there are so many of them."""
+        values = [row[name] for row in self.last[-steps:] if name in row]
+        return statistics.fmean(values) if len(values) == steps else None
+
+    def lost_variety(self) -> list[str]:
+        """Which of entropy, distinct traces and groups that are not narrow is at most half of what
+        it was at the first step, in words."""
+        found = []
+        for name, label in _VARIETY.items():
+            first, now = self.first.get(name), self.mean(name, RECENT)
+            if first is None or now is None:
+                continue
+            told = f"{label} {METRICS[name].text(first)} to {METRICS[name].text(now)}"
+            if name == "narrow_groups":
+                first, now = 1 - first, 1 - now
+            if now <= first / 2 and first >= LEAST_VARIETY[name]:
+                found.append(told)
+        return found
+
+    def given_back(self, name: str, steps: int = RECENT) -> float:
+        """The share of its best gain since the first step that a metric has given back; 1 where it
+        is no better than at the beginning, 0 where that is not known."""
+        first, now, best = self.first.get(name), self.mean(name, steps), self.best.get(name)
+        if first is None or now is None or best is None:
+            return 0.0
+        if not now > first:  # or is no number
+            return 1.0
+        return (best - now) / (best - first)
 
 
-def judge(history: History) -> tuple[int, list[str]]:
-    """The state (an index of ``STATES``) and, in words, why."""
-    found = _in_window(history)
-    silent = len(history.exchanges) == SILENT and not any(history.exchanges)
-    if silent and history.measured >= KNOWN:
-        told = "another question's trace was not shown to do worse"
-        found.append((1, f"in {SILENT} exchanges in a row {told}"))
-    state = max((level for level, _ in found), default=0)
+def judge(history: History) -> tuple[int, list[Finding]]:
+    """The state (an index of ``STATES``) and why."""
+    found = [*_in_window(history), *_sure_and_wrong(history)]
+    quiet = len(history.exchanges) == SILENT and not any(history.exchanges)
+    if quiet and history.measured >= KNOWN:
+        told = f"in {SILENT} exchanges in a row another question's trace was not shown to do worse"
+        found.append(Finding(1, "specificity", told, _SLOWER))
+    state = max((one.state for one in found), default=0)
     if history.state == 2 and state < 2 and history.measured and not all(history.exchanges):
-        found.append((2, "it had collapsed, and traces do not tell questions apart again"))
-        state = 2
-    return state, [text for level, text in found if level == state]
+        told = "it had collapsed, and traces do not tell questions apart again"
+        found, state = [Finding(2, "specificity", told, _SLOWER)], 2
+    return state, [one for one in found if one.state == state]
 
 
-def _in_window(history: History) -> list[tuple[int, str]]:
-    """What the means of the last steps say, each with the state that it stands for."""
-    found: list[tuple[int, str]] = []
-    empty, closed, logp, skipped = map(history.mean, _WATCHED)
-    if empty is not None and empty >= 0.6:
-        found.append((2 if empty >= 0.95 else 1, f"{empty:.0%} of the traces are empty"))
+def _in_window(history: History) -> list[Finding]:
+    """What the means of the last steps say."""
+    found: list[Finding] = []
+    empty, closed, skipped = map(history.mean, ("empty", "closed", "skipped_updates"))
+    if empty is not None and empty >= 0.8:
+        told = f"{empty:.0%} of the traces are empty"
+        found.append(Finding(2 if empty >= 0.95 else 1, "empty", told, _CLIP))
     first = history.first.get("closed", 0.0)
     if closed is not None and first >= 0.5 and closed < first / 2:
         told = f"{closed:.0%} of the traces close themselves, at the beginning {first:.0%}"
-        found.append((2 if closed <= 0.1 else 1, told))
-    first = history.first.get("answer_logp")
-    if logp is not None and first is not None and not logp > first - 0.3:  # or is no number
-        told = f"reference answers have {logp:.2f} nats per token, at the beginning {first:.2f}"
-        found.append((2 if logp < first - 1 else 1, told))
+        found.append(Finding(2 if closed <= 0.1 else 1, "closed", told, _LONGER))
+    found += _unlikely(history)
     if skipped is not None and skipped >= 0.3:
         told = f"{skipped:.0%} of the updates were not finite"
-        found.append((2 if skipped >= 0.8 else 1, told))
+        found.append(Finding(2 if skipped >= 0.8 else 1, "skipped", told, _SLOWER))
     return found
+
+
+def _unlikely(history: History) -> list[Finding]:
+    """Whether the reference answers got much less likely: at once, or over the window."""
+    first = history.first.get("answer_logp")
+    now, late = (history.mean("answer_logp", steps) for steps in (RECENT, WINDOW))
+    if first is None or now is None:
+        return []
+    fell = not now > 2 * first - FALLEN  # or is no number
+    fallen = late is not None and not late > first - FALLEN
+    if not fell and not fallen:
+        return []
+    told = f"reference answers have {now:.2f} nats per token, at the beginning {first:.2f}"
+    state = 2 if late is not None and late < first - 1 else 1
+    return [Finding(state, "likelihood", told, _SLOWER)]
+
+
+def _sure_and_wrong(history: History) -> list[Finding]:
+    """Whether the traces have lost their variety without being right."""
+    lost = history.lost_variety()
+    worse = all(history.given_back(name) >= share for name, share in BACK.items())
+    if not lost or not (worse or history.silent):
+        return []
+    nothing_left = all(history.given_back(name, WINDOW) >= 1 for name in BACK)
+    state = 2 if nothing_left or (worse and history.silent) else 1
+    why = "another question's trace does as well"
+    if worse:
+        first, best = history.first, history.best
+        now = {name: history.mean(name, RECENT) for name in BACK}
+        why = " and ".join(
+            f"{name} is {now[name]:.3g}, was {first[name]:.3g} and then {best[name]:.3g}"
+            for name in BACK
+        )
+    return [Finding(state, "variety", f"traces lost their variety ({', '.join(lost)}): {why}", _SLOWER)]
+
+
+def replay(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, list[Finding]]]:
+    """State and why after each logged step, from the metrics of a run."""
+    history, told = History(), []
+    for row in rows:
+        history.add(row)
+        history.state, found = judge(history)
+        told.append((history.state, found))
+    return told
 
 
 class CollapseGuard(TrainerCallback):
@@ -95,7 +208,7 @@ class CollapseGuard(TrainerCallback):
 
     def __init__(self, on_collapse: str = "warn") -> None:
         self.on_collapse, self.history = on_collapse, History()
-        self._why: list[str] = []
+        self._why: list[Finding] = []
         self._act, self._stopped = False, 0
 
     def look(self, logs: Mapping[str, Any], step: int, *, tell: bool) -> dict[str, float]:
@@ -105,7 +218,7 @@ class CollapseGuard(TrainerCallback):
         self.history.state, self._why = judge(self.history)
         self._act = self.history.state == 2 and before < 2
         if self.history.state != before and tell:
-            why = f": {'; '.join(self._why)}" if self._why else " again"
+            why = f": {_text(self._why)}" if self._why else " again"
             warn(f"step {step}: {STATES[self.history.state]}{why}")
         return {COLLAPSE: float(self.history.state)}
 

@@ -28,6 +28,8 @@ from native_reasoning.records.metrics import KINDS, STAGES
 
 #: Tokens below which a trace counts as short.
 SHORT = 16
+#: A group is narrow where its rewards' standard deviation is under this share of their mean size.
+NARROW = 0.05
 
 
 class Clock:
@@ -112,6 +114,8 @@ class Meter:
         self.add("ended", sum(end is not None for _, end in traces.stops()), k)
         self.add("distinct", len(set(traces.stops())), k)
         self.add("flat_groups", float(signal.flat), 1)
+        narrow = signal.spread < NARROW * float(signal.rewards.abs().mean())
+        self.add("narrow_groups", float(signal.flat or narrow), 1)
         self.add("clamped_baseline", signal.clamped, 1)
         self.add("underflow", signal.underflow, 1)
         self.add("kept_groups", float(signal.kept), 1)

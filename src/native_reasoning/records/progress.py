@@ -32,7 +32,12 @@ from native_reasoning.records.meter import Clock
 from native_reasoning.records.metrics import COLLAPSE, METRICS, STATES
 
 #: Metrics of a step; a narrow terminal shows the first ones.
-_NUMBERS = ("reward", "uplift", "trace_length", "closed", "reward_baseline")
+_NUMBERS = (
+    *("reward", "uplift", "trace_entropy", "distinct"),
+    *("trace_length", "closed", "reward_baseline"),
+)
+#: Columns of a terminal under which numbers take the place of all else but the time that is left.
+_WIDE = 120
 #: Stages of the clock that people know by another word than training.
 _PHASES = {"sampling": "sampling", "records": "saving"}
 #: Seconds whose mean says how long the next steps take.
@@ -42,7 +47,7 @@ _QUIET = 30.0
 
 
 class _Words(ProgressColumn):
-    """The phase and the numbers, cut off where the terminal is narrow."""
+    """The phase and the numbers, cut off where there is no room."""
 
     def __init__(self, words: Callable[[], str]) -> None:
         super().__init__()
@@ -56,9 +61,9 @@ class ProgressCallback(TrainerCallback):
     """Progress on stderr (or ``stream``), on rank 0 only.
 
     On a terminal a live line: step, phase, the numbers of the last step, time that is over and
-    left. Elsewhere one plain line per logged step. Evaluations are announced and counted. Every
-    ``trace_seconds`` a trace of ``newest``, the latest traces by question. ``clock`` has the stage
-    that runs.
+    left; under ``_WIDE`` columns no bar and no time that is over. Elsewhere one plain line per
+    logged step. Evaluations are announced and counted. Every ``trace_seconds`` a trace of
+    ``newest``, the latest traces by question. ``clock`` has the stage that runs.
     """
 
     def __init__(
@@ -160,13 +165,18 @@ class ProgressCallback(TrainerCallback):
 
     def _open(self, what: str, total: int, done: int = 0) -> None:
         """Begins the live line, which is seen on a terminal alone."""
-        self._bar = Progress(
-            TextColumn(f"{what} {{task.completed}}/{{task.total}}"),
+        done_of = "{task.completed}/{task.total}"
+        wide = (
+            TextColumn(f"{what} {done_of}"),
             BarColumn(10, table_column=Column(no_wrap=True)),
             _Words(self._words),
             TimeElapsedColumn(),
+        )
+        narrow = (TextColumn(done_of), _Words(self._words))
+        self._bar = Progress(
+            *(wide if self.console.width >= _WIDE else narrow),
             "left",
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=self.console,
             refresh_per_second=2,
             speed_estimate_period=_RECENT,
@@ -182,7 +192,9 @@ class ProgressCallback(TrainerCallback):
 
     def _words(self) -> str:
         phase = self._doing or _PHASES.get(self.clock.running or "", "training")
-        return f"{phase:8}  {self._numbers}"
+        if self._doing or self.console.width >= _WIDE:
+            return f"{phase:8}  {self._numbers}"
+        return f"{self._numbers}  {phase}".strip()
 
     def _show_trace(self) -> None:
         groups = self.newest()
@@ -209,7 +221,8 @@ def numbers_text(logs: Mapping[str, float]) -> str:
     """``drifting  reward 0.31  uplift +0.051  …``; nothing of a state that is healthy."""
     names = _NUMBERS if "reward" in logs else ("answer_logp", *_NUMBERS)  # supervised presets
     state = [STATES[int(logs[COLLAPSE])]] if logs.get(COLLAPSE) else []
-    return "  ".join([*state, *(_told(name, logs) for name in names if name in logs)])
+    told = (_told(name, logs).removeprefix("trace ") for name in names if name in logs)
+    return "  ".join([*state, *told])
 
 
 def trace_line(row: TraceRow) -> str:
