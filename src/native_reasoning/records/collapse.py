@@ -1,19 +1,20 @@
 """Is a run collapsing? One rule over its own metrics, with three states: docs/diagnostics.md.
 
-*Over the last* ``WINDOW`` *logged steps*: traces are empty, are never closed any more, the
+*Gone*, over the last ``WINDOW`` logged steps: traces are empty, traces are not closed any more,
 reference answers got much less likely, or updates were skipped.
 
-*Sure and wrong*: the entropy of the traces is gone, and not because they are right. A run that
-learns becomes sure as well, and flat groups are what is left when every trace is right; its reward
-and its answers' likelihood keep what they gained. So a loss of entropy counts where both have given
-back a part of their best gain (means of ``RECENT`` steps), or where exchanges say that traces are
-no longer about their question.
+*Sure and wrong*: traces have lost their variety (entropy, distinct ones, groups whose rewards
+differ) and are not right. Variety alone says nothing. A run that learns loses it too, because it
+becomes sure of what is right; then reward and the answers' likelihood keep what they gained. So it
+counts where both have given back a part of their best gain, in means of ``RECENT`` steps, or where
+another question's trace does as well.
 
 *drifting* comes before *collapsed*. A run that has collapsed counts as collapsed until exchanges
-say that traces are about their question again. The bounds were set on some seeds of
-benchmarks/collapse.py and tried on others.
+say that traces are about their question again. benchmarks/collapse.py has the seeds that the bounds
+were set on, and others.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,15 +28,14 @@ from native_reasoning.records.metrics import COLLAPSE, LEAST, METRICS, STATES
 WINDOW = 10
 #: Exchanges that have to say nothing, and how many there must have been.
 SILENT, KNOWN = 3, 5
-#: Steps whose mean is "now" where traces are sure and wrong.
+#: Steps whose mean is "now".
 RECENT = 3
-#: Shares of their best gains that the two may give back.
+#: Shares of their best gains that must have been given back where traces are wrong.
 BACK = {"answer_logp": 0.25, "reward": 0.5}
 #: Nats per token that reference answers may lose.
 FALLEN = 0.3
-#: Numbers of the traces' variety, in words, and where they have to begin to be able to fall.
-_VARIETY = {"trace_entropy": "entropy", "distinct": "distinct", "narrow_groups": "narrow groups"}
-LEAST_VARIETY = {"trace_entropy": 0.0, "distinct": 0.5, "narrow_groups": 0.5}
+#: What says how different traces are, and from which value on half of it is a loss.
+_VARIETY = {"trace_entropy": 0.0, "distinct": 0.5, "narrow_groups": 0.5}
 _WATCHED = ("empty", "closed", "skipped_updates", *_VARIETY, *BACK)
 #: What on_collapse lower_lr leaves of the learning rate.
 LOWERED = 0.3
@@ -80,7 +80,7 @@ class History:
         self.last = [*self.last, row][-WINDOW:]
         for name in BACK:
             now = self.mean(name, RECENT)
-            if now is not None:
+            if now is not None and math.isfinite(now):
                 self.best[name] = max(now, self.best.get(name, now))
         if any(name in logs for name in ("specificity", "gain_hard", "gain_middle", "gain_easy")):
             self._add_exchange(logs)
@@ -100,29 +100,35 @@ class History:
         return statistics.fmean(values) if len(values) == steps else None
 
     def lost_variety(self) -> list[str]:
-        """Which of entropy, distinct traces and groups that are not narrow is at most half of what
+        """Which of entropy, distinct traces, and groups that are not narrow is at most half of what
         it was at the first step, in words."""
-        found = []
-        for name, label in _VARIETY.items():
+        found: list[str] = []
+        for name, least in _VARIETY.items():
             first, now = self.first.get(name), self.mean(name, RECENT)
             if first is None or now is None:
                 continue
-            told = f"{label} {METRICS[name].text(first)} to {METRICS[name].text(now)}"
+            told = f"{METRICS[name].label} {METRICS[name].text(first)} to {METRICS[name].text(now)}"
             if name == "narrow_groups":
                 first, now = 1 - first, 1 - now
-            if now <= first / 2 and first >= LEAST_VARIETY[name]:
+            if now <= first / 2 and first >= least:
                 found.append(told)
         return found
 
-    def given_back(self, name: str, steps: int = RECENT) -> float:
-        """The share of its best gain since the first step that a metric has given back; 1 where it
-        is no better than at the beginning, 0 where that is not known."""
-        first, now, best = self.first.get(name), self.mean(name, steps), self.best.get(name)
+    def worse(self, name: str) -> bool:
+        """Whether a metric has given back its share (``BACK``) of its best gain since the first
+        step. Of a likelihood, a gain counts as at least a quarter of the first step's nats: less is
+        noise."""
+        first, now, best = self.first.get(name), self.mean(name, RECENT), self.best.get(name)
         if first is None or now is None or best is None:
-            return 0.0
-        if not now > first:  # or is no number
-            return 1.0
-        return (best - now) / (best - first)
+            return False
+        best = max(best, first)
+        gain = max(best - first, abs(first) / 4 if name == "answer_logp" else 0.0)
+        return not now > best - BACK[name] * gain  # or is no number
+
+    def no_better(self, name: str) -> bool:
+        """Whether a metric is, over the window, no better than at the first step."""
+        first, now = self.first.get(name), self.mean(name)
+        return first is not None and now is not None and not now > first
 
 
 def judge(history: History) -> tuple[int, list[Finding]]:
@@ -175,20 +181,22 @@ def _unlikely(history: History) -> list[Finding]:
 def _sure_and_wrong(history: History) -> list[Finding]:
     """Whether the traces have lost their variety without being right."""
     lost = history.lost_variety()
-    worse = all(history.given_back(name) >= share for name, share in BACK.items())
+    worse = all(map(history.worse, BACK))
     if not lost or not (worse or history.silent):
         return []
-    nothing_left = all(history.given_back(name, WINDOW) >= 1 for name in BACK)
-    state = 2 if nothing_left or (worse and history.silent) else 1
-    why = "another question's trace does as well"
-    if worse:
-        first, best = history.first, history.best
-        now = {name: history.mean(name, RECENT) for name in BACK}
-        why = " and ".join(
-            f"{name} is {now[name]:.3g}, was {first[name]:.3g} and then {best[name]:.3g}"
-            for name in BACK
-        )
-    return [Finding(state, "variety", f"traces lost their variety ({', '.join(lost)}): {why}", _SLOWER)]
+    no_better = all(map(history.no_better, BACK))
+    state = 2 if no_better or (worse and history.silent) else 1
+    why = [f"{name} {_change(history, name)}" for name in BACK] if worse else []
+    why += ["another question's trace does as well"] if history.silent else []
+    seen = f"traces have lost their variety ({', '.join(lost)}) and are not right: "
+    return [Finding(state, "variety", seen + ", ".join(why), _SLOWER)]
+
+
+def _change(history: History, name: str) -> str:
+    """``0.12, 0.31 before``: the mean of the last steps and the best of them so far."""
+    now, text = history.mean(name, RECENT), METRICS[name].text
+    assert now is not None
+    return f"{text(now)}, {text(max(history.best[name], history.first[name]))} before"
 
 
 def replay(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, list[Finding]]]:
@@ -218,7 +226,7 @@ class CollapseGuard(TrainerCallback):
         self.history.state, self._why = judge(self.history)
         self._act = self.history.state == 2 and before < 2
         if self.history.state != before and tell:
-            why = f": {_text(self._why)}" if self._why else " again"
+            why = f": {'; '.join(map(str, self._why))}" if self._why else " again"
             warn(f"step {step}: {STATES[self.history.state]}{why}")
         return {COLLAPSE: float(self.history.state)}
 
@@ -246,9 +254,9 @@ class CollapseGuard(TrainerCallback):
         if self._stopped:
             raise RunError(
                 f"the run had collapsed and was stopped at step {self._stopped}: "
-                f"{'; '.join(self._why)}",
+                f"{'; '.join(one.seen for one in self._why)}",
                 why="more steps of it would have trained on traces that say nothing",
-                fix="a smaller --learning-rate, or another --preset; docs/diagnostics.md. "
+                fix=f"{', '.join(dict.fromkeys(one.fix for one in self._why))}; docs/collapse.md. "
                 "--resume --on-collapse warn goes on all the same",
             )
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
 from native_reasoning.objective.losses import LossTerms, kl_k3
+from native_reasoning.objective.rewards import spread
 from native_reasoning.objective.types import Scores, Signal, uplift
 from native_reasoning.records.folder import TraceRow
 from native_reasoning.records.metrics import KINDS, STAGES
@@ -114,7 +115,8 @@ class Meter:
         self.add("ended", sum(end is not None for _, end in traces.stops()), k)
         self.add("distinct", len(set(traces.stops())), k)
         self.add("flat_groups", float(signal.flat), 1)
-        narrow = signal.spread < NARROW * float(signal.rewards.abs().mean())
+        wide = signal.spread or float(spread(signal.rewards))  # an objective need not say
+        narrow = wide < NARROW * float(signal.rewards.abs().mean())
         self.add("narrow_groups", float(signal.flat or narrow), 1)
         self.add("clamped_baseline", signal.clamped, 1)
         self.add("underflow", signal.underflow, 1)

@@ -41,6 +41,8 @@ CURVES = {
         "Right answers after a sampled trace and after none; bars are 95 % intervals.",
     ),
     "reward": _curves("Reward", "reward reward_baseline"),
+    "entropy": _curves("Trace entropy", "trace_entropy"),
+    "variety": _curves("Variety of traces", "distinct flat_groups narrow_groups"),
     "kinds": _curves(
         "Reward by kind of answer token",
         "reward_share_end reward_share_space spread_share_end spread_share_space",
@@ -73,8 +75,6 @@ CURVES = {
     "leakage": _curves("Leakage", "leakage restated"),
     "length": _curves("Trace length", "trace_length eval_trace_length", "With the closing tag."),
     "shares": _curves("Shares of traces", "closed empty helped"),
-    "entropy": _curves("Trace entropy", "trace_entropy"),
-    "distinct": _curves("Variety", "distinct flat_groups"),
     "sampled": _curves("Sampled answers in training", "sampled_correct sampled_complete"),
     "loss": _curves(
         "Loss terms",

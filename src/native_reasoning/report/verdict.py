@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from native_reasoning.evaluation.grading import Interval
+from native_reasoning.records.collapse import replay
 from native_reasoning.records.metrics import COLLAPSE, LEAST, METRICS, STATES, one_kind
 from native_reasoning.report.runs import LATE, Run, numbers
 
@@ -99,10 +100,11 @@ def verdict(run: Run) -> Conclusion:
     notes += [
         *_cut(last),
         *_change(GAIN if name == GAIN else UPLIFT, evaluations),
+        *_guard(run),
+        *_variety(run),
         *_about(run),
         *_baseline(run),
         *_kinds(run),
-        *_guard(run),
     ]
     if interval is not None and interval.n < FEW:
         notes.append(f"Only {interval.n} questions: the interval is rough.")
@@ -239,4 +241,21 @@ def _guard(run: Run) -> list[str]:
         return []
     now, worst = int(states.iloc[-1]), int(states.max())
     before = f"; it had said {STATES[worst]} before" if worst > now else ""
-    return [f"The collapse guard says {STATES[now]}{before}."]
+    rows = run.metrics[~run.metrics.index.duplicated(keep="last")].sort_index()
+    again, why = replay(row.dropna() for _, row in rows.iterrows())[-1]
+    causes = "; ".join(map(str, why)) if again == now else ""  # else another version's rule
+    told = f": {causes}" if causes else ""
+    return [f"The collapse guard says {STATES[now]}{before}{told}."]
+
+
+def _variety(run: Run) -> list[str]:
+    """How different traces were at the first step, and are over the last ones."""
+    told: list[str] = []
+    for name in ("trace_entropy", "distinct", "flat_groups", "narrow_groups"):
+        values = run.column(name)
+        if len(values):
+            first, late = _text(name, values.iloc[0]), _text(name, values.iloc[-LATE:].mean())
+            told.append(f"{METRICS[name].title} {first} to {late}")
+    if not told:
+        return []
+    return [f"Variety of traces, from the first step to the last {LATE}: {', '.join(told)}."]
