@@ -8,7 +8,15 @@ from transformers import TrainerCallback
 
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.records.collapse import KNOWN, LOWERED, SILENT, WINDOW, CollapseGuard
+from native_reasoning.records.collapse import (
+    KNOWN,
+    LOWERED,
+    RECENT,
+    SILENT,
+    WINDOW,
+    CollapseGuard,
+    replay,
+)
 from native_reasoning.records.folder import read_metrics
 from native_reasoning.records.metrics import COLLAPSE, STATES
 from native_reasoning.records.progress import numbers_text
@@ -35,15 +43,15 @@ def end(*rows: dict[str, float]) -> str:
     ("bad", "state"),
     [
         ({}, "healthy"),
-        ({"empty": 0.59}, "healthy"),
-        ({"empty": 0.7}, "drifting"),
+        ({"empty": 0.79}, "healthy"),
+        ({"empty": 0.85}, "drifting"),
         ({"empty": 0.96}, "collapsed"),
         ({"closed": 0.5}, "healthy"),
         ({"closed": 0.4}, "drifting"),
         ({"closed": 0.05}, "collapsed"),
         ({"answer_logp": -1.2}, "healthy"),
         ({"answer_logp": -1.5}, "drifting"),
-        ({"answer_logp": -2.5}, "collapsed"),
+        ({"answer_logp": -2.2}, "collapsed"),
         ({"answer_logp": -0.1}, "healthy"),
         ({"skipped_updates": 0.5}, "drifting"),
         ({"skipped_updates": 1.0}, "collapsed"),
@@ -52,6 +60,96 @@ def end(*rows: dict[str, float]) -> str:
 def test_a_window_of_bad_steps(bad, state):
     assert end({}, *[bad] * WINDOW) == state
     assert states({}, *[bad] * (WINDOW - 2)) == ["healthy"] * (WINDOW - 1)  # not yet a window
+
+
+def test_answers_that_become_twice_as_unlikely_are_seen_at_once():
+    assert states({}, *[{"answer_logp": -2.8}] * 4) == ["healthy"] * 3 + ["drifting"] * 2
+    assert states({}, *[{"answer_logp": -2.2}] * 4) == ["healthy"] * 5
+    assert end({}, *[{"answer_logp": float("nan")}] * RECENT) == "drifting"
+
+
+#: Traces of many kinds at the beginning, and of one kind.
+VARIED = {"trace_entropy": 1.0, "distinct": 0.9, "narrow_groups": 0.1, "reward": 0.1}
+ONE_KIND = {"trace_entropy": 0.1, "distinct": 0.2, "narrow_groups": 0.9}
+LEARNED = {"reward": 0.5, "answer_logp": -0.2}
+
+
+def varied(*rows: dict[str, float]) -> list[str]:
+    """The states after a beginning that has not learnt anything."""
+    return states(VARIED, *[{**VARIED, **row} for row in rows])[1:]
+
+
+def test_sure_and_right():
+    """The entropy goes because every trace is right, and rewards swing a little."""
+    end = [{**ONE_KIND, **LEARNED}, {**ONE_KIND, "reward": 0.4, "answer_logp": -0.25}] * 10
+    assert set(varied(*[{**LEARNED}] * 5, *end)) == {"healthy"}
+
+
+@pytest.mark.parametrize("name", ONE_KIND)
+def test_sure_and_wrong(name):
+    """One sign of lost variety is enough; reward and answers have given back what they gained."""
+    wrong = {name: ONE_KIND[name], "reward": 0.15, "answer_logp": -0.8}
+    found = varied(*[LEARNED] * 5, *[wrong] * 8)
+    assert found[:5] == ["healthy"] * 5
+    first = found.index("drifting") - 5 + 1
+    assert first <= RECENT
+    assert set(found[5 + first :]) == {"drifting"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"reward": 0.15, "answer_logp": -0.25},  # its answers are as likely as before
+        {"reward": 0.5, "answer_logp": -0.9},  # it never got more reward
+        {"reward": 0.15, "answer_logp": -0.9, **VARIED},  # traces differ as they did
+        {"reward": 0.35, "answer_logp": -0.3},  # the most it had was a little more
+    ],
+)
+def test_a_dip_is_none(row):
+    assert set(varied(*[LEARNED] * 5, *[{**ONE_KIND, **LEARNED, **row}] * 8)) == {"healthy"}
+
+
+def test_a_run_that_has_gained_nothing_is_not_called_by_noise():
+    """Before it learns, the mean of some steps is easily a little under the first step."""
+    noise = {**ONE_KIND, "reward": 0.09, "answer_logp": -1.05}
+    assert set(varied(*[noise] * (WINDOW - 3))) == {"healthy"}
+
+
+def test_no_better_than_at_the_beginning_is_a_collapse():
+    worse = {**ONE_KIND, "reward": 0.05, "answer_logp": -1.2}
+    found = varied(*[LEARNED] * 5, *[worse] * (WINDOW + 2))
+    assert found[-1] == "collapsed" and "drifting" in found
+    assert found.index("drifting") < found.index("collapsed") <= 5 + WINDOW
+
+
+def test_sure_traces_that_are_not_about_their_question():
+    sure = [{**ONE_KIND, **LEARNED}] * RECENT
+    assert varied(SAYS, *sure, {**sure[0], **SAYS})[-1] == "healthy"
+    assert varied(SAYS, *sure, {**sure[0], **NOTHING})[-1] == "drifting"
+    # a wide error is no sign that anything was lost
+    wide = {"specificity": 0.25, "specificity_se": 0.2}
+    assert varied(SAYS, *sure, {**sure[0], **wide})[-1] == "healthy"
+    # where most traces are empty, another part of the rule judges
+    assert varied(SAYS, *sure, {**sure[0], **NOTHING, "empty": 0.6})[-1] == "healthy"
+    worse = {**ONE_KIND, "reward": 0.15, "answer_logp": -0.8}
+    assert varied(SAYS, *[LEARNED] * 4, *[worse] * 4, {**worse, **NOTHING})[-1] == "collapsed"
+
+
+def test_low_variety_from_the_beginning_cannot_be_lost():
+    few = {"distinct": 0.3, "narrow_groups": 0.8}
+    rows = [{**VARIED, **few}, *[{**VARIED, **few, **LEARNED}] * 5]
+    worse = {**VARIED, "distinct": 0.13, "narrow_groups": 1.0, "reward": 0.1, "answer_logp": -0.9}
+    assert set(states(*rows, *[worse] * 8)) == {"healthy"}
+
+
+def test_a_replay_says_what_the_run_heard():
+    rows = [VARIED, *[{**VARIED, **LEARNED}] * 5, *[{**VARIED, **ONE_KIND, "reward": 0.1}] * 15]
+    rows = [{**GOOD, **row} for row in rows]
+    assert [STATES[state] for state, _ in replay(rows)] == states(*rows)
+    state, (why,) = replay(rows)[-1]
+    assert (state, why.name) == (2, "variety")
+    assert "trace entropy 1 to 0.1" in why.seen and "reward 0.1, 0.5 before" in why.seen
+    assert "--learning-rate" in why.fix
 
 
 def test_traces_that_never_closed_have_not_stopped_closing():
@@ -83,16 +181,21 @@ def test_without_exchanges_the_window_alone_decides():
 
 def test_what_is_said(capsys):
     guard = CollapseGuard()
-    for i, row in enumerate([GOOD, *[{**GOOD, "empty": 0.7}] * WINDOW, *[GOOD] * WINDOW]):
+    for i, row in enumerate([GOOD, *[{**GOOD, "empty": 0.94}] * WINDOW, *[GOOD] * WINDOW]):
         guard.look(row, i, tell=True)
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2
-    assert "drifting: 64% of the traces are empty" in told[0]
+    assert "drifting: 86% of the traces are empty; --objective" in told[0]
     assert told[1].endswith("healthy again")
 
 
 def test_it_goes_on_after_a_checkpoint():
-    rows = [{}, *[{"answer_logp": -1.5, **NOTHING}] * 6, *[{"empty": 0.97}] * 9]
+    rows = [
+        VARIED,
+        *[{**VARIED, **LEARNED, **SAYS}] * 3,
+        *[{**ONE_KIND, "reward": 0.1, "answer_logp": -1.5, **NOTHING}] * 6,
+        *[{"empty": 0.97}] * 9,
+    ]
     whole, first = CollapseGuard(), CollapseGuard()
     said = [whole.look({**GOOD, **row}, i, tell=False) for i, row in enumerate(rows)]
     before = [first.look({**GOOD, **row}, i, tell=False) for i, row in enumerate(rows[:8])]

@@ -69,6 +69,7 @@ EXPECTED = {
     "ended": 0.0,
     "distinct": (3 + 2) / 6,
     "flat_groups": 1 / 2,
+    "narrow_groups": 1 / 2,
     "clamped_baseline": 1 / 2,
     "underflow": 0.0,
     "kept_groups": 1.0,
@@ -83,6 +84,23 @@ def test_means_of_two_groups_by_hand():
     got = means([meter.sums()])
     assert got == pytest.approx(EXPECTED, abs=1e-6)
     assert meter.sums() == {}  # a fresh start
+
+
+@pytest.mark.parametrize(
+    ("rewards", "spread", "narrow"),
+    [
+        ([0.52, 0.5, 0.5], 0.012, True),
+        ([0.6, 0.4, 0.5], 0.1, False),
+        ([-5.0, -5.1, -5.0], 0.06, True),  # logarithms
+        ([0.6, 0.4, 0.5], 0.0, False),  # an objective of the user's own need not say
+    ],
+)
+def test_rewards_that_hardly_differ(rewards, spread, narrow):
+    group, traces, scores, signal = ONE
+    meter = Meter()
+    changed = replace(signal, rewards=torch.tensor(rewards), spread=spread, flat=False)
+    meter.add_group(group, traces, scores, changed, TEMPLATE)
+    assert means([meter.sums()])["narrow_groups"] == narrow
 
 
 def test_means_over_ranks_equal_means_over_all_groups():

@@ -18,6 +18,8 @@ LOGS = {
     "reward": 0.31,
     "reward_baseline": 0.22,
     "uplift": 0.05,
+    "trace_entropy": 0.251,
+    "distinct": 0.891,
     "trace_length": 31.2,
     "closed": 0.8,
 }
@@ -56,7 +58,10 @@ def _run(stream: io.StringIO, main: bool = True) -> str:
 
 def test_one_plain_line_per_logged_step():
     lines = _run(io.StringIO()).splitlines()
-    told = "reward 0.31  uplift +0.050  trace length 31.2  closed 80.0 %  reward baseline 0.22  "
+    told = (
+        "reward 0.31  uplift +0.050  entropy 0.251  distinct 89.1 %  length 31.2  closed 80.0 %  "
+        "reward baseline 0.22  "
+    )
     assert lines[0].startswith(f"step 1/2  {told}")
     assert lines[1].startswith(f"step 2/2  {told}")
     assert re.search(r"\d s  [\d,]+ tokens/s  elapsed 0:0\d:\d\d  left 0:0\d:\d\d$", lines[0])
@@ -70,21 +75,32 @@ def test_a_live_line_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", _run(Terminal()))
-    assert re.search(r"step 2/2 ━{10} ended +reward 0.31  uplift \+0.050  trace length 31.2", text)
-    assert re.search(r"tokens/s +0:0\d:\d\d left 0:0\d:\d\d", text)
+    assert re.search(r"step 2/2 ━{10} ended +reward 0.31  uplift \+0.050  entropy 0.251", text)
+    assert re.search(r"reward baseline 0.22 .*0:0\d:\d\d left 00:0\d", text)
     assert "evaluating 20 questions, answers up to 16 tokens" in text
     assert "evaluation at step 2" in text
 
 
-@pytest.mark.parametrize("width", [60, 100])
-def test_a_narrow_terminal_loses_the_last_numbers(width, monkeypatch):
+def last_line(width: int, monkeypatch) -> str:
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     lines = re.split(r"[\r\n]|\x1b\[2K", _run(Terminal()))
     plain = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line).rstrip() for line in lines]
-    (last,) = {line for line in plain if line.startswith("step 2/2") and "ended" in line}
+    (last,) = {line for line in plain if "2/2" in line and "reward" in line and "left" in line}
     assert len(last) <= width
-    assert re.search(r"step 2/2 ━{10} ended  .*reward 0.*…  ?0:0\d:\d\d left 0:0\d:\d\d", last)
+    return last
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_loses_the_last_numbers(width, monkeypatch):
+    last = last_line(width, monkeypatch)
+    assert re.match(r"2/2 reward 0.31  uplift \+0.050  entr.*…? left 00:0\d", last)
+    assert ("entropy 0.251  distinct 89.1 %" in last) == (width == 80)
+
+
+def test_a_wide_terminal_has_a_bar(monkeypatch):
+    last = last_line(120, monkeypatch)
+    assert re.search(r"step 2/2 ━{10} .*distinct 89.1 %.*0:0\d:\d\d left 00:0\d", last)
 
 
 def test_the_live_line_moves_on_while_a_step_runs(monkeypatch):

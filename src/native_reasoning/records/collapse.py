@@ -37,6 +37,9 @@ FALLEN = 0.3
 #: What says how different traces are, and from which value on half of it is a loss.
 _VARIETY = {"trace_entropy": 0.0, "distinct": 0.5, "narrow_groups": 0.5}
 _WATCHED = ("empty", "closed", "skipped_updates", *_VARIETY, *BACK)
+_EXCHANGED = ("specificity", "gain_hard", "gain_middle", "gain_easy")
+#: Every metric that the rule reads.
+READ = (*_WATCHED, *_EXCHANGED, "specificity_se")
 #: What on_collapse lower_lr leaves of the learning rate.
 LOWERED = 0.3
 _SLOWER, _CLIP = "a smaller --learning-rate", "--objective.clip relu"
@@ -82,7 +85,7 @@ class History:
             now = self.mean(name, RECENT)
             if now is not None and math.isfinite(now):
                 self.best[name] = max(now, self.best.get(name, now))
-        if any(name in logs for name in ("specificity", "gain_hard", "gain_middle", "gain_easy")):
+        if any(name in logs for name in _EXCHANGED):
             self._add_exchange(logs)
 
     def _add_exchange(self, logs: Mapping[str, Any]) -> None:

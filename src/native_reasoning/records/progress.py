@@ -165,16 +165,14 @@ class ProgressCallback(TrainerCallback):
 
     def _open(self, what: str, total: int, done: int = 0) -> None:
         """Begins the live line, which is seen on a terminal alone."""
-        done_of = "{task.completed}/{task.total}"
-        wide = (
-            TextColumn(f"{what} {done_of}"),
-            BarColumn(10, table_column=Column(no_wrap=True)),
-            _Words(self._words),
-            TimeElapsedColumn(),
-        )
-        narrow = (TextColumn(done_of), _Words(self._words))
+        wide = self.console.width >= _WIDE
+        count = "{task.completed}/{task.total}"
+        bar = BarColumn(10, table_column=Column(no_wrap=True))
         self._bar = Progress(
-            *(wide if self.console.width >= _WIDE else narrow),
+            TextColumn(f"{what} {count}" if wide or not self._training else count),
+            *([bar] if wide else []),
+            _Words(self._words),
+            *([TimeElapsedColumn()] if wide else []),
             "left",
             TimeRemainingColumn(compact=True),
             console=self.console,
@@ -192,9 +190,9 @@ class ProgressCallback(TrainerCallback):
 
     def _words(self) -> str:
         phase = self._doing or _PHASES.get(self.clock.running or "", "training")
-        if self._doing or self.console.width >= _WIDE:
-            return f"{phase:8}  {self._numbers}"
-        return f"{self._numbers}  {phase}".strip()
+        if self.console.width < _WIDE and not self._doing.startswith("evaluating"):
+            return f"{self._numbers}  {phase}".strip()
+        return f"{phase:8}  {self._numbers}"
 
     def _show_trace(self) -> None:
         groups = self.newest()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from native_reasoning.evaluation.grading import Interval
-from native_reasoning.records.collapse import replay
+from native_reasoning.records.collapse import READ, replay
 from native_reasoning.records.metrics import COLLAPSE, LEAST, METRICS, STATES, one_kind
 from native_reasoning.report.runs import LATE, Run, numbers
 
@@ -241,8 +241,8 @@ def _guard(run: Run) -> list[str]:
         return []
     now, worst = int(states.iloc[-1]), int(states.max())
     before = f"; it had said {STATES[worst]} before" if worst > now else ""
-    rows = run.metrics[~run.metrics.index.duplicated(keep="last")].sort_index()
-    again, why = replay(row.dropna() for _, row in rows.iterrows())[-1]
+    rows = pd.DataFrame({name: run.column(name) for name in READ})
+    again, why = replay(row.dropna().to_dict() for _, row in rows.iterrows())[-1]
     causes = "; ".join(map(str, why)) if again == now else ""  # else another version's rule
     told = f": {causes}" if causes else ""
     return [f"The collapse guard says {STATES[now]}{before}{told}."]
