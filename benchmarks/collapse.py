@@ -2,6 +2,7 @@
 
     python benchmarks/collapse.py                        # judges the runs of collapse.json, seconds
     python benchmarks/collapse.py --run 0 1 2            # makes those of these seeds it has not yet
+    python benchmarks/collapse.py --cures 1              # what helps: the same for CURES
     python benchmarks/collapse.py --judge RUN/metrics.jsonl ...   # the guard's words, step by step
 
 The embedded base on its two families, with presets, learning rates and other settings of which some
@@ -103,6 +104,39 @@ RUNS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("avg-logp", "short_answer", TOO_FAST),
     ("jepo", "short_answer", TOO_FAST),
 )
+#: What might cure a rate that is too high, one at a time.
+CURES: tuple[dict[str, Any], ...] = (
+    {},
+    {"learning_rate": 0.0015},
+    {"on_collapse": "lower_lr"},
+    {"warmup_steps": 30},
+    {"num_generations": 16},
+    {"max_grad_norm": 0.1},
+    {"temperature": 1.5},
+    {"objective": {"beta": 0.05}},
+    {"objective": {"beta": 0.5}},
+    {"objective": {"scale": "none"}},
+    {"objective": {"adv_clip": 1.0}},
+)
+#: What might cure emptiness.
+FILLERS: tuple[dict[str, Any], ...] = (
+    {},
+    {"objective": {"clip": "relu", "baseline": "current"}},
+    {"learning_rate": 0.00015},
+    {"objective": {"beta": 0.05}},
+    {"num_generations": 2, "per_device_train_batch_size": 64},
+)
+#: Numbers are kept as whole ones of a unit.
+UNITS = {"reward": 1e-4, "answer_logp": 1e-4}
+UNIT = 1e-3
+
+
+def cures() -> list[tuple[str, str, dict[str, Any]]]:
+    """The runs of ``--cures``."""
+    fast = [
+        (p, "short_answer", {**TOO_FAST, **c}) for c in CURES for p in ("nrt-ws", "nrt-ws-paper")
+    ]
+    return [*fast, *(("nrt-am-released", "style_shift", c) for c in FILLERS)]
 
 
 def name_of(preset: str, family: str, changes: Mapping[str, Any]) -> str:
@@ -177,39 +211,43 @@ def make(preset: str, family: str, changes: Mapping[str, Any], seed: int) -> dic
         if trainer.checkpoints.signals.received is not None:
             raise KeyboardInterrupt
         rows = [row for row in read_metrics(trainer.folder) if "loss" in row]
-    columns = {name: _column([row.get(name) for row in rows]) for name in KEPT}
+    columns = {name: _column([row.get(name) for row in rows], name) for name in KEPT}
     metrics = {name: column for name, column in columns.items() if column != {}}
     return {"steps": len(rows), "accuracy": watch.measured, "metrics": metrics}
 
 
-def _column(values: Sequence[float | None]) -> Any:
-    """Three digits of each; one number where all are equal, a dict by step where some are not
-    there."""
-    short = [None if v is None else float(f"{v:.3g}") for v in values]
-    short = [int(v) if v is not None and v.is_integer() else v for v in short]
+def _column(values: Sequence[float | None], name: str) -> Any:
+    """In ``UNITS``: one number where all are equal, a dict by step where some are not there."""
+    short = [None if v is None else round(v / UNITS.get(name, UNIT)) for v in values]
     if None in short:
         return {str(step): v for step, v in enumerate(short, 1) if v is not None}
     return short[0] if len(set(short)) == 1 else short
 
 
-def make_missing(seeds: Sequence[int], results: Path) -> None:
-    """Makes the runs of these seeds that ``results`` lacks, and writes it after each."""
+def make_missing(seeds: Sequence[int], results: Path, part: str) -> None:
+    """Makes the runs of these seeds that ``part`` of ``results`` lacks, and writes it after each:
+    of ``runs`` all, of ``cures`` the accuracies."""
     torch.set_num_threads(1)
     kept = read(results)
     kept["machine"] = {**machine(1), **versions()}
     for seed in seeds:
-        for preset, family, changes in RUNS:
-            made = kept["runs"].setdefault(name_of(preset, family, changes), {})
+        for preset, family, changes in RUNS if part == "runs" else cures():
+            made = kept[part].setdefault(name_of(preset, family, changes), {})
             if str(seed) in made:
                 continue
-            made[str(seed)] = make(preset, family, changes, seed)
+            run = make(preset, family, changes, seed)
+            made[str(seed)] = run if part == "runs" else {"accuracy": run["accuracy"]}
             print(name_of(preset, family, changes), seed, made[str(seed)]["accuracy"], flush=True)
             write(kept, results)
 
 
 def write(kept: Mapping[str, Any], results: Path) -> None:
     """A line for each run."""
-    text = json.dumps(kept, separators=(",", ":")).replace('{"steps"', '\n{"steps"')
+    text = (
+        json.dumps(kept, separators=(",", ":"))
+        .replace('{"steps"', '\n{"steps"')
+        .replace('{"accuracy"', '\n{"accuracy"')
+    )
     part = results.with_suffix(".part")
     part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, results)
@@ -219,7 +257,7 @@ def read(results: Path) -> dict[str, Any]:
     """What stands in the JSON so far."""
     if results.exists():
         return json.loads(results.read_text(encoding="utf-8"))
-    return {"runs": {}}
+    return {"runs": {}, "cures": {}}
 
 
 # -- Judging them ----------------------------------------------------------------------------------
@@ -232,7 +270,7 @@ def rows_of(run: Mapping[str, Any]) -> list[dict[str, float]]:
         values = column if isinstance(column, list) else [column] * len(rows)
         by_step = column if isinstance(column, dict) else dict(enumerate(values, 1))
         for step, value in by_step.items():
-            rows[int(step) - 1][name] = value
+            rows[int(step) - 1][name] = value * UNITS.get(name, UNIT)
     return rows
 
 
@@ -303,8 +341,9 @@ def tell(path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--run", type=int, nargs="+", metavar="SEED", default=())
+    parser.add_argument("--cures", type=int, nargs="+", metavar="SEED", default=())
     parser.add_argument("--judge", type=Path, nargs="+", metavar="METRICS.jsonl", default=())
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -313,8 +352,9 @@ def main() -> int:
         tell(path)
     if given.judge:
         return 0
-    if given.run:
-        make_missing(given.run, given.results)
+    for seeds, part in ((given.run, "runs"), (given.cures, "cures")):
+        if seeds:
+            make_missing(seeds, given.results, part)
     return judge_all(read(given.results))
 
 

@@ -185,7 +185,7 @@ def test_what_is_said(capsys):
         guard.look(row, i, tell=True)
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2
-    assert "drifting: 86% of the traces are empty; --objective" in told[0]
+    assert "drifting: 86% of the traces are empty; set --preset" in told[0]
     assert told[1].endswith("healthy again")
 
 

@@ -338,8 +338,8 @@ class NRTOptions:
     )
     on_collapse: str = setting(
         "warn",
-        "when traces become empty or say nothing: a line on stderr, or also end the run (stop), or "
-        "lower the learning rate by 0.3 (lower_lr)",
+        "when traces become empty, all alike or say nothing: a line on stderr, or also end the run "
+        "(stop), or lower the learning rate to 0.3 of it (lower_lr)",
         choices=("warn", "stop", "lower_lr"),
     )
     record_traces: bool = setting(

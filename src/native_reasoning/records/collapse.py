@@ -42,8 +42,10 @@ _EXCHANGED = ("specificity", "gain_hard", "gain_middle", "gain_easy")
 READ = (*_WATCHED, *_EXCHANGED, "specificity_se")
 #: What on_collapse lower_lr leaves of the learning rate.
 LOWERED = 0.3
-_SLOWER, _CLIP = "a smaller --learning-rate", "--objective.clip relu"
-_LONGER = "a longer --max-trace-length"
+#: What to set, each tried where the cause was seen (docs/results.md).
+_SLOWER = "set --learning-rate to a third or less, or --on-collapse lower_lr"
+_CLIP = "set --preset nrt-ws, or --objective.clip relu --objective.baseline current"
+_LONGER = "look at the traces: docs/collapse.md"
 
 
 class Finding(NamedTuple):

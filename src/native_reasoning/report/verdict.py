@@ -242,7 +242,8 @@ def _guard(run: Run) -> list[str]:
     now, worst = int(states.iloc[-1]), int(states.max())
     before = f"; it had said {STATES[worst]} before" if worst > now else ""
     rows = pd.DataFrame({name: run.column(name) for name in READ})
-    again, why = replay(row.dropna().to_dict() for _, row in rows.iterrows())[-1]
+    logged = [{str(k): float(x) for k, x in row.dropna().items()} for _, row in rows.iterrows()]
+    again, why = replay(logged)[-1]
     causes = "; ".join(map(str, why)) if again == now else ""  # else another version's rule
     told = f": {causes}" if causes else ""
     return [f"The collapse guard says {STATES[now]}{before}{told}."]
