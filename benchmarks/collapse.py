@@ -48,7 +48,8 @@ from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.demo import base_path, make_rows
 from native_reasoning.evaluation.grading import accuracy
 from native_reasoning.records.collapse import replay
-from native_reasoning.records.folder import lines_of, read_metrics, versions
+from native_reasoning.records.folder import lines_of, read_metrics
+from native_reasoning.records.manifest import versions
 from native_reasoning.records.metrics import STATES
 from native_reasoning.rollout.engine import NoiseKey, Sampling, sample_answers
 from native_reasoning.rollout.noise import EVALUATION

@@ -163,7 +163,7 @@ MEASURED = (
     Metric("eval_answer_logp_no_think", _NATS, "b."),
     Metric("eval_uplift", _NATS, "l − b.", 0),
     Metric("eval_trace_length", "tokens", "Tokens of a trace."),
-    Metric("eval_trace_entropy", _NATS, "How undecided the model is while it thinks: −log π."),
+    Metric("eval_trace_entropy", "nats", "How undecided it is while it thinks: −log π of a token."),
     Metric("eval_closed", "share", "Traces that end with the tag.", 0.5),
     Metric("eval_cut", "share", "Answers after a trace that ran into the limit."),
     Metric("eval_cut_no_think", "share", "Answers after an empty trace that ran into it."),
