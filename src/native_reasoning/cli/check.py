@@ -45,7 +45,7 @@ from native_reasoning.records.metrics import METRICS
 from native_reasoning.records.progress import clock_text
 from native_reasoning.rollout.schedule import make_schedule, total_steps
 from native_reasoning.training.forwards import ONE_STEP, fitting, full_step
-from native_reasoning.training.headroom import ask
+from native_reasoning.training.headroom import ask, told
 from native_reasoning.training.trainer import NRTTrainer
 
 _NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
@@ -329,23 +329,22 @@ def show_headroom(found: Mapping[str, Any]) -> None:
         "accuracy": "right after a trace (pass@1)",
         "pass_at_k": f"right after one of {k} (pass@{k})",
         "best_beats_none": f"reference likelier after the best of {k} than after none",
-        "best_beats_other": "... than after the best of another question's",
         "closed": "traces that close themselves",
         "distinct": "distinct traces of a question",
         "flat_groups": "groups of equal rewards",
     }
+    worth = {"gain": "gain over other questions' traces", "headroom": "head-room"}
     rows = []
     for key, label in names.items():
         ends = (found.get(f"{key}_{end}") for end in ("low", "high"))
         low, high = (None if end is None else f"{100 * end:.0f}" for end in ends)
         rows.append([label, share.text(found[key]) + (f" ({low} to {high})" if low else "")])
-    room = " to ".join(f"{found[f'headroom_{end}']:.2f}" for end in ("low", "high"))
     memory = found["memory"]
     size = "" if memory is None else f", {memory / 1e9:.3g} GB at the peak"
     seconds, steps = found["seconds_per_step"], found["steps"]
     rows += [
         ["trace entropy (nats per token)", f"{found['trace_entropy']:.2f}"],
-        [f"head-room ({found['unit']})", f"{found['headroom']:.2f} ({room})"],
+        *([f"{label} (probability)", told(found, name)] for name, label in worth.items()),
         ["a step of full length", f"{seconds:.3g} s{size}"],
         [f"all {steps} steps", f"at most about {clock_text(seconds * steps)}"],
     ]

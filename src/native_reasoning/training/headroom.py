@@ -3,14 +3,18 @@
 Of N questions, K traces each are sampled as the first steps of training would, an answer after each
 and one after none. A reference has *hard* tokens, those under a half without a trace, e^{b_i} < ½;
 its end of turn is none of them. What a trace z is worth here is v(z): the probability of all hard
-tokens together, or where references are too long to be compared the mean of their l_i (nats)::
+tokens together, or where references are too long to be compared their mean probability::
 
-    head-room = mean over questions of  max_k v(z_k) − max(mean_k v(z_k), v(none), max_k v(z'_k))
+    own       = mean over questions of  mean_k v(z_k) − mean v(z'),  z' the traces of ``OTHERS``
+    head-room = mean over questions of  max_k v(z_k) − max(mean_k v(z_k), v(none))
 
-z' are the K traces of another question, the last term a mean over ``OTHERS`` of these. So the best
-trace has to be better than the average one, which is what reinforcing changes, and than the best of
-as many traces that know nothing of the question: any trace may lift a reference by its format, and
-the best of K lifts it by luck.
+Both have to be above 0. Head-room is what reinforcing the best traces would bring, and the best of
+K is better by luck too: with ten possible answers, 8 guesses have a pass@8 of 57 %. Luck has no
+part in *own*. A trace that knows nothing of the question takes from some references the probability
+that it gives to others, however sure of itself it makes the model. So a mean of probabilities, over
+the traces of other questions, is what format and style alone do for the reference. (The best of
+another question's traces is no such control: a model is misled by a strange trace into an answer of
+which it is sure, and the best of K such answers is often right.)
 """
 
 import math
@@ -41,11 +45,22 @@ CLOSED = 0.5
 FLAT = 0.9
 #: Probability without a trace below which a token is hard.
 HARD = 0.5
+#: A gain over other questions' traces below which the traces of a model know nothing.
+KNOWS = 0.01
 #: Other questions whose traces are tried on a question.
 OTHERS = 3
 #: Metrics of a training step that are told too.
 OF_TRACES = frozenset(
-    ("closed", "distinct", "flat_groups", "helped", "uplift", "trace_entropy", "trace_length")
+    (
+        "closed",
+        "ended",
+        "distinct",
+        "flat_groups",
+        "helped",
+        "uplift",
+        "trace_entropy",
+        "trace_length",
+    )
 )
 #: How a verdict begins.
 VERDICTS = (
@@ -58,7 +73,7 @@ VERDICTS = (
 class Asked:
     """One question. ``right`` (K) are its answers after K traces, ``right_no_think`` the one after
     none, 1.0 or 0.0. ``own`` (K) and ``none`` are v after its own traces and after none, ``other``
-    the mean over other questions of the best of theirs; ``known`` is the mean of b_i (nats)."""
+    the mean of v after other questions' traces; ``known`` is the mean of b_i (nats)."""
 
     right: tuple[float, ...]
     right_no_think: float
@@ -68,9 +83,14 @@ class Asked:
     known: float
 
     @property
+    def gain(self) -> float:
+        """How much more its own traces are worth than others."""
+        return fmean(self.own) - self.other
+
+    @property
     def headroom(self) -> float:
-        """What the best trace is worth beyond the average, none, and another question's best."""
-        return max(self.own) - max(fmean(self.own), self.none, self.other)
+        """What the best trace is worth beyond the average and beyond none."""
+        return max(self.own) - max(fmean(self.own), self.none)
 
 
 # -- Sampling and scoring --------------------------------------------------------------------------
@@ -161,13 +181,13 @@ def _asked(
 
     def worth(logps: Sequence[float]) -> float:
         chosen = [logps[i] for i in hard]
-        return math.exp(sum(chosen)) if short else fmean(chosen or [0.0])
+        return math.exp(sum(chosen)) if short else fmean(map(math.exp, chosen or [0.0]))
 
     return Asked(
         right=right[:-1],
         right_no_think=right[-1],
         own=tuple(map(worth, scores.answer.tolist())),
-        other=fmean(max(map(worth, other.answer.tolist())) for other in others),
+        other=fmean(worth(row) for other in others for row in other.answer.tolist()),
         none=worth(b),
         known=fmean(b[:-1] or b),
     )
@@ -187,19 +207,19 @@ def summarise(
         "accuracy": [fmean(q.right) for q in asked],
         "pass_at_k": [max(q.right) for q in asked],
         "best_beats_none": [float(max(q.own) > q.none) for q in asked],
-        "best_beats_other": [float(max(q.own) > q.other) for q in asked],
         "worth": [fmean(q.own) for q in asked],
         "worth_best": [max(q.own) for q in asked],
         "worth_none": [q.none for q in asked],
         "worth_other": [q.other for q in asked],
+        "gain": [q.gain for q in asked],
         "headroom": [q.headroom for q in asked],
         "known": [q.known for q in asked],
     }
-    shares = {"accuracy_no_think", "accuracy", "pass_at_k", "best_beats_none", "best_beats_other"}
+    shares = {"accuracy_no_think", "accuracy", "pass_at_k", "best_beats_none"}
     found: dict[str, Any] = {
         "questions": len(asked),
         "traces": len(asked[0].right),
-        "unit": "probability" if short else "nats per hard token",
+        "compared": short,
     }
     for name, cells in values.items():
         interval = bootstrap_interval(cells, bounds=BOUNDS["share"] if name in shares else None)
@@ -223,30 +243,41 @@ def judge(found: Mapping[str, Any], config: NRTConfig, *, new: bool) -> Verdict:
     tokens.
 
     In this order: it can do it already; the reward is one kind of token's, no trace helps where
-    traces do not close themselves, or right answers are worded in another way; the interval of the
-    head-room reaches from 0 to ``LEAST`` and beyond, or ends below; flat groups.
+    traces do not close themselves, or right answers are worded in another way; the interval of
+    *own* reaches from 0 to ``KNOWS`` and beyond, or ends below; head-room; flat groups.
     """
     worth, first, nothing, learn, undecided = VERDICTS
-    short, k = found["unit"] == "probability", found["traces"]
-    told = f"{found['headroom']:.2f} ({found['headroom_low']:.2f} to {found['headroom_high']:.2f})"
-    room = f"the best of {k} traces has a head-room of {told}, {found['unit']}"
-    shown = found["headroom_low"] > 0 and found["headroom"] >= LEAST
+    short, rows = found["compared"], found["questions"]
+    what = "the answer" if short else "an answer's hard token"
+    own = (
+        f"a trace of its own makes {what} {told(found, 'gain')} more probable than another "
+        "question's"
+    )
+    best = f"the best of {found['traces']} {told(found, 'headroom')} more than the average or none"
+    shown = found["gain_low"] > 0 and found["headroom_low"] > 0 and found["headroom"] >= LEAST
     settings: Mapping[str, Any] = {}
     if can := _can(found, short=short):
         verdict, reason = learn, f"it can do it already, {can}"
     elif wrong := _format(found, config, new=new, short=short, shown=shown):
         verdict, (reason, settings) = first, wrong
-    elif not shown and found["headroom_high"] >= LEAST:
-        verdict, rows = undecided, found["questions"]
-        reason = f"{room}, which {rows} rows leave open; --sample {4 * rows}"
+    elif found["gain_low"] <= 0 and found["gain_high"] >= KNOWS:
+        verdict = undecided
+        reason = f"{own}, which {rows} rows leave open; --sample {4 * rows}"
+    elif found["gain_low"] <= 0:
+        verdict, reason = nothing, f"no trace of this model helps on these questions; {own}"
     elif not shown:
-        verdict, reason = nothing, f"no trace of this model helps on these questions; {room}"
+        verdict, reason = nothing, f"its traces are alike; {best}"
     elif found["flat_groups"] >= FLAT:
         verdict, alike = nothing, f"{found['flat_groups']:.0%}"
         reason = f"this preset pays all traces of a question alike in {alike} of the groups"
     else:
-        verdict, reason = worth, room
+        verdict, reason = worth, f"{own}, and {best}"
     return Verdict(verdict, f"{verdict}: {reason}", settings)
+
+
+def told(found: Mapping[str, Any], name: str) -> str:
+    """A probability with its interval: ``0.08 (0.03 to 0.14)``."""
+    return f"{found[name]:.2f} ({found[f'{name}_low']:.2f} to {found[f'{name}_high']:.2f})"
 
 
 def _can(found: Mapping[str, Any], *, short: bool) -> str | None:
@@ -268,18 +299,20 @@ def _format(
     """Why the format comes first, and what to set, if so."""
     strict = config.resolved_objective().bad_format in ("zero", "mask")
     warmup = warmup_settings(config)
-    for kind, told in one_kind(found).items():
-        return told, {"objective.reward_span": "answer"} if kind == "end" else warmup
+    for kind, why in one_kind(found).items():
+        return why, {"objective.reward_span": "answer"} if kind == "end" else warmup
     if new and not shown:
-        told = "the think tokens are new, and no trace is shown to help yet"
-        return f"{told}: {as_flags(warmup)}", warmup
+        why = "the think tokens are new, and no trace is shown to help yet"
+        return f"{why}: {as_flags(warmup)}", warmup
     if found["closed"] < CLOSED and (strict or not shown):
-        told = f"{found['closed']:.0%} of the traces close themselves: {as_flags(warmup)}"
-        return f"{told}, or a longer --max-trace-length where it cuts thoughts", warmup
+        cut = 1 - found["closed"] - found["ended"] > found["ended"]  # others end the turn
+        cure = {"max_trace_length": 4 * config.max_trace_length} if cut else warmup
+        why = f"{found['closed']:.0%} of the traces close themselves"
+        return f"{why}{', the limit cuts the others' if cut else ''}: {as_flags(cure)}", cure
     if short and found["accuracy"] >= 2 * found["worth"] + 0.1:
-        told = (
+        why = (
             f"{found['accuracy']:.0%} of the answers after a trace are right, and the reference's "
             f"own words have a probability of {found['worth']:.2f}"
         )
-        return f"{told}: {as_flags(warmup)}", warmup
+        return f"{why}: {as_flags(warmup)}", warmup
     return None
