@@ -333,7 +333,6 @@ def show_headroom(found: Mapping[str, Any]) -> None:
         "distinct": "distinct traces of a question",
         "flat_groups": "groups of equal rewards",
     }
-    worth = {"gain": "gain over other questions' traces", "headroom": "head-room"}
     rows = []
     for key, label in names.items():
         ends = (found.get(f"{key}_{end}") for end in ("low", "high"))
@@ -344,7 +343,7 @@ def show_headroom(found: Mapping[str, Any]) -> None:
     seconds, steps = found["seconds_per_step"], found["steps"]
     rows += [
         ["trace entropy (nats per token)", f"{found['trace_entropy']:.2f}"],
-        *([f"{label} (probability)", told(found, name)] for name, label in worth.items()),
+        ["head-room (probability)", told(found, "headroom")],
         ["a step of full length", f"{seconds:.3g} s{size}"],
         [f"all {steps} steps", f"at most about {clock_text(seconds * steps)}"],
     ]

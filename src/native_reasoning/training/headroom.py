@@ -5,16 +5,13 @@ and one after none. A reference has *hard* tokens, those under a half without a 
 its end of turn is none of them. What a trace z is worth here is v(z): the probability of all hard
 tokens together, or where references are too long to be compared their mean probability::
 
-    own       = mean over questions of  mean_k v(z_k) − mean v(z'),  z' the traces of ``OTHERS``
-    head-room = mean over questions of  max_k v(z_k) − max(mean_k v(z_k), v(none))
+    head-room = mean over questions of  max_k v(z_k) − max(mean_k v(z_k), v(none), max_k v(z'_k))
 
-Both have to be above 0. Head-room is what reinforcing the best traces would bring, and the best of
-K is better by luck too: with ten possible answers, 8 guesses have a pass@8 of 57 %. Luck has no
-part in *own*. A trace that knows nothing of the question takes from some references the probability
-that it gives to others, however sure of itself it makes the model. So a mean of probabilities, over
-the traces of other questions, is what format and style alone do for the reference. (The best of
-another question's traces is no such control: a model is misled by a strange trace into an answer of
-which it is sure, and the best of K such answers is often right.)
+z' are the K traces of another question, the last term a mean over ``OTHERS`` of these. So the best
+trace has to be better than the average one, which is what reinforcing changes, and than the best of
+as many traces that know nothing of the question: any trace may lift a reference by its format, and
+the best of K lifts it by luck. The control is a hard one. A model may be misled by a strange trace
+into an answer of which it is sure, and the best of K such answers is often right.
 """
 
 import math
@@ -45,8 +42,6 @@ CLOSED = 0.5
 FLAT = 0.9
 #: Probability without a trace below which a token is hard.
 HARD = 0.5
-#: A gain over other questions' traces below which the traces of a model know nothing.
-KNOWS = 0.01
 #: Other questions whose traces are tried on a question.
 OTHERS = 3
 #: Metrics of a training step that are told too.
@@ -73,7 +68,7 @@ VERDICTS = (
 class Asked:
     """One question. ``right`` (K) are its answers after K traces, ``right_no_think`` the one after
     none, 1.0 or 0.0. ``own`` (K) and ``none`` are v after its own traces and after none, ``other``
-    the mean of v after other questions' traces; ``known`` is the mean of b_i (nats)."""
+    the mean over other questions of the best of theirs; ``known`` is the mean of b_i (nats)."""
 
     right: tuple[float, ...]
     right_no_think: float
@@ -83,14 +78,9 @@ class Asked:
     known: float
 
     @property
-    def gain(self) -> float:
-        """How much more its own traces are worth than others."""
-        return fmean(self.own) - self.other
-
-    @property
     def headroom(self) -> float:
-        """What the best trace is worth beyond the average and beyond none."""
-        return max(self.own) - max(fmean(self.own), self.none)
+        """What the best trace is worth beyond the average, none, and another question's best."""
+        return max(self.own) - max(fmean(self.own), self.none, self.other)
 
 
 # -- Sampling and scoring --------------------------------------------------------------------------
@@ -187,7 +177,7 @@ def _asked(
         right=right[:-1],
         right_no_think=right[-1],
         own=tuple(map(worth, scores.answer.tolist())),
-        other=fmean(worth(row) for other in others for row in other.answer.tolist()),
+        other=fmean(max(map(worth, other.answer.tolist())) for other in others),
         none=worth(b),
         known=fmean(b[:-1] or b),
     )
@@ -211,7 +201,6 @@ def summarise(
         "worth_best": [max(q.own) for q in asked],
         "worth_none": [q.none for q in asked],
         "worth_other": [q.other for q in asked],
-        "gain": [q.gain for q in asked],
         "headroom": [q.headroom for q in asked],
         "known": [q.known for q in asked],
     }
@@ -243,35 +232,31 @@ def judge(found: Mapping[str, Any], config: NRTConfig, *, new: bool) -> Verdict:
     tokens.
 
     In this order: it can do it already; the reward is one kind of token's, no trace helps where
-    traces do not close themselves, or right answers are worded in another way; the interval of
-    *own* reaches from 0 to ``KNOWS`` and beyond, or ends below; head-room; flat groups.
+    traces do not close themselves, or right answers are worded in another way; the interval of the
+    head-room reaches from 0 to ``LEAST`` and beyond, or ends below; flat groups.
     """
     worth, first, nothing, learn, undecided = VERDICTS
     short, rows = found["compared"], found["questions"]
-    what = "the answer" if short else "an answer's hard token"
-    own = (
-        f"a trace of its own makes {what} {told(found, 'gain')} more probable than another "
-        "question's"
+    what = "the answer" if short else "a hard token of the answer"
+    room = (
+        f"the best of {found['traces']} makes {what} {told(found, 'headroom')} more probable than "
+        "the average one, none, or the best of another question's"
     )
-    best = f"the best of {found['traces']} {told(found, 'headroom')} more than the average or none"
-    shown = found["gain_low"] > 0 and found["headroom_low"] > 0 and found["headroom"] >= LEAST
+    shown = found["headroom_low"] > 0 and found["headroom"] >= LEAST
     settings: Mapping[str, Any] = {}
     if can := _can(found, short=short):
         verdict, reason = learn, f"it can do it already, {can}"
     elif wrong := _format(found, config, new=new, short=short, shown=shown):
         verdict, (reason, settings) = first, wrong
-    elif found["gain_low"] <= 0 and found["gain_high"] >= KNOWS:
-        verdict = undecided
-        reason = f"{own}, which {rows} rows leave open; --sample {4 * rows}"
-    elif found["gain_low"] <= 0:
-        verdict, reason = nothing, f"no trace of this model helps on these questions; {own}"
+    elif not shown and found["headroom_high"] >= LEAST:
+        verdict, reason = undecided, f"{rows} rows leave it open, --sample {4 * rows}; {room}"
     elif not shown:
-        verdict, reason = nothing, f"its traces are alike; {best}"
+        verdict, reason = nothing, f"no trace of this model helps on these questions; {room}"
     elif found["flat_groups"] >= FLAT:
         verdict, alike = nothing, f"{found['flat_groups']:.0%}"
         reason = f"this preset pays all traces of a question alike in {alike} of the groups"
     else:
-        verdict, reason = worth, f"{own}, and {best}"
+        verdict, reason = worth, f"of its traces {room}"
     return Verdict(verdict, f"{verdict}: {reason}", settings)
 
 
