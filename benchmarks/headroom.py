@@ -374,7 +374,8 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, verdict in result["verdicts"].items():
-        head = f"| {name} | {verdict['verdict']} ({verdict['questions']}) | {told(verdict, 'headroom')}"
+        what = f"{verdict['verdict']} ({verdict['questions']})"
+        head = f"| {name} | {what} | {told(verdict, 'headroom')}"
         runs = result["runs"].get(name, {})
         arms = arms_of(verdict)
         if any(str(seed) not in runs.get(arm, {}) for arm in arms for seed in SEEDS):
