@@ -112,6 +112,8 @@ def test_a_dry_run_says_which_runs_there_are_and_writes_nothing(begun, nrt):
     assert told["steps"] == 2
     assert told["seconds"] == pytest.approx(told["seconds_per_step"] * 2 * 9)
     assert sorted(begun.rglob("*")) == before
-    code, out, err = nrt("compare", "--out", begun, "--dry-run")
-    assert "nrt-ws-43  2 steps" in out
+    more = ["--presets", "permuted:max_steps=7"]
+    code, out, err = nrt("compare", "--out", begun, *more, "--dry-run")
+    assert "nrt-ws-43                2 steps" in out
+    assert "permuted_max_steps=7-43  7 steps   max_steps 7" in out
     assert out.rstrip().endswith("dry run: nothing was written")

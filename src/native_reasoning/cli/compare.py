@@ -86,11 +86,8 @@ class Run:
         done = last_evaluation(self.folder)
         if self.arm.label == BASE:
             return bool(done)
-        return bool(steps and done) and self._saved and done[0]["step"] == steps[-1]
-
-    @property
-    def _saved(self) -> bool:
-        return (self.folder / "final").is_dir()
+        saved = (self.folder / "final").is_dir()
+        return bool(saved and steps and done) and done[0]["step"] == steps[-1]
 
 
 @dataclass(frozen=True)
@@ -215,12 +212,12 @@ def _refuse(settings: Mapping[str, Any]) -> None:
 
 def _seeds(before: Mapping[str, Any], given: Mapping[str, Any]) -> int:
     """How many seeds: those that are there stay. Raises ConfigError."""
-    count = max(int(of.get("seeds", 0)) for of in (before, given)) or 1
-    if count < 1 or int(given.get("seeds", 1)) < 1:
+    seeds = given.get("seeds", 1)
+    if int(seeds) < 1:
         raise ConfigError(
-            f"--seeds {given.get('seeds')}", why="each arm is trained with so many", fix="--seeds 3"
+            f"--seeds {seeds}", why="each arm is trained with so many", fix="--seeds 3"
         )
-    return count
+    return max(int(seeds), int(before.get("seeds", 1)))
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -234,11 +231,11 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
     )
     names = [f.name for f in fields(NRTConfig) if f.name not in _FREE]
     changed += [name for name in names if getattr(old, name) != getattr(new, name)]
-    values = {name: before.get(name, getattr(old, name, None)) for name in changed}
-    told_ = [f"{n} {old} -> {now.get(n, getattr(new, n, None))}" for n, old in values.items()]
     if changed:
+        was = {name: before.get(name, getattr(old, name, None)) for name in changed[:3]}
+        said = [f"{n} {value} -> {now.get(n, getattr(new, n, None))}" for n, value in was.items()]
         raise RunError(
-            f"{folder} holds another comparison: {'; '.join(told_[:3])}",
+            f"{folder} holds another comparison: {'; '.join(said)}",
             why="arms are compared at equal settings alone, and nothing is ever overwritten",
             fix=f"nrt compare --out {folder} goes on with that one; or a new folder: "
             f"--out {free_name(folder)}",
@@ -359,16 +356,13 @@ def _dry_run(asked: Comparison, runs: list[Run], as_json: bool) -> int:
     sampled = [one for one in runs[1:] if _samples(one)]
     outlook = outlook_of((sampled or runs[1:])[0].command)
     seconds, trained = outlook["seconds_per_step"], [x for x in runs if x.arm.label != BASE]
-    left = [one for one in trained if not one.finished]
-    whole: dict[str, Any] = {
+    left = sum(_steps(one, outlook["steps"]) for one in trained if not one.finished)
+    whole = {k: v for k, v in outlook.items() if k not in ("run_folder", "preset", "first_prompt")}
+    whole |= {
         "folder": str(asked.folder),
         "runs": [one.folder.name for one in runs],
         "finished": [one.folder.name for one in runs if one.finished],
-        **{key: outlook[key] for key in ("rows", "eval_rows", "steps", "prompts_per_step")},
-        "traces_per_prompt": outlook["traces_per_prompt"],
-        "seconds_per_step": seconds,
-        "memory": outlook["memory"],
-        "seconds": seconds * outlook["steps"] * len(left),
+        "seconds": seconds * left,
     }
     if as_json:
         show_json(whole)
@@ -376,7 +370,7 @@ def _dry_run(asked: Comparison, runs: list[Run], as_json: bool) -> int:
     rows = [
         [
             one.folder.name,
-            "evaluate" if one.arm.label == BASE else f"{outlook['steps']} steps",
+            "evaluate" if one.arm.label == BASE else f"{_steps(one, outlook['steps'])} steps",
             "; ".join(f"{k} {v}" for k, v in one.arm.settings.items()),
             "finished" if one.finished else "",
         ]
@@ -392,6 +386,11 @@ def _dry_run(asked: Comparison, runs: list[Run], as_json: bool) -> int:
         "dry run: nothing was written"
     )
     return 0
+
+
+def _steps(one: Run, shared: int) -> int:
+    """The optimiser steps of a run, where the arms share so many."""
+    return int(one.arm.settings.get("max_steps", shared))
 
 
 def _samples(one: Run) -> bool:
