@@ -96,7 +96,6 @@ def test_the_comparisons_of_benchmarks_can_be_made(path, monkeypatch, tmp_path):
     files = ["--model", "M", "--data", "F", "--eval-data", "G"]
     parsed = parse(VERBS["compare"], [str(path), *files])
     runs = read_comparison(parsed).runs()
-    assert runs[0].seed == 0
     for run in runs:
         assert make_config(run.command.settings, output_dir=run.command.out).max_steps
 
