@@ -83,6 +83,16 @@ def differences(found: Found, name: str, questions: int) -> dict[str, Difference
     return told
 
 
+def cell(told: Difference | None, family: str) -> str:
+    """``+1.0 (+0.4 to +1.6)``, with the number of pairs where some are missing."""
+    if told is None:
+        return ""
+    mean, low, high, n = told
+    bounds = f" ({low:+.1f} to {high:+.1f})" if low > -float("inf") else ""
+    part = f", {n} of {len(PAIRS)} pairs" if family not in FAMILIES and n < len(PAIRS) else ""
+    return f"{mean:+.1f}{bounds}{part}"
+
+
 def verdict(found: Found, name: str, told: dict[str, Difference]) -> str:
     """Where it is worse and better, what it has of the families, and what is missing."""
     worse = [family for family, (_, _, high, _) in told.items() if high < 0]
@@ -106,26 +116,25 @@ def families() -> list[str]:
 def main() -> None:
     """Prints the table, the verdicts, and who leads where."""
     found, questions = read()
-    print("| candidate | " + " | ".join(families()) + " |")
-    print("|---" * (1 + len(families())) + "|")
-    present = [fmean(found[PRESENT].get(f, {}).values() or [float("nan")]) for f in families()]
+    columns = [family for family in families() if family in found[PRESENT]]
+    print("| candidate | " + " | ".join(columns) + " |")
+    print("|---" * (1 + len(columns)) + "|")
+    present = [fmean(found[PRESENT][family].values()) for family in columns]
     print(f"| `{PRESENT}`, % | " + " | ".join(f"{x:.1f}" for x in present) + " |")
     told = {name: differences(found, name, questions) for name in CANDIDATES}
     for name in CANDIDATES:
         if name != PRESENT and told[name]:
-            cells = [told[name].get(f) for f in families()]
-            texts = [
-                "" if c is None else f"{c[0]:+.1f} ({c[1]:+.1f} to {c[2]:+.1f})" for c in cells
-            ]
-            print(f"| `{name}` | {' | '.join(texts)} |")
+            cells = [cell(told[name].get(family), family) for family in columns]
+            print(f"| `{name}` | {' | '.join(cells)} |")
     print()
     for name in CANDIDATES:
         if told[name]:
             print(f"- `{name}`: {verdict(found, name, told[name])}")
-    for family in families():
-        ranked = [(fmean(found[n][family].values()), n) for n in CANDIDATES if family in found[n]]
-        if ranked:
-            print(f"- largest mean on {family}: `{max(ranked)[1]}` ({max(ranked)[0]:.1f} %)")
+    for family in columns:
+        whole = found[PRESENT][family].keys()
+        complete = [name for name in CANDIDATES if found[name].get(family, {}).keys() >= whole]
+        mean, name = max((fmean(found[name][family].values()), name) for name in complete)
+        print(f"- largest mean on {family}, of {len(complete)}: `{name}` ({mean:.1f} %)")
 
 
 if __name__ == "__main__":
