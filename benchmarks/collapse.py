@@ -29,6 +29,11 @@ once: one run (temperature 0.3, seed 3) had been called drifting at step 4, befo
 anything, for a loss of 0.006 nats. A gain of ``answer_logp`` has since counted as at least a
 quarter of what the run began with. Those 25 runs confirm nothing for that part of the rule; all
 runs of seed 4, and those of seeds 2 and 3 at rates of 0.005 and more, were judged once.
+
+It was changed a second time after all of those, on three runs of a real model (Gemma-3-270M) whose
+policy was destroyed while its traces became more different, not less: a quarter more nats of the
+reference count where the reward has fallen too. It changed the verdict of one run of 112 here, for
+the better. Seed 5 was made for it, and judged once.
 """
 
 import argparse
@@ -63,7 +68,7 @@ HELD_OUT_SEED = 1_000_003
 #: The lab's (benchmarks/lab/measure.py), and what the guard may take.
 LEARNT, LOST, NEAR, SOON = 0.9, 2 / 3, 0.9, 10
 #: Bounds were set on the first seeds; the others were run once, afterwards.
-SETTING, CONFIRMING = (0, 1), (2, 3, 4)
+SETTING, CONFIRMING = (0, 1), (2, 3, 4, 5)
 #: Rows of a run, in another order for each seed; no question comes twice.
 ROWS = 1_600
 #: What the rule reads, and what tells it that traces were exchanged.

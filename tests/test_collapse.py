@@ -68,6 +68,17 @@ def test_answers_that_become_twice_as_unlikely_are_seen_at_once():
     assert end({}, *[{"answer_logp": float("nan")}] * RECENT) == "drifting"
 
 
+def test_traces_that_lose_their_way_without_becoming_alike():
+    """Then both numbers have to fall, the answers' under the first step's."""
+    begun = {"reward": 0.1, "trace_entropy": 0.2, "distinct": 0.8, "narrow_groups": 0.0}
+    learned = {**begun, "reward": 0.5, "answer_logp": -0.5}
+    lost = {**begun, "trace_entropy": 1.2, "distinct": 1.0, "reward": 0.2, "answer_logp": -1.4}
+    found = states(begun, *[learned] * 4, *[lost] * 4)
+    assert set(found[:6]) == {"healthy"} and set(found[-2:]) == {"drifting"}
+    assert set(states(begun, *[learned] * 4, *[{**lost, "reward": 0.5}] * 4)) == {"healthy"}
+    assert set(states(begun, *[learned] * 4, *[{**lost, "answer_logp": -1.2}] * 4)) == {"healthy"}
+
+
 #: Traces of many kinds at the beginning, and of one kind.
 VARIED = {"trace_entropy": 1.0, "distinct": 0.9, "narrow_groups": 0.1, "reward": 0.1}
 ONE_KIND = {"trace_entropy": 0.1, "distinct": 0.2, "narrow_groups": 0.9}
@@ -101,7 +112,7 @@ def test_sure_and_wrong(name):
     [
         {"reward": 0.15, "answer_logp": -0.25},  # its answers are as likely as before
         {"reward": 0.5, "answer_logp": -0.9},  # it never got more reward
-        {"reward": 0.15, "answer_logp": -0.9, **VARIED},  # traces differ as they did
+        {"answer_logp": -0.9, **VARIED, "reward": 0.15},  # traces differ as they did
         {"reward": 0.35, "answer_logp": -0.3},  # the most it had was a little more
     ],
 )

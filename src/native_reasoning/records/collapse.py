@@ -169,16 +169,21 @@ def _in_window(history: History) -> list[Finding]:
 
 
 def _unlikely(history: History) -> list[Finding]:
-    """Whether the reference answers got much less likely: at once, or over the window."""
+    """Whether the reference answers got much less likely: at once, or over the window. A quarter
+    more nats are enough where the reward fell too, for traces may also lose their way without
+    becoming alike."""
     first = history.first.get("answer_logp")
     now, late = (history.mean("answer_logp", steps) for steps in (RECENT, WINDOW))
     if first is None or now is None:
         return []
     fell = not now > 2 * first - FALLEN  # or is no number
+    both = not now > 1.25 * first and history.worse("reward")
     fallen = late is not None and not late > first - FALLEN
-    if not fell and not fallen:
+    if not (fell or both or fallen):
         return []
     told = f"reference answers have {now:.2f} nats per token, at the beginning {first:.2f}"
+    if both:
+        told += f"; reward {_change(history, 'reward')}"
     state = 2 if late is not None and late < first - 1 else 1
     return [Finding(state, "likelihood", told, _SLOWER)]
 
