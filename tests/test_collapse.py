@@ -1,6 +1,8 @@
 """The collapse guard: its rule on made-up histories, and what it does to a run."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,16 @@ from tiny import QA, byte_tokenizer, tiny_model
 GOOD = {"empty": 0.1, "closed": 0.9, "answer_logp": -1.0, "skipped_updates": 0.0}
 SAYS = {"specificity": 0.3, "specificity_se": 0.1}
 NOTHING = {"specificity": 0.1, "specificity_se": 0.1}
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    path = Path(__file__).parents[1] / "benchmarks" / "collapse.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_the_guard", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def states(*rows: dict[str, float]) -> list[str]:
@@ -220,6 +232,33 @@ def test_the_progress_line_shows_it():
     logs = {**GOOD, "reward": 1.0, "reward_baseline": 0.5, "uplift": 0.1, "trace_length": 5.0}
     assert numbers_text({**logs, COLLAPSE: 1.0}).startswith("drifting  ")
     assert "healthy" not in numbers_text({**logs, COLLAPSE: 0.0})
+
+
+def test_what_an_accuracy_says_of_a_run(benchmark):
+    def said(*values):
+        return benchmark.outcome({str(5 * i): value for i, value in enumerate(values)})
+
+    assert said(0.2, 0.6, 0.95, 0.96, 0.97) == ("learnt", 0, 0)
+    assert said(0.2, 0.9, 0.5, 0.95, 0.97) == ("neither", 0, 0)  # it dipped
+    assert said(0.2, 0.6, 0.8, 0.8, 0.8) == ("neither", 0, 0)
+    assert said(0.2, 0.6, 0.55, 0.45, 0.35, 0.1) == ("collapsed", 10, 20)
+
+
+def test_of_the_stored_runs(benchmark):
+    """No run that learnt is called anything; of those that collapsed none is missed, and four in
+    five are told in time, as was predicted."""
+    found = [
+        benchmark.verdict(run)
+        for seeds in benchmark.read(benchmark.RESULTS)["runs"].values()
+        for run in seeds.values()
+    ]
+    learnt = [one for one in found if one["kind"] == "learnt"]
+    collapsed = [one for one in found if one["kind"] == "collapsed"]
+    assert len(learnt) + len(collapsed) >= 60
+    assert all(one["right"] for one in learnt)
+    assert all(one["spoke"] is not None for one in collapsed)
+    in_time = [one for one in collapsed if one["right"]]
+    assert len(in_time) >= 0.8 * len(collapsed)
 
 
 class Rates(TrainerCallback):
