@@ -333,6 +333,27 @@ def test_what_the_guard_says(tmp_path, now, worst, note):
     assert notes(tmp_path, "guard", metrics=states) == [note]
 
 
+def test_why_the_guard_says_it(tmp_path):
+    falls = {
+        "answer_logp": lambda step: -1.0 if step == 1 else -4.0,
+        "collapse_state": lambda step: 0.0 if step < 11 else 2.0,
+    }
+    (note,) = notes(tmp_path, "guard", metrics=falls)
+    assert note.startswith("The collapse guard says collapsed: reference answers have -4.00 nats")
+    assert "--learning-rate" in note
+
+
+def test_how_different_traces_were_and_are(tmp_path):
+    varied = {
+        "trace_entropy": lambda step: 1.5 if step == 1 else 0.25,
+        "distinct": lambda step: 0.9 if step < 11 else 0.125,
+    }
+    (note,) = notes(tmp_path / "1", "Variety", metrics=varied)
+    told = "trace entropy (nats) 1.5 to 0.25, distinct 90.0 % to 12.5 %"
+    assert note == f"Variety of traces, from the first step to the last 10: {told}."
+    assert notes(tmp_path / "2", "Variety") == []
+
+
 def test_without_a_guard_nothing_is_said_of_it(tmp_path):
     assert notes(tmp_path, "guard", metrics={"collapse_state": None}) == []
 
