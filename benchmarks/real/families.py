@@ -13,8 +13,25 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
-NAMES = "Adam Ruth Vera Kurt Joan Eric Carl Dan Eve Ralf Nina Omar Paul Rosa Tim Uma".split()
-THINGS = "pens books apples coins cards shells stamps beads".split()
+NAMES = [
+    "Adam",
+    "Ruth",
+    "Vera",
+    "Kurt",
+    "Joan",
+    "Eric",
+    "Carl",
+    "Dan",
+    "Eve",
+    "Ralf",
+    "Nina",
+    "Omar",
+    "Paul",
+    "Rosa",
+    "Tim",
+    "Uma",
+]
+THINGS = ["pens", "books", "apples", "coins", "cards", "shells", "stamps", "beads"]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 EXAMPLES, HELD_OUT = 4, 100
 

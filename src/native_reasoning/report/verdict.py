@@ -251,6 +251,8 @@ def _guard(run: Run) -> list[str]:
 
 def _variety(run: Run) -> list[str]:
     """How different traces were at the first step, and are over the last ones."""
+    if COLLAPSE not in run.metrics:  # no traces are sampled
+        return []
     told: list[str] = []
     for name in ("trace_entropy", "distinct", "flat_groups", "narrow_groups"):
         values = run.column(name)
