@@ -1,8 +1,8 @@
 """The rule for the default objective, applied: ``python benchmarks/middle/decide.py``.
 
-Reads lab/candidates.jsonl and candidates/ and prints, for each candidate and family, by how many
-points it is above the present default (``one``), with the 95 % interval, and what follows. The rule
-is in README.md. Of the lab, pairs of base and seed that both have; here, seeds that both have.
+Reads lab/candidates.jsonl, candidates/ and runs/ and prints, for each candidate and family, by how
+many points it is above the present default (``one``), with the 95 % interval, and what follows. The
+rule is in README.md. Of the lab, pairs of base and seed that both have; here, seeds of both.
 """
 
 import json
@@ -45,8 +45,11 @@ def read() -> tuple[Found, int]:
             value = 100 * result["held_out"][run["family"]][number]
             cells = found[name].setdefault(f"{run['family']} {number}", {})
             cells[run["base"], run["seed"]] = value
-    for path in sorted((HERE / "candidates").glob("*.json")):
+    for path in sorted([*HERE.glob("candidates/*.json"), *HERE.glob("runs/*-mixed-?.json")]):
         result = json.loads(path.read_text("utf-8"))
+        result["method"] = {"nrt-ws": PRESENT}.get(result["method"], result["method"])
+        if result["method"] not in CANDIDATES:
+            continue
         for family in FAMILIES:
             about = result["families"][family]
             questions = about["questions"]
