@@ -244,21 +244,26 @@ def test_what_an_accuracy_says_of_a_run(benchmark):
     assert said(0.2, 0.6, 0.55, 0.45, 0.35, 0.1) == ("collapsed", 10, 20)
 
 
+#: Where the guard is wrong in the stored runs: it spoke of one that learnt, and of eight that
+#: collapsed it spoke after a third of their accuracy was lost.
+SPOKE_OF = [("nrt-ws short_answer learning_rate=0.005", "5")]
+LATE = 8
+
+
 def test_of_the_stored_runs(benchmark):
-    """Of those that learnt at most one in fifty is called anything (docs/results.md); of those that
-    collapsed none is missed, and four in five are told in time, as was predicted."""
-    found = [
-        benchmark.verdict(run)
-        for seeds in benchmark.read(benchmark.RESULTS)["runs"].values()
-        for run in seeds.values()
-    ]
-    learnt = [one for one in found if one["kind"] == "learnt"]
-    collapsed = [one for one in found if one["kind"] == "collapsed"]
-    assert len(learnt) + len(collapsed) >= 60
-    assert sum(one["right"] for one in learnt) >= 0.98 * len(learnt)
+    """The rule's errors are those that docs/results.md tells; none that collapsed is missed."""
+    stored = benchmark.read(benchmark.RESULTS)["runs"]
+    found = {
+        (setting, seed): benchmark.verdict(run)
+        for setting, seeds in stored.items()
+        for seed, run in seeds.items()
+    }
+    learnt = {key: one for key, one in found.items() if one["kind"] == "learnt"}
+    collapsed = [one for one in found.values() if one["kind"] == "collapsed"]
+    assert (len(learnt), len(collapsed)) == (79, 52)
+    assert [key for key, one in learnt.items() if not one["right"]] == SPOKE_OF
     assert all(one["spoke"] is not None for one in collapsed)
-    in_time = [one for one in collapsed if one["right"]]
-    assert len(in_time) >= 0.8 * len(collapsed)
+    assert sum(not one["right"] for one in collapsed) == LATE
 
 
 class Rates(TrainerCallback):

@@ -243,7 +243,7 @@ def _guard(run: Run) -> list[str]:
     before = f"; it had said {STATES[worst]} before" if worst > now else ""
     rows = pd.DataFrame({name: run.column(name) for name in READ})
     logged = [{str(k): float(x) for k, x in row.dropna().items()} for _, row in rows.iterrows()]
-    again, why = replay(logged)[-1]
+    again, why = [(now, []), *replay(logged)][-1]
     causes = "; ".join(map(str, why)) if again == now else ""  # else another version's rule
     told = f": {causes}" if causes else ""
     return [f"The collapse guard says {STATES[now]}{before}{told}."]
