@@ -99,7 +99,6 @@ VERBS = {
             ),
             groups=("data", "template", "traces"),
             examples=(
-                "nrt check qa.jsonl",
                 "nrt check gsm8k.jsonl --answer-regex '####\\s*(.*)' --model Qwen/Qwen3-0.6B-Base",
                 "nrt check svamp.jsonl --prompt-column Body+Question --eval-data test.jsonl",
                 "nrt check qa.jsonl --model Qwen/Qwen3-0.6B-Base --sample 32",
