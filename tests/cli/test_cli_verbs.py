@@ -115,6 +115,7 @@ def test_check_asks_the_model(model, data, nrt, refuses):
     assert text.splitlines()[-1] == told["reason"]
     assert "--sample 32 asks the model" in nrt(*arguments)[1]
     assert "without --model" in refuses("check", data, "--sample", "4")[0]
+    assert "--sample 1 of" in refuses(*arguments, "--sample", "1")[0]
     assert "preset 'sft'" in refuses(*arguments, "--sample", "4", "--preset", "sft")[0]
 
 

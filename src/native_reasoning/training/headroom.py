@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from native_reasoning.config.errors import ConfigError
 from native_reasoning.config.nrt_config import NRTConfig, as_flags, warmup_settings
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.evaluation.grading import accuracy, bootstrap_interval, comparable
@@ -88,8 +89,15 @@ class Asked:
 
 def ask(trainer: Any, count: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """The numbers of ``summarise`` for the first ``count`` questions that ``trainer`` (NRTTrainer)
-    would train on, and the ``Verdict``. ``tell`` hears how far it is."""
+    would train on, and the ``Verdict``. ``tell`` hears how far it is. Raises ConfigError for fewer
+    than two."""
     groups = _first_groups(trainer, count)
+    if min(count, len(groups)) < 2:
+        raise ConfigError(
+            f"--sample {count} of {len(trainer.train_groups)} rows",
+            why="traces are tried on other questions too, so two are the fewest",
+            fix="--sample 32, and more rows than one",
+        )
     short = fmean(comparable(group.example.answer) for group in groups) >= 0.5
     with trainer.whole_model() as model:
         cells: list[Cell] = []
