@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lab_run import lab_trainer
-from native_reasoning.model.policy import inference
+from native_reasoning.model.forward import inference
 from native_reasoning.objective.credit import Objective, preset_objective
 from native_reasoning.objective.losses import group_loss
 from native_reasoning.objective.types import Scores, Verdict

@@ -12,6 +12,7 @@ from native_reasoning.config.errors import PolicyError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import make_template
+from native_reasoning.model.forward import shared_start
 from native_reasoning.model.policy import disable_dropout
 from native_reasoning.objective.types import Scores
 from native_reasoning.scoring import head
@@ -248,6 +249,48 @@ def gradient(model, value):
 
 def relative(one, other):
     return ((one - other).norm() / other.norm()).item()
+
+
+START = tuple(range(120, 140))
+#: All prefixes begin with START; the second is START and nothing else.
+BEGUN = (
+    group((*START, *range(50, 73))),
+    group((*START, 90), (30,)),
+    group((*START, *range(100, 112)), (5, 6, 7, 8, 9, 10)),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "window"), [*[(k, 400) for k in (*KINDS, "gemma2")], ("mistral", 8)]
+)
+def test_what_all_prompts_begin_with_is_forwarded_once(kind, window, monkeypatch):
+    config = {"sliding_window": window} if kind in ("mistral", "gemma2") else {}
+    model, plain = models(kind, **config)
+    widths, forward = [], type(model.base_model).forward
+
+    def counted(*args, **kwargs):
+        widths.append(tuple(kwargs["inputs_embeds"].shape[:2]))
+        return forward(*args, **kwargs)
+
+    with monkeypatch.context() as watched:
+        watched.setattr(type(model.base_model), "forward", counted)
+        scores = run(model, BEGUN, layouts=("shared",))
+    # a layer with a window that is shorter than the rows would count padding
+    assert widths[:-1] == ([(1, 20), (3, 22)] if window == 400 else [(3, 42)])
+    with torch.no_grad():
+        check(plain, scores, BEGUN)
+    once = gradient(model, objective(scores))
+    alone = gradient(model, objective(run(model, BEGUN, layouts=("rows",))))
+    assert relative(once, alone) < 1e-5
+
+
+def test_prompts_that_begin_alike_are_recognised():
+    prompts = [group.prompt_ids[:-1] for group in BEGUN]
+    assert shared_start(prompts) == len(START)
+    assert shared_start(prompts[:1]) == 0  # nothing is shared with nobody
+    assert shared_start([START, START]) == len(START) - 1  # a token is left to forward
+    assert shared_start([p[:9] for p in prompts]) == 0  # too short to be worth it
+    assert shared_start([p[5:] for p in prompts] + [(1, 2)]) == 0
 
 
 @pytest.mark.parametrize("layout", ["shared", "packed"])

@@ -1,9 +1,10 @@
 """Questions for a base model, with worked examples in the prompt: ``python families.py FOLDER``.
 
 Writes ``boxes`` and ``three``, each as ``NAME.train.jsonl`` and ``NAME.test.jsonl`` of question and
-answer, and ``plain.jinja``, a chat template that puts the model's first token before the text and
-nothing else. A problem is its three numbers: those of a held-out question are in no training
-question. The four worked examples are the same in all prompts of a family, and in no question.
+answer, and ``NAME.jinja``, a chat template: the model's first token, four worked examples, then the
+question. An answer ends as it does in the examples, with an empty line: a base model knows no other
+end of turn. A problem is its three numbers: those of a held-out question are in no training
+question, and those of an example in neither.
 """
 
 import json
@@ -32,7 +33,10 @@ NAMES = [
     "Uma",
 ]
 THINGS = ["pens", "books", "apples", "coins", "cards", "shells", "stamps", "beads"]
-TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+TURNS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}Question: {{ m['content'] }}\nThink:"
+    "{% else %}{{ m['content'] }}\n\n{% endif %}{% endfor %}"
+)
 EXAMPLES, HELD_OUT = 4, 100
 
 Numbers = tuple[int, int, int]
@@ -61,8 +65,8 @@ FAMILIES: dict[str, tuple[Callable[[Numbers, random.Random], Problem], range]] =
 }
 
 
-def make(name: str, seed: int = 0) -> dict[str, list[dict[str, str]]]:
-    """The rows of a family by split, in random order."""
+def make(name: str, seed: int = 0) -> tuple[str, dict[str, list[dict[str, str]]]]:
+    """The chat template of a family, and its rows by split in random order."""
     problem, digits = FAMILIES[name]
     draw = random.Random(seed)
     numbers: list[Numbers] = [(a, b, c) for a, b, c in product(digits, digits, digits)]
@@ -70,16 +74,17 @@ def make(name: str, seed: int = 0) -> dict[str, list[dict[str, str]]]:
     worked = [problem(numbers.pop(), draw) for _ in range(EXAMPLES)]
     shown = "".join(f"Question: {q}\nThink: {t}\nAnswer: {a}\n\n" for q, t, a in worked)
     asked = [problem(each, draw) for each in numbers]
-    rows = [{"question": f"{shown}Question: {q}\nThink:", "answer": a} for q, _, a in asked]
-    return {"test": rows[:HELD_OUT], "train": rows[HELD_OUT:]}
+    rows = [{"question": question, "answer": answer} for question, _, answer in asked]
+    return "{{ bos_token }}" + shown + TURNS, {"test": rows[:HELD_OUT], "train": rows[HELD_OUT:]}
 
 
 def main(folder: Path) -> None:
     """Writes the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plain.jinja").write_text(TEMPLATE, encoding="utf-8")
     for name in FAMILIES:
-        for split, rows in make(name).items():
+        template, splits = make(name)
+        (folder / f"{name}.jinja").write_text(template, encoding="utf-8")
+        for split, rows in splits.items():
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.{split}.jsonl").write_text(text, encoding="utf-8")
             print(f"{name}.{split}.jsonl: {len(rows)} rows")

@@ -9,7 +9,7 @@ import torch
 import tiny
 from native_reasoning.data.rows import Example, PromptGroup
 from native_reasoning.data.template import make_template
-from native_reasoning.model.policy import inference, left_pad, positions
+from native_reasoning.model.forward import inference, left_pad, positions
 from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling
 from native_reasoning.rollout.hf import HFEngine, decoder_of, decoding_head
 from native_reasoning.rollout.noise import uniforms
@@ -119,6 +119,34 @@ def test_logits_agree_with_whole_forwards(kind, share):
         decoder.start(PROMPTS, k)
         rows = [[*p] for p in PROMPTS for _ in range(k)]
         for t in range(80):  # past the first buffers
+            expected = model(input_ids=torch.tensor([rows[t % 12]])).logits[0, -1]
+            torch.testing.assert_close(decoder.logits[t % 12], expected, rtol=1e-5, atol=1e-5)
+            tokens = torch.tensor([(31 * t + 7 * i) % VOCABULARY for i in range(12)])
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                row.append(token)
+            decoder.advance(tokens)
+
+
+#: Windows that the prompts fit into and that their continuations grow out of.
+@pytest.mark.parametrize(("kind", "window"), [("llama", None), ("mistral", 64), ("gemma2", 64)])
+def test_what_all_prompts_begin_with_is_forwarded_once(kind, window, monkeypatch):
+    config = {} if window is None else {"sliding_window": window}
+    model, k, start = tiny.tiny_model(kind, **config).eval(), 3, list(range(200, 220))
+    prompts = [start + prompt for prompt in PROMPTS]
+    decoder, widths, forward = decoder_of(model, True), [], type(model.base_model).forward
+    with torch.no_grad(), monkeypatch.context() as watched:
+        watched.setattr(
+            type(model.base_model),
+            "forward",
+            lambda *args, **given: (
+                widths.append(given["input_ids"].shape) or forward(*args, **given)
+            ),
+        )
+        decoder.start(prompts, k)
+    assert widths == [(1, 20), (4, 23)]
+    with torch.no_grad():
+        rows = [[*p] for p in prompts for _ in range(k)]
+        for t in range(80):
             expected = model(input_ids=torch.tensor([rows[t % 12]])).logits[0, -1]
             torch.testing.assert_close(decoder.logits[t % 12], expected, rtol=1e-5, atol=1e-5)
             tokens = torch.tensor([(31 * t + 7 * i) % VOCABULARY for i in range(12)])

@@ -25,7 +25,7 @@ from native_reasoning.evaluation.grading import (
     numeric_match,
     token_f1,
 )
-from native_reasoning.model.policy import inference
+from native_reasoning.model.forward import inference
 from native_reasoning.objective.types import uplift
 from native_reasoning.records.folder import HeldOutRow
 from native_reasoning.records.metrics import BOUNDS, MEASURED, METRICS

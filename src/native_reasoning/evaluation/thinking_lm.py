@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from native_reasoning.config.errors import ConfigError
 from native_reasoning.data.rows import Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.policy import left_pad
+from native_reasoning.model.forward import left_pad
 from native_reasoning.rollout.engine import NoiseKey, Sampling, traces_of
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import BENCHMARKS

@@ -1,11 +1,8 @@
-"""The model and its tokenizer: loading, think tokens, and saving as an ordinary folder; what each
-forward of it needs: a mode, padding, positions."""
+"""The model and its tokenizer: loading, think tokens, and saving as an ordinary folder."""
 
 import hashlib
 import types
 import warnings
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -356,40 +352,3 @@ def _train_quietly(model: nn.Module, mode: bool = True) -> nn.Module:
         module.training = mode and bool(getattr(module, "gradient_checkpointing", False))
     model.training = mode
     return model
-
-
-# -- Forwards --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Generator[None]:
-    """Train mode with gradients, or eval mode without; the mode is restored afterwards."""
-    before = model.training
-    model.train(training)
-    try:
-        with torch.set_grad_enabled(training):
-            yield
-    finally:
-        model.train(before)
-
-
-def inference(model: nn.Module) -> AbstractContextManager[None]:
-    """Eval mode and no gradients: in train mode, activation checkpointing would drop the cache."""
-    return in_mode(model, training=False)
-
-
-def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask (rows, longest), both int64, padded on the left with id 0."""
-    ids, mask = padded(rows, side="left"), padded([[1] * len(row) for row in rows], side="left")
-    return ids.to(device), mask.to(device)
-
-
-def padded(rows: Sequence[Sequence[int]], value: int = 0, side: str = "right") -> Tensor:
-    """The rows (rows, longest), int64, filled up with ``value`` on one side."""
-    lines = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return pad_sequence(lines, batch_first=True, padding_value=value, padding_side=side)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position ids of a padded batch: 0 at the first real token of each row."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)

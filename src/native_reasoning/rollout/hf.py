@@ -28,7 +28,17 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer
 
 from native_reasoning.model.adapters import linear_parts
-from native_reasoning.model.policy import context_of, inference, left_pad, positions
+from native_reasoning.model.forward import (
+    inference,
+    left_pad,
+    pad_left,
+    positions,
+    prefill,
+    sees_whole_rows,
+    shared_start,
+    split_start,
+)
+from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sample, Sampling, Stop
 from native_reasoning.rollout.noise import pick, uniforms
 
@@ -140,16 +150,13 @@ class SharedDecoder:
         self.model, self.head = model, decoding_head(model)
 
     def start(self, prompts: Sequence[Sequence[int]], copies: int) -> None:
-        """Forwards the prompts, each once."""
+        """Forwards what all prompts begin with, and the rest of each, once."""
         ids, mask = left_pad(prompts, self.model.device)
         cache = DynamicCache()  # whole layers everywhere: windows are masked, not cut off
-        hidden = self.model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions(mask),
-            past_key_values=cache,
-            use_cache=True,
-        )[0][:, -1]
+        common = shared_start(prompts) if sees_whole_rows(self.model, ids.shape[1]) else 0
+        hidden = prefill(self.model, cache, "input_ids", *split_start(ids, mask, common))[:, -1]
+        if common and not bool(mask.all()):
+            pad_left(cache, mask, common)
         self.cache, self.copies, self.lengths = SharedCache(cache, mask), copies, mask.sum(1, True)
         self.logits = self.head(hidden).repeat_interleave(copies, 0)
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, TrainingArguments
 from native_reasoning.config.errors import PolicyError
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.policy import context_of, in_mode
+from native_reasoning.model.forward import LEAST_SHARED, in_mode
+from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.hf import Decoder, decoder_of
 from native_reasoning.scoring.head import direct_head
 from native_reasoning.scoring.packing import LAYOUTS, Packed, pack
@@ -270,17 +271,18 @@ _WINDOWS = (
 
 
 def _continuations(template: Template, length: int) -> tuple[list[PromptGroup], list[Traces]]:
-    """A prompt of ``length`` tokens and a short one, each with an answer and two traces; with the
-    empty one these are three rows, all of different lengths."""
+    """A prompt of ``length`` tokens or more and a short one, which begin with the same tokens; each
+    has an answer and two traces, with the empty one three rows, all of different lengths."""
     usable = [i for i in range(template.vocabulary) if i not in template.control_ids][:997]
 
     def some(count: int, first: int) -> tuple[int, ...]:
         return tuple(usable[(first + 7 * i + 3 * i * i) % len(usable)] for i in range(count))
 
     example, end = Example((("user", ""),), "", row_id=0, line=0), template.end_ids[0]
+    start, rest = some(LEAST_SHARED, 9), max(length - LEAST_SHARED, 8)
     groups = [
-        PromptGroup(example, some(length, 1), (*some(5, 2), end)),
-        PromptGroup(example, some(5, 3), (*some(3, 4), end)),
+        PromptGroup(example, (*start, *some(rest, 1)), (*some(5, 2), end)),
+        PromptGroup(example, (*start, *some(5, 3)), (*some(3, 4), end)),
     ]
     traces = [
         Traces((some(9, 5), some(4, 6)), (False, False)),

@@ -20,7 +20,7 @@ from torch import nn
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.policy import inference
+from native_reasoning.model.forward import inference
 from native_reasoning.objective.types import Scores, uplift
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.scorer import Scorer

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from native_reasoning.model.adapters import linear_parts
-from native_reasoning.model.policy import inference
+from native_reasoning.model.forward import inference
 
 #: Bytes of logits that exist at a time, by kind of device: on a CPU what its caches hold.
 PIECE = {"cpu": 2**22, "other": 2**29}

@@ -20,7 +20,7 @@ from native_reasoning.config.errors import RunError
 from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.model.adapters import written_into
-from native_reasoning.model.policy import inference
+from native_reasoning.model.forward import inference
 from native_reasoning.model.ranks import whole
 from native_reasoning.objective.types import Judgement, Scores
 from native_reasoning.scoring.scorer import Scorer

@@ -4,7 +4,8 @@ The rows of a prompt stand behind it: its empty trace with the reference answer,
 reference answer, and each trace with the answer that was sampled after it, where one was. There are
 three layouts, and the one that costs least is taken:
 
-``shared``: the prompt once, its cache for each row, rows padded to the longest.
+``shared``: the prompt once, its cache for each row, rows padded to the longest. What all prompts
+begin with, such as a system prompt, is forwarded once for all of them.
 ``packed``: prompt and rows one after the other in one long row, under a mask that lets each row see
 the prompt and itself. Nothing is padded, no cache is needed (activation checkpointing forbids one),
 but attention looks at the square of the whole.
@@ -12,14 +13,14 @@ but attention looks at the square of the whole.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.policy import left_pad, padded
+from native_reasoning.model.forward import left_pad, padded, shared_start
 
 LAYOUTS = ("shared", "packed", "rows")
 
@@ -59,8 +60,8 @@ class Batch:
     (R, S); ``group_of_row``, ``tag_at`` (R,); ``end_ids`` (E,). ``scored`` marks the positions
     whose next token is scored, at ``temperature`` where ``sampled``, else at 1; at ``tag_at``,
     where the closing tag is predicted, the end-of-turn tokens ``end_ids`` are scored too. Logits
-    beyond ``vocabulary`` are padding. ``layout`` is one of ``LAYOUTS``; ``long`` has the rows
-    of "packed".
+    beyond ``vocabulary`` are padding. ``layout`` is one of ``LAYOUTS``; all prompts begin with the
+    same ``common`` tokens, and ``long`` has the rows of "packed".
     """
 
     prefix: Tensor
@@ -75,6 +76,7 @@ class Batch:
     vocabulary: int
     temperature: float = 1.0
     layout: str = "shared"
+    common: int = 0
     long: LongRows | None = None
 
 
@@ -133,10 +135,12 @@ def pack(
             )
         )
     prompts = [group.prompt_ids[:-1] for group in groups]
-    layout = cheapest(layouts, prompts, [(g, ids) for g, _, ids in found], hidden)
+    common = shared_start(prompts)
+    layout = cheapest(layouts, prompts, [(g, ids) for g, _, ids in found], hidden, common)
     if layout == "shared" and not any(prompts):
         layout = "rows"  # there is nothing to share
     batch = _batch(found, prompts, template, torch.device(device), temperature, layout)
+    batch = replace(batch, common=common)
     answer_at = tuple(at for _, at in found.values())
     return Packed(batch, tuple(groups), tuple(traces), tuple(row_of), tuple(sampled_in), answer_at)
 
@@ -146,9 +150,11 @@ def cheapest(
     prompts: Sequence[Sequence[int]],
     rows: Sequence[tuple[int, Sequence[int]]],
     hidden: int,
+    common: int = 0,
 ) -> str:
     """The layout with the least work: multiplications with a layer's weights, about 12 H² for each
-    token, and attention, 2 H for each pair of positions."""
+    token, and attention, 2 H for each pair of positions. All prompts begin with the same ``common``
+    tokens."""
     groups, count = len(prompts), len(rows)
     prompt, suffix = max(map(len, prompts)), max(len(ids) for _, ids in rows)
     sizes = [len(prompt) for prompt in prompts]  # with all rows
@@ -156,7 +162,7 @@ def cheapest(
         sizes[g] += len(ids)
     long = max(sizes)
     work = {
-        "shared": (groups * prompt + count * suffix, groups * prompt**2 / 2
+        "shared": (common + groups * (prompt - common) + count * suffix, groups * prompt**2 / 2
                    + count * suffix * (prompt + suffix)),
         "packed": (groups * long, MASKED * groups * long**2),
         "rows": (count * (prompt + suffix), count * (prompt + suffix) ** 2 / 2),

@@ -8,9 +8,10 @@ among them (it gives the baseline b), and an empty sampled trace is that same ro
 
 A trace with a sampled answer ŷ has a second row, with ŷ in the place of y*.
 The prefix is forwarded once *with gradients* and its cache is given to each of its rows, or it
-stands before each; only positions that are scored are projected to the vocabulary. packing.py says
-what to forward, ``install_scoring`` makes the model's own ``forward`` do it (so that DDP, FSDP and
-autocast wrap it like any other forward), ``unpack`` gives ``Scores`` per group.
+stands before each; what all prefixes begin with is forwarded once for all of them. Only positions
+that are scored are projected to the vocabulary. packing.py says what to forward,
+``install_scoring`` makes the model's own ``forward`` do it (so that DDP, FSDP and autocast wrap it
+like any other forward), ``unpack`` gives ``Scores`` per group.
 """
 
 import functools
@@ -26,7 +27,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.policy import padded, positions
+from native_reasoning.model.forward import padded, positions, prefill, sees_whole_rows, split_start
 from native_reasoning.objective.types import Scores
 from native_reasoning.scoring.head import Choice, direct_head, logps_inside, takes_embeddings
 from native_reasoning.scoring.packing import Batch, Packed, pack
@@ -97,26 +98,22 @@ def _inputs(
         options = {"attention_mask": mask, "position_ids": long.at, "use_cache": False}
         places = long.place[:, :-1][chosen]
         return {"input_ids": long.ids, **options}, lambda hidden: hidden.flatten(0, 1)[places]
-    name, prefix, suffix = "input_ids", batch.prefix, batch.suffix
+    name, share = "input_ids", batch.layout == "shared"
+    whole = share and sees_whole_rows(model, batch.prefix.shape[1] + batch.suffix.shape[1])
+    common = batch.common if whole else 0
+    start, prefix, seen = split_start(batch.prefix, batch.prefix_mask, common)
+    parts = (start, prefix, batch.suffix)
     if not by_ids:  # one look-up for all: each has a gradient as large as the table
-        ids = torch.cat([prefix.flatten(), suffix.flatten()])
-        embedded, count = model.get_input_embeddings()(ids), prefix.numel()
-        name, width = "inputs_embeds", embedded.shape[-1]
-        prefix = embedded[:count].view(*prefix.shape, width)
-        suffix = embedded[count:].view(*suffix.shape, width)
-    prefix_mask = batch.prefix_mask[batch.group_of_row]
-    mask = torch.cat([prefix_mask, batch.suffix_mask], dim=1)
-    share = batch.layout == "shared"
+        embedded = model.get_input_embeddings()(torch.cat([part.flatten() for part in parts]))
+        pieces = embedded.split([part.numel() for part in parts])
+        parts = [x.unflatten(0, part.shape) for x, part in zip(pieces, parts, strict=True)]
+        name = "inputs_embeds"
+    start, prefix, suffix = parts
+    mask = torch.cat([seen[batch.group_of_row], batch.suffix_mask], dim=1)
     inputs: dict[str, Any] = {"attention_mask": mask, "use_cache": share}
     if share:
         cache = DynamicCache(config=model.config)
-        model.base_model(
-            **{name: prefix},
-            attention_mask=batch.prefix_mask,
-            position_ids=positions(batch.prefix_mask),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        prefill(model, cache, name, start, prefix, seen)
         cache.batch_select_indices(batch.group_of_row)
         inputs |= {name: suffix, "past_key_values": cache}
     else:

@@ -25,7 +25,7 @@ from native_reasoning.config.nrt_config import NRTConfig, as_flags, warmup_setti
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.evaluation.grading import accuracy, bootstrap_interval, comparable
 from native_reasoning.evaluation.held_out import answer_length
-from native_reasoning.model.policy import inference
+from native_reasoning.model.forward import inference
 from native_reasoning.objective.types import Scores, Signal
 from native_reasoning.records.meter import Meter, means
 from native_reasoning.records.metrics import BOUNDS, LEAST, one_kind

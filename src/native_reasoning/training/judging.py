@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import Traces
-from native_reasoning.model.policy import inference
+from native_reasoning.model.forward import inference
 from native_reasoning.model.ranks import sum_of_ranks
 from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict

@@ -1,0 +1,103 @@
+"""How rows are laid out for a forward, and the mode that the model is in."""
+
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+#: From so many tokens on, what several prompts begin with is worth a forward of its own.
+LEAST_SHARED = 16
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    """Train mode with gradients, or eval mode without; the mode is restored afterwards."""
+    before = model.training
+    model.train(training)
+    try:
+        with torch.set_grad_enabled(training):
+            yield
+    finally:
+        model.train(before)
+
+
+def inference(model: nn.Module) -> AbstractContextManager[None]:
+    """Eval mode and no gradients: in train mode, activation checkpointing would drop the cache."""
+    return in_mode(model, training=False)
+
+
+def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask (rows, longest), both int64, padded on the left with id 0."""
+    ids, mask = padded(rows, side="left"), padded([[1] * len(row) for row in rows], side="left")
+    return ids.to(device), mask.to(device)
+
+
+def padded(rows: Sequence[Sequence[int]], value: int = 0, side: str = "right") -> Tensor:
+    """The rows (rows, longest), int64, filled up with ``value`` on one side."""
+    lines = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(lines, batch_first=True, padding_value=value, padding_side=side)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids of a padded batch: 0 at the first real token of each row."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def shared_start(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all of several prompts begin with, such as a system prompt or worked examples:
+    0 where that is less than ``LEAST_SHARED``. Of the longest prompt at least one token is left."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    same = 0
+    while same < min(len(first), len(last)) and first[same] == last[same]:
+        same += 1
+    same = min(same, max(map(len, prompts)) - 1)
+    return same if same >= LEAST_SHARED else 0
+
+
+def sees_whole_rows(model: PreTrainedModel, length: int) -> bool:
+    """Whether each layer attends to all of a row of so many tokens, wherever its padding is."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or [])
+    window = getattr(config, "sliding_window", None)
+    if kinds - {"full_attention", "sliding_attention"}:
+        return False
+    return kinds == {"full_attention"} or window is None or length <= window
+
+
+def split_start(ids: Tensor, mask: Tensor, common: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cuts rows (G, P), which are padded on the left, behind the ``common`` tokens that all begin
+    with: those tokens (1, C); the rest (G, P − C), padded on the left; a mask (G, P) for both."""
+    start = ids[mask.sum(1).argmax(), :common][None]
+    rest = (mask.cumsum(1) > common)[:, common:].to(mask.dtype)
+    seen = torch.cat([mask.new_ones(len(mask), common), rest], dim=1)
+    return start, ids[:, common:], seen
+
+
+def prefill(
+    model: PreTrainedModel, cache: Cache, name: str, start: Tensor, rest: Tensor, seen: Tensor
+) -> Tensor:
+    """Forwards what ``split_start`` has cut, the start once, into ``cache``; returns the hidden
+    states of the rest. ``name`` is that of the model's argument: ids, or embeddings of them."""
+    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    if common := start.shape[1]:
+        model.base_model(**{name: start}, **options)
+        cache.batch_select_indices(torch.zeros_like(seen[:, 0]))
+    at = positions(seen)[:, common:]
+    return model.base_model(**{name: rest}, attention_mask=seen, position_ids=at, **options)[0]
+
+
+def pad_left(cache: DynamicCache, mask: Tensor, common: int) -> None:
+    """Moves the padding of what ``prefill`` has cached, which lies behind the ``common`` first
+    tokens, to where ``mask`` (G, P) has it: to the left."""
+    column, padding = torch.arange(mask.shape[1], device=mask.device), (mask == 0).sum(1, True)
+    at = torch.where(column < padding + common, (column - padding).clamp(min=0), column)
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            states = getattr(layer, name)
+            setattr(layer, name, states.gather(2, at[:, None, :, None].expand_as(states)))
