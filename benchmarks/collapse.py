@@ -4,6 +4,7 @@
     python benchmarks/collapse.py --run 0 1 2            # makes those of these seeds it has not yet
     python benchmarks/collapse.py --cures 1              # what helps: the same for CURES
     python benchmarks/collapse.py --judge RUN/metrics.jsonl ...   # the guard's words, step by step
+    python benchmarks/collapse.py --by-reward            # would the reward alone have told?
 
 The embedded base on its two families, with presets, learning rates and other settings of which some
 destroy the policy. A seed changes rows, order and sampled tokens. Of each run collapse.json has
@@ -42,8 +43,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any
 
 import torch
@@ -332,6 +334,41 @@ def judge_all(kept: Mapping[str, Any]) -> int:
     return 0 if all(all(right) for right in counts.values()) else 1
 
 
+def fallen(rewards: Sequence[float], window: int, share: float, errors: float) -> list[bool]:
+    """For each step, whether the mean reward of the last ``window`` steps is at most ``share`` of
+    that of all steps before, and under it by so many standard errors of the two (Welch's)."""
+    found = []
+    for end in range(1, len(rewards) + 1):
+        before, now = rewards[: max(0, end - window)], rewards[max(0, end - window) : end]
+        if len(before) < 3:
+            found.append(False)
+            continue
+        error = (variance(before) / len(before) + variance(now) / len(now)) ** 0.5
+        fall = fmean(before) - fmean(now)
+        found.append(0 < fall >= (1 - share) * fmean(before) and fall > errors * error)
+    return found
+
+
+def by_reward(kept: Mapping[str, Any]) -> None:
+    """Prints what a rule on the reward alone would say: of runs that learnt, how many are called;
+    of collapses that the guard told too late, how many are told in time."""
+    runs = [(run, verdict(run)) for seeds in kept["runs"].values() for run in seeds.values()]
+    for window, share, errors in product((3, 5, 10), (0.5, 0.33), (3, 4, 5)):
+        called = told = learnt = late = 0
+        for run, found in runs:
+            said = fallen([row["reward"] for row in rows_of(run)], window, share, errors)
+            learnt += found["kind"] == "learnt"
+            called += found["kind"] == "learnt" and any(said)
+            if found["kind"] == "collapsed" and not found["right"]:
+                late += 1
+                end = min(found["loss"] - 1, found["onset"] + SOON)
+                told += any(said[found["onset"] - 1 : end])
+        print(
+            f"last {window:2} steps at {share:.0%} or less, {errors} standard errors: "
+            f"calls {called} of {learnt} that learnt, tells {told} of {late} that were told late"
+        )
+
+
 def tell(path: Path) -> None:
     """What the guard says of the metrics of any run, where the state or the cause changes."""
     lines = {row["step"]: row for _, row in lines_of(path) if "trace_entropy" in row}
@@ -352,7 +389,11 @@ def main() -> int:
     parser.add_argument("--cures", type=int, nargs="+", metavar="SEED", default=())
     parser.add_argument("--judge", type=Path, nargs="+", metavar="METRICS.jsonl", default=())
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--by-reward", action="store_true")
     given = parser.parse_args()
+    if given.by_reward:
+        by_reward(read(given.results))
+        return 0
     for path in given.judge:
         print(path)
         tell(path)

@@ -129,7 +129,12 @@ def test_logits_agree_with_whole_forwards(kind, share):
 
 #: Windows that the prompts fit into and that their continuations grow out of.
 @pytest.mark.parametrize(("kind", "window"), [("llama", None), ("mistral", 64), ("gemma2", 64)])
-def test_what_all_prompts_begin_with_is_forwarded_once(kind, window, monkeypatch):
+@pytest.mark.parametrize(
+    ("row_ids", "forwarded"),
+    [(ROWS, [(1, 20), (4, 23)]), ([5, 5, 3, 3], [(1, 19), (2, 1), (4, 23)])],
+    ids=["four questions", "two questions"],
+)
+def test_what_prompts_begin_with_is_forwarded_once(kind, window, row_ids, forwarded, monkeypatch):
     config = {} if window is None else {"sliding_window": window}
     model, k, start = tiny.tiny_model(kind, **config).eval(), 3, list(range(200, 220))
     prompts = [start + prompt for prompt in PROMPTS]
@@ -142,8 +147,8 @@ def test_what_all_prompts_begin_with_is_forwarded_once(kind, window, monkeypatch
                 widths.append(given["input_ids"].shape) or forward(*args, **given)
             ),
         )
-        decoder.start(prompts, k)
-    assert widths == [(1, 20), (4, 23)]
+        decoder.start(prompts, k, row_ids)
+    assert widths == forwarded
     with torch.no_grad():
         rows = [[*p] for p in prompts for _ in range(k)]
         for t in range(80):
@@ -153,6 +158,21 @@ def test_what_all_prompts_begin_with_is_forwarded_once(kind, window, monkeypatch
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 row.append(token)
             decoder.advance(tokens)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_contexts_of_a_question_are_sampled_from_together_as_they_are_alone(share):
+    """As in an evaluation: a question with each of its traces, drawn from or most likely."""
+    model, question = tiny.tiny_model("llama").eval(), list(range(100, 130))
+    contexts = [[*question, *end] for end in ([1, 2, 3], [4], [5, 6], [5, 6])] + [PROMPTS[0]]
+    about = ([7, 7, 7, 7, 9], replace(SAMPLING, num_generations=1), KEY, often)
+    numbers = [0, 1, 1, None, 0]
+    together = engine(model, share=share).sample(contexts, *about, numbers)
+    for i, context in enumerate(contexts):
+        alone = about[0][i : i + 1], *about[1:], numbers[i : i + 1]
+        assert engine(model, share=share).sample([context], *alone) == together[i : i + 1]
+    cold = replace(about[1], temperature=0.0)
+    assert together[3] == engine(model).sample(contexts[3:4], [7], cold, KEY, often)[0]
 
 
 def test_architectures_that_can_keep_a_prompt_once_are_recognised():

@@ -8,7 +8,7 @@ import torch
 
 import tiny  # noqa: F401  (one thread)
 from native_reasoning.rollout.engine import Sampling
-from native_reasoning.rollout.noise import nucleus, pick
+from native_reasoning.rollout.noise import GREEDY, nucleus, pick
 
 PLAIN = Sampling(num_generations=1, max_tokens=1)
 LARGEST = 1 - 2**-53
@@ -78,6 +78,12 @@ def test_rows_are_drawn_apart():
     logits = torch.tensor([[0.0, 0.0], [-20.0, 0.0], [0.0, -20.0]])
     u = torch.tensor([0.6, 0.1, 0.9], dtype=torch.float64)
     assert pick(logits, PLAIN, u).tolist() == [1, 1, 0]
+
+
+def test_a_number_below_zero_picks_the_likeliest_token_beside_drawn_ones():
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    assert draw(logits, [LARGEST, GREEDY, 0.0]) == [2, 1, 0]
+    assert draw(logits, [GREEDY, GREEDY]) == [1, 1]
 
 
 def test_temperature_zero_is_the_likeliest_token_whatever_the_number():

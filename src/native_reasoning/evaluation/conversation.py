@@ -16,9 +16,9 @@ from native_reasoning.config.errors import ConfigError, DataError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
+from native_reasoning.model.forward import inference
 from native_reasoning.model.policy import (
     context_of,
-    inference,
     knows_tags,
     load_merged,
     load_tokenizer,

@@ -9,6 +9,7 @@ into the limit its first lines are graded (``Example.graded``).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +17,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from native_reasoning.config.nrt_config import NRTConfig
-from native_reasoning.data.rows import PromptGroup, Traces
+from native_reasoning.data.rows import PromptGroup
 from native_reasoning.evaluation.grading import (
     accuracy,
     bootstrap_interval,
@@ -29,7 +30,7 @@ from native_reasoning.model.forward import inference
 from native_reasoning.objective.types import uplift
 from native_reasoning.records.folder import HeldOutRow
 from native_reasoning.records.metrics import BOUNDS, MEASURED, METRICS
-from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, sample_answers
+from native_reasoning.rollout.engine import NoiseKey, Sample, Sampling, Stop, traces_of
 from native_reasoning.rollout.hf import HFEngine
 from native_reasoning.rollout.noise import EVALUATION
 from native_reasoning.scoring.scorer import Scorer
@@ -102,6 +103,11 @@ class Outcome:
         return fmean(self.baseline_logps)
 
 
+#: For each group, the prompts that are sampled from, each with the number of its random numbers, or
+#: None for the most likely tokens.
+_Asked = Sequence[Sequence[tuple[Sequence[int], int | None]]]
+
+
 class HeldOut:
     """Evaluates groups on a model that ``install_scoring`` has prepared.
 
@@ -131,17 +137,18 @@ class HeldOut:
 
     def _chunk(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         s = self.args
-        sampled = Sampling(s.eval_num_generations, s.max_trace_length, s.temperature, s.top_p)
-        greedy = Sampling(1, s.max_trace_length, 0.0)
-        key = NoiseKey(s.seed, 0, EVALUATION)
-        traces = self.engine.rollout(groups, sampled, key)
-        greedy_traces = self.engine.rollout(groups, greedy, key)
-        empty = [Traces((self.template.empty_trace(),), (True,)) for _ in groups]
-        after = self._answers(groups, traces, s.temperature, 2)
-        after_greedy = self._answers(groups, greedy_traces, 0.0, 3)
-        none = self._answers(groups, empty, s.temperature, 4)
-        none_greedy = self._answers(groups, empty, 0.0, 5)
-        with inference(self.model):
+        k, drawn = s.eval_num_generations, [*range(s.eval_num_generations), None]
+        asked = [[(group.prompt_ids, number) for number in drawn] for group in groups]
+        sampled = self._sample(groups, asked, s.max_trace_length, 0, self.engine.stop)
+        traces = [traces_of(samples[:k]) for samples in sampled]
+        asked = []
+        for group, samples in zip(groups, sampled, strict=True):
+            each, none = traces_of(samples), (self.template.empty_trace(), True)
+            after = [*zip(each.ids, each.closed, strict=True), none, none]
+            prompts = [self.template.answer_prompt(group.prompt_ids, *trace) for trace in after]
+            asked.append([*zip(prompts, [*drawn, k, None], strict=True)])
+        answers = self._sample(groups, asked, self.length, 1, self.template.stop_answer)
+        with inference(self.model), self.engine.autocast():
             scored = self.scorer(self.model, groups, traces)
         return [
             Outcome(
@@ -153,26 +160,30 @@ class HeldOut:
                 trace_lengths=traces[i].lengths,
                 trace_logps=tuple(scores.trace.sum(-1).tolist()),
                 closed=traces[i].closed,
-                answers=tuple(self._text(group, sample) for sample in after[i]),
-                answer_greedy=self._text(group, after_greedy[i][0]),
-                answer_no_think=self._text(group, none[i][0]),
-                answer_no_think_greedy=self._text(group, none_greedy[i][0]),
+                answers=tuple(self._text(group, sample) for sample in answers[i][:k]),
+                answer_greedy=self._text(group, answers[i][k]),
+                answer_no_think=self._text(group, answers[i][k + 1]),
+                answer_no_think_greedy=self._text(group, answers[i][k + 2]),
                 answer_logps=tuple(map(tuple, scores.answer.tolist())),
                 baseline_logps=tuple(scores.baseline.tolist()),
                 answer_tokens=self.template.token_texts(group.answer_ids),
-                cut=tuple(sample.stopped == "limit" for sample in after[i]),
-                cut_no_think=none[i][0].stopped == "limit",
+                cut=tuple(sample.stopped == "limit" for sample in answers[i][:k]),
+                cut_no_think=answers[i][k + 1].stopped == "limit",
             )
             for i, (group, scores) in enumerate(zip(groups, scored, strict=True))
         ]
 
-    def _answers(
-        self, groups: Sequence[PromptGroup], traces: Sequence[Traces], temperature: float, step: int
-    ) -> list[tuple[Sample, ...]]:
-        """An answer after each trace. ``step`` keeps its random numbers apart."""
-        sampling = Sampling(1, self.length, temperature, self.args.top_p)
+    def _sample(
+        self, groups: Sequence[PromptGroup], asked: _Asked, length: int, step: int, stop: Stop
+    ) -> list[list[Sample]]:
+        """What follows each of the prompts of each group. ``step`` keeps its random numbers
+        apart."""
+        prompts, numbers = zip(*chain(*asked), strict=True)
+        rows = [g.example.row_id for g, each in zip(groups, asked, strict=True) for _ in each]
+        sampling = Sampling(1, length, self.args.temperature, self.args.top_p)
         key = NoiseKey(self.args.seed, step, EVALUATION)
-        return sample_answers(self.engine, self.template, groups, traces, sampling, key)
+        found = iter(self.engine.sample(prompts, rows, sampling, key, stop, numbers))
+        return [[next(found)[0] for _ in each] for each in asked]
 
     def _text(self, group: PromptGroup, sample: Sample) -> str:
         return group.example.graded(self.template.text(sample.ids), sample.stopped == "ended")

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -47,16 +48,17 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
+def common_length(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens that all rows begin with, at most all but one of the shortest."""
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))
+    end = min(map(len, rows)) - 1
+    return next((i for i in range(end) if first[i] != last[i]), end)
+
+
 def shared_start(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all of several prompts begin with, such as a system prompt or worked examples:
-    0 where that is less than ``LEAST_SHARED``. Of the longest prompt at least one token is left."""
-    if len(prompts) < 2:
-        return 0
-    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
-    same = 0
-    while same < min(len(first), len(last)) and first[same] == last[same]:
-        same += 1
-    same = min(same, max(map(len, prompts)) - 1)
+    0 where that is less than ``LEAST_SHARED``."""
+    same = common_length(prompts) if len(prompts) > 1 else 0
     return same if same >= LEAST_SHARED else 0
 
 
@@ -92,12 +94,45 @@ def prefill(
     return model.base_model(**{name: rest}, attention_mask=seen, position_ids=at, **options)[0]
 
 
-def pad_left(cache: DynamicCache, mask: Tensor, common: int) -> None:
-    """Moves the padding of what ``prefill`` has cached, which lies behind the ``common`` first
-    tokens, to where ``mask`` (G, P) has it: to the left."""
-    column, padding = torch.arange(mask.shape[1], device=mask.device), (mask == 0).sum(1, True)
-    at = torch.where(column < padding + common, (column - padding).clamp(min=0), column)
-    for layer in cache.layers:
-        for name in ("keys", "values"):
-            states = getattr(layer, name)
-            setattr(layer, name, states.gather(2, at[:, None, :, None].expand_as(states)))
+def prefill_prompts(
+    model: PreTrainedModel,
+    cache: DynamicCache,
+    prompts: Sequence[Sequence[int]],
+    row_ids: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Forwards prompts into ``cache``, padded on the left; returns the hidden states of their last
+    tokens (N, H) and the mask (N, P). What all begin with is forwarded once, and so is what
+    neighbours with the same row id begin with: a question with each of its traces."""
+    device, heads, head_of = model.device, [*prompts], [*range(len(prompts))]
+    whole = sees_whole_rows(model, max(map(len, prompts)))
+    if whole and len(set(row_ids)) < len(row_ids):
+        runs = [[*run] for _, run in groupby(head_of, row_ids.__getitem__)]
+        starts = [prompts[run[0]][: common_length([prompts[i] for i in run])] for run in runs]
+        if all(starts):
+            heads, head_of = starts, [g for g, run in enumerate(runs) for _ in run]
+    ids, seen = left_pad(heads, device)
+    common = shared_start(heads) if whole else 0
+    start, rest, seen = split_start(ids, seen, common)
+    hidden = prefill(model, cache, "input_ids", start, rest, seen)
+    if len(heads) < len(prompts):
+        index = torch.tensor(head_of, device=device)
+        cache.batch_select_indices(index)
+        tails = [prompt[len(heads[g]) :] for prompt, g in zip(prompts, head_of, strict=True)]
+        ids, mask = left_pad(tails, device)
+        seen = torch.cat([seen[index], mask], dim=1)
+        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        at = positions(seen)[:, -ids.shape[1] :]
+        hidden = model.base_model(input_ids=ids, attention_mask=seen, position_ids=at, **options)[0]
+    return hidden[:, -1], _pad_left(cache, seen)
+
+
+def _pad_left(cache: DynamicCache, mask: Tensor) -> Tensor:
+    """Moves all padding in ``cache`` to the left, and in ``mask`` (N, P), which is returned."""
+    at = mask.argsort(dim=1, stable=True)
+    moved = mask.gather(1, at)
+    if not torch.equal(moved, mask):
+        for layer in cache.layers:
+            for name in ("keys", "values"):
+                states = getattr(layer, name)
+                setattr(layer, name, states.gather(2, at[:, None, :, None].expand_as(states)))
+    return moved

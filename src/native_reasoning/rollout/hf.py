@@ -28,19 +28,10 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer
 
 from native_reasoning.model.adapters import linear_parts
-from native_reasoning.model.forward import (
-    inference,
-    left_pad,
-    pad_left,
-    positions,
-    prefill,
-    sees_whole_rows,
-    shared_start,
-    split_start,
-)
+from native_reasoning.model.forward import inference, left_pad, positions, prefill_prompts
 from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sample, Sampling, Stop
-from native_reasoning.rollout.noise import pick, uniforms
+from native_reasoning.rollout.noise import GREEDY, pick, uniforms
 
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
 DROP_SHARE = 0.25
@@ -79,9 +70,9 @@ class HFEngine(RolloutEngine):
         sampling: Sampling,
         key: NoiseKey,
         stop: Stop,
-        traces: Sequence[int] | None = None,
+        traces: Sequence[int | None] | None = None,
     ) -> list[list[Sample]]:
-        """See ``RolloutEngine``."""
+        """See ``RolloutEngine``. Where ``traces[i]`` is None the most likely tokens are taken."""
         k, size = sampling.num_generations, self.batch_size or max(len(prompts), 1)
         streams = [*zip(row_ids, traces or [0] * len(prompts), strict=True)]
         found: list[Sample] = []
@@ -90,7 +81,7 @@ class HFEngine(RolloutEngine):
             for i in range(0, len(prompts), size):
                 batch = prompts[i : i + size]
                 noise = _noise(key, streams[i : i + size], sampling)
-                decoder.start(batch, k)
+                decoder.start(batch, k, row_ids[i : i + size])
                 rooms = [self.context - len(prompt) for prompt in batch for _ in range(k)]
                 rooms = [min(sampling.max_tokens, room) for room in rooms]
                 found += self._decode(decoder, sampling, noise, stop, rooms)
@@ -127,15 +118,19 @@ class HFEngine(RolloutEngine):
         return [Sample(tuple(i), s or "limit") for i, s in zip(ids, stopped, strict=True)]
 
 
-def _noise(key: NoiseKey, streams: Sequence[tuple[int, int]], sampling: Sampling) -> np.ndarray:
+def _noise(
+    key: NoiseKey, streams: Sequence[tuple[int, int | None]], sampling: Sampling
+) -> np.ndarray:
     """Uniform numbers (prompts·K, max_tokens); a stream is a prompt's row id and first trace."""
-    k = sampling.num_generations
+    k, count = sampling.num_generations, sampling.max_tokens
     if sampling.temperature == 0:
-        return np.zeros((len(streams) * k, sampling.max_tokens))
+        return np.full((len(streams) * k, count), GREEDY)
     draws = [
-        uniforms(key.seed, key.domain, key.step, row, trace, sampling.max_tokens)
+        np.full(count, GREEDY)
+        if first is None
+        else uniforms(key.seed, key.domain, key.step, row, first + j, count)
         for row, first in streams
-        for trace in range(first, first + k)
+        for j in range(k)
     ]
     return np.stack(draws)
 
@@ -149,14 +144,12 @@ class SharedDecoder:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.head = model, decoding_head(model)
 
-    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> None:
-        """Forwards what all prompts begin with, and the rest of each, once."""
-        ids, mask = left_pad(prompts, self.model.device)
+    def start(
+        self, prompts: Sequence[Sequence[int]], copies: int, row_ids: Sequence[int] = ()
+    ) -> None:
+        """Forwards the prompts, each once; those of one row id share what they begin with."""
         cache = DynamicCache()  # whole layers everywhere: windows are masked, not cut off
-        common = shared_start(prompts) if sees_whole_rows(self.model, ids.shape[1]) else 0
-        hidden = prefill(self.model, cache, "input_ids", *split_start(ids, mask, common))[:, -1]
-        if common and not bool(mask.all()):
-            pad_left(cache, mask, common)
+        hidden, mask = prefill_prompts(self.model, cache, prompts, row_ids or range(len(prompts)))
         self.cache, self.copies, self.lengths = SharedCache(cache, mask), copies, mask.sum(1, True)
         self.logits = self.head(hidden).repeat_interleave(copies, 0)
 
@@ -197,7 +190,9 @@ class RepeatDecoder:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
-    def start(self, prompts: Sequence[Sequence[int]], copies: int) -> None:
+    def start(
+        self, prompts: Sequence[Sequence[int]], copies: int, row_ids: Sequence[int] = ()
+    ) -> None:
         """Forwards the prompts, each once."""
         ids, self.mask = left_pad(prompts, self.model.device)
         self.cache = DynamicCache(config=self.model.config)

@@ -15,6 +15,8 @@ from torch.nn import functional
 from native_reasoning.rollout.engine import Sampling
 
 TRAINING, EVALUATION, ORDER, ANSWERS, BENCHMARKS, CONVERSATION, REFERENCES, DEALT = range(8)
+#: In place of a uniform number: the most likely token.
+GREEDY = -1.0
 _MASK = (1 << 64) - 1
 #: Tokens whose probabilities are summed before the search for the number's place begins.
 _BLOCK = 256
@@ -42,10 +44,18 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
 
     ``logits`` (rows, V), ``uniform`` (rows,) in [0, 1). The distribution is summed in blocks, the
     block found where the number falls, then the token in it. Sums are float64; the last one is not
-    exactly 1, so the number is scaled by it. A token of probability 0 is never chosen.
+    exactly 1, so the number is scaled by it. A token of probability 0 is never chosen. A number
+    below 0 (``GREEDY``) picks the most likely token.
     """
-    if sampling.temperature == 0:
+    greedy = uniform < 0
+    if sampling.temperature == 0 or bool(greedy.all()):
         return logits.argmax(-1)
+    drawn = _draw(logits, sampling, uniform.clamp(min=0))
+    return torch.where(greedy, logits.argmax(-1), drawn) if bool(greedy.any()) else drawn
+
+
+def _draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """``pick`` where all tokens are drawn."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights = logits - logits.amax(-1, keepdim=True)
     if sampling.temperature != 1:

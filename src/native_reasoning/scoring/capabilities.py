@@ -219,7 +219,8 @@ class _Trials:
         def trial() -> tuple[Tensor, Tensor]:
             with in_mode(self.model, training=False), self.arithmetic():
                 decoder = decoder_of(self.model, share)
-                decoder.start(self.prompts, len(self.rows) // len(self.prompts))
+                copies, one_row = len(self.rows) // len(self.prompts), [0] * len(self.prompts)
+                decoder.start(self.prompts, copies, one_row)  # what they begin with, once
                 return self._decoded(decoder), torch.cat(self.expected)
 
         return self._agrees(name, trial)
