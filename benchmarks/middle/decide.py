@@ -1,8 +1,9 @@
 """The rule for the default objective, applied: ``python benchmarks/middle/decide.py``.
 
-Reads lab/candidates.jsonl, candidates/ and runs/ and prints, for each candidate and family, by how
-many points it is above the present default (``one``), with the 95 % interval, and what follows. The
-rule is in README.md. Of the lab, pairs of base and seed that both have; here, seeds of both.
+Reads lab/candidates.jsonl, candidates/, runs/ and second-base/ and prints, for each candidate and
+family, by how many points it is above the present default (``one``), with the 95 % interval, and
+what follows. The rule is in README.md. Pairs of base and seed that both
+have count.
 """
 
 import json
@@ -45,7 +46,8 @@ def read() -> tuple[Found, int]:
             value = 100 * result["held_out"][run["family"]][number]
             cells = found[name].setdefault(f"{run['family']} {number}", {})
             cells[run["base"], run["seed"]] = value
-    for path in sorted([*HERE.glob("candidates/*.json"), *HERE.glob("runs/*-mixed-?.json")]):
+    folders = ("candidates", "runs", "second-base")
+    for path in sorted(path for x in folders for path in HERE.glob(f"{x}/*-mixed-?.json")):
         result = json.loads(path.read_text("utf-8"))
         result["method"] = {"nrt-ws": PRESENT}.get(result["method"], result["method"])
         if result["method"] not in CANDIDATES:
@@ -54,7 +56,7 @@ def read() -> tuple[Found, int]:
             about = result["families"][family]
             questions = about["questions"]
             cells = found[result["method"]].setdefault(family, {})
-            cells[result["seed"]] = 100 * about["accuracy"]
+            cells[path.parent.name == "second-base", result["seed"]] = 100 * about["accuracy"]
     return found, questions
 
 
