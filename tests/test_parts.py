@@ -102,8 +102,8 @@ def test_the_run_goes_on_with_the_number_that_was_said(tmp_path, monkeypatch):
 @pytest.mark.parametrize("preset", ["nrt-ws", "rlpr"])  # the latter samples answers too
 def test_sampling_that_does_not_fit_says_what_to_set(preset, tmp_path, monkeypatch):
     class Small(hf.SharedDecoder):
-        def start(self, prompts, copies):
-            return super().start(prompts, copies) if len(prompts) < 2 else _no_memory()
+        def start(self, prompts, *about):
+            return super().start(prompts, *about) if len(prompts) < 2 else _no_memory()
 
     monkeypatch.setattr(hf, "decoder_of", lambda model, share: Small(model))
     with pytest.raises(RunError, match="3 prompts of 4 traces sampled at once") as caught:
