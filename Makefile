@@ -13,7 +13,7 @@ BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 1200
 
 .PHONY: demo test test-all quantised coverage check lint types docs links release audit deepspeed-check verl-check
-.PHONY: vllm-check venv clean
+.PHONY: vllm-check gpu-check venv clean
 
 demo: .venv/runtime  ## watch a tiny model learn to think (about two minutes, no network)
 	$(BIN)/nrt demo --seed $(SEED)
@@ -82,6 +82,9 @@ vllm-check: .venv-vllm/ready  ## does vLLM sample what transformers would? (CPU,
 	$(VLLM_PIP) --requirement requirements-vllm.txt
 	$(VLLM_PIP) --editable .
 	touch $@
+
+gpu-check:  ## is it the same on this GPU, and how fast? (at most 8 minutes, no network, installs nothing)
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) benchmarks/gpu.py
 
 venv: .venv/slow .venv/check .venv/docs  ## .venv with everything
 

@@ -133,7 +133,7 @@ def page() -> str:
         "",
         WHY,
         "",
-        "No GPU was used: the code for GPUs was not run on one.",
+        *on_gpu(read("gpu.json")),
         "",
         "## Where the time of a step is saved",
         "",
@@ -174,6 +174,52 @@ def page() -> str:
     if memory:
         lines += ["", *peaks(memory)]
     return "\n".join(lines) + "\n"
+
+
+def on_gpu(found: dict[str, Any]) -> list[str]:
+    """What benchmarks/gpu.py found, which is nothing where there was no GPU."""
+    if not found:
+        return ["No GPU was used: the code for GPUs was not run on one."]
+    here = found["machine"]
+    lines = [
+        "## Measured on a GPU",
+        "",
+        f"{here['device']}, CUDA {here['cuda']}, torch {here['torch']}, transformers "
+        f"{here['transformers']}, {here['date']}. *Share*: of the speed of large bf16 matrix "
+        "products, measured in the same run.",
+    ]
+    for part in "abcd":
+        cells = {name: x for name, x in found.get(part, {}).items() if name != "matrix products"}
+        rows = [[name, *(_cell(x, column) for column in SHOWN[part])] for name, x in cells.items()]
+        lines += ["", *table(["", *SHOWN[part].values()], rows)] if rows else []
+    return lines
+
+
+#: Columns of each part of benchmarks/gpu.py, by the names of its numbers.
+SHOWN = {
+    "a": {"equal": "as plain rows"},
+    "b": {
+        "seconds": "seconds",
+        "trace_tokens_per_second": "trace tokens per second",
+        "share": "share",
+        "peak_gb": "peak GB",
+    },
+    "c": {
+        "tokens_per_second": "tokens per second",
+        "milliseconds_per_token": "ms per token",
+        "syncs": "waits per token",
+        "share": "share",
+        "peak_gb": "peak GB",
+    },
+    "d": {"equal": "as a whole run", "largest_difference": "largest difference of a weight"},
+}
+
+
+def _cell(found: dict[str, Any], column: str) -> str:
+    if "not run" in found or "failed" in found:
+        return found.get("not run", "failed").splitlines()[0]
+    value = found.get(column, "")
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
 
 
 def peaks(memory: dict[str, Any]) -> list[str]:

@@ -256,6 +256,31 @@ def test_rows_that_stop_do_not_change_the_others():
             assert got.ids == sample.ids[: cut + 1]
 
 
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_looking_for_stops_every_few_tokens_changes_no_sample(kind, share, monkeypatch):
+    model = tiny.tiny_model(kind).eval()
+    long = [*range(50, 302)] * 2  # leaves 8 of 512 positions, and few rows end with it
+    sampling, samples, looks = replace(SAMPLING, max_tokens=21), [], []
+    to_host = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: looks.append(every) or to_host(self))
+
+    def seldom(ids):
+        return {0: "closed", 1: "ended"}.get(ids[-1] % 24)
+
+    for seed in range(2):
+        key, found = replace(KEY, seed=seed), []
+        for every in (1, 3, 8):
+            sampler = engine(model, share=share, look_every=every)
+            found.append(sampler.sample([*PROMPTS, long], [*ROWS, 2], sampling, key, seldom))
+        assert found[0] == found[1] == found[2]
+        samples += [s for group in found[0] for s in group]
+    assert {s.stopped for s in samples} == {"closed", "ended", "limit"}
+    assert {len(s.ids) for s in samples if s.stopped == "limit"} == {8, 21}
+    assert len({len(s.ids) for s in samples}) > 5
+    assert looks.count(1) > 2 * looks.count(3) > 2 * looks.count(8) > 0
+
+
 def test_batch_shrinks_as_rows_finish_and_ends_with_the_last():
     model = tiny.tiny_model("llama").eval()
     sampler, sizes = engine(model), []

@@ -14,9 +14,9 @@ PLAIN = Sampling(num_generations=1, max_tokens=1)
 LARGEST = 1 - 2**-53
 
 
-def draw(logits, u, sampling=PLAIN):
+def draw(logits, u, sampling=PLAIN, **options):
     u = torch.as_tensor(u, dtype=torch.float64).reshape(-1)
-    return pick(logits.expand(len(u), -1), sampling, u).tolist()
+    return pick(logits.expand(len(u), -1), sampling, u, **options).tolist()
 
 
 def test_token_is_where_the_cumulative_distribution_passes_the_number():
@@ -82,8 +82,8 @@ def test_rows_are_drawn_apart():
 
 def test_a_number_below_zero_picks_the_likeliest_token_beside_drawn_ones():
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert draw(logits, [LARGEST, GREEDY, 0.0]) == [2, 1, 0]
-    assert draw(logits, [GREEDY, GREEDY]) == [1, 1]
+    assert draw(logits, [LARGEST, GREEDY, 0.0], mixed=True) == [2, 1, 0]
+    assert draw(logits, [GREEDY, GREEDY], mixed=True) == [1, 1]
 
 
 def test_temperature_zero_is_the_likeliest_token_whatever_the_number():

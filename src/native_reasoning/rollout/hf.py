@@ -3,7 +3,8 @@
 ``HFEngine`` draws each token by inverting the cumulative distribution at one stateless uniform
 number (noise.py). A decoder holds K rows for each of G prompts, in a grid, one prompt after the
 other: ``start`` forwards the prompts, ``logits`` (rows, V) are those of every row's next token,
-``advance`` appends a token to each row, and ``keep`` drops rows that are finished.
+``advance`` appends a token to each row, and ``keep`` drops rows that are finished. A finished row
+that is still there stands at the model's last position once it has come to it.
 
 The K rows of a prompt look at the same keys. Repeating them K times, as an ordinary cache has to,
 copies and reads K times as much. In a ``SharedCache`` the queries of all K rows meet the prompt's
@@ -31,10 +32,13 @@ from native_reasoning.model.adapters import linear_parts
 from native_reasoning.model.forward import inference, left_pad, positions, prefill_prompts
 from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sample, Sampling, Stop
-from native_reasoning.rollout.noise import GREEDY, pick, uniforms
+from native_reasoning.rollout.noise import pick, uniforms_of
 
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
 DROP_SHARE = 0.25
+#: Tokens between two looks for stops, by kind of device: a look at an accelerator's tokens waits
+#: until it has computed them.
+LOOK_EVERY = {"cpu": 1, "other": 8}
 #: Tokens that a row's buffer has room for at first.
 _FIRST = 64
 
@@ -47,6 +51,8 @@ class HFEngine(RolloutEngine):
     rows, else its cache is repeated: capabilities.py says what the architecture can do.
     ``batch_size`` prompts are decoded at once, None means all. ``autocast`` gives the context to
     compute in. A sequence that reaches the positions that the model was made for ends there.
+    Stops are looked for every ``look_every`` tokens, None means ``LOOK_EVERY``: a row that stopped
+    goes on until then, and what it sampled meanwhile is cut off.
     """
 
     def __init__(
@@ -58,8 +64,10 @@ class HFEngine(RolloutEngine):
         share: bool = True,
         batch_size: int | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        look_every: int | None = None,
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
+        self.look_every = look_every
         self.share, self.batch_size, self.autocast = share, batch_size, autocast
         self.context = context_of(model) or sys.maxsize
 
@@ -80,7 +88,7 @@ class HFEngine(RolloutEngine):
             decoder = decoder_of(self.model, self.share)
             for i in range(0, len(prompts), size):
                 batch = prompts[i : i + size]
-                noise = _noise(key, streams[i : i + size], sampling)
+                noise = uniforms_of(key, streams[i : i + size], sampling)
                 decoder.start(batch, k, row_ids[i : i + size])
                 rooms = [self.context - len(prompt) for prompt in batch for _ in range(k)]
                 rooms = [min(sampling.max_tokens, room) for room in rooms]
@@ -98,41 +106,30 @@ class HFEngine(RolloutEngine):
         ids: list[list[int]] = [[] for _ in noise]
         stopped = [None if room > 0 else "limit" for room in rooms]
         active = list(range(len(noise)))  # the batch row at index i holds sequence active[i]
-        uniform = torch.from_numpy(noise).to(self.model.device)
+        device, unread = self.model.device, list[Tensor]()
+        uniform = torch.from_numpy(noise).to(device)  # of each batch row
+        mixed, ends = bool((noise < 0).any()), {*rooms}
+        every = self.look_every or LOOK_EVERY.get(device.type, LOOK_EVERY["other"])
         for t in range(max(rooms)):
-            drawn = pick(decoder.logits[:, : self.vocabulary], sampling, uniform[active, t])
-            open_rows = [i for i, q in enumerate(active) if q >= 0 and stopped[q] is None]
-            tokens = drawn.tolist()
-            for i in open_rows:
-                q = active[i]
-                ids[q].append(tokens[i])
-                stopped[q] = stop(ids[q]) or ("limit" if t + 1 == rooms[q] else None)
-            alive = [i for i in open_rows if stopped[active[i]] is None]
-            if not alive:
-                break
-            if (kept := decoder.keep(alive)) is not None:
-                drawn = drawn[torch.tensor(kept, device=drawn.device)]
-                seen: set[int] = set()  # rows that come again only fill up the batch
-                active = [-1 if r in seen or seen.add(r) else active[r] for r in kept]
+            logits = decoder.logits[:, : self.vocabulary]
+            drawn = pick(logits, sampling, uniform[:, t], mixed=mixed)
+            unread.append(drawn)
+            if len(unread) == every or t + 1 in ends:
+                for q, tokens in zip(active, torch.stack(unread, 1).tolist(), strict=True):
+                    while q >= 0 and stopped[q] is None and tokens:
+                        ids[q].append(tokens.pop(0))
+                        stopped[q] = stop(ids[q]) or ("limit" if len(ids[q]) == rooms[q] else None)
+                unread.clear()
+                alive = [i for i, q in enumerate(active) if q >= 0 and stopped[q] is None]
+                if not alive:
+                    break
+                if (kept := decoder.keep(alive)) is not None:
+                    places = torch.tensor(kept, device=device)
+                    drawn, uniform = drawn[places], uniform[places]
+                    seen: set[int] = set()  # rows that come again only fill up the batch
+                    active = [-1 if r in seen or seen.add(r) else active[r] for r in kept]
             decoder.advance(drawn)
         return [Sample(tuple(i), s or "limit") for i, s in zip(ids, stopped, strict=True)]
-
-
-def _noise(
-    key: NoiseKey, streams: Sequence[tuple[int, int | None]], sampling: Sampling
-) -> np.ndarray:
-    """Uniform numbers (prompts·K, max_tokens); a stream is a prompt's row id and first trace."""
-    k, count = sampling.num_generations, sampling.max_tokens
-    if sampling.temperature == 0:
-        return np.full((len(streams) * k, count), GREEDY)
-    draws = [
-        np.full(count, GREEDY)
-        if first is None
-        else uniforms(key.seed, key.domain, key.step, row, first + j, count)
-        for row, first in streams
-        for j in range(k)
-    ]
-    return np.stack(draws)
 
 
 # -- Decoders --------------------------------------------------------------------------------------
@@ -143,6 +140,7 @@ class SharedDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.head = model, decoding_head(model)
+        self.last = (context_of(model) or sys.maxsize) - 1
 
     def start(
         self, prompts: Sequence[Sequence[int]], copies: int, row_ids: Sequence[int] = ()
@@ -155,7 +153,8 @@ class SharedDecoder:
 
     def advance(self, tokens: Tensor) -> None:
         """Appends a token (rows,) to each row."""
-        at = (self.lengths + self.cache.get_seq_length()).repeat_interleave(self.copies, 0)
+        at = (self.lengths + self.cache.get_seq_length()).clamp(max=self.last)
+        at = at.repeat_interleave(self.copies, 0)
         with attending(self.model, self.cache):
             hidden = self.model.base_model(
                 input_ids=tokens[:, None],
@@ -189,6 +188,7 @@ class RepeatDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.last = (context_of(model) or sys.maxsize) - 1
 
     def start(
         self, prompts: Sequence[Sequence[int]], copies: int, row_ids: Sequence[int] = ()
@@ -203,7 +203,8 @@ class RepeatDecoder:
     def advance(self, tokens: Tensor) -> None:
         """Appends a token (rows,) to each row."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        self.logits = self._next(tokens[:, None], self.mask.sum(-1, keepdim=True) - 1)
+        at = self.mask.sum(-1, keepdim=True) - 1
+        self.logits = self._next(tokens[:, None], at.clamp(max=self.last))
 
     def keep(self, alive: Sequence[int]) -> list[int] | None:
         """See ``SharedDecoder.keep``; here no place comes again."""

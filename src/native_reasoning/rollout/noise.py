@@ -7,12 +7,14 @@ of restarts. Traces, answers, evaluation, the order of the data, benchmarks, con
 choice of a reference and the control that deals out advantages draw from different domains.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from native_reasoning.rollout.engine import Sampling
+from native_reasoning.rollout.engine import NoiseKey, Sampling
 
 TRAINING, EVALUATION, ORDER, ANSWERS, BENCHMARKS, CONVERSATION, REFERENCES, DEALT = range(8)
 #: In place of a uniform number: the most likely token.
@@ -28,6 +30,24 @@ def uniforms(seed: int, domain: int, step: int, row: int, trace: int, count: int
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def uniforms_of(
+    key: NoiseKey, streams: Sequence[tuple[int, int | None]], sampling: Sampling
+) -> np.ndarray:
+    """Those of a rollout (prompts·K, max_tokens); a stream is a prompt's row id and first trace, or
+    None for the most likely tokens."""
+    k, count = sampling.num_generations, sampling.max_tokens
+    if sampling.temperature == 0:
+        return np.full((len(streams) * k, count), GREEDY)
+    draws = [
+        np.full(count, GREEDY)
+        if first is None
+        else uniforms(key.seed, key.domain, key.step, row, first + j, count)
+        for row, first in streams
+        for j in range(k)
+    ]
+    return np.stack(draws)
+
+
 def seed_of(seed: int, domain: int, step: int, row: int, trace: int) -> int:
     """63 bits from the same place, for samplers that draw from a generator of their own."""
     return int(_philox(seed, domain, step, row, trace).random_raw()) >> 1
@@ -39,19 +59,20 @@ def _philox(seed: int, domain: int, step: int, row: int, trace: int) -> np.rando
     return np.random.Philox(key=key, counter=counter)
 
 
-def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+def pick(logits: Tensor, sampling: Sampling, uniform: Tensor, *, mixed: bool = False) -> Tensor:
     """The token (rows,) of each row at which the cumulative distribution passes ``uniform``.
 
     ``logits`` (rows, V), ``uniform`` (rows,) in [0, 1). The distribution is summed in blocks, the
     block found where the number falls, then the token in it. Sums are float64; the last one is not
-    exactly 1, so the number is scaled by it. A token of probability 0 is never chosen. A number
-    below 0 (``GREEDY``) picks the most likely token.
+    exactly 1, so the number is scaled by it. A token of probability 0 is never chosen. ``mixed``:
+    a number may be ``GREEDY``, which picks the most likely token.
     """
-    greedy = uniform < 0
-    if sampling.temperature == 0 or bool(greedy.all()):
+    if sampling.temperature == 0:
         return logits.argmax(-1)
+    if not mixed:
+        return _draw(logits, sampling, uniform)
     drawn = _draw(logits, sampling, uniform.clamp(min=0))
-    return torch.where(greedy, logits.argmax(-1), drawn) if bool(greedy.any()) else drawn
+    return torch.where(uniform < 0, logits.argmax(-1), drawn)
 
 
 def _draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
