@@ -12,6 +12,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 #: From so many tokens on, what several prompts begin with is worth a forward of its own.
 LEAST_SHARED = 16
+#: What configs call a distance beyond which a layer does not look, or the length of its pieces.
+WINDOWS = (
+    "sliding_window", "attention_window_size", "attention_chunk_size", "chunk_size",
+    "mamba_chunk_size", "window_size",
+)  # fmt: skip
 
 
 @contextmanager
@@ -66,10 +71,11 @@ def sees_whole_rows(model: PreTrainedModel, length: int) -> bool:
     """Whether each layer attends to all of a row of so many tokens, wherever its padding is."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
-    window = getattr(config, "sliding_window", None)
     if kinds - {"full_attention", "sliding_attention"}:
         return False
-    return kinds == {"full_attention"} or window is None or length <= window
+    found = [getattr(config, name, None) for name in WINDOWS]
+    reach = min([length, *(n for n in found if isinstance(n, int))])
+    return kinds == {"full_attention"} or length <= reach
 
 
 def split_start(ids: Tensor, mask: Tensor, common: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from native_reasoning.config.errors import PolicyError
 from native_reasoning.data.rows import Example, PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.forward import LEAST_SHARED, in_mode
+from native_reasoning.model.forward import LEAST_SHARED, WINDOWS, in_mode
 from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.hf import Decoder, decoder_of
 from native_reasoning.scoring.head import direct_head
@@ -261,14 +261,8 @@ def trial_length(model: PreTrainedModel, longest: int | None = None) -> int:
     config, limit = model.config.get_text_config(), 2048 if model.device.type == "cpu" else 4096
     limit = min(limit, (context_of(model) or limit) - 32)  # the rest of a row follows
     limit = limit if longest is None else min(limit, longest)
-    found = [getattr(config, name, None) for name in _WINDOWS]
+    found = [getattr(config, name, None) for name in WINDOWS]
     return max([8, *(n for n in found if isinstance(n, int) and n <= limit)]) + 8
-
-
-_WINDOWS = (
-    "sliding_window", "attention_window_size", "attention_chunk_size", "chunk_size",
-    "mamba_chunk_size",
-)  # fmt: skip
 
 
 def _continuations(template: Template, length: int) -> tuple[list[PromptGroup], list[Traces]]:
