@@ -110,6 +110,19 @@ def test_ids_do_not_depend_on_batch_size_or_on_the_other_prompts():
     assert equal >= 0.99 * total
 
 
+@torch.no_grad()
+def follow(decoder, model, prompts, k):
+    """Checks the logits of one row a token against a forward of that row alone."""
+    rows = [[*p] for p in prompts for _ in range(k)]
+    for t in range(80):  # past the first buffers
+        expected = model(input_ids=torch.tensor([rows[t % 12]])).logits[0, -1]
+        torch.testing.assert_close(decoder.logits[t % 12], expected, rtol=1e-5, atol=1e-5)
+        tokens = torch.tensor([(31 * t + 7 * i) % VOCABULARY for i in range(12)])
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.append(token)
+        decoder.advance(tokens)
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_agree_with_whole_forwards(kind, share):
@@ -117,14 +130,7 @@ def test_logits_agree_with_whole_forwards(kind, share):
     decoder = decoder_of(model, share)
     with torch.no_grad():
         decoder.start(PROMPTS, k)
-        rows = [[*p] for p in PROMPTS for _ in range(k)]
-        for t in range(80):  # past the first buffers
-            expected = model(input_ids=torch.tensor([rows[t % 12]])).logits[0, -1]
-            torch.testing.assert_close(decoder.logits[t % 12], expected, rtol=1e-5, atol=1e-5)
-            tokens = torch.tensor([(31 * t + 7 * i) % VOCABULARY for i in range(12)])
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                row.append(token)
-            decoder.advance(tokens)
+    follow(decoder, model, PROMPTS, k)
 
 
 #: Windows that the prompts fit into and that their continuations grow out of.
@@ -149,15 +155,7 @@ def test_what_prompts_begin_with_is_forwarded_once(kind, window, row_ids, forwar
         )
         decoder.start(prompts, k, row_ids)
     assert widths == forwarded
-    with torch.no_grad():
-        rows = [[*p] for p in prompts for _ in range(k)]
-        for t in range(80):
-            expected = model(input_ids=torch.tensor([rows[t % 12]])).logits[0, -1]
-            torch.testing.assert_close(decoder.logits[t % 12], expected, rtol=1e-5, atol=1e-5)
-            tokens = torch.tensor([(31 * t + 7 * i) % VOCABULARY for i in range(12)])
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                row.append(token)
-            decoder.advance(tokens)
+    follow(decoder, model, prompts, k)
 
 
 @pytest.mark.parametrize("share", [True, False])
