@@ -93,7 +93,6 @@ TINY: dict[str, Any] = {
     "warmup_steps": 0,
     "max_steps": 100,
     "eval_samples": 500,
-    "per_device_eval_batch_size": 500,
     "save_strategy": "no",
     "record_traces": False,
     "diagnostics_steps": 0,
@@ -109,7 +108,6 @@ REAL: dict[str, Any] = {
     "learning_rate": 2e-6,
     "max_steps": 40,
     "eval_samples": 100,
-    "per_device_eval_batch_size": 25,
 }
 
 

@@ -55,7 +55,6 @@ def train(folder: Path, steps: int, **custom) -> dict[str, float]:
         max_answer_length=20,
         learning_rate=5e-4,
         warmup_steps=0,
-        per_device_eval_batch_size=200,
         eval_samples=200,
         save_strategy="no",
         use_cpu=True,

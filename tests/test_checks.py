@@ -130,6 +130,7 @@ REFUSED_VALUES = {
     "push_to_hub": True,
     "enable_jit_checkpoint": True,
     "auto_find_batch_size": True,
+    "per_device_eval_batch_size": 25,
 }
 
 

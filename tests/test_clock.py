@@ -40,7 +40,9 @@ def test_a_stage_that_fails_ends():
     assert set(clock.take()) == set(STAGES)
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_iterations": 2}, {"rows_per_forward": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_iterations": 2}, {"max_tokens_per_forward": 50}], ids=str
+)
 def test_stages_add_up_to_the_step(settings, tmp_path):
     trainer = lab_trainer(tmp_path / "run", max_steps=5, **settings)
     trainer.train()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from native_reasoning.config.errors import DataError, RunError
 from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.evaluation import held_out
 from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.types import Signal
 from native_reasoning.records.folder import read_config, read_metrics, read_timings, read_traces
@@ -163,7 +164,7 @@ def test_saved_model_is_an_ordinary_folder_that_opens_the_trace(tmp_path):
 def test_micro_batch_size_does_not_change_the_sampled_traces(tmp_path):
     """In ten steps of one model: weights that learn would part by rounding."""
     runs = []
-    for batch in (1, 2, 4):
+    for batch, most in ((1, 1), (2, 100), (4, None)):
         folder = tmp_path / str(batch)
         trainer = make(
             folder,
@@ -171,7 +172,7 @@ def test_micro_batch_size_does_not_change_the_sampled_traces(tmp_path):
             learning_rate=0.0,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=4 // batch,
-            rollout_batch_size=batch,
+            max_tokens_per_forward=most,
         )
         trainer.train()
         runs.append(sampled(folder))
@@ -367,10 +368,10 @@ def test_evaluate_writes_to_the_run_and_does_not_disturb_it(tmp_path):
     assert sum("eval_accuracy" in m for m in evaluated) == 2
 
 
-def test_evaluation_does_not_depend_on_its_batch_size(tmp_path):
+def test_evaluation_does_not_depend_on_how_much_is_computed_at_once(tmp_path):
     outcomes = []
-    for size in (1, 3, 8):
-        trainer = make(tmp_path / str(size), per_device_eval_batch_size=size)
+    for most in (1, 100, None):
+        trainer = make(tmp_path / str(most), max_tokens_per_forward=most)
         outcomes.append(
             [
                 (o.traces, o.answers, o.answer_greedy)
@@ -388,9 +389,9 @@ def test_where_the_context_ends_does_not_depend_on_the_batch(tmp_path):
     room = 4
     model.config.max_position_embeddings = len(long.prompt_ids) + 6 + 1 + room
     answers = []
-    for size in (1, 4):
-        settings = {"max_answer_length": 40, "per_device_eval_batch_size": size}
-        trainer = make(tmp_path / str(size), model, held_out=rows, **settings)
+    for most in (1, None):
+        settings = {"max_answer_length": 40, "max_tokens_per_forward": most}
+        trainer = make(tmp_path / str(most), model, held_out=rows, **settings)
         asked = trainer.evaluator.outcomes(trainer.eval_groups)
         answers.append([(o.answers, o.answer_greedy, o.answer_no_think) for o in asked])
     assert answers[0] == answers[1]
@@ -418,14 +419,15 @@ def test_answers_of_an_evaluation_are_cut_by_their_references(tmp_path):
     assert found.evaluate()["eval_max_answer_length"] == 16
 
 
-def test_callbacks_hear_how_far_an_evaluation_is(tmp_path):
+def test_callbacks_hear_how_far_an_evaluation_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(held_out, "TOLD", 3)
     heard = []
 
     class Counting(TrainerCallback):
         def on_prediction_step(self, args, state, control, **told):
             heard.append((told["answered"], told["questions"], told["max_answer_length"]))
 
-    trainer = make(tmp_path / "run", callbacks=[Counting()], per_device_eval_batch_size=3)
+    trainer = make(tmp_path / "run", callbacks=[Counting()])
     trainer.evaluate()
     assert heard == [(0, 4, 12), (3, 4, 12), (4, 4, 12)]
 

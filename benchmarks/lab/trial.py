@@ -188,7 +188,7 @@ def _settings(run: Run) -> dict[str, Any]:
     kind, _ = base_of(run)
     settings = {**SETTINGS, **(OF_THREE_SUMS if kind == "three_sums" else {})}
     settings |= {"preset": run.preset, "seed": run.seed, "max_steps": run.steps}
-    settings |= {"per_device_eval_batch_size": 1_000, "eval_samples": 10_000}
+    settings |= {"eval_samples": 10_000}
     return {**settings, **dict(run.changes)}
 
 

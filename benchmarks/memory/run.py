@@ -93,7 +93,7 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
         max_answer_length=setting.answer,
         per_device_train_batch_size=setting.batch,
         gradient_accumulation_steps=setting.steps,
-        rows_per_forward=setting.rows,
+        max_tokens_per_forward=tokens(setting),
         activation_checkpointing=setting.checkpointing,
         use_peft=setting.lora,
         load_in_4bit=setting.in_4bit,
@@ -111,6 +111,12 @@ def measure(setting: Setting, folder: str, model: str | None) -> dict[str, Any]:
     trainer.forwards.sampler.stop = lambda ids: None
     trainer.train()
     return {"measured": peak(), "before_a_model": process, "before_training": began}
+
+
+def tokens(setting: Setting) -> int | None:
+    """Those of a forward of so many full traces, of the empty one and of their prompt."""
+    rows = setting.rows
+    return rows and setting.prompt + (rows + 1) * (setting.trace + setting.answer + 4)
 
 
 def words(setting: Setting) -> list[dict[str, str]]:

@@ -110,7 +110,6 @@ def trainer_of(
         "max_steps": run.steps,
         "per_device_train_batch_size": PROMPTS,
         "gradient_accumulation_steps": 1,
-        "per_device_eval_batch_size": 100,
         "num_generations": TRACES,
         "max_trace_length": LONGEST_TRACE,
         "max_answer_length": LONGEST_ANSWER,

@@ -102,7 +102,7 @@ def test_the_comparisons_of_benchmarks_can_be_made(path, monkeypatch, tmp_path):
 
 def test_a_dry_run_says_which_runs_there_are_and_writes_nothing(begun, nrt):
     before = sorted(begun.rglob("*"))
-    more = ["--presets", "permuted", "--seeds", "3", "--rows-per-forward", "1"]
+    more = ["--presets", "permuted", "--seeds", "3", "--max-tokens-per-forward", "99"]
     code, out, err = nrt("compare", "--out", begun, *more, "--dry-run", "--json")
     assert code == 0, err
     told = json.loads(out)

@@ -22,7 +22,7 @@ def test_eval_of_a_model(model, held_out, nrt):
         held_out,
         "--eval-samples",
         "2",
-        "--per-device-eval-batch-size",
+        "--max-tokens-per-forward",
         "1",
         *LENGTHS,
     ]

@@ -188,7 +188,7 @@ def test_out_of_memory_in_vllm_ends_in_three_lines(tmp_path, llm, monkeypatch, w
     assert str(error).splitlines()[0] in what and "in vLLM" in what
     assert "shares the device" in why
     assert "--vllm-gpu-memory-utilization than 0.3" in fix
-    assert "activation" not in fix and "rollout-batch-size" not in fix  # those are others' memory
+    assert "activation" not in fix and "max-tokens" not in fix  # those are others' memory
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a kernel failed"), ValueError("no such model")])

@@ -65,7 +65,7 @@ def test_micro_batches_change_no_gradient(preset, tmp_path):
         **settings,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=3,
-        rollout_batch_size=2,
+        max_tokens_per_forward=200,
     )
     assert (whole[0] - parts[0]).norm() <= 1e-12 * whole[0].norm()
     sampled = [
@@ -85,9 +85,9 @@ def test_scores_taken_beforehand_give_the_gradient_of_the_fused_pass(preset, tmp
     fused = gradients(tmp_path / "a", **exact)
     for name, way in {
         "several": {"num_iterations": 2},
-        "parts of one trace": {"rows_per_forward": 1},
-        "parts of three": {"rows_per_forward": 3},
-        "parts of two groups": {"rows_per_forward": 9},
+        "parts of one trace": {"max_tokens_per_forward": 1},
+        "parts of some traces": {"max_tokens_per_forward": 80},
+        "parts of two groups": {"max_tokens_per_forward": 200},
     }.items():
         apart = gradients(tmp_path / name, **exact, **way)
         assert (fused[0] - apart[0]).norm() <= 2e-8 * fused[0].norm(), name

@@ -44,8 +44,9 @@ from native_reasoning.model.policy import (
 from native_reasoning.records.metrics import METRICS
 from native_reasoning.records.progress import clock_text
 from native_reasoning.rollout.schedule import make_schedule, total_steps
-from native_reasoning.training.forwards import ONE_STEP, fitting, full_step
+from native_reasoning.training.forwards import ONE_STEP, full_step
 from native_reasoning.training.headroom import ask, told
+from native_reasoning.training.memory import fitting
 from native_reasoning.training.trainer import NRTTrainer
 
 _NUMBER = re.compile(r"[-+$€£]?\d[\d,]*(\.\d+)?(/\d+)?\s*%?\.?")
@@ -302,7 +303,7 @@ def headroom(name: str, data: Examples, settings: Mapping[str, Any], count: int)
     folder = model_folder(name)[0]
     with (
         TemporaryDirectory() as nowhere,
-        fitting("the traces of these questions", "a smaller --rollout-batch-size or --sample"),
+        fitting("the traces of these questions", "a smaller --max-tokens-per-forward or --sample"),
     ):
         say_loading(folder)
         with refused_by_libraries():

@@ -51,8 +51,8 @@ PLAN, TABLE, PAGE = "compare.yaml", "compare.md", "report.html"
 _OWN = ("model", "data", "eval_data", "presets", "seeds")
 #: What may be another each time: it changes no step, but how much is computed at once or kept.
 _FREE = (
-    *("rows_per_forward", "rollout_batch_size", "per_device_eval_batch_size"),
-    *("save_steps", "save_total_limit", "report_to", "output_dir", "logging_dir", "run_name"),
+    *("max_tokens_per_forward", "save_steps", "save_total_limit"),
+    *("report_to", "output_dir", "logging_dir", "run_name"),
 )
 #: Settings of every arm, unless others are given. Checkpoints are there to go on from, no more.
 _DEFAULTS: dict[str, Any] = {"save_steps": 0.1, "save_total_limit": 1, "eval_on_start": False}

@@ -30,7 +30,8 @@ from native_reasoning.records.folder import CONFIG, RunFolder, read_metrics
 from native_reasoning.records.metrics import evaluation_rows
 from native_reasoning.records.progress import ProgressCallback, clock_text, end_runs
 from native_reasoning.rollout.schedule import make_schedule, total_steps
-from native_reasoning.training.forwards import ONE_STEP, fitting, full_step
+from native_reasoning.training.forwards import ONE_STEP, full_step
+from native_reasoning.training.memory import fitting
 from native_reasoning.training.resume import alone, checkpoints
 from native_reasoning.training.trainer import NRTTrainer
 
@@ -44,8 +45,8 @@ def run(parsed: Parsed) -> int:
     quiet_libraries()
     with fitting(
         "the model and a step",
-        "--activation-checkpointing, a smaller --per-device-train-batch-size with more "
-        "--gradient-accumulation-steps, or shorter --max-trace-length",
+        "--activation-checkpointing true, a smaller --max-tokens-per-forward, or a shorter "
+        "--max-trace-length",
     ):
         return (_dry_run if parsed.own["dry_run"] else train)(plan, parsed.own["json"])
 

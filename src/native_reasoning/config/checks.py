@@ -17,7 +17,6 @@ from native_reasoning.config.settings import (
 #: Least and largest number of arguments of transformers; ours have theirs in settings.py.
 RANGES = {
     "per_device_train_batch_size": (1, 1e6),
-    "per_device_eval_batch_size": (1, 1e6),
     "gradient_accumulation_steps": (1, 1e6),
     "seed": (0, 2**32 - 1),
     "adam_beta1": (0, 0.9999999),
@@ -26,6 +25,10 @@ RANGES = {
 #: Settings of an objective that may be changed: what is sampled is a preset's own.
 CHANGEABLE = tuple(name for name in SETTINGS if name != "traces")
 _NOT_READ = ("rows are sampled and the loss is the objective's: nothing reads it", "leave it out")
+_AT_ONCE = (
+    "as much is computed at once as fits into memory",
+    "leave it out, or set max_tokens_per_forward",
+)
 _OWN_ORDER = ("every row has its turn, in an order of the seed", "leave it out")
 #: Arguments of transformers that would be ignored here or do harm, with the reason and what to do.
 REFUSED = {
@@ -35,7 +38,8 @@ REFUSED = {
     "dataloader_drop_last": _OWN_ORDER,
     "train_sampling_strategy": _OWN_ORDER,
     "neftune_noise_alpha": ("its noise would be in the rewards too", "leave it out"),
-    "auto_find_batch_size": ("the rows of a step are planned beforehand", "rows_per_forward 8"),
+    "auto_find_batch_size": _AT_ONCE,
+    "per_device_eval_batch_size": _AT_ONCE,
     "enable_jit_checkpoint": (
         "it may save inside an optimiser step, which cannot be resumed exactly",
         "leave it off: SIGTERM already saves at the end of the step",

@@ -129,9 +129,10 @@ class NRTConfig(NRTOptions, TrainingArguments):
                 why="transformers would use DataParallel, which gives wrong gradients here",
                 fix="accelerate launch -m native_reasoning.cli train, or CUDA_VISIBLE_DEVICES=0",
             )
+        default = {f.name: f.default for f in fields(TrainingArguments)}
         for name, (why, fix) in REFUSED.items():
             value = getattr(self, name)
-            if value and value not in ("no", "random"):
+            if value and value != default[name]:
                 raise ConfigError(f"{name} is {value!r}", why=why, fix=fix)
         kwargs: Any = self.model_init_kwargs or {}
         if not isinstance(kwargs, dict):
@@ -170,9 +171,9 @@ class NRTConfig(NRTOptions, TrainingArguments):
                     why="all weights would be trained",
                     fix="use_peft true, or leave it out",
                 )
-        if self.rows_per_forward is not None and sharded(self):
+        if self.max_tokens_per_forward is not None and sharded(self):
             raise ConfigError(
-                "rows_per_forward with FSDP or DeepSpeed",
+                "max_tokens_per_forward with FSDP or DeepSpeed",
                 why="each part would be an optimiser step of its own, or a forward too many",
                 fix="leave it out; lower per_device_train_batch_size or max_trace_length",
             )

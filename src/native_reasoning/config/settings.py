@@ -240,14 +240,11 @@ class NRTOptions:
         None, "micro-batches per rollout (TRL); default: those of one optimiser step"
     )
     num_iterations: int = setting(1, "passes over each rollout (TRL)")
-    rows_per_forward: int | None = setting(
+    max_tokens_per_forward: int | None = setting(
         None,
-        "most traces in one training forward; fewer need less memory and give the same gradient; "
-        "default: all of a micro-batch",
+        "most tokens in one training forward (verl: ppo_max_token_len_per_gpu): groups are put "
+        "together or cut, with the same gradient; default: what fits into memory",
         within=_COUNT,
-    )
-    rollout_batch_size: int | None = setting(
-        None, "prompts sampled at once; default: all prompts of the rollout", within=_COUNT
     )
 
     # -- template

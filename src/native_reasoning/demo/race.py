@@ -92,7 +92,6 @@ def trainer_of(preset: str, seed: int, folder: Path, **changes: Any) -> NRTTrain
         "max_steps": STEPS,
         "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 1,
-        "per_device_eval_batch_size": QUESTIONS,
         "num_generations": 8,
         "max_trace_length": 16,
         "max_answer_length": 20,

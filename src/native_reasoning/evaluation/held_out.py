@@ -37,6 +37,8 @@ from native_reasoning.scoring.scorer import Scorer
 
 #: Questions of an evaluation whose traces are kept in the run folder: the first.
 RECORDED = 100
+#: Questions that are asked at once at most, so that one hears how far it is.
+TOLD = 100
 #: What ``summarise`` may name.
 NAMES = {"questions"} | {
     metric.name.removeprefix("eval_") + end for metric in MEASURED for end in ("", "_low", "_high")
@@ -127,13 +129,21 @@ class HeldOut:
 
         ``tell`` hears how many questions are answered, of all ranks as if they were equally fast.
         """
-        size, ranks = self.args.per_device_eval_batch_size, self.args.world_size
+        ranks = self.args.world_size
         mine = groups[self.args.process_index :: ranks]
         outcomes: list[Outcome] = []
-        for i in range(0, len(mine), size):
-            tell(min(i * ranks, len(groups)))
-            outcomes += self._chunk(mine[i : i + size])
+        for places in self._chunks(mine):
+            tell(min(places[0] * ranks, len(groups)))
+            outcomes += self._chunk([mine[i] for i in places])
         return sorted(gather_object(outcomes), key=lambda outcome: outcome.row_id)
+
+    def _chunks(self, groups: Sequence[PromptGroup]) -> list[list[int]]:
+        """The groups, by number, that are asked at once: as many as the engine takes, and no more
+        than ``TOLD`` from one word of how far it is to the next."""
+        copies = self.args.eval_num_generations + 1
+        prompts = [group.prompt_ids for group in groups]
+        found = self.engine.batches(prompts, copies, self.args.max_trace_length)
+        return [few[i : i + TOLD] for few in found for i in range(0, len(few), TOLD)]
 
     def _chunk(self, groups: Sequence[PromptGroup]) -> list[Outcome]:
         s = self.args
@@ -149,7 +159,7 @@ class HeldOut:
             asked.append([*zip(prompts, [*drawn, k, None], strict=True)])
         answers = self._sample(groups, asked, self.length, 1, self.template.stop_answer)
         with inference(self.model), self.engine.autocast():
-            scored = self.scorer(self.model, groups, traces)
+            scored = self.scorer.of_pairs(self.model, [*zip(groups, traces, strict=True)])
         return [
             Outcome(
                 row_id=group.example.row_id,

@@ -71,6 +71,7 @@ class ThinkingLM(_HFLM):
         super().__init__(pretrained=model, tokenizer=template.tokenizer, batch_size=batch_size)
         self.template, self.sampling, self.seed = template, sampling, seed
         self.thoughts: dict[str, Thought] = {}
+        self._at_once = batch_size
         self._engine = None
         if sampling is not None:
             self._engine = HFEngine(
@@ -78,7 +79,6 @@ class ThinkingLM(_HFLM):
                 template.stop_trace,
                 template.vocabulary,
                 share=capabilities_of(model, template, layouts=()).share,
-                batch_size=batch_size,
             )
 
     def loglikelihood(
@@ -148,6 +148,8 @@ class ThinkingLM(_HFLM):
         order = sorted(prompts, key=lambda context: len(prompts[context]))  # little padding
         traces = Traces((self.template.empty_trace(),) * len(order), (True,) * len(order))
         if self._engine is not None and self.sampling is not None:
+            longest = max(map(len, prompts.values()), default=0) + self.sampling.max_tokens
+            self._engine.max_tokens = self._at_once * longest
             samples = self._engine.sample(
                 [prompts[context] for context in order],
                 [row_of(context) for context in order],

@@ -1,9 +1,9 @@
 """How rows are laid out for a forward, and the mode that the model is in."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ WINDOWS = (
     "sliding_window", "attention_window_size", "attention_chunk_size", "chunk_size",
     "mamba_chunk_size", "window_size",
 )  # fmt: skip
+
+Item = TypeVar("Item")
 
 
 @contextmanager
@@ -34,6 +36,23 @@ def in_mode(model: nn.Module, *, training: bool) -> Generator[None]:
 def inference(model: nn.Module) -> AbstractContextManager[None]:
     """Eval mode and no gradients: in train mode, activation checkpointing would drop the cache."""
     return in_mode(model, training=False)
+
+
+def together(items: Sequence[Item], fits: Callable[[Sequence[Item]], bool]) -> list[list[Item]]:
+    """The items in order, in lists of one or more: as many in each as ``fits`` allows.
+
+    >>> together([3, 1, 2, 9, 1], lambda numbers: sum(numbers) <= 6)
+    [[3, 1, 2], [9], [1]]
+    """
+    if items and fits(items):
+        return [list(items)]
+    found: list[list[Item]] = []
+    for item in items:
+        if found and fits([*found[-1], item]):
+            found[-1].append(item)
+        else:
+            found.append([item])
+    return found
 
 
 def left_pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ It goes through transformers' attention interface, so any model whose layers use
 works; capabilities.py tries it out.
 """
 
+import math
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,15 +30,14 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import DynamicLayer
 
 from native_reasoning.model.adapters import linear_parts
-from native_reasoning.model.forward import inference, left_pad, positions, prefill_prompts
+from native_reasoning.model.forward import inference, left_pad, positions, prefill_prompts, together
 from native_reasoning.model.policy import context_of
 from native_reasoning.rollout.engine import NoiseKey, RolloutEngine, Sample, Sampling, Stop
 from native_reasoning.rollout.noise import pick, uniforms_of
 
 #: Finished rows are dropped once they are this share of the batch: each drop copies the cache.
 DROP_SHARE = 0.25
-#: Tokens between two looks for stops, by kind of device: a look at an accelerator's tokens waits
-#: until it has computed them.
+#: Tokens between two looks for stops: an accelerator's are there when it has computed them.
 LOOK_EVERY = {"cpu": 1, "other": 8}
 #: Tokens that a row's buffer has room for at first.
 _FIRST = 64
@@ -48,9 +48,9 @@ class HFEngine(RolloutEngine):
 
     ``model`` is the unwrapped module. ``vocabulary`` is the template's: ids from there on are
     padding of the embedding table and are never sampled. ``share`` keeps each prompt once for its K
-    rows, else its cache is repeated: capabilities.py says what the architecture can do.
-    ``batch_size`` prompts are decoded at once, None means all. ``autocast`` gives the context to
-    compute in. A sequence that reaches the positions that the model was made for ends there.
+    rows, else its cache is repeated: capabilities.py says what the architecture can do. At most
+    ``max_tokens`` are decoded at once (``batches``), in the context that ``autocast`` gives. A
+    sequence that reaches the positions that the model was made for ends there.
     Stops are looked for every ``look_every`` tokens, None means ``LOOK_EVERY``: a row that stopped
     goes on until then, and what it sampled meanwhile is cut off.
     """
@@ -62,13 +62,13 @@ class HFEngine(RolloutEngine):
         vocabulary: int,
         *,
         share: bool = True,
-        batch_size: int | None = None,
+        max_tokens: float = math.inf,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         look_every: int | None = None,
     ) -> None:
         self.model, self.stop, self.vocabulary = model, stop, vocabulary
         self.look_every = look_every
-        self.share, self.batch_size, self.autocast = share, batch_size, autocast
+        self.share, self.max_tokens, self.autocast = share, max_tokens, autocast
         self.context = context_of(model) or sys.maxsize
 
     def sample(
@@ -81,19 +81,30 @@ class HFEngine(RolloutEngine):
         traces: Sequence[int | None] | None = None,
     ) -> list[list[Sample]]:
         """See ``RolloutEngine``. Where ``traces[i]`` is None the most likely tokens are taken."""
-        k, size = sampling.num_generations, self.batch_size or max(len(prompts), 1)
+        k = sampling.num_generations
         streams = [*zip(row_ids, traces or [0] * len(prompts), strict=True)]
         found: list[Sample] = []
         with inference(self.model), self.autocast():
             decoder = decoder_of(self.model, self.share)
-            for i in range(0, len(prompts), size):
-                batch = prompts[i : i + size]
-                noise = uniforms_of(key, streams[i : i + size], sampling)
-                decoder.start(batch, k, row_ids[i : i + size])
+            for places in self.batches(prompts, k, sampling.max_tokens):
+                batch = [prompts[i] for i in places]
+                noise = uniforms_of(key, [streams[i] for i in places], sampling)
+                decoder.start(batch, k, [row_ids[i] for i in places])
                 rooms = [self.context - len(prompt) for prompt in batch for _ in range(k)]
                 rooms = [min(sampling.max_tokens, room) for room in rooms]
                 found += self._decode(decoder, sampling, noise, stop, rooms)
         return [found[i : i + k] for i in range(0, len(found), k)]
+
+    def batches(self, prompts: Sequence[Sequence[int]], rows: int, length: int) -> list[list[int]]:
+        """The prompts, by number, that are decoded at once: as many as have no more than
+        ``max_tokens`` with that many ``rows`` of ``length`` tokens each, or one."""
+
+        def fits(places: Sequence[int]) -> bool:
+            longest = max(len(prompts[i]) for i in places)
+            each = longest + rows * length if self.share else rows * (longest + length)
+            return len(places) * each <= self.max_tokens
+
+        return together(range(len(prompts)), fits)
 
     def _decode(
         self,

@@ -48,14 +48,11 @@ class Finding:
     bins: tuple[tuple[int, float, float], ...]
 
 
-def diagnose(
-    minibatch: Sequence[MicroBatch], scorer: Scorer, model: nn.Module, rows: int | None = None
-) -> list[Finding]:
+def diagnose(minibatch: Sequence[MicroBatch], scorer: Scorer, model: nn.Module) -> list[Finding]:
     """What the first trace of each distinct prompt of a step does for it, and another's.
 
-    ``rows``: at most so many in one forward, and three at least. [] where all prompts are the same.
-    A prompt with a log-probability that is not finite has no finding.
-    Every rank forwards once per micro-batch, so all of them can take part.
+    [] where all prompts are the same. A prompt with a log-probability that is not finite has no
+    finding. Every rank forwards once per micro-batch, so all of them can take part.
     """
     pairs = [pair for micro in minibatch for pair in micro.pairs if pair[0].weight]
     first: dict[tuple[int, ...], Traces] = {}
@@ -69,13 +66,11 @@ def diagnose(
         for group, traces in micro.pairs:
             other = first.get(others.get(group.prompt_ids, ()), traces)
             asked.append((group, _two(traces, other)))
-        size = len(asked) if rows is None else max(rows // 3, 1)
-        for part in (asked[i : i + size] for i in range(0, len(asked), size)):
-            with inference(model):
-                scores = scorer(model, [group for group, _ in part], [two for _, two in part])
-            for (group, two), score in zip(part, scores, strict=True):
-                if group.weight:
-                    found.setdefault(group.prompt_ids, (group, two, score))
+        with inference(model):
+            scores = scorer.of_pairs(model, asked)
+        for (group, two), score in zip(asked, scores, strict=True):
+            if group.weight:
+                found.setdefault(group.prompt_ids, (group, two, score))
     if len(found) < 2:
         return []
     finite = {prompt for prompt in prompts if _is_finite(found[prompt][2])}

@@ -170,6 +170,36 @@ def cheapest(
     return min(allowed, key=lambda name: 12 * hidden * work[name][0] + 2 * work[name][1])
 
 
+@dataclass(frozen=True)
+class Size:
+    """What a group comes to in a forward: tokens of its prompt, rows behind it, and tokens of the
+    longest of these."""
+
+    prompt: int
+    rows: int
+    suffix: int
+
+
+def size_of(
+    group: PromptGroup, traces: Traces, template: Template, ks: Sequence[int] | None = None
+) -> Size:
+    """The size of a group with these of its traces, None for all, as if no two rows were alike."""
+    ks = range(len(traces.ids)) if ks is None else ks
+    around = 1 + len(template.boundary.close_ids) + len(template.gap_ids)
+    pairs = [(traces.ids[k], traces.answered()[k]) for k in ks]
+    longest = max(len(ids) + max(len(group.answer_ids), len(answer)) for ids, answer in pairs)
+    rows = 1 + sum(1 + bool(answer) for _, answer in pairs)  # the first is the empty trace's
+    return Size(len(group.prompt_ids) - 1, rows, around + longest)
+
+
+def tokens_of(sizes: Sequence[Size], layout: str) -> int:
+    """The tokens that a forward of these groups has, padding included; what all prompts begin with
+    counts for each."""
+    prompt, suffix = max(s.prompt for s in sizes), max(s.suffix for s in sizes)
+    rows = sum(s.rows for s in sizes)
+    return rows * (prompt + suffix) if layout == "rows" else len(sizes) * prompt + rows * suffix
+
+
 def _batch(
     rows: _Rows,
     prompts: Sequence[Sequence[int]],

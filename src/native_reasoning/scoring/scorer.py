@@ -15,6 +15,7 @@ like any other forward), ``unpack`` gives ``Scores`` per group.
 """
 
 import functools
+import math
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -27,10 +28,17 @@ from transformers import DynamicCache, PreTrainedModel
 
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.data.template import Template
-from native_reasoning.model.forward import padded, positions, prefill, sees_whole_rows, split_start
+from native_reasoning.model.forward import (
+    padded,
+    positions,
+    prefill,
+    sees_whole_rows,
+    split_start,
+    together,
+)
 from native_reasoning.objective.types import Scores
 from native_reasoning.scoring.head import Choice, direct_head, logps_inside, takes_embeddings
-from native_reasoning.scoring.packing import Batch, Packed, pack
+from native_reasoning.scoring.packing import Batch, Packed, Size, pack, size_of, tokens_of
 
 
 def rounding_of(dtype: torch.dtype) -> float:
@@ -223,11 +231,12 @@ def _sampled_places(packed: Packed, g: int, template: Template, width: int) -> T
     return padded(places, -1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scorer:
     """Scores groups under any model that ``install_scoring`` has prepared: ``pack``, forward,
     ``unpack``, with one run's settings. ``hidden`` is the model's width, for the choice among
-    ``layouts``."""
+    ``layouts``. A forward may have ``max_tokens``, and ``enough`` where it has several groups:
+    ``fits`` says so, and callers see to it."""
 
     template: Template
     device: torch.device
@@ -235,6 +244,13 @@ class Scorer:
     layouts: tuple[str, ...]
     rounding: float
     hidden: int = 1
+    max_tokens: float = math.inf
+    enough: float = math.inf
+
+    def fits(self, sizes: Sequence[Size]) -> bool:
+        """Whether groups of these sizes may be in one forward."""
+        most = self.max_tokens if len(sizes) == 1 else min(self.max_tokens, self.enough)
+        return tokens_of(sizes, self.layouts[0]) <= most
 
     def __call__(
         self,
@@ -257,3 +273,15 @@ class Scorer:
         )
         logps = model(score=packed.batch)
         return unpack(packed, logps, self.template, self.rounding, baselines)
+
+    def of_pairs(
+        self, model: torch.nn.Module, pairs: Sequence[tuple[PromptGroup, Traces]]
+    ) -> list[Scores]:
+        """The scores of each group after its traces, as many in a forward as fit."""
+
+        def fits(part: Sequence[tuple[PromptGroup, Traces]]) -> bool:
+            return self.fits([size_of(*pair, self.template) for pair in part])
+
+        return [
+            one for part in together(pairs, fits) for one in self(model, *zip(*part, strict=True))
+        ]

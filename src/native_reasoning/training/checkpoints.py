@@ -86,6 +86,7 @@ class Checkpoints(TrainerCallback):
             "skipped_updates": recorder.finite,
             "collapse": recorder.collapse,
             "filter": objective.filter,
+            "memory": forwards.memory,
         }
         self.kept = {name: part for name, part in kept.items() if part is not None}
         #: The best checkpoint of the run that goes on.

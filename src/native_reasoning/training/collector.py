@@ -1,6 +1,5 @@
 """Collects what a step trains on: samples windows of traces and judges their text."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -11,7 +10,7 @@ from torch import nn
 from transformers import TrainerState
 
 from native_reasoning.config.errors import warn
-from native_reasoning.config.nrt_config import NRTConfig
+from native_reasoning.config.nrt_config import NRTConfig, sharded
 from native_reasoning.data.rows import PromptGroup, Traces
 from native_reasoning.model.policy import warmup_warning
 from native_reasoning.objective.types import Verdict
@@ -28,15 +27,16 @@ from native_reasoning.rollout.schedule import (
     total_steps,
 )
 from native_reasoning.rollout.window import Cell, MicroBatch, Window, micro_batches
-from native_reasoning.training.forwards import fitting
 from native_reasoning.training.judging import RunObjective
+from native_reasoning.training.memory import Memory
 
 
 class Collector:
     """Samples the windows of a run, this rank's share of them, and has the open one.
 
     ``groups`` are the training rows, ``engine`` samples, ``rewards`` are the user's functions.
-    ``objective`` scores what is scored beforehand. ``clock`` is told what the time is spent on.
+    ``objective`` scores what is scored beforehand, ``memory`` says how much of it at once.
+    ``clock`` is told what the time is spent on.
     """
 
     def __init__(
@@ -46,10 +46,11 @@ class Collector:
         engine: RolloutEngine,
         rewards: RewardFunctions,
         objective: RunObjective,
+        memory: Memory,
         clock: Clock,
     ) -> None:
         self.args, self.groups, self.engine, self.rewards = args, groups, engine, rewards
-        self.objective, self.clock = objective, clock
+        self.objective, self.memory, self.clock = objective, memory, clock
         self.template, self.settings = objective.scorer.template, objective.settings
         told = warmup_warning(self.template, args) if groups else None
         if told and args.process_index == 0:
@@ -104,23 +105,21 @@ class Collector:
         return plan, self.window
 
     def sample(self, plan: PlannedStep, model: nn.Module, state: TrainerState) -> Window:
-        """The rollout of ``plan``. With several updates, or in parts, it is scored beforehand under
-        ``model``."""
+        """The rollout of ``plan``. With several updates, or where a group is cut, it is scored
+        beforehand under ``model``."""
         a, shares = self.args, self._shares(plan)
         rows = [row for share in shares for batch in share for row in batch]
         groups = [self._group(plan, row) for row in rows]
         cells = iter(self.cells(groups, plan.rollout, state))
         several = len(shares) * a.num_iterations > 1
-        traces_each = a.num_generations if self.objective.samples else 1
-        in_parts = a.per_device_train_batch_size * traces_each > (a.rows_per_forward or math.inf)
         minibatches: list[tuple[MicroBatch, ...]] = []
         for share in shares:
             micros = micro_batches([next(cells) for batch in share for _ in batch], share)
-            if several or in_parts:
-                with self.clock.stage("scoring"):
-                    micros = [
-                        self.objective.remember(m, plan, model, fresh=not several) for m in micros
-                    ]
+            for i, micro in enumerate(micros):
+                if several or self.objective.is_cut(micro):
+                    with self.clock.stage("scoring"):
+                        fresh = not several
+                        micros[i] = self.objective.remember(micro, plan, model, fresh=fresh)
             minibatches.append(tuple(micros))
         return Window(plan.rollout, tuple(minibatches))
 
@@ -128,6 +127,7 @@ class Collector:
         """The groups with traces that are sampled now for rollout ``step``, and what their text
         says where that matters."""
         real = [group for group in groups if group.weight]
+        self.memory.find(real)
         with self.clock.stage("sampling"), self.engine.ready():
             sampled = iter(self._traces(real, step))
         traces = [next(sampled) if group.weight else self._empty() for group in groups]
@@ -138,10 +138,14 @@ class Collector:
         return [*map(Cell, groups, traces, verdicts)]
 
     def _shares(self, plan: PlannedStep) -> list[list[Rows]]:
-        """The row ids of this rank's micro-batches, for each mini-batch of the rollout."""
+        """The row ids of this rank's micro-batches, for each mini-batch of the rollout: one
+        micro-batch, which is forwarded in parts that fit, or where weights are cut those of
+        transformers' accumulation, because there all ranks have to forward equally often."""
         a = self.args
+        size = a.per_device_train_batch_size
+        size = size if sharded(a) else size * a.gradient_accumulation_steps
         return [
-            rank_share(rows, a.process_index, a.world_size, a.per_device_train_batch_size)
+            rank_share(rows, a.process_index, a.world_size, size)
             for rows in self.schedule.rollout(plan.rollout)
         ]
 
@@ -151,10 +155,7 @@ class Collector:
         if not self.objective.samples:
             return [self._empty() for _ in groups]
         sampling = Sampling(a.num_generations, a.max_trace_length, a.temperature, a.top_p)
-        at_once = min(a.rollout_batch_size or len(groups), len(groups))
-        fewer = f"--rollout-batch-size {at_once // 2}, " if at_once > 1 else ""
-        fix = f"{fewer}a smaller --max-trace-length or --num-generations"
-        with fitting(f"{at_once} prompts of {a.num_generations} traces sampled at once", fix):
+        with self.memory.sampling(groups, sampling):
             traces = self.engine.rollout(groups, sampling, key)
             if not self.settings.samples_answers:
                 return traces

@@ -146,6 +146,7 @@ class Evaluator:
                 max_answer_length=length,
             )
 
+        forwards.memory.find_without_training(groups)
         try:
             with forwards.whole(t.model_wrapped) as model:
                 plain: Any = t.accelerator.unwrap_model(model)

@@ -1,5 +1,5 @@
 """What forwards the model beside its training: to sample, to score, and whole where it is cut; and
-whether a forward, or a step, fits into memory."""
+what a step takes."""
 
 import sys
 from collections.abc import Generator
@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 
-from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig, model_dtype
 from native_reasoning.config.settings import ObjectiveSettings
 from native_reasoning.model.policy import Policy
@@ -22,6 +20,7 @@ from native_reasoning.scoring.capabilities import capabilities_of, checkpointing
 from native_reasoning.scoring.judges import Judges
 from native_reasoning.scoring.packing import LAYOUTS
 from native_reasoning.scoring.scorer import Scorer, install_scoring, rounding_of
+from native_reasoning.training.memory import Memory
 
 
 class Forwards:
@@ -30,7 +29,8 @@ class Forwards:
     ``engine`` samples from the policy itself, ``sampler`` the traces that are trained on: vLLM
     where it is asked for. ``scorer`` scores in one of ``layouts``; ``left_out`` says why the others
     are not used. ``copy`` stands in for a model that is cut, wherever no gradient is needed.
-    ``judges`` are the copies of the policy that the objective asks.
+    ``judges`` are the copies of the policy that the objective asks, ``memory`` says how much is
+    forwarded at once.
 
     Raises PolicyError for a model that cannot be scored or sampled from, ConfigError for what does
     not work with cut weights.
@@ -64,7 +64,6 @@ class Forwards:
             template.stop_trace,
             template.vocabulary,
             share=able.share,
-            batch_size=args.rollout_batch_size,
             autocast=arithmetic,
         )
         self.sampler = training_engine(self.engine, args, template, accelerator)
@@ -76,6 +75,7 @@ class Forwards:
             rounding_of(dtype),
             model.config.get_text_config().hidden_size,
         )
+        self.memory = Memory(args, self.scorer, self.engine)
         self.judges = None
         if settings.needs_frozen or settings.needs_ema:
             self.judges = Judges(model, settings, self.scorer, autocast=arithmetic)
@@ -89,29 +89,6 @@ class Forwards:
         cut = self.accelerator.unwrap_model(wrapped)
         with self.copy.filled(cut) as model, self.accelerator.autocast():
             yield model
-
-
-@contextmanager
-def fitting(what: str, fix: str) -> Generator[None]:
-    """Raises a RunError where memory runs out inside: out of memory with ``what``."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, RunError) or not should_reduce_batch_size(error):
-            raise
-        said = (str(error).splitlines() or [""])[0]
-        raise RunError(
-            f"out of memory with {what}: {said}",
-            why="they were computed together",
-            fix=f"{fix}; --resume goes on from the last checkpoint",
-        ) from None
-
-
-def fewer_rows(rows: int) -> tuple[str, str]:
-    """What ``fitting`` says of a forward of so many traces."""
-    fewer = f"--rows-per-forward {rows // 2}, " if rows > 1 else ""
-    fix = f"{fewer}--activation-checkpointing true, or a smaller --max-trace-length"
-    return f"{rows} traces in a forward", fix
 
 
 # -- What a step takes (``nrt train --dry-run``, ``nrt check --sample``) ---------------------------

@@ -165,7 +165,7 @@ def _scored(
         for j in after[:OTHERS]:
             theirs = replace(cells[j].traces, answers=(), sampler_logps=())
             with inference(model):
-                swapped.append(objective.in_pieces(MicroBatch((cell.group,), (theirs,)), 0, model))
+                swapped.append(objective.in_parts(MicroBatch((cell.group,), (theirs,)), model)[0])
         others.append(swapped)
     return own, others
 

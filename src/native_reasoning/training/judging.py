@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from native_reasoning.config.errors import RunError
 from native_reasoning.config.nrt_config import NRTConfig
 from native_reasoning.data.rows import Traces
-from native_reasoning.model.forward import inference
+from native_reasoning.model.forward import inference, together
 from native_reasoning.model.ranks import sum_of_ranks
 from native_reasoning.objective.credit import Objective
 from native_reasoning.objective.types import Judgement, Scores, Signal, Verdict
@@ -27,13 +27,17 @@ from native_reasoning.rollout.noise import DEALT, uniforms
 from native_reasoning.rollout.schedule import PlannedStep
 from native_reasoning.rollout.window import MicroBatch, Recall
 from native_reasoning.scoring.judges import Judges
+from native_reasoning.scoring.packing import size_of, tokens_of
 from native_reasoning.scoring.scorer import Scorer
-from native_reasoning.training.forwards import fewer_rows, fitting
+from native_reasoning.training.memory import fewer_tokens, fitting
 
 #: As in RLPR's released code: rollouts 6 to 10 begin the mean, the filter acts from rollout 11.
 FIRST, LAST, DECAY = 6, 10, 0.99
 
 Numbers = TypeVar("Numbers", Scores, Signal, Verdict, Judgement)
+
+#: Of a group, by its number in a micro-batch, the numbers of some traces.
+Pick = tuple[int, list[int]]
 
 #: What has a row for each trace; the first ones have a column for each sampled token.
 _BY_TOKEN = ("trace", "trace_mask", "trace_weights")
@@ -101,22 +105,54 @@ class RunObjective(TrainerCallback):
         """The micro-batch with its scores under ``model``, without gradients, and their signals.
         ``fresh``: these are the weights that are trained."""
         with inference(model):
-            scores = [self.in_pieces(micro, g, model) for g in range(len(micro.groups))]
+            scores = self.in_parts(micro, model)
         signals = self.signals(micro, scores, plan)
         pairs = zip(signals, scores, strict=True)
         return replace(micro, recalls=tuple(Recall(x, s.detach(), fresh) for x, s in pairs))
 
-    def in_pieces(self, micro: MicroBatch, g: int, model: nn.Module) -> Scores:
-        """The scores of one group, ``rows_per_forward`` of its traces at once."""
-        cuts = pieces(micro.traces[g], self.args.rows_per_forward or micro.rows)
-        found: list[Scores] = []
-        for ks in cuts:
-            part = some(micro, [(g, ks)])
-            base = [found[0].baseline] if found else None  # of the empty trace, once
-            with fitting(*fewer_rows(part.rows)):
-                one = self.scorer(model, part.groups, part.traces, base)
-                found += self._attach(part, one)
-        return join(found, cuts)
+    def in_parts(self, micro: MicroBatch, model: nn.Module) -> list[Scores]:
+        """The scores of each group, from as few forwards as may be."""
+        cuts: list[list[list[int]]] = [[] for _ in micro.groups]
+        found: list[list[Scores]] = [[] for _ in micro.groups]
+        for picks in self.parts(micro):
+            part = some(micro, picks)
+            known = [found[g][0].baseline for g, _ in picks if found[g]]  # of the empty trace, once
+            with fitting(*self.less_than(part)):
+                scores = self.scorer(model, part.groups, part.traces, known or None)
+                scores = self._attach(part, scores)
+            for (g, ks), one in zip(picks, scores, strict=True):
+                cuts[g].append(ks)
+                found[g].append(one)
+        return [join(*pair) for pair in zip(found, cuts, strict=True)]
+
+    # -- forwards that fit into memory -------------------------------------------------------------
+
+    def parts(self, micro: MicroBatch) -> list[list[Pick]]:
+        """What is forwarded together: whole groups, as many as fit, or of one that is too large
+        some traces. These are sorted by length before they are cut, so that little is padded."""
+        pairs, template = micro.pairs, self.scorer.template
+
+        def fits(picks: Sequence[Pick]) -> bool:
+            return self.scorer.fits([size_of(*pairs[g], template, ks) for g, ks in picks])
+
+        def cut(g: int, ks: list[int]) -> list[list[Pick]]:
+            ks = sorted(ks, key=lambda k: len(pairs[g][1].ids[k]))
+            return [[(g, few)] for few in together(ks, lambda few: fits([(g, [*few])]))]
+
+        found: list[list[Pick]] = []
+        for part in together([(g, [*range(len(t.ids))]) for g, (_, t) in enumerate(pairs)], fits):
+            found += [part] if len(part) > 1 or fits(part) else cut(*part[0])
+        return found
+
+    def is_cut(self, micro: MicroBatch) -> bool:
+        """Whether a group has too many traces for one forward."""
+        sizes = [size_of(*pair, self.scorer.template) for pair in micro.pairs]
+        return not all(self.scorer.fits([size]) for size in sizes)
+
+    def less_than(self, micro: MicroBatch) -> tuple[str, str]:
+        """What ``fitting`` says of a forward of these groups."""
+        sizes = [size_of(*pair, self.scorer.template) for pair in micro.pairs]
+        return fewer_tokens(tokens_of(sizes, self.scorer.layouts[0]), cut=micro.rows > 1)
 
     # -- signals -----------------------------------------------------------------------------------
 
@@ -243,41 +279,16 @@ class StdFilter:
 # -- A micro-batch in parts ------------------------------------------------------------------------
 
 
-def split(micro: MicroBatch, rows: int) -> list[MicroBatch]:
-    """Parts of at most ``rows`` traces, each of one group where a group has more, else of whole
-    groups as long as they fit. The traces of a group are sorted by length before they are cut, so
-    that little is padded. ``micro`` has its recalls."""
-    parts: list[list[tuple[int, list[int]]]] = []
-    room = 0
-    for g, traces in enumerate(micro.traces):
-        cuts = pieces(traces, rows)
-        for ks in cuts:
-            if len(ks) > room or len(cuts) > 1:
-                parts.append([])
-                room = rows
-            parts[-1].append((g, ks))
-            room -= len(ks)
-    return [some(micro, cells) for cells in parts]
-
-
-def pieces(traces: Traces, rows: int) -> list[list[int]]:
-    """The numbers of the traces in pieces of at most ``rows``: all of them as they are, or sorted
-    by length, so that little is padded."""
-    count = len(traces.ids)
-    if rows >= count:
-        return [[*range(count)]]
-    order = sorted(range(count), key=lambda k: len(traces.ids[k]))
-    return [order[i : i + rows] for i in range(0, count, rows)]
-
-
-def some(micro: MicroBatch, cells: Sequence[tuple[int, list[int]]]) -> MicroBatch:
-    """Of each of these groups, by number, these traces."""
+def some(micro: MicroBatch, picks: Sequence[Pick]) -> MicroBatch:
+    """The picked groups with their picked traces; the micro-batch itself if that is all of it."""
     verdicts, recalls = micro.verdicts, micro.recalls
+    if sum(len(ks) for _, ks in picks) == micro.rows:
+        return micro
     return MicroBatch(
-        groups=tuple(micro.groups[g] for g, _ in cells),
-        traces=tuple(_traces(micro.traces[g], ks) for g, ks in cells),
-        verdicts=verdicts and tuple(_cut(verdicts[g], ks) for g, ks in cells),
-        recalls=recalls and tuple(_recall(recalls[g], ks) for g, ks in cells),
+        groups=tuple(micro.groups[g] for g, _ in picks),
+        traces=tuple(_traces(micro.traces[g], ks) for g, ks in picks),
+        verdicts=verdicts and tuple(_cut(verdicts[g], ks) for g, ks in picks),
+        recalls=recalls and tuple(_recall(recalls[g], ks) for g, ks in picks),
     )
 
 

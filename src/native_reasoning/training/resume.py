@@ -24,8 +24,8 @@ from native_reasoning.records.folder import CONFIG, RunFolder, read_config
 _NAME = re.compile(r"checkpoint-(\d+)")
 #: Settings that leave the steps themselves as they were.
 FREE = re.compile(
-    r"(output_dir|model|data|eval_data|report_to|run_name|(record|report)_traces|per_device_eval_batch_size"
-    r"|rollout_batch_size|disable_tqdm)|(eval|save|logging|hub)_.*"
+    r"(output_dir|model|data|eval_data|report_to|run_name|(record|report)_traces|disable_tqdm)"
+    r"|(eval|save|logging|hub)_.*"
 )
 #: Settings that say when a run ends; most schedules of the learning rate stretch to it.
 LENGTH = ("max_steps", "num_train_epochs")

@@ -22,8 +22,8 @@ from native_reasoning.rollout.schedule import PlannedStep
 from native_reasoning.rollout.window import MicroBatch
 from native_reasoning.scoring.diagnostics import diagnose
 from native_reasoning.training.collector import Collector
-from native_reasoning.training.forwards import fewer_rows, fitting
-from native_reasoning.training.judging import RunObjective, split
+from native_reasoning.training.judging import RunObjective, some
+from native_reasoning.training.memory import fitting
 from native_reasoning.training.recorder import Recorder
 
 
@@ -58,27 +58,28 @@ class Step:
             self.mean_tokens = self.objective.mean_tokens(micros, self.traces)
         every = args.diagnostics_steps
         if every and self.objective.samples and state.global_step % every == 0:
-            with recorder.clock.stage("diagnostics"), whole_model() as model:
-                scorer = self.objective.scorer
-                recorder.findings += diagnose(micros, scorer, model, args.rows_per_forward)
+            less = self.objective.less_than(max(micros, key=lambda micro: micro.rows))
+            with recorder.clock.stage("diagnostics"), whole_model() as model, fitting(*less):
+                recorder.findings += diagnose(micros, self.objective.scorer, model)
         return micros
 
     def train(
         self, micro: MicroBatch, model: nn.Module, forward_backward: Callable[..., Tensor]
     ) -> Tensor:
-        """Forward and backward of a micro-batch, in parts of ``rows_per_forward`` rows; returns the
-        loss for the log: one that is not a number would stay in transformers' running sum.
+        """Forward and backward of a micro-batch, in parts that fit into memory; returns the loss
+        for the log: one that is not a number would stay in transformers' running sum.
 
         Its gradient is not a number either, and ``FiniteGuard`` drops it on all ranks.
         """
-        parts, losses = [micro], []
+        parts = [some(micro, picks) for picks in self.objective.parts(micro)]
+        losses: list[Tensor] = []
         if micro.recalls is not None:
-            parts = split(micro, self.args.rows_per_forward or micro.rows)
             known = [recall.scores for recall in micro.recalls]
             self._note(micro, known, [recall.signal for recall in micro.recalls])
         for part in parts:
             sync = nullcontext() if part is parts[-1] else self.accelerator.no_sync(model)
-            with sync, self.recorder.clock.stage("backward"), fitting(*fewer_rows(part.rows)):
+            less = self.objective.less_than(part)
+            with sync, self.recorder.clock.stage("backward"), fitting(*less):
                 losses.append(forward_backward(model, {"micro": part}))
             self.recorder.finite.saw_loss(losses[-1])
         if micro is self._last:

@@ -121,9 +121,8 @@ class NRTTrainer(Trainer):
             check_optimizer(self.optimizer, policy.model)
         self.forwards = f = Forwards(policy, args, settings, self.accelerator)
         self.objective = RunObjective(args, asked.objective, f.scorer, f.judges)
-        self.collector = Collector(
-            args, self.train_groups, f.sampler, asked.rewards, self.objective, self.recorder.clock
-        )
+        of_rollouts = (asked.rewards, self.objective, f.memory, self.recorder.clock)
+        self.collector = Collector(args, self.train_groups, f.sampler, *of_rollouts)
         self.step = Step(args, self.collector, self.objective, self.recorder, self.accelerator)
         self.checkpoints = Checkpoints(self, args, f, self.objective, self.collector, self.recorder)
         self.evaluator = Evaluator(self, args, sets, read, f, self.checkpoints, self.recorder)
@@ -197,16 +196,20 @@ class NRTTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
-        """The step's micro-batches, sampled now if the step opens a rollout."""
+        """The step's micro-batches, sampled now if the step opens a rollout. Where all are one, it
+        is the last: transformers' loop wants as many as it accumulates."""
         for _ in range(num_batches):
             next(epoch_iterator)
         self.recorder.begins(self.state.global_step + 1)
         micros = self.step.collect(self.state, self.whole_model)
         self.recorder.collected(micros)
-        return [{"micro": micro} for micro in micros], None
+        nothing = [None] * (num_batches - len(micros))
+        return [{"micro": micro} for micro in (*nothing, *micros)], None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:  # type: ignore[override]
         """Forward and backward of a micro-batch."""
+        if inputs["micro"] is None:
+            return torch.zeros((), device=self.args.device)
         return self.step.train(inputs["micro"], model, super().training_step)
 
     def compute_loss(
